@@ -1,0 +1,238 @@
+"""A layer with a budget: B + 1 slots per kv-head, overwritten in place.
+
+The slots follow the policy's regions: sinks, then a ring of the recent tokens and the current one, then the contested
+older ones. They fill in this order, so the filled slots are always the first. Nothing moves to make room: the next
+token overwrites the slot of one that left, since attention over a set of keys does not care about their order.
+
+Single tokens are served in place. Several at once are exact too: layer l at token t depends only on layer l−1 up to t
+and on the layer's own cache, so a whole chunk passes a layer as matrix products, and only the masks know what each
+query's cache had evicted by then.
+
+Positions (see `BoundedPolicy.position`): ring keys are stored rotated, at a position that never changes. In "cache"
+mode recent keys keep their true distances, so the ring is scored with the query at its index t; the older keys sit at
+their rank and are scored with the query at min(t, B). Contested keys change rank, so they are stored unrotated then.
+
+Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S slots or keys, Z contested seats, D head size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from kvstream.attention import Part, attend, scores
+from kvstream.contest import NEVER, Contested, Ranks, leaving_offers
+from kvstream.layer import Clock, Layer, blocks
+from kvstream.policies import BoundedPolicy
+
+RANK_BLOCK = 32  # queries per block where ranks may fall within it: each fall costs one more product of the block
+
+
+class BoundedLayer(Layer):
+    """One layer under a bounded policy."""
+
+    def __init__(self, clock: Clock, policy: BoundedPolicy, layer: int) -> None:
+        super().__init__(clock)
+        regions = policy.regions
+        assert regions is not None, "a bounded policy has regions"
+        self.policy, self.layer = policy, layer
+        self.sinks, self.room, self.recent = regions.sinks, regions.contested, regions.recent
+        self.budget = regions.budget
+        self.contested_at = self.sinks + self.recent + 1  # the first contested slot
+        self.by_rank = policy.position == "cache"
+        self.cap = self.budget if policy.position == "frozen" else None
+        self.members = 0  # contested tokens held now, the same number in every row
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate the slots."""
+        super().lazy_initialization(key_states, value_states)
+        B, H, _, D = key_states.shape
+        self.keys = key_states.new_empty(B, H, self.budget + 1, D)
+        self.values = torch.empty_like(self.keys)
+        self.score_BHS = key_states.new_zeros(B, H, self.budget + 1)
+        self.index_BHZ = torch.zeros(B, H, self.room, dtype=torch.int64, device=key_states.device)
+        self.ranks = None
+        if self.by_rank and self.room:
+            table = self.clock.rope.at(torch.arange(self.budget + RANK_BLOCK + 1), key_states)
+            self.ranks = Ranks(self.sinks, self.budget, table)
+
+    def _answer(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
+        return (self._step if k_BHTD.shape[2] == 1 else self._chunk)(q_BHGTD, k_BHTD, v_BHTD, scaling)
+
+    def _slot(self, token: int) -> int:
+        """Slot of a sink or of a token in the ring."""
+        return token if token < self.sinks else self.sinks + (token - self.sinks) % (self.recent + 1)
+
+    def _score(self, k_BHTD: torch.Tensor) -> torch.Tensor:
+        score = self.policy.scores(k_BHTD) if self.room else None
+        return k_BHTD.new_zeros(k_BHTD.shape[:3]) if score is None else score
+
+    # One token, in place.
+
+    def _step(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
+        token, slot = self.seen, self._slot(self.seen)
+        rotate = self.clock.rotation(token, 1, self.cap, k_BHTD)
+        self.keys[:, :, slot] = rotate(k_BHTD)[:, :, 0]
+        self.values[:, :, slot] = v_BHTD[:, :, 0]
+        if self.room:
+            self.score_BHS[:, :, slot] = self._score(k_BHTD)[:, :, 0]
+        output = attend(self._visible(q_BHGTD, rotate(q_BHGTD), scaling))
+        if self.room and token - self.recent >= self.sinks:
+            self._offer(token)
+        return output
+
+    def _visible(self, q_BHGTD: torch.Tensor, rotated_BHGTD: torch.Tensor, scaling: float) -> list[Part]:
+        """Score all filled slots for the newest token, region by region where their positions differ."""
+        ring_end = min(self.seen + 1, self.contested_at)
+        end = ring_end + self.members
+
+        def part(queries: torch.Tensor, start: int, stop: int) -> Part:
+            return Part(scores(queries, self.keys[:, :, start:stop], scaling), self.values[:, :, start:stop])
+
+        if not self.by_rank or not (self.sinks or self.members):
+            return [part(rotated_BHGTD, 0, end)]
+        sinks = min(self.sinks, ring_end)
+        old_BHGTD = self.clock.rotation(self.seen, 1, self.budget, q_BHGTD)(q_BHGTD)
+        parts = [part(old_BHGTD, 0, sinks)] if sinks else []
+        if ring_end > sinks:
+            parts.append(part(rotated_BHGTD, sinks, ring_end))
+        if self.ranks and self.members:
+            rank_BHZ = self.sinks + self.index_BHZ[:, :, : self.members].argsort(-1).argsort(-1)
+            keys = self.ranks.table.pick(rank_BHZ)(self.keys[:, :, ring_end:end])
+            parts.append(Part(scores(old_BHGTD, keys, scaling), self.values[:, :, ring_end:end]))
+        return parts
+
+    def _offer(self, token: int) -> None:
+        """Let the token that just lost its protection take a free seat, or that of the one who leaves."""
+        candidate = token - self.recent
+        source = self._slot(candidate)
+        if self.members < self.room:
+            target_BH = self.index_BHZ.new_full(self.index_BHZ.shape[:2], self.contested_at + self.members)
+            self.members += 1
+        else:
+            target_BH = self._leaver(token, source)
+        key_BH1D = self.keys[:, :, source : source + 1].clone()
+        if self.by_rank:
+            key_BH1D = self.clock.rope.at(torch.tensor([-candidate]), key_BH1D)(key_BH1D)
+        # A candidate that leaves at once is written onto itself: its slot is the next to be overwritten.
+        place_BH1D = target_BH[:, :, None, None].expand_as(key_BH1D)
+        self.keys.scatter_(2, place_BH1D, key_BH1D)
+        self.values.scatter_(2, place_BH1D, self.values[:, :, source : source + 1].clone())
+        self.score_BHS.scatter_(2, target_BH[..., None], self.score_BHS[:, :, source : source + 1].clone())
+        seat_BH1 = (target_BH[..., None] - self.contested_at).clamp(min=0)
+        index_BH1 = torch.where(target_BH[..., None] == source, self.index_BHZ.gather(2, seat_BH1), candidate)
+        self.index_BHZ.scatter_(2, seat_BH1, index_BH1)
+
+    def _leaver(self, token: int, source: int) -> torch.Tensor:
+        """Find the slot, per row, of the one that leaves a full region: a contested slot, or `source` itself."""
+        B, H, Z = self.index_BHZ.shape
+        draws_HT = self.policy.draws(self.layer, H, range(token, token + 1))
+        if draws_HT is not None:
+            rank_BH1 = torch.from_numpy(draws_HT).to(self.device).expand(B, H, 1)
+            seat_BH = self.index_BHZ.argsort(-1).gather(2, rank_BH1.clamp(max=Z - 1))[..., 0]
+            return torch.where(rank_BH1[..., 0] < Z, self.contested_at + seat_BH, source)
+        held_BHZ = self.score_BHS[:, :, self.contested_at :]
+        lowest_BH1 = held_BHZ.min(-1, keepdim=True).values
+        seat_BH = torch.where(held_BHZ == lowest_BH1, self.index_BHZ, -1).argmax(-1)
+        return torch.where(self.score_BHS[:, :, source] > lowest_BH1[..., 0], self.contested_at + seat_BH, source)
+
+    # Many tokens, exactly as one by one.
+
+    def _chunk(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
+        T = k_BHTD.shape[2]
+        start = self.seen
+        rotate = self.clock.rotation(start, T, self.cap, k_BHTD)
+        rotated_BHTD = rotate(k_BHTD)
+        new_sinks = min(max(self.sinks - start, 0), T)
+        self.keys[:, :, start : start + new_sinks] = rotated_BHTD[:, :, :new_sinks]
+        self.values[:, :, start : start + new_sinks] = v_BHTD[:, :, :new_sinks]
+
+        first = max(self.sinks, start - self.recent)  # the oldest token of the ring
+        keys_BHSD = self._in_order(self.keys, first, rotated_BHTD[:, :, new_sinks:])
+        values_BHSD = self._in_order(self.values, first, v_BHTD[:, :, new_sinks:])
+        score_BHS = self._in_order(self.score_BHS, first, self._score(k_BHTD)[:, :, new_sinks:])
+        contested = self._contest(first, keys_BHSD, values_BHSD, score_BHS)
+
+        recent_BHGTD = rotate(q_BHGTD)
+        old_BHGTD = self.clock.rotation(start, T, self.budget, k_BHTD)(q_BHGTD) if self.by_rank else recent_BHGTD
+        outputs = []
+        for low, high in blocks(T, RANK_BLOCK if self.ranks and contested else None):
+            block = (..., slice(low, high), slice(None))
+            query_T = torch.arange(start + low, start + high, device=self.device)
+            parts = []
+            if sinks := min(self.sinks, start + high):
+                mask = torch.arange(sinks, device=self.device) <= query_T[:, None] if start + low < sinks else None
+                sink_scores = scores(old_BHGTD[block], self.keys[:, :, :sinks], scaling, mask)
+                parts.append(Part(sink_scores, self.values[:, :, :sinks]))
+            if start + high > first:
+                ring = slice(max(0, start + low - self.recent - first), start + high - first)
+                age_TS = query_T[:, None] - torch.arange(first + ring.start, first + ring.stop, device=self.device)
+                mask = (age_TS >= 0) & (age_TS <= self.recent)
+                parts.append(Part(scores(recent_BHGTD[block], keys_BHSD[:, :, ring], scaling, mask), values_BHSD[:, :, ring]))
+            if contested:
+                queries = (q_BHGTD if self.ranks else old_BHGTD)[block]
+                parts += contested.parts(queries, query_T, scaling, self.ranks)
+            outputs.append(attend(parts))
+        self._store(first, keys_BHSD, values_BHSD, score_BHS, contested)
+        return torch.cat(outputs, dim=-2)
+
+    def _in_order(self, slots_BHS: torch.Tensor, first: int, new_BHT: torch.Tensor) -> torch.Tensor:
+        """Join the ring's tokens from `first` on, oldest first, with the chunk's."""
+        held = max(self.seen - first, 0)
+        start = self._slot(first)
+        before_wrap = min(held, self.contested_at - start)
+        pieces = (slots_BHS[:, :, start : start + before_wrap], slots_BHS[:, :, self.sinks :][:, :, : held - before_wrap])
+        return torch.cat((*pieces, new_BHT), dim=2)
+
+    def _contest(
+        self, first: int, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor, score_BHS: torch.Tensor
+    ) -> Contested | None:
+        """Play the chunk's contests between the members and the ring's tokens, which lose their protection in turn."""
+        candidates = max(0, score_BHS.shape[2] - self.recent)
+        if not self.room or not self.members + candidates:
+            return None
+        B, H = score_BHS.shape[:2]
+        members = slice(self.contested_at, self.contested_at + self.members)
+        index_BHN = torch.arange(first, first + candidates, device=self.device).expand(B, H, -1)
+        enter_BHN = torch.cat((torch.zeros_like(self.index_BHZ[:, :, : self.members]), index_BHN + self.recent + 1), 2)
+        index_BHN = torch.cat((self.index_BHZ[:, :, : self.members], index_BHN), 2)
+        new_BHND = keys_BHSD[:, :, :candidates]
+        if self.by_rank:
+            new_BHND = self.clock.rope.at(-torch.arange(first, first + candidates), new_BHND)(new_BHND)
+        by_age_BHN = index_BHN.argsort(-1)
+        by_age_BHND = by_age_BHN[..., None].expand(-1, -1, -1, keys_BHSD.shape[-1])
+        keys_BHND = torch.cat((self.keys[:, :, members], new_BHND), 2).gather(2, by_age_BHND)
+        values_BHND = torch.cat((self.values[:, :, members], values_BHSD[:, :, :candidates]), 2).gather(2, by_age_BHND)
+        score_BHN = torch.cat((self.score_BHS[:, :, members], score_BHS[:, :, :candidates]), 2).gather(2, by_age_BHN)
+
+        offered_at = first + self.recent
+        draws_HC = self.policy.draws(self.layer, H, range(offered_at, offered_at + candidates))
+        draws_RC = np.empty((B * H, 0), np.int64) if draws_HC is None else np.tile(draws_HC, (B, 1))
+        score_RN = score_BHN.reshape(B * H, -1).cpu().double().numpy()
+        offer_BHN = torch.from_numpy(leaving_offers(score_RN, draws_RC, self.members, self.room)).view_as(score_BHN)
+        leave_BHN = torch.where(offer_BHN == NEVER, NEVER, offered_at + offer_BHN).to(self.device)
+        return Contested(
+            keys_BHND, values_BHND, score_BHN, index_BHN.gather(2, by_age_BHN), enter_BHN.gather(2, by_age_BHN), leave_BHN
+        )
+
+    def _store(
+        self,
+        first: int,
+        keys_BHSD: torch.Tensor,
+        values_BHSD: torch.Tensor,
+        score_BHS: torch.Tensor,
+        contested: Contested | None,
+    ) -> None:
+        """Write what the chunk leaves in the cache: the last recent tokens and the contest's survivors."""
+        tokens = score_BHS.shape[2]
+        kept = min(self.recent, tokens)
+        ring = [self._slot(first + token) for token in range(tokens - kept, tokens)]
+        self.keys[:, :, ring] = keys_BHSD[:, :, tokens - kept :]
+        self.values[:, :, ring] = values_BHSD[:, :, tokens - kept :]
+        self.score_BHS[:, :, ring] = score_BHS[:, :, tokens - kept :]
+        if contested:
+            keys_BHZD, values_BHZD, score_BHZ, index_BHZ = contested.survivors()
+            self.members = index_BHZ.shape[2]
+            seats = slice(self.contested_at, self.contested_at + self.members)
+            self.keys[:, :, seats], self.values[:, :, seats] = keys_BHZD, values_BHZD
+            self.score_BHS[:, :, seats], self.index_BHZ[:, :, : self.members] = score_BHZ, index_BHZ

@@ -1,0 +1,67 @@
+"""The KV cache that replay and decoding share, and that any `model(..., past_key_values=cache)` accepts.
+
+It lets one policy decide what each layer keeps. The work is done by the layers: `UnboundedLayer` for those that never
+evict, `BoundedLayer` for the others. Knows neither Ray nor files.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from kvstream import attention
+from kvstream.bounded import BoundedLayer
+from kvstream.layer import Clock, Layer, UnboundedLayer
+from kvstream.policies import BoundedPolicy, Policy
+from kvstream.rope import Rope
+
+
+class KVStreamCache(Cache):
+    """A cache bounded by a policy, for any transformers model with rotary embeddings and full attention.
+
+    Sets the model's attention to kvstream's, which leaves the model's behaviour with other caches as it was.
+    `capacity` preallocates layers that never evict, in tokens. Raises ValueError for models it cannot serve.
+
+    >>> cache = KVStreamCache(model, StreamingLLM(start_size=4, recent_size=252))
+    >>> model.generate(input_ids, past_key_values=cache, max_new_tokens=1000)
+    """
+
+    def __init__(self, model: PreTrainedModel, policy: Policy, *, capacity: int | None = None) -> None:
+        layers = model.config.num_hidden_layers
+        beyond = [layer for layer in getattr(policy, "skip_layers", ()) if layer >= layers]
+        if beyond:
+            raise ValueError(
+                f"skip_layers={policy.skip_layers}: layer {beyond[0]} does not exist; "
+                f"{type(model).__name__} has layers 0 to {layers - 1}"
+            )
+        self.policy = policy
+        self.clock = Clock(Rope(model))
+        super().__init__(layers=[self._layer(layer, capacity) for layer in range(layers)])
+        if model.config._attn_implementation != attention.NAME:
+            model.set_attn_implementation(attention.NAME)
+
+    def _layer(self, layer: int, capacity: int | None) -> Layer:
+        if self.policy.regions_of(layer) is None:
+            return UnboundedLayer(self.clock, capacity)
+        assert isinstance(self.policy, BoundedPolicy)
+        return BoundedLayer(self.clock, self.policy, layer)
+
+    @torch.inference_mode()
+    def hidden_states(self, model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Run the next tokens through the model without its head: last hidden states, shape (B, T, hidden size).
+
+        The model is kept at position 0, where its own rotation does nothing, so that all rotation is the cache's.
+        """
+        self.clock.model_rotates = False
+        try:
+            zeros = torch.zeros_like(ids_BT)
+            output = model.base_model(input_ids=ids_BT, position_ids=zeros, past_key_values=self, use_cache=True)
+        finally:
+            self.clock.model_rotates = True
+        return output.last_hidden_state
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes allocated for keys and values, over all layers."""
+        return sum(layer.kv_bytes for layer in self.layers)

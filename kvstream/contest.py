@@ -1,0 +1,135 @@
+"""The contest for the older tokens, played over a whole chunk at once.
+
+Each step one candidate, the token that just lost its protection, is offered to the contested region. There is room,
+or one token leaves: the lowest score (the youngest of equals), or the one drawn by its rank in age. `leaving_offers`
+is that definition, compiled; `Contested` is its outcome as the chunk's queries see it.
+
+Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, N contested keys of the chunk by age
+(members, then candidates), U those of them that a block of queries can see, C candidates, R rows (B × H), D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from kvstream.attention import Part, scores
+from kvstream.rope import Rotation
+
+NEVER = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Positions by rank: the lowest rank of a contested key, the budget, and the rotations of all ranks up to it."""
+
+    first: int
+    budget: int
+    table: Rotation
+
+
+@dataclass(frozen=True)
+class Contested:
+    """Keys (unrotated where ranks are their positions), values, scores, token index, and the first and last query to see each."""
+
+    keys_BHND: torch.Tensor
+    values_BHND: torch.Tensor
+    score_BHN: torch.Tensor
+    index_BHN: torch.Tensor
+    enter_BHN: torch.Tensor
+    leave_BHN: torch.Tensor
+
+    def parts(
+        self, queries_BHGTD: torch.Tensor, query_T: torch.Tensor, scaling: float, ranks: Ranks | None
+    ) -> list[Part]:
+        """Score the queries with token indices `query_T` against the keys that any of them sees: one part, or none.
+
+        Without `ranks` keys and queries come rotated; with them, neither is.
+        """
+        seen_BHN = (self.enter_BHN <= query_T[-1]) & (self.leave_BHN >= query_T[0]) & (self.enter_BHN <= self.leave_BHN)
+        count = int(seen_BHN.sum(-1).max())
+        if not count:
+            return []
+        pick_BHU = _places(seen_BHN, count)
+        enter_BH1U, leave_BH1U = (x.gather(2, pick_BHU).unsqueeze(2) for x in (self.enter_BHN, self.leave_BHN))
+        pick_BHUD = pick_BHU[..., None].expand(-1, -1, -1, self.keys_BHND.shape[-1])
+        keys_BHUD, values_BHUD = self.keys_BHND.gather(2, pick_BHUD), self.values_BHND.gather(2, pick_BHUD)
+        mask_BHTU = (enter_BH1U <= query_T[:, None]) & (leave_BH1U >= query_T[:, None])
+        if ranks is None:
+            return [Part(scores(queries_BHGTD, keys_BHUD, scaling, mask_BHTU), values_BHUD)]
+        return [Part(_scores_by_rank(queries_BHGTD, keys_BHUD, mask_BHTU, query_T, scaling, ranks), values_BHUD)]
+
+    def survivors(self) -> tuple[torch.Tensor, ...]:
+        """Keys, values, scores and token indices of those still held after the chunk, by age."""
+        stays_BHN = self.leave_BHN == NEVER
+        place_BHZ = _places(stays_BHN, int(stays_BHN[0, 0].sum()))
+        place_BHZD = place_BHZ[..., None].expand(-1, -1, -1, self.keys_BHND.shape[-1])
+        keys, values = self.keys_BHND.gather(2, place_BHZD), self.values_BHND.gather(2, place_BHZD)
+        return keys, values, self.score_BHN.gather(2, place_BHZ), self.index_BHN.gather(2, place_BHZ)
+
+
+def _places(chosen_BHN: torch.Tensor, count: int) -> torch.Tensor:
+    """First `count` places per row, the chosen ones before all others, in order: shape (B, H, count)."""
+    return chosen_BHN.byte().argsort(dim=-1, descending=True, stable=True)[..., :count]
+
+
+def _scores_by_rank(
+    queries_BHGTD: torch.Tensor,
+    keys_BHUD: torch.Tensor,
+    mask_BHTU: torch.Tensor,
+    query_T: torch.Tensor,
+    scaling: float,
+    ranks: Ranks,
+) -> torch.Tensor:
+    """Score keys whose rank falls, query by query, as older ones leave.
+
+    Keys are rotated once, to their highest rank in the block. One whose rank has since fallen by e is as far from the
+    query as if the query stood e further on, so each e that occurs costs one product of the whole block.
+    """
+    rank_BHTU = mask_BHTU.cumsum(-1) - 1
+    highest_BH1U = rank_BHTU.where(mask_BHTU, 0).amax(2, keepdim=True)
+    fallen_BH1TU = (highest_BH1U - rank_BHTU).where(mask_BHTU, 0).unsqueeze(2)
+    keys = ranks.table.pick(ranks.first + highest_BH1U[:, :, 0])(keys_BHUD)
+    position_T = query_T.clamp(max=ranks.budget)
+    result = scores(ranks.table.pick(position_T)(queries_BHGTD), keys, scaling)
+    for e in range(1, int(fallen_BH1TU.max()) + 1):
+        product = scores(ranks.table.pick(position_T + e)(queries_BHGTD), keys, scaling)
+        result = torch.where(fallen_BH1TU == e, product, result)
+    return result.masked_fill_(~mask_BHTU.unsqueeze(2), -torch.inf)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def leaving_offers(scores_RN: Any, draws_RC: Any, members: int, room: int) -> Any:
+    """Compute at which offer (0 … C−1) each token leaves, NEVER for those that stay: int64, shape (R, N).
+
+    The first `members` of N are in the region already and the others are offered one by one; `room` is the region's
+    size. Where draws_RC has no columns scores decide, else the draws do.
+    """
+    rows, tokens = scores_RN.shape
+    leaves_RN = np.full((rows, tokens), NEVER, np.int64)
+    alive = np.empty(room + 1, np.int64)
+    for row in range(rows):
+        count = members
+        for token in range(members):
+            alive[token] = token
+        for offer in range(tokens - members):
+            alive[count] = members + offer
+            count += 1
+            if count <= room:
+                continue
+            place = 0
+            if draws_RC.shape[1] > 0:
+                place = draws_RC[row, offer]
+            else:
+                for rank in range(1, count):
+                    if scores_RN[row, alive[rank]] <= scores_RN[row, alive[place]]:
+                        place = rank
+            leaves_RN[row, alive[place]] = offer
+            for rank in range(place, count - 1):
+                alive[rank] = alive[rank + 1]
+            count -= 1
+    return leaves_RN

@@ -1,0 +1,43 @@
+"""Decoding a known text token by token, with slots overwritten in place: what generation does, timed step by step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from kvstream.cache import KVStreamCache
+from kvstream.policies import Policy
+from kvstream.replay import one_text, score
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """nll_nats (T−1,): −ln p of each token but the first, in nats. step_s (T−1,): wall time of each step, in seconds."""
+
+    nll_nats: torch.Tensor
+    step_s: torch.Tensor
+
+
+def decode(model: PreTrainedModel, input_ids: torch.Tensor, policy: Policy) -> Decoded:
+    """Feed `input_ids`, (T,) or (1, T), one token at a time under `policy`; a step's time includes its eviction.
+
+    Raises ValueError for fewer than two tokens, or a model that `KVStreamCache` cannot serve.
+    """
+    ids_1T = one_text(input_ids)
+    cache = KVStreamCache(model, policy, capacity=ids_1T.shape[1])
+    nll, seconds = [], []
+    for token in range(ids_1T.shape[1] - 1):
+        started = time.perf_counter()
+        hidden = cache.hidden_states(model, ids_1T[:, token : token + 1])
+        nll.append(score(model, hidden[0], ids_1T[0, token + 1 : token + 2]).nll_nats)
+        _wait_for(ids_1T.device)
+        seconds.append(time.perf_counter() - started)
+    return Decoded(nll_nats=torch.cat(nll), step_s=torch.tensor(seconds, dtype=torch.float64))
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize(device)

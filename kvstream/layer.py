@@ -1,0 +1,143 @@
+"""One layer's cache as transformers meets it, and the layer that never evicts.
+
+`update` takes a call's keys and values; `attend`, called by the attention hook right after, takes the queries and
+answers. Shape legend: B batch, H kv-heads, G query heads per kv-head, T tokens of this call, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from kvstream.attention import Part, attend, scores
+from kvstream.rope import Rope, Rotation
+
+QUERY_BLOCK = 128  # queries that share one masked product: larger wastes masked work, smaller wastes matrix speed
+
+
+class Clock:
+    """What the layers of a cache share: the model's rotary embedding, and the rotations of the current call."""
+
+    def __init__(self, rope: Rope) -> None:
+        self.rope = rope
+        self.model_rotates = True
+        self._call = (-1, 0)
+        self._rotations: dict[int | None, Rotation] = {}
+
+    def rotation(self, start: int, length: int, cap: int | None, like: torch.Tensor) -> Rotation:
+        """Rotate to positions start … start + length − 1, none above `cap`."""
+        if self._call != (start, length):
+            self._call, self._rotations = (start, length), {}
+        if cap not in self._rotations:
+            positions = torch.arange(start, start + length)
+            self._rotations[cap] = self.rope.at(positions if cap is None else positions.clamp(max=cap), like)
+        return self._rotations[cap]
+
+
+def blocks(queries: int, size: int | None = None) -> list[tuple[int, int]]:
+    """Cut a call's queries into blocks that share one masked product: (start, stop) of each."""
+    size = size or QUERY_BLOCK
+    return [(low, min(low + size, queries)) for low in range(0, queries, size)]
+
+
+class Layer(CacheLayerMixin):
+    """What bounded and unbounded layers have in common; a subclass answers a call in `_answer`."""
+
+    is_compileable = False
+    is_sliding = False
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.seen = 0
+        self._arrived: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def _answer(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Attend with unrotated queries and keys, then evict; the output has the shape of the queries."""
+        raise NotImplementedError
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Remember shape, dtype and device; subclasses allocate."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Take the keys and values (B, H, T, D) of this call. What is returned reaches the attention hook as the keys."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._arrived = key_states, value_states
+        return self, self
+
+    @torch.no_grad()
+    def attend(self, queries_BHTD: torch.Tensor, scaling: float, position_ids: torch.Tensor | None) -> torch.Tensor:
+        """Answer the queries (B, query heads, T, D) of this call: shape (B, T, query heads, D)."""
+        assert self._arrived is not None, "attend follows update"
+        keys, values = self._arrived
+        self._arrived = None
+        if self.clock.model_rotates:
+            if position_ids is None:
+                raise ValueError("position_ids did not reach the attention; kvstream needs transformers 5 or newer")
+            undo = self.clock.rope.undo(position_ids, keys)
+            queries_BHTD, keys = undo(queries_BHTD), undo(keys)
+        B, heads, T, D = queries_BHTD.shape
+        output_BHGTD = self._answer(queries_BHTD.view(B, keys.shape[1], -1, T, D), keys, values, scaling)
+        self.seen += T
+        return output_BHGTD.reshape(B, heads, T, D).transpose(1, 2)
+
+    def get_seq_length(self) -> int:
+        """Count the tokens seen so far, from which transformers numbers the next ones."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
+        """No mask: tells the mask hook that the cache does the masking."""
+        return 0, 0
+
+    def get_max_length(self) -> int:
+        """No limit to the text."""
+        return -1
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes allocated for keys and values."""
+        return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
+
+
+class UnboundedLayer(Layer):
+    """Keeps every token, in buffers that double when they are full, or never if `capacity` tokens suffice."""
+
+    def __init__(self, clock: Clock, capacity: int | None = None) -> None:
+        super().__init__(clock)
+        self.capacity = capacity or 0
+
+    def _answer(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
+        T = k_BHTD.shape[2]
+        start, stop = self.seen, self.seen + T
+        self._reserve(stop, k_BHTD)
+        rotate = self.clock.rotation(start, T, None, k_BHTD)
+        q_BHGTD = rotate(q_BHGTD)
+        self.keys[:, :, start:stop] = rotate(k_BHTD)
+        self.values[:, :, start:stop] = v_BHTD
+        outputs = []
+        for low, high in blocks(T):
+            keys, values = self.keys[:, :, : start + high], self.values[:, :, : start + high]
+            mask = None
+            if T > 1:
+                mask = torch.arange(start + high, device=keys.device) <= torch.arange(
+                    start + low, start + high, device=keys.device
+                ).unsqueeze(-1)
+            outputs.append(attend([Part(scores(q_BHGTD[:, :, :, low:high], keys, scaling, mask), values)]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
+
+    def _reserve(self, tokens: int, like: torch.Tensor) -> None:
+        held = self.keys.shape[2] if self.keys is not None else 0
+        if tokens <= held:
+            return
+        B, H, _, D = like.shape
+        room = max(tokens, self.capacity, 2 * held)
+        for name in ("keys", "values"):
+            buffer = like.new_empty(B, H, room, D)
+            if held:
+                buffer[:, :, : self.seen] = getattr(self, name)[:, :, : self.seen]
+            setattr(self, name, buffer)

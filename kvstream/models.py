@@ -1,0 +1,188 @@
+"""From a model's name to a model: what it is, whether it may be loaded, and the loading.
+
+Names: `owner/name@revision` (Hub; `pythia-70m-deduped` and its two sisters for short) · a local directory · `smollm2-135m` (embedded
+demo) · `shape:pythia-70m|160m|410m` (random weights: latency and memory, no quality). Knows no policies, no Ray. Weights come from
+safetensors only and code that lies beside a model never runs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kvstream import checkpoint, demo, hub, shapes
+
+# The commits at the head of `main`. That of 410m is not known to us with certainty: it follows `main`, and records hold the commit.
+PINNED = {
+    "EleutherAI/pythia-70m-deduped": "e93a9faa9c77e5d09219f6c868bfc7a1bd65593c",
+    "EleutherAI/pythia-160m-deduped": "582159a2dfe3e712a8d47ae83dec95ae3bde8e7e",
+    "EleutherAI/pythia-410m-deduped": "main",
+}
+ALIASES = {name.split("/")[1]: name for name in PINNED}
+KINDS = (
+    f"a Hub id (owner/name@revision), {', '.join(ALIASES)}, a local directory, {demo.NAME}, {', '.join(shapes.SHAPES)}"
+)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model before it is loaded.
+
+    spec: the name it was asked for by. revision: the Hub commit in hex, else None. identity: decides the result; equal identities are
+    equal weights and shape, on any machine. note: what a report must say beside the numbers. trained_context: the longest sequence
+    it was trained on, in tokens. has_quality: False where weights are random. folder: where its files lie here, None for shapes.
+    """
+
+    spec: str
+    kind: Literal["hub", "local", "demo", "shape"]
+    revision: str | None
+    identity: str
+    note: str | None
+    trained_context: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    has_quality: bool
+    folder: Path | None
+
+
+def resolve(spec: str) -> ModelInfo:
+    """Check a model's name and files without torch and without weights, and say what it is.
+
+    A Hub id without a revision means `PINNED`, else `main`; `revision` is the commit it stands for. What is cached asks the network
+    nothing. `ValueError` with field, value and remedy for an unknown name, a missing directory, an unusable config.json, weights that
+    are not safetensors, remote code, a missing demo package, and a Hub that does not deliver within ten seconds.
+    """
+    if spec in shapes.SHAPES:
+        identity = f"{spec} seed {shapes.SEED}"
+        return _info(
+            spec, "shape", identity, shapes.config_of(spec), note="random weights, no quality", has_quality=False
+        )
+    if spec == demo.NAME:
+        digest = checkpoint.sha256(demo.gguf_file())
+        return _info(spec, "demo", f"gguf sha256:{digest}", demo.CONFIG, note=demo.NOTE, folder=demo.converted(digest))
+    folder = Path(spec).expanduser()
+    if spec and "\0" not in spec and spec not in ALIASES and folder.is_dir():
+        config = checkpoint.read_config(spec, folder)
+        _require_weights(spec, folder)
+        return _info(spec, "local", checkpoint.identity(spec, folder), config, folder=folder.resolve())
+    parts = hub.split_id(ALIASES.get(spec, spec))
+    if parts is None:
+        what = "is not a directory" if spec[:1] in {".", "/", "~"} else "is not a model"
+        raise ValueError(f"models: {spec!r} {what}; give {KINDS}")
+    repo, revision = parts
+    folder = _fetch(spec, repo, revision or PINNED.get(repo, "main"), weights=False)
+    config = checkpoint.read_config(spec, folder)
+    return _info(spec, "hub", f"{repo}@{folder.name}", config, revision=folder.name, folder=folder)
+
+
+def load_model(spec: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
+    """The model in eval mode, without gradients, and its tokenizer (None for shapes). Errors as in `resolve`.
+
+    dtype: float32, float16, bfloat16 or float64. device: `cpu`, `cuda`, `cuda:1`, `mps`.
+    """
+    from kvstream import weights
+
+    kind = weights.parse_dtype(dtype)
+    weights.check_device(device, dtype)
+    info = resolve(spec)
+    with _quiet():
+        model = shapes.build(spec, kind) if info.kind == "shape" else _from_folder(info, kind)
+    return model.to(device).requires_grad_(False).eval(), load_tokenizer(info)
+
+
+def load_tokenizer(info: ModelInfo) -> Any:
+    """The tokenizer of a resolved model, without its weights; None for shapes."""
+    if info.folder is None:
+        return None
+    from transformers import AutoTokenizer
+
+    with _quiet():
+        if info.kind == "demo" and not info.folder.is_dir():
+            return demo.read_tokenizer(demo.gguf_file())
+        try:
+            return AutoTokenizer.from_pretrained(info.folder, trust_remote_code=False, local_files_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"models: {info.spec!r} has no usable tokenizer ({error}); save one into {info.folder}"
+            ) from error
+
+
+def _info(
+    spec: str,
+    kind: Literal["hub", "local", "demo", "shape"],
+    identity: str,
+    config: dict[str, Any],
+    *,
+    revision: str | None = None,
+    note: str | None = None,
+    has_quality: bool = True,
+    folder: Path | None = None,
+) -> ModelInfo:
+    sizes = checkpoint.shape(spec, config)
+    return ModelInfo(spec, kind, revision, identity, note, has_quality=has_quality, folder=folder, **sizes)
+
+
+def _require_weights(spec: str, folder: Path) -> None:
+    checkpoint.require_safetensors(spec, [file.name for file in folder.iterdir()])
+    if not checkpoint.weight_files(spec, folder):
+        raise ValueError(f"models: {spec!r} lacks files that its {checkpoint.INDEX} names; copy the whole directory")
+
+
+def _fetch(spec: str, repo: str, revision: str, *, weights: bool) -> Path:
+    """The snapshot of a Hub model. Without `weights`, configuration and tokenizer are enough, and must come within ten seconds."""
+
+    def enough(folder: Path) -> bool:
+        return (folder / "config.json").is_file() and bool(checkpoint.weight_files(spec, folder))
+
+    def wanted(name: str) -> bool:
+        return "/" not in name and name.endswith((".json", ".txt", ".model") + ((".safetensors",) if weights else ()))
+
+    return hub.fetch(
+        repo,
+        revision,
+        kind="model",
+        wanted=wanted,
+        enough=enough,
+        check=lambda names: checkpoint.require_safetensors(spec, names),
+        field="models",
+        remedy=f"use --models {demo.NAME} or a local directory",
+        deadline_s=None if weights else hub.PREFLIGHT_S,
+    )
+
+
+def _from_folder(info: ModelInfo, dtype: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    assert info.folder is not None
+    folder = info.folder
+    if info.kind == "demo":
+        file = demo.gguf_file()
+        folder = demo.convert(file, checkpoint.sha256(file))
+    elif info.kind == "hub":
+        folder = _fetch(info.spec, info.identity.split("@")[0], folder.name, weights=True)
+        checkpoint.read_config(info.spec, folder)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:
+        raise ValueError(
+            f"models: {info.spec!r} cannot be loaded from {folder} ({error}); are its files whole?"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars from transformers in the meantime."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,64 @@
+"""FixSizeL2: a fixed budget in which older keys compete by their L2 norm, per head.
+
+Keys with a small norm tend to receive much attention, so `keep_low` keeps them (https://arxiv.org/abs/2406.11430);
+`keep_high` is its opposite and `random` its control. Attention sinks are not protected, except by their norms.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+from kvstream.policies.base import BoundedPolicy, Regions, one_of, refuse, whole
+from kvstream.policies.draws import uniform_ranks
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Strategy = Literal["keep_low", "keep_high", "random"]
+
+
+@dataclass(frozen=True)
+class FixSizeL2(BoundedPolicy):
+    """Keep the newest ⌊budget·keep_ratio⌋ tokens; one older token leaves per step and head, chosen by `strategy`."""
+
+    name: ClassVar[str] = "fix_size_l2"
+    budget: int
+    keep_ratio: float
+    strategy: Strategy
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the budget, that the ratio is one, the strategy and the seed."""
+        super().__post_init__()
+        whole(self, "budget", 1)
+        whole(self, "seed", 0)
+        one_of(self, "strategy", get_args(Strategy))
+        ratio = self.keep_ratio
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
+            raise refuse(self, "keep_ratio", ratio, "give the protected share of the budget, from 0 to 1")
+        if self.seed >= 2**63:
+            raise refuse(self, "seed", self.seed, "give a seed below 2**63")
+        object.__setattr__(self, "keep_ratio", float(ratio))
+
+    @property
+    def regions(self) -> Regions:
+        """Recents by ratio, the rest contested."""
+        recent = math.floor(self.budget * Fraction(repr(self.keep_ratio)))  # 100 · 0.29 is 29, in floats 28.99…
+        return Regions(sinks=0, contested=self.budget - recent, recent=recent)
+
+    def scores(self, keys_BHSD: torch.Tensor) -> torch.Tensor | None:
+        """Score by norm, shape (B, H, S); RoPE does not change it."""
+        if self.strategy == "random":
+            return None
+        norms = keys_BHSD.norm(dim=-1)
+        return -norms if self.strategy == "keep_low" else norms
+
+    def draws(self, layer: int, heads: int, steps: range) -> np.ndarray | None:
+        """Draw the leaving rank anew at every step, from (seed, layer, head, step) alone."""
+        if self.strategy != "random":
+            return None
+        return uniform_ranks(self.seed, layer, heads, steps, self.regions.contested + 1)

@@ -1,0 +1,98 @@
+"""Rotary position embeddings, applied where and when the cache wants them.
+
+The models of transformers rotate queries and keys before the cache sees them, at positions and in a precision the
+cache cannot choose. kvstream runs a model at position 0, where that rotation is the identity, and rotates here, with
+angles in float64, so that positions of a million are as exact as those of ten. Knows neither caches nor policies.
+
+Paper: https://arxiv.org/abs/2104.09864. Shape legend: B batch, H heads, S tokens, D head size.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+STATIC_TYPES = ("default", "linear", "llama3", "yarn", "proportional")
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Cosines and sines of some positions, ready to be multiplied: shape (…, S, rotated size)."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def __call__(self, x_BHSD: torch.Tensor) -> torch.Tensor:
+        """Rotate the first part of each head, pass the rest (Pythia rotates a quarter, Llama all)."""
+        size = self.cos.shape[-1]
+        x = x_BHSD[..., :size]
+        swapped = torch.cat((x[..., size // 2 :], x[..., : size // 2]), dim=-1)
+        rotated = torch.addcmul(x * self.cos, swapped, self.sin)
+        return rotated if size == x_BHSD.shape[-1] else torch.cat((rotated, x_BHSD[..., size:]), dim=-1)
+
+    def pick(self, places: torch.Tensor) -> Rotation:
+        """Take positions by their place in this table, shape of `places`."""
+        return Rotation(self.cos[places], self.sin[places])
+
+    def window(self, start: int, stop: int) -> Rotation:
+        """Take consecutive positions by their place in this table."""
+        return Rotation(self.cos[start:stop], self.sin[start:stop])
+
+
+class Rope:
+    """The rotary embedding of one model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Read the model's inverse frequencies and verify that its rotation is the one this module applies.
+
+        Raises ValueError for models without rotary embeddings, with frequencies that change with the length, or
+        with another pairing of dimensions than rotate-half.
+        """
+        embedding = getattr(model.base_model, "rotary_emb", None)
+        if embedding is None or not hasattr(embedding, "inv_freq"):
+            raise ValueError(
+                f"model={type(model).__name__} has no rotary embedding; kvstream needs a RoPE model such as GPT-NeoX "
+                "(Pythia), Llama, Mistral or Qwen2"
+            )
+        if getattr(embedding, "rope_type", "default") not in STATIC_TYPES:
+            raise ValueError(
+                f"model={type(model).__name__} has rope_type={embedding.rope_type!r}, whose frequencies depend on the "
+                f"length; choose a model whose rope_type is one of {', '.join(STATIC_TYPES)}"
+            )
+        self.frequencies = embedding.inv_freq.detach().cpu().double()
+        self._check_convention(model)
+
+    def at(self, positions_S: torch.Tensor, like: torch.Tensor) -> Rotation:
+        """Build the rotation to integer positions, with the dtype and device of `like`; angles in float64, on the CPU."""
+        return _rotation(positions_S.double()[:, None] * self.frequencies, like)
+
+    def undo(self, position_ids: torch.Tensor, like: torch.Tensor) -> Rotation:
+        """Build the inverse of what transformers did at `position_ids`, shape (B, S), in its float32 angles."""
+        angles_B1SD = -(position_ids.float()[:, None, :, None] * self.frequencies.float().to(position_ids.device))
+        return _rotation(angles_B1SD, like)
+
+    def _check_convention(self, model: nn.Module) -> None:
+        apply = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
+        if apply is None:
+            raise ValueError(
+                f"model={type(model).__name__}: its rotation is not transformers' apply_rotary_pos_emb and cannot be "
+                "verified; choose a RoPE model such as GPT-NeoX (Pythia), Llama, Mistral or Qwen2"
+            )
+        size = 2 * len(self.frequencies)
+        x = torch.linspace(-1, 1, 3 * size).view(1, 1, 3, size)
+        angles = torch.arange(1, 4, dtype=torch.float32)[:, None] * self.frequencies.float().cpu()
+        emb = torch.cat((angles, angles), dim=-1)[None]
+        theirs, _ = apply(x, x, emb.cos(), emb.sin())
+        if not torch.allclose(theirs, self.at(torch.arange(1, 4), x)(x), atol=1e-5):
+            raise ValueError(
+                f"model={type(model).__name__} pairs its rotary dimensions in another way than rotate-half; choose a "
+                "RoPE model such as GPT-NeoX (Pythia), Llama, Mistral or Qwen2"
+            )
+
+
+def _rotation(angles: torch.Tensor, like: torch.Tensor) -> Rotation:
+    cos, sin = angles.cos(), angles.sin()
+    return Rotation(torch.cat((cos, cos), dim=-1).to(like), torch.cat((-sin, sin), dim=-1).to(like))
