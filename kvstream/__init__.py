@@ -1,9 +1,29 @@
-"""kvstream: which KV-cache policy, which budget, and what it costs, measured exactly."""
+"""kvstream: which KV-cache policy, which budget, and what it costs, measured exactly.
 
-from kvstream.cache import KVStreamCache
-from kvstream.decode import Decoded, decode
-from kvstream.policies import FixSizeL2, Full, Policy, RecentOnly, StreamingLLM, parse_policy
-from kvstream.replay import replay
+Names are imported when first used, so that a sweep's `--dry-run` or a typing error need not wait for torch.
+"""
 
-__all__ = ["Decoded", "FixSizeL2", "Full", "KVStreamCache", "Policy", "RecentOnly", "StreamingLLM"]
-__all__ += ["decode", "parse_policy", "replay"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvstream.cache import KVStreamCache
+    from kvstream.decoding import Decoded, decode
+    from kvstream.models import load_model
+    from kvstream.policies import FixSizeL2, Full, Policy, RecentOnly, StreamingLLM, parse_policy
+    from kvstream.replaying import replay
+
+_MODULES = {"KVStreamCache": "cache", "Decoded": "decoding", "decode": "decoding", "replay": "replaying"}
+_MODULES |= dict.fromkeys(("FixSizeL2", "Full", "Policy", "RecentOnly", "StreamingLLM", "parse_policy"), "policies")
+_MODULES |= {"load_model": "models"}
+
+__all__ = ["Decoded", "FixSizeL2", "Full", "KVStreamCache", "Policy", "RecentOnly", "StreamingLLM", "decode"]
+__all__ += ["load_model", "parse_policy", "replay"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'kvstream' has no attribute {name!r}")
+    value = getattr(import_module(f"kvstream.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

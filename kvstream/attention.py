@@ -62,9 +62,9 @@ def attend(parts: list[Part]) -> torch.Tensor:
 class CacheLayer(Protocol):
     """What the hook needs of a layer's cache: it took this call's keys and values in `update`, now come the queries."""
 
-    def attend(
-        self, queries_BHTD: torch.Tensor, scaling: float, position_ids: torch.Tensor | None
-    ) -> torch.Tensor: ...
+    def attend(self, queries_BHTD: torch.Tensor, scaling: float, position_ids: torch.Tensor | None) -> torch.Tensor:
+        """Answer queries (B, query heads, T, D): shape (B, T, query heads, D)."""
+        ...
 
 
 def _attention(
@@ -82,16 +82,14 @@ def _attention(
     for feature in ("sliding_window", "softcap"):
         if kwargs.get(feature) is not None:
             raise ValueError(
-                f"model: its attention uses {feature}={kwargs[feature]}, which kvstream does not compute; choose a model "
-                "with full attention such as Pythia, Llama or Qwen2"
+                f"model: its attention uses {feature}={kwargs[feature]}, which kvstream does not compute; choose a "
+                "model with full attention such as Pythia, Llama or Qwen2"
             )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return key.attend(query, scaling, position_ids), None
 
 
-def _mask(
-    *, kv_length: int, attention_mask: torch.Tensor | None = None, **kwargs: Any
-) -> torch.Tensor | None:
+def _mask(*, kv_length: int, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
     if kv_length:  # another cache, or none: mask as sdpa does
         return sdpa_mask(kv_length=kv_length, attention_mask=attention_mask, **kwargs)
     if attention_mask is not None and not attention_mask.bool().all():

@@ -12,7 +12,7 @@ Positions (see `BoundedPolicy.position`): ring keys are stored rotated, at a pos
 mode recent keys keep their true distances, so the ring is scored with the query at its index t; the older keys sit at
 their rank and are scored with the query at min(t, B). Contested keys change rank, so they are stored unrotated then.
 
-Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S slots or keys, Z contested seats, D head size.
+Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S slots or keys, Z seats, D head size.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class BoundedLayer(Layer):
             table = self.clock.rope.at(torch.arange(self.budget + RANK_BLOCK + 1), key_states)
             self.ranks = Ranks(self.sinks, self.budget, table)
 
-    def _answer(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
+    def _answer(
+        self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
         return (self._step if k_BHTD.shape[2] == 1 else self._chunk)(q_BHGTD, k_BHTD, v_BHTD, scaling)
 
     def _slot(self, token: int) -> int:
@@ -168,7 +170,9 @@ class BoundedLayer(Layer):
                 ring = slice(max(0, start + low - self.recent - first), start + high - first)
                 age_TS = query_T[:, None] - torch.arange(first + ring.start, first + ring.stop, device=self.device)
                 mask = (age_TS >= 0) & (age_TS <= self.recent)
-                parts.append(Part(scores(recent_BHGTD[block], keys_BHSD[:, :, ring], scaling, mask), values_BHSD[:, :, ring]))
+                parts.append(
+                    Part(scores(recent_BHGTD[block], keys_BHSD[:, :, ring], scaling, mask), values_BHSD[:, :, ring])
+                )
             if contested:
                 queries = (q_BHGTD if self.ranks else old_BHGTD)[block]
                 parts += contested.parts(queries, query_T, scaling, self.ranks)
@@ -181,7 +185,10 @@ class BoundedLayer(Layer):
         held = max(self.seen - first, 0)
         start = self._slot(first)
         before_wrap = min(held, self.contested_at - start)
-        pieces = (slots_BHS[:, :, start : start + before_wrap], slots_BHS[:, :, self.sinks :][:, :, : held - before_wrap])
+        pieces = (
+            slots_BHS[:, :, start : start + before_wrap],
+            slots_BHS[:, :, self.sinks :][:, :, : held - before_wrap],
+        )
         return torch.cat((*pieces, new_BHT), dim=2)
 
     def _contest(
@@ -212,7 +219,12 @@ class BoundedLayer(Layer):
         offer_BHN = torch.from_numpy(leaving_offers(score_RN, draws_RC, self.members, self.room)).view_as(score_BHN)
         leave_BHN = torch.where(offer_BHN == NEVER, NEVER, offered_at + offer_BHN).to(self.device)
         return Contested(
-            keys_BHND, values_BHND, score_BHN, index_BHN.gather(2, by_age_BHN), enter_BHN.gather(2, by_age_BHN), leave_BHN
+            keys_BHND,
+            values_BHND,
+            score_BHN,
+            index_BHN.gather(2, by_age_BHN),
+            enter_BHN.gather(2, by_age_BHN),
+            leave_BHN,
         )
 
     def _store(

@@ -29,10 +29,10 @@ class KVStreamCache(Cache):
 
     def __init__(self, model: PreTrainedModel, policy: Policy, *, capacity: int | None = None) -> None:
         layers = model.config.num_hidden_layers
-        beyond = [layer for layer in getattr(policy, "skip_layers", ()) if layer >= layers]
-        if beyond:
+        skipped = policy.skip_layers if isinstance(policy, BoundedPolicy) else ()
+        if beyond := [layer for layer in skipped if layer >= layers]:
             raise ValueError(
-                f"skip_layers={policy.skip_layers}: layer {beyond[0]} does not exist; "
+                f"skip_layers={skipped}: layer {beyond[0]} does not exist; "
                 f"{type(model).__name__} has layers 0 to {layers - 1}"
             )
         self.policy = policy
@@ -64,4 +64,4 @@ class KVStreamCache(Cache):
     @property
     def kv_bytes(self) -> int:
         """Bytes allocated for keys and values, over all layers."""
-        return sum(layer.kv_bytes for layer in self.layers)
+        return sum(layer.kv_bytes for layer in self.layers if isinstance(layer, Layer))

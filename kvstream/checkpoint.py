@@ -1,7 +1,7 @@
 """A folder of model files: is it whole, is it safe to load, and which bytes decide what it computes.
 
-Reads JSON and hashes files; imports no torch, executes nothing. Only safetensors count as weights: the other formats are pickles,
-and unpickling runs whatever its author wrote (https://huggingface.co/docs/hub/security-pickle).
+Reads JSON and hashes files; imports no torch, executes nothing. Only safetensors count as weights: the other formats
+are pickles, and unpickling runs whatever its author wrote (https://huggingface.co/docs/hub/security-pickle).
 """
 
 import functools
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_config(spec: str, folder: Path) -> dict[str, Any]:
-    """config.json of a folder. `ValueError` if it is missing or broken, or if it or the tokenizer asks to run code (`auto_map`)."""
+    """config.json of a folder. `ValueError` if it is missing or broken, or asks to run code (`auto_map`)."""
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"models: {spec!r} has no config.json in {folder}; give a directory that save_pretrained() wrote"
@@ -32,19 +33,21 @@ def read_config(spec: str, folder: Path) -> dict[str, Any]:
 
 
 def shape(spec: str, config: dict[str, Any]) -> dict[str, int]:
-    """Layers, kv-heads, width of a head, vocabulary and trained context in a configuration; `ValueError` if one is not there."""
+    """The sizes in a configuration, by their names in `models.ModelInfo`; `ValueError` if one is not there."""
 
     def number(*names: str) -> int:
         value = next((config[name] for name in names if config.get(name) is not None), None)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(
-                f"models: {spec!r} has {names[0]} = {value!r} in config.json, not a positive integer; give a GPT-NeoX or Llama-family model"
+                f"models: {spec!r} has {names[0]} = {value!r} in config.json, not a positive integer; "
+                "give a GPT-NeoX or Llama-family model"
             )
         return value
 
     heads = number("num_attention_heads")
     return {
         "trained_context": number("max_position_embeddings"),
+        "hidden_size": number("hidden_size"),
         "num_layers": number("num_hidden_layers"),
         "num_kv_heads": number("num_key_value_heads", "num_attention_heads"),
         "head_dim": number("head_dim") if config.get("head_dim") else number("hidden_size") // heads,
@@ -53,7 +56,7 @@ def shape(spec: str, config: dict[str, Any]) -> dict[str, int]:
 
 
 def weight_files(spec: str, folder: Path) -> list[Path]:
-    """The safetensors files transformers reads: one, or the shards of an index. Empty if there are none or a shard is missing."""
+    """The safetensors transformers reads: one file, or an index's shards. Empty if there are none or one is missing."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
@@ -62,9 +65,15 @@ def weight_files(spec: str, folder: Path) -> list[Path]:
     shards = sorted(set(names.values())) if isinstance(names, dict) else []
     if not shards or any(not isinstance(name, str) or Path(name).name != name for name in shards):
         raise ValueError(
-            f"models: {spec!r} has a broken {INDEX}: its weight_map must name files of the same directory; save the model again"
+            f"models: {spec!r} has a broken {INDEX}: its weight_map must name files of the same directory; "
+            "save the model again"
         )
     return [folder / name for name in shards] if all((folder / name).is_file() for name in shards) else []
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a vocabulary lies in the folder: without one transformers silently makes up an empty tokenizer."""
+    return any((folder / name).is_file() for name in TOKENIZERS)
 
 
 def require_safetensors(spec: str, names: Iterable[str]) -> None:

@@ -34,7 +34,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Contested:
-    """Keys (unrotated where ranks are their positions), values, scores, token index, and the first and last query to see each."""
+    """Keys (unrotated where rank is position), values, scores, indices, and the first and last query that sees each."""
 
     keys_BHND: torch.Tensor
     values_BHND: torch.Tensor
@@ -102,7 +102,7 @@ def _scores_by_rank(
     return result.masked_fill_(~mask_BHTU.unsqueeze(2), -torch.inf)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def leaving_offers(scores_RN: Any, draws_RC: Any, members: int, room: int) -> Any:
     """Compute at which offer (0 … C−1) each token leaves, NEVER for those that stay: int64, shape (R, N).
 

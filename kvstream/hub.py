@@ -1,4 +1,4 @@
-"""A folder of files from the Hugging Face Hub: out of the local cache without one network call, else downloaded, else one clear error.
+"""A folder of files from the Hugging Face Hub: out of the local cache, else downloaded, else one clear error.
 
 Knows nothing of models or texts: the caller says which files it wants and when a folder is enough.
 https://huggingface.co/docs/huggingface_hub/guides/manage-cache
@@ -6,12 +6,13 @@ https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 
 import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
-PREFLIGHT_S = 8.0
+PREFLIGHT_S = 7.0
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -28,33 +29,36 @@ def fetch(
     kind: Literal["model", "dataset"],
     wanted: Callable[[str], bool],
     enough: Callable[[Path], bool],
+    check: Callable[[list[str]], None],
     field: str,
     remedy: str,
-    check: Callable[[list[str]], None] = lambda names: None,
-    deadline_s: float | None = None,
+    quick: bool = False,
 ) -> Path:
     """The snapshot folder of `repo` at `revision`; its name is the commit.
 
-    If the cached snapshot satisfies `enough` nothing is asked of the network. Otherwise the repository is listed within
-    `PREFLIGHT_S`, `check` may refuse the listing, and the files that are `wanted` are downloaded, within `deadline_s` seconds if given.
-    `ValueError`, in `field` and `remedy`'s words, if the hub refuses, does not answer in time or cannot be reached.
+    If the cached snapshot satisfies `enough` nothing is asked of the network. Otherwise the repository is listed,
+    `check` may refuse the listing, and the files that are `wanted` are downloaded. The listing, and if `quick` the
+    download too, must end within `PREFLIGHT_S`. `ValueError`, in `field` and `remedy`'s words, if the hub refuses,
+    stays silent or cannot be reached.
     """
     folder = cached(repo, revision, kind)
     if folder is not None and enough(folder):
         return folder
     import huggingface_hub
 
+    api = huggingface_hub.HfApi()
+    end_s = time.monotonic() + PREFLIGHT_S
     try:
-        info = within(
-            PREFLIGHT_S,
-            lambda: huggingface_hub.HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=PREFLIGHT_S / 2),
-        )
-        names = [file.rfilename for file in info.siblings or ()]
+        info = within(PREFLIGHT_S, lambda: api.repo_info(repo, revision=revision, repo_type=kind, timeout=PREFLIGHT_S))
+        names = [file.rfilename for file in getattr(info, "siblings", None) or ()]
         check(names)
-        download = lambda: huggingface_hub.snapshot_download(  # noqa: E731
-            repo, repo_type=kind, revision=info.sha, allow_patterns=[name for name in names if wanted(name)]
-        )
-        return Path(download() if deadline_s is None else within(deadline_s, download))
+
+        def download() -> str:
+            return huggingface_hub.snapshot_download(
+                repo, repo_type=kind, revision=info.sha, allow_patterns=[name for name in names if wanted(name)]
+            )
+
+        return Path(within(end_s - time.monotonic(), download) if quick else download())
     except ValueError:
         raise
     except Exception as error:
@@ -86,17 +90,18 @@ def within(seconds: float, function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(max(0.0, seconds))
     if failure:
         raise failure[0]
     if not outcome:
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        raise TimeoutError(f"no result within {seconds:.1f} s")
     return outcome[0]
 
 
 def _reason(error: Exception) -> str:
     from huggingface_hub import errors
 
+    absent = "is not in the local Hugging Face cache and the hub"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return "asks for a login with access to it"
@@ -105,5 +110,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, errors.RepositoryNotFoundError):
         return "does not exist on the hub, or is private"
     if status is not None:
-        return f"is not in the local Hugging Face cache and the hub answered {status}"
-    return "is not in the local Hugging Face cache and the hub cannot be reached"
+        return f"{absent} answered {status}"
+    return f"{absent} did not deliver in time" if isinstance(error, TimeoutError) else f"{absent} cannot be reached"

@@ -6,9 +6,11 @@ answers. Shape legend: B batch, H kv-heads, G query heads per kv-head, T tokens 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers.cache_utils import CacheLayerMixin
 
 from kvstream.attention import Part, attend, scores
@@ -47,6 +49,8 @@ class Layer(CacheLayerMixin):
 
     is_compileable = False
     is_sliding = False
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -54,17 +58,19 @@ class Layer(CacheLayerMixin):
         self.seen = 0
         self._arrived: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def _answer(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
+    @abstractmethod
+    def _answer(
+        self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
         """Attend with unrotated queries and keys, then evict; the output has the shape of the queries."""
-        raise NotImplementedError
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:  # noqa: ARG002
         """Remember shape, dtype and device; subclasses allocate."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Take the keys and values (B, H, T, D) of this call. What is returned reaches the attention hook as the keys."""
+        """Take this call's keys and values (B, H, T, D). What is returned reaches the attention hook as the keys."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._arrived = key_states, value_states
@@ -111,10 +117,19 @@ class UnboundedLayer(Layer):
         super().__init__(clock)
         self.capacity = capacity or 0
 
-    def _answer(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate the capacity asked for."""
+        super().lazy_initialization(key_states, value_states)
+        B, H, _, D = key_states.shape
+        self.keys = key_states.new_empty(B, H, self.capacity, D)
+        self.values = torch.empty_like(self.keys)
+
+    def _answer(
+        self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
         T = k_BHTD.shape[2]
         start, stop = self.seen, self.seen + T
-        self._reserve(stop, k_BHTD)
+        self._reserve(stop)
         rotate = self.clock.rotation(start, T, None, k_BHTD)
         q_BHGTD = rotate(q_BHGTD)
         self.keys[:, :, start:stop] = rotate(k_BHTD)
@@ -130,14 +145,7 @@ class UnboundedLayer(Layer):
             outputs.append(attend([Part(scores(q_BHGTD[:, :, :, low:high], keys, scaling, mask), values)]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
 
-    def _reserve(self, tokens: int, like: torch.Tensor) -> None:
-        held = self.keys.shape[2] if self.keys is not None else 0
-        if tokens <= held:
-            return
-        B, H, _, D = like.shape
-        room = max(tokens, self.capacity, 2 * held)
-        for name in ("keys", "values"):
-            buffer = like.new_empty(B, H, room, D)
-            if held:
-                buffer[:, :, : self.seen] = getattr(self, name)[:, :, : self.seen]
-            setattr(self, name, buffer)
+    def _reserve(self, tokens: int) -> None:
+        if tokens > (held := self.keys.shape[2]):
+            more = (0, 0, 0, max(tokens, 2 * held) - held)
+            self.keys, self.values = functional.pad(self.keys, more), functional.pad(self.values, more)

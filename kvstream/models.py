@@ -1,10 +1,11 @@
 """From a model's name to a model: what it is, whether it may be loaded, and the loading.
 
-Names: `owner/name@revision` (Hub; `pythia-70m-deduped` and its two sisters for short) · a local directory · `smollm2-135m` (embedded
-demo) · `shape:pythia-70m|160m|410m` (random weights: latency and memory, no quality). Knows no policies, no Ray. Weights come from
-safetensors only and code that lies beside a model never runs.
+Names: `owner/name@revision` (Hub; `pythia-70m-deduped` and its two sisters for short) · a local directory ·
+`smollm2-135m` (embedded demo) · `shape:pythia-70m|160m|410m` (random weights: latency and memory, no quality). Knows no
+policies, no Ray. Weights come from safetensors only and code that lies beside a model never runs.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 from kvstream import checkpoint, demo, hub, shapes
 
-# The commits at the head of `main`. That of 410m is not known to us with certainty: it follows `main`, and records hold the commit.
+# The commits at the head of `main`. 410m's we do not know with certainty: it follows `main`; records name the commit.
 PINNED = {
     "EleutherAI/pythia-70m-deduped": "e93a9faa9c77e5d09219f6c868bfc7a1bd65593c",
     "EleutherAI/pythia-160m-deduped": "582159a2dfe3e712a8d47ae83dec95ae3bde8e7e",
@@ -29,9 +30,10 @@ KINDS = (
 class ModelInfo:
     """What is known of a model before it is loaded.
 
-    spec: the name it was asked for by. revision: the Hub commit in hex, else None. identity: decides the result; equal identities are
-    equal weights and shape, on any machine. note: what a report must say beside the numbers. trained_context: the longest sequence
-    it was trained on, in tokens. has_quality: False where weights are random. folder: where its files lie here, None for shapes.
+    spec: the name it was asked for by. revision: the Hub commit in hex, else None. identity: decides the result; equal
+    identities are equal weights and shape, on any machine. note: what a report must say beside the numbers.
+    trained_context: the longest sequence it was trained on, in tokens. has_quality: False where weights are random.
+    folder: where its files lie here, None for shapes.
     """
 
     spec: str
@@ -40,6 +42,7 @@ class ModelInfo:
     identity: str
     note: str | None
     trained_context: int
+    hidden_size: int
     num_layers: int
     num_kv_heads: int
     head_dim: int
@@ -47,13 +50,19 @@ class ModelInfo:
     has_quality: bool
     folder: Path | None
 
+    @property
+    def flops_per_token(self) -> float:
+        """Roughly what one token costs beside attention: two operations per weight of the layers and of the head."""
+        return 2.0 * (12 * self.num_layers * self.hidden_size**2 + self.vocab_size * self.hidden_size)
+
 
 def resolve(spec: str) -> ModelInfo:
     """Check a model's name and files without torch and without weights, and say what it is.
 
-    A Hub id without a revision means `PINNED`, else `main`; `revision` is the commit it stands for. What is cached asks the network
-    nothing. `ValueError` with field, value and remedy for an unknown name, a missing directory, an unusable config.json, weights that
-    are not safetensors, remote code, a missing demo package, and a Hub that does not deliver within ten seconds.
+    A Hub id without a revision means `PINNED`, else `main`; `revision` is the commit it stands for. What is cached asks
+    the network nothing. `ValueError` with field, value and remedy for an unknown name, a missing directory, an unusable
+    config.json, weights that are not safetensors, remote code, a missing demo package, and a Hub that does not deliver
+    within ten seconds.
     """
     if spec in shapes.SHAPES:
         identity = f"{spec} seed {shapes.SEED}"
@@ -63,8 +72,9 @@ def resolve(spec: str) -> ModelInfo:
     if spec == demo.NAME:
         digest = checkpoint.sha256(demo.gguf_file())
         return _info(spec, "demo", f"gguf sha256:{digest}", demo.CONFIG, note=demo.NOTE, folder=demo.converted(digest))
-    folder = Path(spec).expanduser()
-    if spec and "\0" not in spec and spec not in ALIASES and folder.is_dir():
+    # os.path answers False to names no folder can have; pathlib raises.
+    if spec not in ALIASES and os.path.isdir(os.path.expanduser(spec)):
+        folder = Path(spec).expanduser()
         config = checkpoint.read_config(spec, folder)
         _require_weights(spec, folder)
         return _info(spec, "local", checkpoint.identity(spec, folder), config, folder=folder.resolve())
@@ -102,6 +112,9 @@ def load_tokenizer(info: ModelInfo) -> Any:
     with _quiet():
         if info.kind == "demo" and not info.folder.is_dir():
             return demo.read_tokenizer(demo.gguf_file())
+        if not checkpoint.has_tokenizer(info.folder):
+            listed = ", ".join(checkpoint.TOKENIZERS)
+            raise ValueError(f"models: {info.spec!r} has no tokenizer (none of {listed}); save one into {info.folder}")
         try:
             return AutoTokenizer.from_pretrained(info.folder, trust_remote_code=False, local_files_only=True)
         except Exception as error:
@@ -132,10 +145,11 @@ def _require_weights(spec: str, folder: Path) -> None:
 
 
 def _fetch(spec: str, repo: str, revision: str, *, weights: bool) -> Path:
-    """The snapshot of a Hub model. Without `weights`, configuration and tokenizer are enough, and must come within ten seconds."""
+    """The snapshot of a Hub model; without `weights` only configuration and tokenizer, and within ten seconds."""
 
     def enough(folder: Path) -> bool:
-        return (folder / "config.json").is_file() and bool(checkpoint.weight_files(spec, folder))
+        whole = (folder / "config.json").is_file() and bool(checkpoint.weight_files(spec, folder))
+        return whole and checkpoint.has_tokenizer(folder)
 
     def wanted(name: str) -> bool:
         return "/" not in name and name.endswith((".json", ".txt", ".model") + ((".safetensors",) if weights else ()))
@@ -149,7 +163,7 @@ def _fetch(spec: str, repo: str, revision: str, *, weights: bool) -> Path:
         check=lambda names: checkpoint.require_safetensors(spec, names),
         field="models",
         remedy=f"use --models {demo.NAME} or a local directory",
-        deadline_s=None if weights else hub.PREFLIGHT_S,
+        quick=not weights,
     )
 
 
@@ -165,13 +179,25 @@ def _from_folder(info: ModelInfo, dtype: Any) -> Any:
         folder = _fetch(info.spec, info.identity.split("@")[0], folder.name, weights=True)
         checkpoint.read_config(info.spec, folder)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        loader: Any = AutoModelForCausalLM  # the stubs do not know output_loading_info
+        model, report = loader.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except Exception as error:
         raise ValueError(
             f"models: {info.spec!r} cannot be loaded from {folder} ({error}); are its files whole?"
         ) from error
+    # transformers fills what is missing with random numbers and only logs it.
+    if gaps := [*report["missing_keys"], *report["mismatched_keys"]]:
+        raise ValueError(
+            f"models: {info.spec!r} lacks weights that its config.json needs, {gaps[0]!r} first; are its files whole?"
+        )
+    return model
 
 
 @contextmanager

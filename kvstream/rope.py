@@ -66,7 +66,7 @@ class Rope:
         self._check_convention(model)
 
     def at(self, positions_S: torch.Tensor, like: torch.Tensor) -> Rotation:
-        """Build the rotation to integer positions, with the dtype and device of `like`; angles in float64, on the CPU."""
+        """Build the rotation to integer positions, in the dtype and on the device of `like`; angles in float64."""
         return _rotation(positions_S.double()[:, None] * self.frequencies, like)
 
     def undo(self, position_ids: torch.Tensor, like: torch.Tensor) -> Rotation:

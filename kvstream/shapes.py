@@ -1,6 +1,7 @@
-"""Models of Pythia's exact published shapes with random weights: what a step costs in time and memory does not depend on their values.
+"""Pythia's exact published shapes with random weights: what a step costs in time and memory is the same.
 
-They say nothing about quality. Numbers: the config.json of EleutherAI/pythia-{70m,160m,410m}-deduped, https://arxiv.org/abs/2304.01373
+They say nothing about quality. Numbers: the config.json of EleutherAI/pythia-{70m,160m,410m}-deduped,
+https://arxiv.org/abs/2304.01373
 """
 
 from typing import Any
@@ -33,7 +34,7 @@ def config_of(spec: str) -> dict[str, Any]:
 
 
 def build(spec: str, dtype: Any) -> Any:
-    """The model on the CPU in a torch dtype; the same weights at every call, whatever the state of torch's generator."""
+    """The model on the CPU in a torch dtype; the same weights at every call, torch's own generator untouched."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

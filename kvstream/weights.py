@@ -1,7 +1,7 @@
-"""A model as a configuration and plain NumPy arrays, and back, so that one copy in Ray's object store serves every worker.
+"""A model as a configuration and NumPy arrays, and back: one copy in Ray's object store serves every worker.
 
-Knows neither Ray nor model names. `from_arrays` on a CPU in the stored dtype copies nothing: parameters *are* the arrays, which may
-be read-only memory. Never write into them; torch cannot be told that they are read-only
+Knows neither Ray nor model names. `from_arrays` on a CPU in the stored dtype copies nothing: parameters *are* the
+arrays, which may be read-only memory. Never write into them; torch cannot be told that they are read-only
 (https://docs.ray.io/en/latest/ray-core/objects/serialization.html).
 """
 
@@ -44,7 +44,8 @@ def skeleton(config: Any) -> torch.nn.Module:
 def to_arrays(model: torch.nn.Module) -> tuple[Any, dict[str, np.ndarray]]:
     """Configuration and weights of `model`, by parameter name, in its own dtype.
 
-    Tied weights appear once. NumPy has no bfloat16: such weights are their 16 bits as uint16. CPU memory is shared, not copied.
+    Tied weights appear once. NumPy has no bfloat16: such weights are their 16 bits as uint16. CPU memory is shared, not
+    copied.
     """
     arrays: dict[str, np.ndarray] = {}
     seen: set[tuple[int, torch.Size]] = set()
@@ -60,10 +61,12 @@ def to_arrays(model: torch.nn.Module) -> tuple[Any, dict[str, np.ndarray]]:
 def from_arrays(
     config: Any, arrays: dict[str, np.ndarray], *, dtype: str | None = None, device: str = "cpu"
 ) -> torch.nn.Module:
-    """The model that `to_arrays` took apart, in eval mode and without gradients; bit-identical logits in the same dtype.
+    """The model that `to_arrays` took apart, in eval mode and without gradients; bit-identical logits in the same
+    dtype.
 
-    `dtype=None` keeps the stored one. Buffers outside the state dict (rotary frequencies) are computed again, in float32 as
-    transformers does, whatever the weights' dtype. `ValueError` if an array is missing, unknown or of another shape.
+    `dtype=None` keeps the stored one. Buffers outside the state dict (rotary frequencies) are computed again, in
+    float32 as transformers does, whatever the weights' dtype. `ValueError` if an array is missing, unknown or of
+    another shape.
     """
     wanted = None if dtype is None else parse_dtype(dtype)
     model = skeleton(config)
@@ -95,7 +98,7 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def _rebuild_buffers(model: torch.nn.Module, device: str) -> None:
-    """Replace meta buffers by those of the same module built for real: rotary embeddings are cheap and made from the config."""
+    """Replace meta buffers by those of the same module built for real; rotary embeddings need only the config."""
     for name, module in model.named_modules():
         lost = [key for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
         if lost and not hasattr(module, "config"):

@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from kvstream.policies.base import BoundedPolicy, Policy, Regions, parse_call
+from kvstream.policies.base import Axes, BoundedPolicy, Policy, Regions, parse_call
 from kvstream.policies.fix_size_l2 import FixSizeL2
 from kvstream.policies.full import Full
 from kvstream.policies.recent_only import RecentOnly
@@ -10,7 +10,7 @@ from kvstream.policies.streaming_llm import StreamingLLM
 
 POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Full, StreamingLLM, RecentOnly, FixSizeL2)}
 
-__all__ = ["POLICIES", "BoundedPolicy", "FixSizeL2", "Full", "Policy", "RecentOnly", "Regions", "StreamingLLM"]
+__all__ = ["POLICIES", "Axes", "BoundedPolicy", "FixSizeL2", "Full", "Policy", "RecentOnly", "Regions", "StreamingLLM"]
 __all__ += ["parse_policy"]
 
 

@@ -10,7 +10,8 @@ Shape legend: B batch, H kv-heads, S tokens, D head size.
 from __future__ import annotations
 
 import ast
-from dataclasses import MISSING, dataclass, field, fields
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 if TYPE_CHECKING:
@@ -35,7 +36,18 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class Policy:
+class Axes:
+    """The axes of a grid beside the budget; each policy takes those that are its own."""
+
+    start_sizes: tuple[int, ...] = (4,)
+    strategies: tuple[str, ...] = ("keep_low",)
+    keep_ratios: tuple[float, ...] = (0.7,)
+    positions: tuple[Position, ...] = ("cache",)
+    skip_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Policy(ABC):
     """Base of all policies. `str(policy)` is its label in records, tables and charts, and `parse_policy` reads it back.
 
     A subclass sets `name`, and either `regions` or, as `Full` does, leaves it None: nothing is ever evicted.
@@ -47,6 +59,11 @@ class Policy:
     def regions(self) -> Regions | None:
         """The division of the budget, or None for a policy that never evicts."""
         return None
+
+    @classmethod
+    def spanned(cls, budget: int, axes: Axes) -> list[Policy]:  # noqa: ARG003
+        """Every policy of this class that `axes` span at `budget`."""
+        return [cls()]
 
     def scores(self, keys_BHSD: torch.Tensor) -> torch.Tensor | None:  # noqa: ARG002
         """Score each key, shape (B, H, S): among contested tokens the lowest leaves, the youngest of equals.
@@ -91,6 +108,20 @@ class BoundedPolicy(Policy):
 
     position: Position = field(default="cache", kw_only=True)
     skip_layers: tuple[int, ...] = field(default=(), kw_only=True)
+
+    @classmethod
+    @abstractmethod
+    def at_budget(cls, budget: int, axes: Axes) -> list[BoundedPolicy]:
+        """Every policy of this class at `budget`, over its own axes."""
+
+    @classmethod
+    def spanned(cls, budget: int, axes: Axes) -> list[Policy]:
+        """Every policy of this class that `axes` span at `budget`: its own axes × position modes."""
+        return [
+            replace(policy, position=position, skip_layers=axes.skip_layers)
+            for policy in cls.at_budget(budget, axes)
+            for position in axes.positions
+        ]
 
     def __post_init__(self) -> None:
         """Check what every bounded policy shares; subclasses call this and add their own checks."""

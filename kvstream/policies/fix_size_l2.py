@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from kvstream.policies.base import BoundedPolicy, Regions, one_of, refuse, whole
+from kvstream.policies.base import Axes, BoundedPolicy, Regions, one_of, refuse, whole
 from kvstream.policies.draws import uniform_ranks
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class FixSizeL2(BoundedPolicy):
         if self.seed >= 2**63:
             raise refuse(self, "seed", self.seed, "give a seed below 2**63")
         object.__setattr__(self, "keep_ratio", float(ratio))
+
+    @classmethod
+    def at_budget(cls, budget: int, axes: Axes) -> list[BoundedPolicy]:
+        """Each strategy with each keep_ratio."""
+        return [cls(budget, ratio, strategy) for strategy in axes.strategies for ratio in axes.keep_ratios]  # type: ignore[arg-type]
 
     @property
     def regions(self) -> Regions:

@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvstream.policies.base import BoundedPolicy, Regions, whole
+from kvstream.policies.base import Axes, BoundedPolicy, Regions, whole
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class RecentOnly(BoundedPolicy):
         """A window holds at least one token."""
         super().__post_init__()
         whole(self, "window_size", 1)
+
+    @classmethod
+    def at_budget(cls, budget: int, axes: Axes) -> list[BoundedPolicy]:  # noqa: ARG003
+        """The budget is the window."""
+        return [cls(budget)]
 
     @property
     def regions(self) -> Regions:

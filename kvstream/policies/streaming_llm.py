@@ -6,7 +6,7 @@ https://arxiv.org/abs/2309.17453
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvstream.policies.base import BoundedPolicy, Regions, whole
+from kvstream.policies.base import Axes, BoundedPolicy, Regions, whole
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,17 @@ class StreamingLLM(BoundedPolicy):
         super().__post_init__()
         whole(self, "start_size", 0)
         whole(self, "recent_size", 1)
+
+    @classmethod
+    def at_budget(cls, budget: int, axes: Axes) -> list[BoundedPolicy]:
+        """Each start_size, the rest of the budget recent."""
+        for start_size in axes.start_sizes:
+            if start_size >= budget:
+                raise ValueError(
+                    f"start_sizes: {start_size} leaves no recent token in a budget of {budget}; "
+                    "give fewer sinks or a larger budget"
+                )
+        return [cls(start_size, budget - start_size) for start_size in axes.start_sizes]
 
     @property
     def regions(self) -> Regions:

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from kvstream.cache import KVStreamCache
 from kvstream.policies import Policy
-from kvstream.replay import one_text, score
+from kvstream.replaying import one_text, score
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """nll_nats (T−1,): −ln p of each token but the first, in nats. step_s (T−1,): wall time of each step, in seconds."""
+    """nll_nats (T−1,): −ln p of each token but the first, in nats. step_s (T−1,): wall time per step, in seconds."""
 
     nll_nats: torch.Tensor
     step_s: torch.Tensor

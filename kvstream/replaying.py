@@ -1,6 +1,6 @@
 """Exact evaluation of a text under a policy, many tokens at a time.
 
-Gives what decoding token by token would give (`kvstream.decode`), by way of matrix products: see `kvstream.bounded`.
+Gives what decoding token by token would give (`kvstream.decoding`), by way of matrix products: see `kvstream.bounded`.
 Memory is O(budget + chunk_size) for bounded policies, whatever the length.
 """
 
@@ -69,5 +69,7 @@ def one_text(input_ids: torch.Tensor) -> torch.Tensor:
     if input_ids.ndim != 2 or input_ids.shape[0] != 1:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; give one text, of shape (T,) or (1, T)")
     if input_ids.shape[1] < 2:
-        raise ValueError(f"input_ids holds {input_ids.shape[1]} tokens; at least 2 are needed, the first predicts the next")
+        raise ValueError(
+            f"input_ids holds {input_ids.shape[1]} tokens; at least 2 are needed, the first predicts the next"
+        )
     return input_ids

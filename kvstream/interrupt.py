@@ -1,0 +1,44 @@
+"""Ctrl-C, politely: the first lets running cells finish, the second stops them. SIGTERM stops them at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interrupt:
+    """Counts the wish to stop while it is entered: `draining` after the first, `stopping` after the second."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._before: dict[int, Any] = {}
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new should start."""
+        return self.count > 0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether what runs should end too."""
+        return self.count > 1
+
+    def __enter__(self) -> Interrupt:
+        """Take the signals over."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.count += 1 if number == signal.SIGINT else 2
+        what = "stopping" if self.stopping else "finishing the cells that run; once more to stop them"
+        print(f"\n{signal.Signals(number).name}: {what}", file=sys.stderr, flush=True)

@@ -1,0 +1,29 @@
+"""Which KV-cache policy, which budget, how many attention sinks? The mission's grid, on Pythia and PG-19.
+
+Hypothesis: at every budget streaming_llm beats recent_only and fix_size_l2; beyond the trained context of 2,048
+tokens the full cache's perplexity explodes and streaming_llm's does not. https://arxiv.org/abs/2309.17453
+Cost: 3 models × 25 policies × 10 documents of 8,192 tokens, 6.1 million tokens; `--dry-run` prints the estimate.
+
+    python sweeps/full.py                                                      needs the Hugging Face hub, once
+    python sweeps/full.py --models smollm2-135m --text kjv --documents 5       offline
+    python sweeps/full.py --policies streaming_llm --budgets 256 --start-sizes 1,2,4,8
+    ray submit cluster.yaml sweeps/full.py                                     on a cluster
+"""
+
+from kvstream.grid import Grid, expand
+from kvstream.policies import Axes
+from kvstream.sweep import main
+
+AXES = Axes(start_sizes=(0, 1, 2, 4, 8), strategies=("keep_low", "keep_high", "random"))
+
+GRID = Grid(
+    name="full",
+    models=("pythia-70m-deduped", "pythia-160m-deduped", "pythia-410m-deduped"),
+    policies=expand(("full", "streaming_llm", "recent_only", "fix_size_l2"), (256, 512, 1024), AXES),
+    text="pg19",
+    documents=10,
+    lengths=(512, 1024, 2048, 4096, 8192),
+)
+
+if __name__ == "__main__":
+    main(GRID, __doc__)
