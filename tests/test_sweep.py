@@ -1,0 +1,288 @@
+"""Real Ray sweeps of a tiny model: complete, resumable after a kill, honest about failures, clear about bad input."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from kvstream import load_model, parse_policy, replay
+from kvstream.command import parse_flags
+from kvstream.grid import Grid, expand
+from kvstream.policies import Axes, FixSizeL2, Full, RecentOnly, StreamingLLM
+from kvstream.sweep import divide
+
+ROOT = Path(__file__).parent.parent
+QUICK = ROOT / "sweeps" / "quick.py"
+WORDS = [f"w{number}" for number in range(96)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_model):
+    """A folder with a tiny model and three texts of 500 words."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny_model("neox", torch.float32).save_pretrained(folder / "model")
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate([*WORDS, "?"])}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder / "model")
+    (folder / "texts").mkdir()
+    for seed, name in enumerate(("one", "two", "three")):
+        text = " ".join(random.Random(seed).choices(WORDS, k=500))
+        (folder / "texts" / f"{name}.txt").write_text(text)
+    return folder
+
+
+def arguments(world, out, *more):
+    where = ["--models", str(world / "model"), "--text", str(world / "texts"), "--out", str(out), "--device", "cpu"]
+    axes = ["--budgets", "8,32", "--lengths", "50,400", "--documents", "3"]
+    return [sys.executable, str(QUICK), *where, *axes, *more]
+
+
+def run(command, **options):
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=ROOT, **options)
+
+
+def digest(out):
+    """Digest of every finished cell's rows, whatever the files' bytes."""
+    cells = {}
+    for record in sorted(out.glob("????????????????.json")):
+        table = pq.read_table(out / json.loads(record.read_text())["file"])
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        cells[record.stem] = hashlib.sha256(sink.getvalue()).hexdigest()
+    return cells
+
+
+@pytest.fixture(scope="module")
+def swept(world):
+    """The records of an uninterrupted sweep, and what it printed."""
+    out = world / "records"
+    return out, run(arguments(world, out))
+
+
+def test_a_sweep_is_complete_and_its_rows_are_replays(swept, world):
+    out, finished = swept
+    assert finished.returncode == 0, finished.stderr
+    plan = json.loads((out / "sweep.json").read_text())
+    policies = 1 + 2 * 2 + 2 + 2 * 2  # full; 1 and 4 sinks, recent_only, two strategies, at two budgets each
+    assert len(plan["cells"]) == len(set(plan["cells"])) == 3 * policies
+    assert set(digest(out)) == set(plan["cells"])
+    model, tokenizer = load_model(str(world / "model"))
+    for key in plan["cells"]:
+        record = json.loads((out / f"{key}.json").read_text())
+        fields, table = record["fields"], pq.read_table(out / record["file"])
+        assert record["rows"] == table.num_rows == 399
+        assert table["position"].to_pylist() == list(range(1, 400))
+        assert fields["lengths"] == [50, 400]
+        text = (world / "texts" / f"{fields['document']}.txt").read_text()
+        ids = torch.tensor(tokenizer(text).input_ids[:400])
+        assert table["token"].to_pylist() == ids[1:].tolist()
+        if fields["strategy"] != "random":  # whose seed is the document's own
+            nll = replay(model, ids, parse_policy(fields["policy"]))
+            assert np.abs(nll.numpy() - table["nll_nats"].to_numpy()).max() < 1e-5
+        full = fields["policy_name"] == "full"
+        assert fields["kv_bytes"] == 3 * (400 if full else fields["budget"]) * 64 * 2 * 4
+        assert fields["kv_bytes_full"] == 3 * 400 * 64 * 2 * 4
+        assert {"python", "torch", "ray", "cpu", "cores", "commit"} <= set(record["environment"])
+
+
+def test_a_second_run_reuses_everything(swept, world):
+    out, _ = swept
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    again = run(arguments(world, out))
+    assert again.returncode == 0
+    assert ", 0 to do" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")} == before
+
+
+def test_another_grid_reuses_the_cells_they_share_and_a_damaged_one_is_recomputed(swept, world, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(swept[0], out)
+    expected = digest(out)
+    victim = next(path for path in sorted(out.glob("*.parquet")))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    smaller = run(arguments(world, out, "--policies", "streaming_llm,recent_only", "--budgets", "8,32,64"))
+    assert smaller.returncode == 0, smaller.stderr
+    shared = 3 * 6 - (parse_label(out, victim.stem) in {"streaming_llm", "recent_only"})
+    assert f"27 cells, {shared} finished before" in smaller.stdout
+    assert run(arguments(world, out)).returncode == 0
+    assert {key: value for key, value in digest(out).items() if key in expected} == expected
+
+
+def parse_label(out, key):
+    return json.loads((out / f"{key}.json").read_text())["fields"]["policy_name"]
+
+
+def test_a_killed_driver_and_a_rerun_give_the_same_rows(swept, world):
+    out = world / "killed"
+    driver = subprocess.Popen(
+        arguments(world, out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    finished = len(list(out.glob("????????????????.json")))
+    assert 0 < finished < 33, "the kill came in the middle"
+    again = run(arguments(world, out))
+    assert again.returncode == 0, again.stderr
+    assert f"{finished} finished before" in again.stdout
+    assert digest(out) == digest(swept[0])
+
+
+FAULTY = """
+from dataclasses import dataclass
+from kvstream import FixSizeL2, Full, RecentOnly
+from kvstream.grid import Grid
+from kvstream.sweep import main
+
+@dataclass(frozen=True)
+class Faulty(FixSizeL2):
+    def scores(self, keys_BHSD):
+        raise RuntimeError("broken on purpose\\nsecond line")
+
+GRID = Grid("faulty", ("{model}",), (Full(), Faulty(8, 0.5, "keep_low"), RecentOnly(8)), "{texts}", 2, (300,))
+main(GRID, "Does one bad cell stop the others?\\n\\nNo.")
+"""
+
+
+def test_a_cell_that_raises_is_recorded_and_the_rest_finish(world, tmp_path):
+    script = tmp_path / "faulty.py"
+    script.write_text(FAULTY.format(model=world / "model", texts=world / "texts"))
+    out = tmp_path / "records"
+    result = run([sys.executable, str(script), "--out", str(out), "--device", "cpu"])
+    assert result.returncode == 1
+    assert "2 of 6 cells are not finished" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    failures = [json.loads(path.read_text()) for path in out.glob("*.failed.json")]
+    assert [failure["error"] for failure in failures] == ["RuntimeError: broken on purpose\nsecond line"] * 2
+    assert {failure["attempts"] for failure in failures} == {1}
+    assert len(digest(out)) == 4
+    assert json.loads((out / "sweep.json").read_text())["question"] == "Does one bad cell stop the others?"
+
+
+def test_a_dry_run_prints_cells_and_cost_and_writes_nothing(world, tmp_path):
+    result = run(arguments(world, tmp_path / "none", "--dry-run"))
+    assert result.returncode == 0, result.stderr
+    assert "quick: 33 cells, 0 finished, 33 to do" in result.stdout
+    assert "cost: 13,200 tokens" in result.stdout
+    assert not (tmp_path / "none").exists()
+
+
+GRID = Grid("g", ("m",), (Full(), StreamingLLM(4, 252), FixSizeL2(256, 0.7, "keep_low")), "kjv", 2, (64, 128))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], GRID.policies),
+        (["--budgets", "8"], (Full(), StreamingLLM(4, 4), FixSizeL2(8, 0.7, "keep_low"))),
+        (["--policies", "recent_only"], (RecentOnly(256),)),
+        (["--policies", "full,streaming_llm", "--start-sizes", "0,2"],
+         (Full(), StreamingLLM(0, 256), StreamingLLM(2, 254))),
+        (["--policies", "streaming_llm(1,7),full"], (Full(), StreamingLLM(1, 7))),
+        (["--policies", "recent_only", "--positions", "cache,frozen", "--skip-layers", "0,1"],
+         (RecentOnly(256, skip_layers=(0, 1)), RecentOnly(256, position="frozen", skip_layers=(0, 1)))),
+        (["--strategies", "random", "--keep-ratios", "0.5,0.9", "--policies", "fix_size_l2"],
+         (FixSizeL2(256, 0.5, "random"), FixSizeL2(256, 0.9, "random"))),
+    ],
+)  # fmt: skip
+def test_flags_replace_axes(flags, expected):
+    assert parse_flags(GRID, "", flags)[0].policies == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--budgets", "0"], ["budget", "at least 1"]),
+        (["--budgets", "8,"], ["--budgets", "comma list"]),
+        (["--budgets", "-8"], ["--budgets"]),
+        (["--budgets", "eight"], ["--budgets", "'eight'", "digits"]),
+        (["--budgets", "4", "--start-sizes", "8"], ["start_sizes: 8", "budget of 4"]),
+        (["--policies", "h2o"], ["--policies", "'h2o'", "choose among full"]),
+        (["--policies", ""], ["--policies"]),
+        (["--policies", "streaming_llm(1)"], ["--policies", "takes start_size"]),
+        (["--policies", "streaming_llm(1,2"], ["--policies", "cannot be read"]),
+        (["--strategies", "keep_all"], ["strategy='keep_all'", "keep_low"]),
+        (["--keep-ratios", "2"], ["keep_ratio=2.0", "from 0 to 1"]),
+        (["--keep-ratios", "nan"], ["keep_ratio=nan", "from 0 to 1"]),
+        (["--positions", "middle"], ["position='middle'", "cache, absolute, frozen"]),
+        (["--lengths", "1"], ["lengths: 1", "2 tokens or more"]),
+        (["--documents", "0"], ["documents: 0", "1 or more"]),
+        (["--documents", "two"], ["--documents", "digits"]),
+        (["--device", "tpu"], ["--device", "tpu"]),
+        (["--dtype", "int8"], ["--dtype", "int8"]),
+        (["--threads", "0"], ["--threads", "1 or more"]),
+        (["--budget", "8"], ["unrecognized arguments: --budget"]),
+        (["--models"], ["--models", "expected"]),
+    ],
+)
+def test_a_bad_flag_is_one_line_and_exit_code_2(flags, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(GRID, "", flags)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--models", "shape:pythia-70m"], ["models: 'shape:pythia-70m'", "random weights"]),
+        (["--models", "./nowhere"], ["models: './nowhere'", "not a directory"]),
+        (["--text", "nowhere.txt"], ["text: 'nowhere.txt'"]),
+        (["--documents", "4"], ["documents: 4 asked, only 3"]),
+        (["--lengths", "501"], ["at least 501 tokens", "has 500"]),
+        (["--skip-layers", "3"], ["skip_layers: 3", "0 to 2"]),
+    ],
+)
+def test_what_cannot_run_is_said_before_a_model_loads(world, tmp_path, flags, words):
+    result = run(arguments(world, tmp_path / "none", *flags))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("per_node", "threads", "cells", "expected"),
+    [
+        ([2], None, 18, (1, 2)),
+        ([8], None, 2, (4, 2)),
+        ([64], None, 1, (8, 8)),
+        ([2, 6], 4, 9, (4, 1)),
+        ([4], 4, 9, (4, 1)),
+    ],
+)
+def test_cores_are_divided_so_that_all_are_busy(per_node, threads, cells, expected):
+    slots = divide("cpu", per_node, threads, cells)
+    assert (slots.threads, slots.count) == expected
+
+
+def test_more_threads_than_a_node_has_are_refused():
+    with pytest.raises(ValueError, match=r"threads: 3 asked, the largest node has 2 CPUs"):
+        divide("cpu", [2, 2], 3, 10)
+
+
+def test_the_full_sweep_is_the_missions_grid():
+    policies = expand(("full", "streaming_llm", "recent_only", "fix_size_l2"), (256, 512, 1024),
+                      Axes(start_sizes=(0, 1, 2, 4, 8), strategies=("keep_low", "keep_high", "random")))  # fmt: skip
+    assert len(policies) == 1 + 3 * (5 + 1 + 3)
