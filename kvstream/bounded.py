@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from kvstream.attention import Part, attend, scores
-from kvstream.contest import NEVER, Contested, Ranks, leaving_offers
+from kvstream.contest import NEVER, Contested, Ranks, leaving_offers, tie
 from kvstream.layer import Clock, Layer, blocks
 from kvstream.policies import BoundedPolicy
 
@@ -30,6 +30,8 @@ RANK_BLOCK = 32  # queries per block where ranks may fall within it: each fall c
 
 class BoundedLayer(Layer):
     """One layer under a bounded policy."""
+
+    row_tensors = ("keys", "values", "score_BHS", "index_BHZ")
 
     def __init__(self, clock: Clock, policy: BoundedPolicy, layer: int) -> None:
         super().__init__(clock)
@@ -41,15 +43,16 @@ class BoundedLayer(Layer):
         self.contested_at = self.sinks + self.recent + 1  # the first contested slot
         self.by_rank = policy.position == "cache"
         self.cap = self.budget if policy.position == "frozen" else None
-        self.members = 0  # contested tokens held now, the same number in every row
+        self.members = 0  # contested tokens now held, the same number in every row
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate the slots."""
         super().lazy_initialization(key_states, value_states)
+        self.members = 0
         B, H, _, D = key_states.shape
         self.keys = key_states.new_empty(B, H, self.budget + 1, D)
         self.values = torch.empty_like(self.keys)
-        self.score_BHS = key_states.new_zeros(B, H, self.budget + 1)
+        self.score_BHS = self._score(self.keys).zero_()
         self.index_BHZ = torch.zeros(B, H, self.room, dtype=torch.int64, device=key_states.device)
         self.ranks = None
         if self.by_rank and self.room:
@@ -133,10 +136,11 @@ class BoundedLayer(Layer):
             rank_BH1 = torch.from_numpy(draws_HT).to(self.device).expand(B, H, 1)
             seat_BH = self.index_BHZ.argsort(-1).gather(2, rank_BH1.clamp(max=Z - 1))[..., 0]
             return torch.where(rank_BH1[..., 0] < Z, self.contested_at + seat_BH, source)
-        held_BHZ = self.score_BHS[:, :, self.contested_at :]
-        lowest_BH1 = held_BHZ.min(-1, keepdim=True).values
-        seat_BH = torch.where(held_BHZ == lowest_BH1, self.index_BHZ, -1).argmax(-1)
-        return torch.where(self.score_BHS[:, :, source] > lowest_BH1[..., 0], self.contested_at + seat_BH, source)
+        held_BHZ, new_BH1 = self.score_BHS[:, :, self.contested_at :], self.score_BHS[:, :, source, None]
+        lowest_BH1 = torch.minimum(held_BHZ.min(-1, keepdim=True).values, new_BH1)
+        equal_BH1 = lowest_BH1 + lowest_BH1.abs() * tie(held_BHZ.dtype)
+        seat_BH = torch.where(held_BHZ <= equal_BH1, self.index_BHZ, -1).argmax(-1)
+        return torch.where((new_BH1 > equal_BH1)[..., 0], self.contested_at + seat_BH, source)
 
     # Many tokens, exactly as one by one.
 
@@ -216,7 +220,9 @@ class BoundedLayer(Layer):
         draws_HC = self.policy.draws(self.layer, H, range(offered_at, offered_at + candidates))
         draws_RC = np.empty((B * H, 0), np.int64) if draws_HC is None else np.tile(draws_HC, (B, 1))
         score_RN = score_BHN.reshape(B * H, -1).cpu().double().numpy()
-        offer_BHN = torch.from_numpy(leaving_offers(score_RN, draws_RC, self.members, self.room)).view_as(score_BHN)
+        offer_BHN = torch.from_numpy(
+            leaving_offers(score_RN, draws_RC, self.members, self.room, tie(score_BHN.dtype))
+        ).view_as(score_BHN)
         leave_BHN = torch.where(offer_BHN == NEVER, NEVER, offered_at + offer_BHN).to(self.device)
         return Contested(
             keys_BHND,

@@ -23,6 +23,15 @@ from kvstream.rope import Rotation
 NEVER = np.iinfo(np.int64).max
 
 
+def tie(dtype: torch.dtype) -> float:
+    """Relative difference up to which two scores are equal.
+
+    In the first layer a key depends on its token alone, so repeated tokens tie; a product over one token and one over
+    many round them apart, by an ulp or two. Unequal keys this close are too rare to matter.
+    """
+    return 16 * torch.finfo(dtype).eps
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Positions by rank: the lowest rank of a contested key, the budget, and the rotations of all ranks up to it."""
@@ -103,11 +112,12 @@ def _scores_by_rank(
 
 
 @numba.njit(cache=True, nogil=True)
-def leaving_offers(scores_RN: Any, draws_RC: Any, members: int, room: int) -> Any:
+def leaving_offers(scores_RN: Any, draws_RC: Any, members: int, room: int, tie: float) -> Any:
     """Compute at which offer (0 … C−1) each token leaves, NEVER for those that stay: int64, shape (R, N).
 
     The first `members` of N are in the region already and the others are offered one by one; `room` is the region's
-    size. Where draws_RC has no columns scores decide, else the draws do.
+    size. Where draws_RC has no columns scores decide, and those within `tie`, relative, of the lowest are equal to it;
+    else the draws do.
     """
     rows, tokens = scores_RN.shape
     leaves_RN = np.full((rows, tokens), NEVER, np.int64)
@@ -125,8 +135,11 @@ def leaving_offers(scores_RN: Any, draws_RC: Any, members: int, room: int) -> An
             if draws_RC.shape[1] > 0:
                 place = draws_RC[row, offer]
             else:
+                lowest = scores_RN[row, alive[0]]
                 for rank in range(1, count):
-                    if scores_RN[row, alive[rank]] <= scores_RN[row, alive[place]]:
+                    lowest = min(lowest, scores_RN[row, alive[rank]])
+                for rank in range(count):
+                    if scores_RN[row, alive[rank]] <= lowest + abs(lowest) * tie:
                         place = rank
             leaves_RN[row, alive[place]] = offer
             for rank in range(place, count - 1):

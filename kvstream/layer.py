@@ -25,17 +25,17 @@ class Clock:
     def __init__(self, rope: Rope) -> None:
         self.rope = rope
         self.model_rotates = True
-        self._call = (-1, 0)
-        self._rotations: dict[int | None, Rotation] = {}
+        self._rotations: dict[tuple[int, int, int | None], Rotation] = {}
 
     def rotation(self, start: int, length: int, cap: int | None, like: torch.Tensor) -> Rotation:
         """Rotate to positions start … start + length − 1, none above `cap`."""
-        if self._call != (start, length):
-            self._call, self._rotations = (start, length), {}
-        if cap not in self._rotations:
+        key = start, length, cap
+        if key not in self._rotations:
+            if len(self._rotations) == 8:  # a call needs two or three, and the next call others
+                self._rotations.clear()
             positions = torch.arange(start, start + length)
-            self._rotations[cap] = self.rope.at(positions if cap is None else positions.clamp(max=cap), like)
-        return self._rotations[cap]
+            self._rotations[key] = self.rope.at(positions if cap is None else positions.clamp(max=cap), like)
+        return self._rotations[key]
 
 
 def blocks(queries: int, size: int | None = None) -> list[tuple[int, int]]:
@@ -49,6 +49,7 @@ class Layer(CacheLayerMixin):
 
     is_compileable = False
     is_sliding = False
+    row_tensors: tuple[str, ...] = ("keys", "values")  # the state of the batch's rows
     keys: torch.Tensor
     values: torch.Tensor
 
@@ -72,7 +73,8 @@ class Layer(CacheLayerMixin):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Take this call's keys and values (B, H, T, D). What is returned reaches the attention hook as the keys."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            with torch.inference_mode(False):  # buffers made in inference mode could not be written outside it
+                self.lazy_initialization(key_states, value_states)
         self._arrived = key_states, value_states
         return self, self
 
@@ -91,6 +93,29 @@ class Layer(CacheLayerMixin):
         output_BHGTD = self._answer(queries_BHTD.view(B, keys.shape[1], -1, T, D), keys, values, scaling)
         self.seen += T
         return output_BHGTD.reshape(B, heads, T, D).transpose(1, 2)
+
+    def reset(self) -> None:
+        """Forget everything; the next call starts a new text."""
+        self.seen, self._arrived, self.is_initialized = 0, None, False
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order: what beam search needs."""
+        for name in self.row_tensors:
+            setattr(self, name, getattr(self, name).index_select(0, beam_idx.to(self.device)))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows of the batch."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of the batch."""
+        self.reorder_cache(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: what has been evicted cannot come back."""
+        raise ValueError(
+            f"crop({tokens_to_remove}): a KVStreamCache takes no tokens back; use another cache for assisted decoding"
+        )
 
     def get_seq_length(self) -> int:
         """Count the tokens seen so far, from which transformers numbers the next ones."""
@@ -148,4 +173,5 @@ class UnboundedLayer(Layer):
     def _reserve(self, tokens: int) -> None:
         if tokens > (held := self.keys.shape[2]):
             more = (0, 0, 0, max(tokens, 2 * held) - held)
-            self.keys, self.values = functional.pad(self.keys, more), functional.pad(self.values, more)
+            with torch.inference_mode(False):
+                self.keys, self.values = functional.pad(self.keys, more), functional.pad(self.values, more)

@@ -72,7 +72,11 @@ class Rope:
     def undo(self, position_ids: torch.Tensor, like: torch.Tensor) -> Rotation:
         """Build the inverse of what transformers did at `position_ids`, shape (B, S), in its float32 angles."""
         angles_B1SD = -(position_ids.float()[:, None, :, None] * self.frequencies.float().to(position_ids.device))
-        return _rotation(angles_B1SD, like)
+        rotation = _rotation(angles_B1SD, like)
+        squared = (
+            rotation.cos.square() + rotation.sin.square()
+        )  # not quite 1 in float32; norms must come back as they were
+        return Rotation(rotation.cos / squared, rotation.sin / squared)
 
     def _check_convention(self, model: nn.Module) -> None:
         apply = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)

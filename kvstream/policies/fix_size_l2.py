@@ -52,14 +52,16 @@ class FixSizeL2(BoundedPolicy):
     @property
     def regions(self) -> Regions:
         """Recents by ratio, the rest contested."""
-        recent = math.floor(self.budget * Fraction(repr(self.keep_ratio)))  # 100 · 0.29 is 29, in floats 28.99…
+        # The fraction that was meant: in floats 100 · 0.29 is 28.99… and six thirds are less than two.
+        recent = math.floor(self.budget * Fraction(self.keep_ratio).limit_denominator(10**6))
         return Regions(sinks=0, contested=self.budget - recent, recent=recent)
 
     def scores(self, keys_BHSD: torch.Tensor) -> torch.Tensor | None:
         """Score by norm, shape (B, H, S); RoPE does not change it."""
         if self.strategy == "random":
             return None
-        norms = keys_BHSD.norm(dim=-1)
+        # In bfloat16 hundreds of keys would share a few dozen norms.
+        norms = (keys_BHSD.float() if keys_BHSD.element_size() < 4 else keys_BHSD).norm(dim=-1)
         return -norms if self.strategy == "keep_low" else norms
 
     def draws(self, layer: int, heads: int, steps: range) -> np.ndarray | None:

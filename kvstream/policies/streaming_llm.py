@@ -18,10 +18,10 @@ class StreamingLLM(BoundedPolicy):
     recent_size: int
 
     def __post_init__(self) -> None:
-        """Sinks may be none; without a recent token the newest key would never be kept."""
+        """Either size may be 0, but not both."""
         super().__post_init__()
         whole(self, "start_size", 0)
-        whole(self, "recent_size", 1)
+        whole(self, "recent_size", 0 if self.start_size else 1)
 
     @classmethod
     def at_budget(cls, budget: int, axes: Axes) -> list[BoundedPolicy]:

@@ -1,0 +1,240 @@
+"""Synthetic records folders that follow the contract: seeded, with plausible effects and known blemishes."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # analysis/ is run from the checkout, not installed
+
+
+@dataclass(frozen=True)
+class P:
+    """A policy as records know it, and the excess loss (nats per token) it should show once over budget."""
+
+    label: str
+    name: str
+    excess: float = 0.0
+    budget: int | None = None
+    start_size: int | None = None
+    strategy: str | None = None
+    position: str | None = "cache"
+    skip_layers: str = ""
+
+
+def streaming(start: int, recent: int, excess: float, position: str = "cache", skip: str = "") -> P:
+    options = (f",position='{position}'" if position != "cache" else "") + (f",skip_layers=({skip})" if skip else "")
+    return P(
+        f"streaming_llm({start},{recent}{options})",
+        "streaming_llm",
+        excess,
+        start + recent,
+        start,
+        None,
+        position,
+        skip,
+    )
+
+
+def recent(window: int, excess: float) -> P:
+    return P(f"recent_only({window})", "recent_only", excess, window, 0)
+
+
+def l2(budget: int, strategy: str, excess: float) -> P:
+    return P(f"fix_size_l2({budget},0.7,{strategy})", "fix_size_l2", excess, budget, None, strategy)
+
+
+FULL = P("full", "full", position=None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to write: every model × document × policy, minus the cells left failed or missing."""
+
+    policies: tuple[P, ...]
+    models: tuple[tuple[str, str | None, int], ...]
+    documents: tuple[str, ...]
+    tokens: int
+    lengths: tuple[int, ...]
+    text: str = "kjv"
+    invalid: bool = False
+    failed: int = 0
+    missing: int = 0
+    seed: int = 7
+    question: str = "Which policy, which budget, at what cost?"
+    environment: dict[str, str] = field(
+        default_factory=lambda: {
+            "python": "3.12.3",
+            "kvstream": "0.1.0",
+            "torch": "2.13.0",
+            "transformers": "5.23.0",
+            "ray": "2.60.0",
+            "commit": "34692a1",
+            "platform": "Linux-x86_64",
+            "cpu": "Golden CPU",
+            "cores": "2",
+        }
+    )
+
+
+GOLDEN = Plan(
+    policies=(
+        FULL,
+        *(streaming(s, b - s, 0.09 - 0.0002 * b - 0.002 * s) for b in (128, 256) for s in (1, 4)),
+        streaming(4, 124, 0.11, "absolute", "0,1"),
+        streaming(4, 124, 1.9, "frozen"),
+        recent(128, 1.1),
+        recent(256, 0.8),
+        l2(128, "keep_low", 0.5),
+        l2(128, "random", 0.7),
+        l2(256, "keep_low", 0.3),
+    ),
+    models=(("tiny-neox", None, 512), ("tiny-llama", "Golden note: <b>weights</b> & made up", 2048)),
+    documents=("Genesis", "Exodus", "Leviticus", "Numbers", "Job", "Psalms"),
+    tokens=600,
+    lengths=(150, 300, 600),
+    invalid=True,
+    failed=1,
+    missing=1,
+)  # fmt: skip
+
+QUICK = Plan(
+    policies=(
+        FULL,
+        streaming(1, 255, 0.125),
+        streaming(4, 252, 0.105),
+        streaming(1, 1023, 0.031),
+        streaming(4, 1020, 0.022),
+        recent(256, 1.15),
+        recent(1024, 0.65),
+        l2(256, "keep_low", 1.3),
+        l2(256, "random", 0.95),
+    ),
+    models=(("smollm2-135m", "Instruct model, Q4_1 weights dequantised to float32", 8192),),
+    documents=("Genesis", "Job"),
+    tokens=4096,
+    lengths=(512, 1024, 2048, 4096),
+)
+
+
+def key_of(*parts: object) -> str:
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def rows_of(plan: Plan, model: str, document: str, policy: P) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Token ids, losses and hits; policies of one (model, document) share the tokens' difficulty, as real ones do."""
+    shared = np.random.default_rng([plan.seed, int(key_of(model, document), 16) % 2**32])
+    own = np.random.default_rng([plan.seed, int(key_of(model, document, policy.label), 16) % 2**32])
+    count = plan.tokens - 1
+    position = np.arange(1, plan.tokens)
+    token = shared.integers(0, 50_000, count)
+    level = shared.normal(0.7, 0.12)
+    nll = shared.gamma(0.7, 1.0, count) * (level + 0.8 * np.exp(-position / 150)) * 3.6
+    if policy.budget is not None:
+        over = position > policy.budget
+        nll = nll + over * policy.excess * own.gamma(2.0, 0.5, count)
+    correct = nll < 0.8
+    return token.astype(np.int32), nll.astype(np.float32), correct
+
+
+def write(plan: Plan, folder: Path) -> Path:
+    """Write the plan's records into `folder` and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = [(m, d, p) for m in plan.models for d in plan.documents for p in plan.policies]
+    keys = [key_of(m[0], d, p.label, plan.tokens) for m, d, p in cells]
+    held_back = len(cells) - plan.failed - plan.missing
+    for index, ((model, document, policy), key) in enumerate(zip(cells, keys)):
+        fields = fields_of(plan, model, document, policy)
+        if index >= held_back + plan.failed:
+            continue
+        if index >= held_back:
+            failure = {
+                "schema": 1,
+                "cell": key,
+                "fields": fields,
+                "error": "RuntimeError: golden failure",
+                "attempts": 2,
+            }
+            (folder / f"{key}.failed.json").write_text(json.dumps(failure), encoding="utf-8")
+            continue
+        token, nll, correct = rows_of(plan, model[0], document, policy)
+        if plan.invalid and index in (1, len(plan.policies) + 2):
+            nll[10] = np.nan if index == 1 else np.inf
+        write_cell(folder, key, fields, token, nll, correct, plan.environment)
+    sweep = {"name": "golden", "question": plan.question, "cells": keys}
+    (folder / "sweep.json").write_text(json.dumps(sweep), encoding="utf-8")
+    return folder
+
+
+def fields_of(plan: Plan, model: tuple[str, str | None, int], document: str, policy: P) -> dict[str, Any]:
+    per_token = 2 * 30 * 3 * 64 * 4
+    kept = plan.tokens if policy.budget is None else min(plan.tokens, policy.budget)
+    share = 2 / 30 if policy.skip_layers else 0.0
+    return {
+        "kind": "quality", "model": model[0], "model_note": model[1], "trained_context": model[2],
+        "policy": policy.label, "policy_name": policy.name, "strategy": policy.strategy,
+        "position_mode": policy.position, "budget": policy.budget, "start_size": policy.start_size,
+        "skip_layers": policy.skip_layers, "text": plan.text, "document": document, "tokens": plan.tokens,
+        "lengths": list(plan.lengths), "device": "cpu", "dtype": "float32",
+        "kv_bytes": round(per_token * (share * plan.tokens + (1 - share) * kept)),
+        "kv_bytes_full": per_token * plan.tokens,
+    }  # fmt: skip
+
+
+def write_cell(
+    folder: Path,
+    key: str,
+    fields: dict[str, Any],
+    token: np.ndarray,
+    nll: np.ndarray,
+    correct: np.ndarray,
+    environment: dict,
+) -> None:
+    """One Parquet file and its commit record."""
+    count = len(token)
+    table = pa.table(
+        {
+            "cell": pa.array([key] * count),
+            "document": pa.array([fields["document"]] * count),
+            "position": pa.array(np.arange(1, count + 1, dtype=np.int32)),
+            "token": pa.array(token),
+            "nll_nats": pa.array(nll),
+            "correct": pa.array(correct),
+        }
+    )
+    path = folder / f"{key}.parquet"
+    pq.write_table(table, path, compression="zstd")
+    commit = {
+        "schema": 1, "cell": key, "file": path.name, "rows": count,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "fields": fields, "environment": environment, "seconds": 1.5, "written_at": "2026-01-02T03:04:05+00:00",
+    }  # fmt: skip
+    (folder / f"{key}.json").write_text(json.dumps(commit), encoding="utf-8")
+
+
+def run_report(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The report's command line, as a user types it."""
+    command = [sys.executable, str(ROOT / "analysis" / "report.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=300)
+
+
+BUILT: dict[str, tuple[Path, Path]] = {}
+
+
+def built(name: str, tmp_path_factory: Any) -> tuple[Path, Path]:
+    """(records, report) of the plan of that name, built once per test run."""
+    if name not in BUILT:
+        folder = tmp_path_factory.mktemp(name)
+        records = write({"golden": GOLDEN, "quick": QUICK}[name], folder / "records")
+        done = run_report("--records", records, "--out", folder / "report")
+        assert done.returncode == 0, done.stderr
+        BUILT[name] = (records, folder / "report")
+    return BUILT[name]

@@ -1,0 +1,255 @@
+"""The report's command line: what it writes, what it refuses, and that nothing drops out in silence."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from golden import GOLDEN, QUICK, ROOT, built, run_report, write, write_cell
+
+from analysis import charts, database, wording
+from analysis.records import read_records
+
+CHARTS = ["budget", "cross_method", "position", "excess", "start_size", "length"]
+
+
+def page_of(report):
+    return (report / "index.html").read_text(encoding="utf-8")
+
+
+def test_writes_page_charts_tables_and_summary(tmp_path_factory):
+    _, report = built("golden", tmp_path_factory)
+    for name in [*CHARTS, "position_modes"]:
+        assert (report / "charts" / f"{name}.svg").read_text(encoding="utf-8").startswith("<svg")
+        assert (report / "charts" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((report / "tables").glob("*.csv"))) == 9
+    assert "take streaming_llm(4," in (report / "summary.md").read_text(encoding="utf-8")
+
+
+def test_page_is_self_contained_and_escaped(tmp_path_factory):
+    _, report = built("golden", tmp_path_factory)
+    page = page_of(report)
+    assert len(page) < 3_000_000
+    assert "&lt;b&gt;weights&lt;/b&gt; &amp; made up" in page
+    assert "default-src 'none'" in page
+    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", outside)
+    assert page.count("<script>") == 2
+    bundle = re.search(r"<script>(.*?)</script>", page, flags=re.S).group(1)
+    assert "<!--" not in bundle
+    for spec in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', outside, flags=re.S):
+        assert not set("<>&") & set(spec)
+        json.loads(spec, parse_constant=lambda constant: pytest.fail(f"{constant} in a spec"))
+
+
+def test_failed_missing_and_invalid_are_named(tmp_path_factory):
+    records, report = built("golden", tmp_path_factory)
+    page = page_of(report)
+    for badge in ("1 failed", "1 missing", "2 invalid rows"):
+        assert f'<li class="badge">{badge}</li>' in page
+    known = {path.name[:16] for path in records.glob("*.json")}
+    missing = set(json.loads((records / "sweep.json").read_text())["cells"]) - known
+    assert len(missing) == 1
+    assert missing.pop() in page
+    assert "golden failure" in page
+    assert "Incomplete: 1 failed, 1 missing, 2 invalid rows." in (report / "summary.md").read_text(encoding="utf-8")
+
+
+def test_few_documents_get_no_interval(tmp_path_factory):
+    _, report = built("quick", tmp_path_factory)
+    assert "2 documents: too few for an interval" in page_of(report)
+    assert "No records for this yet" in page_of(report)
+    assert not (report / "charts" / "position_modes.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "field"),
+    [
+        (lambda folder, key: flip(folder / f"{key}.parquet"), "sha256"),
+        (lambda folder, key: (folder / f"{key}.parquet").unlink(), "file"),
+        (lambda folder, key: edit(folder / f"{key}.json", rows=7), "rows"),
+        (lambda folder, key: edit(folder / f"{key}.json", schema=2), "schema"),
+        (lambda folder, key: (folder / f"{key}.json").write_text("{"), "not JSON"),
+    ],
+)
+def test_a_damaged_cell_is_named_excluded_and_counted(tmp_path, damage, field):
+    folder = write(small(QUICK), tmp_path / "records")
+    key = next(key for key in json.loads((folder / "sweep.json").read_text())["cells"])
+    damage(folder, key)
+    done = run_report("--records", folder, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert f"left out {key}.json: " in done.stderr
+    assert field in done.stderr
+    assert "Traceback" not in done.stderr
+    page = page_of(tmp_path / "out")
+    assert '<li class="badge">1 left out</li>' in page
+    assert f"{key}.json: " in page
+    assert "17 of 18 cells" in page
+
+
+def small(plan):
+    return type(plan)(plan.policies, plan.models, plan.documents, tokens=1100, lengths=(512, 1100))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--records", "nowhere"], ["--records", "nowhere", "make run"]),
+        (["--records", "empty"], ["--records", "empty", "no finished cell"]),
+        (["--records", "torn"], ["sha256", "run"]),
+        (["--records", "fine", "--readme", "nowhere.md"], ["--readme", "nowhere.md"]),
+        (["--records", "fine", "--readme", "bare.md"], ["--readme", "results:begin", "add"]),
+        (["--records", "fine", "--out", "bare.md"], ["bare.md"]),
+        (["--within", "x"], ["--within"]),
+        (["--within", "-1"], ["--within", "-1"]),
+        (["--frobnicate"], ["--frobnicate"]),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, arguments, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare.md").write_text("no markers")
+    plan = type(QUICK)(QUICK.policies[:2], QUICK.models, QUICK.documents, tokens=64, lengths=(64,))
+    for name in ("fine", "torn"):
+        write(plan, tmp_path / name)
+    for path in (tmp_path / "torn").glob("*.parquet"):
+        flip(path)
+    done = run_report(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr.splitlines()[-1] for word in words), done.stderr
+
+
+def test_one_policy_alone_is_reported_without_an_answer(tmp_path):
+    for index, policies in enumerate(([GOLDEN.policies[0]], [GOLDEN.policies[1]])):
+        plan = type(QUICK)(tuple(policies), QUICK.models, QUICK.documents[:1], tokens=200, lengths=(200,))
+        done = run_report("--records", write(plan, tmp_path / str(index)), "--out", tmp_path / f"out{index}")
+        assert done.returncode == 0, done.stderr
+        assert "compare no policy with the full cache" in page_of(tmp_path / f"out{index}")
+
+
+def test_readme_block_is_rewritten_in_place(tmp_path):
+    plan = type(QUICK)(QUICK.policies, QUICK.models, QUICK.documents, tokens=1100, lengths=(1100,))
+    records = write(plan, tmp_path / "records")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results:begin -->\nbygone\n<!-- results:end -->\nafter\n")
+    for _ in range(2):
+        assert run_report("--records", records, "--out", tmp_path / "out", "--readme", readme).returncode == 0
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- results:begin -->\n")
+    assert text.endswith("\n<!-- results:end -->\nafter\n")
+    assert "bygone" not in text
+    assert "python analysis/report.py --records" in text
+    assert text.count("| `streaming_llm(4,252)` |") == 1
+
+
+def test_of_two_cells_for_the_same_run_the_planned_one_counts(tmp_path):
+    plan = type(QUICK)(QUICK.policies[:2], QUICK.models, QUICK.documents[:1], tokens=300, lengths=(300,))
+    folder = write(plan, tmp_path / "records")
+    expected = run_report("--records", folder, "--out", tmp_path / "one")
+    cell = json.loads(next(path for path in folder.glob("*.json") if path.name != "sweep.json").read_text())
+    count = cell["rows"]
+    losses = np.full(count, 9, dtype=np.float32)  # an older version's cell, not in the plan any more
+    stale = (np.zeros(count, dtype=np.int32), losses, np.zeros(count, dtype=bool))
+    for key in ("0" * 16, "f" * 16):
+        write_cell(folder, key, cell["fields"], *stale, cell["environment"])
+    done = run_report("--records", folder, "--out", tmp_path / "two")
+    assert (expected.returncode, done.returncode) == (0, 0), done.stderr
+    tables = [(tmp_path / out / "tables" / "main.csv").read_text() for out in ("one", "two")]
+    assert tables[0] == tables[1]
+    assert "2 cells repeat" in page_of(tmp_path / "two")
+
+
+def test_report_is_reproducible(tmp_path, tmp_path_factory):
+    records, report = built("quick", tmp_path_factory)
+    assert run_report("--records", records, "--out", tmp_path).returncode == 0
+    assert page_of(tmp_path) == page_of(report)
+
+
+def test_a_folder_with_glob_characters_and_quotes_is_read(tmp_path):
+    plan = type(QUICK)(QUICK.policies[:2], QUICK.models, QUICK.documents[:1], tokens=300, lengths=(300,))
+    folder = write(plan, tmp_path / "it's [1] *?")
+    shutil.copy(next(folder.glob("*.parquet")), folder / "stray.parquet")  # uncommitted: must not be read
+    done = run_report("--records", folder, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "598 scored tokens" in page_of(tmp_path / "out")
+
+
+def test_every_encoded_field_exists_in_its_data(tmp_path_factory):
+    records, _ = built("golden", tmp_path_factory)
+    connection = database.open_database(read_records(records), 5.0)
+    for name, (query, draw) in charts.FIGURES.items():
+        figure = draw(database.rows(connection, query))
+        assert figure.panels, name
+        for panel in figure.panels:
+            spec = charts.for_page(panel)
+            for layer in spec["layer"]:
+                data = layer.get("data", spec.get("data"))
+                rows = data["values"] if "values" in data else spec["datasets"][data["name"]]
+                assert rows, name
+                channels = [
+                    e for each in layer["encoding"].values() for e in (each if isinstance(each, list) else [each])
+                ]
+                fields = {channel["field"] for channel in channels if "field" in channel}
+                assert fields, name
+                for row in rows:
+                    assert fields <= set(row), (name, fields - set(row))
+
+
+def test_database_reads_nothing_but_the_records(tmp_path, tmp_path_factory):
+    records, report = built("quick", tmp_path_factory)
+    connection = database.open_database(read_records(records), 5.0)
+    with pytest.raises(Exception, match=r"(?i)permission|disabled"):
+        connection.sql(f"FROM read_csv('{report / 'tables' / 'main.csv'}')").fetchall()
+    with pytest.raises(Exception, match=r"(?i)lock"):
+        connection.execute("SET enable_external_access = true")
+
+
+def test_every_query_opens_with_its_question():
+    for path in database.QUERIES.glob("*.sql"):
+        assert re.match(r"-- [A-Z].*\?\n", path.read_text(encoding="utf-8")), path.name
+
+
+def test_analysis_imports_neither_torch_nor_kvstream_nor_ray():
+    for path in (ROOT / "analysis").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"torch", "kvstream", "ray", "transformers"}, path.name
+    code = "import analysis.report, sys; print({'torch', 'kvstream', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (("streaming_llm", 256, 4, None, None, "cache", ""), "StreamingLLM(start_size=4, recent_size=252)"),
+        (("recent_only", 256, 0, None, None, "cache", ""), "RecentOnly(window_size=256)"),
+        (
+            ("fix_size_l2", 256, None, "0.7", "keep_low", "cache", ""),
+            'FixSizeL2(budget=256, keep_ratio=0.7, strategy="keep_low")',
+        ),
+        (
+            ("recent_only", 9, 0, None, None, "absolute", "0"),
+            'RecentOnly(window_size=9, position="absolute", skip_layers=(0,))',
+        ),
+        (("tova", 9, None, None, None, "cache", ""), "parse_policy('tova(9)')"),
+    ],
+)
+def test_recommended_policy_as_python(row, expected):
+    names = ("policy_name", "budget", "start_size", "keep_ratio", "strategy", "position_mode", "skip_layers")
+    assert wording.call({**dict(zip(names, row)), "policy": "tova(9)"}) == expected
