@@ -1,0 +1,16 @@
+-- How does each policy do on each document within its first L tokens, beside the full cache on the same document?
+WITH chosen AS (
+    SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
+        start_size, in_focus, usual_sinks, document, tokens, trained_context, kv_bytes, kv_bytes_full, length,
+        n, nll_sum, correct, invalid
+    FROM prefixes
+    JOIN cells USING (cell)
+    QUALIFY row_number() OVER (PARTITION BY setting, policy, document, length ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+)
+SELECT chosen.*,
+    full_cache.n AS full_n,
+    full_cache.nll_sum AS full_nll_sum,
+    full_cache.correct AS full_correct,
+    coalesce(chosen.n > 0 AND full_cache.n > 0, false) AS paired
+FROM chosen
+LEFT JOIN (SELECT * FROM chosen WHERE policy_name = 'full') AS full_cache USING (setting, document, length)

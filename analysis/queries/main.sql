@@ -1,0 +1,47 @@
+-- What does each policy cost in perplexity and accuracy, and how much KV memory does it keep?
+WITH totals AS (
+    SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
+        start_size, in_focus, usual_sinks, trained_context, length,
+        count(*) AS documents,
+        count(*) FILTER (paired) AS paired_documents,
+        sum(n)::BIGINT AS scored,
+        sum(invalid)::BIGINT AS invalid,
+        avg(kv_bytes) FILTER (tokens = length) / 1e6 AS kv_mb,
+        100.0 * sum(kv_bytes) FILTER (tokens = length) / sum(kv_bytes_full) FILTER (tokens = length) AS kv_percent,
+        exp(sum(nll_sum) / nullif(sum(n), 0)) AS ppl_corpus,
+        avg(exp(nll_sum / nullif(n, 0))) AS ppl_mean,
+        100.0 * sum(correct) / nullif(sum(n), 0) AS accuracy_percent,
+        sum(nll_sum) FILTER (paired) / sum(n) FILTER (paired) AS nll,
+        sum(full_nll_sum) FILTER (paired) / sum(full_n) FILTER (paired) AS full_nll,
+        avg(exp(nll_sum / n)) FILTER (paired) / avg(exp(full_nll_sum / full_n)) FILTER (paired) AS mean_ratio,
+        sum(correct) FILTER (paired) / sum(n) FILTER (paired) AS accuracy,
+        sum(full_correct) FILTER (paired) / sum(full_n) FILTER (paired) AS full_accuracy
+    FROM documents
+    GROUP BY ALL
+)
+SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
+    start_size, in_focus, usual_sinks, trained_context, length,
+    length = max(length) OVER (PARTITION BY setting) AS longest, documents, paired_documents, scored, invalid,
+    kv_mb, kv_percent, ppl_corpus, ppl_mean, accuracy_percent,
+    100 * (exp(nll - full_nll) - 1) AS ppl_change_percent,
+    exp(nll - full_nll) AS ppl_ratio,
+    -- For charts: equals ppl_corpus when no document is missing, else full's PPL times the change on the shared documents.
+    CASE WHEN documents = paired_documents AND documents = max(documents) FILTER (policy_name = 'full') OVER prefix
+            OR ppl_ratio IS NULL THEN ppl_corpus
+        ELSE max(ppl_corpus) FILTER (policy_name = 'full') OVER prefix * exp(nll - full_nll) END AS ppl_placed,
+    100 * (mean_ratio - 1) AS ppl_mean_change_percent,
+    100 * (accuracy / nullif(full_accuracy, 0) - 1) AS accuracy_change_percent,
+    100 * (accuracy - full_accuracy) AS accuracy_change_points,
+    spread, (max(documents) FILTER (policy_name = 'full') OVER prefix)::BIGINT AS full_documents,
+    100 * ppl_change_low AS ppl_change_low_percent,
+    100 * ppl_change_high AS ppl_change_high_percent,
+    1 + ppl_change_low AS ppl_ratio_low,
+    1 + ppl_change_high AS ppl_ratio_high,
+    100 * ppl_mean_change_low AS ppl_mean_change_low_percent,
+    100 * ppl_mean_change_high AS ppl_mean_change_high_percent,
+    points_low AS accuracy_change_low_points,
+    points_high AS accuracy_change_high_points
+FROM totals
+LEFT JOIN intervals USING (setting, policy, length)
+WINDOW prefix AS (PARTITION BY setting, length)
+ORDER BY setting, length DESC, policy_name <> 'full', budget, ppl_corpus, policy

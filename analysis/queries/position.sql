@@ -1,0 +1,42 @@
+-- Where in the text does a policy lose: what is its loss along the sequence, and how much of it is over full's?
+WITH runs AS (
+    SELECT cell, setting, policy, series, budget, document, trained_context, tokens,
+        greatest(64, (2 ** ceil(log2(max(tokens) OVER (PARTITION BY setting) / 64)))::BIGINT) AS width
+    FROM cells
+    WHERE in_focus AND usual_sinks
+    QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+), binned AS (
+    SELECT setting, policy, series, budget, runs.document, trained_context, width, position // width AS bin,
+        count(*) AS n, fsum(nll_nats::DOUBLE) AS nll_sum
+    FROM tokens
+    JOIN runs USING (cell)
+    WHERE isfinite(nll_nats)
+    GROUP BY ALL
+), paired AS (
+    SELECT binned.setting, binned.policy, binned.series, binned.budget, binned.trained_context, binned.width, binned.bin,
+        sum(binned.n)::DOUBLE AS n, fsum(binned.nll_sum) AS nll_sum,
+        sum(full_cache.n)::DOUBLE AS full_n, fsum(full_cache.nll_sum) AS full_nll_sum
+    FROM binned
+    JOIN (SELECT * FROM binned WHERE policy = 'full') AS full_cache USING (setting, document, bin)
+    GROUP BY ALL
+), budgets AS (
+    SELECT DISTINCT setting, budget FROM runs WHERE budget IS NOT NULL
+), shown AS (
+    SELECT paired.* EXCLUDE (budget), budgets.budget
+    FROM paired
+    JOIN budgets ON budgets.setting = paired.setting AND (paired.budget = budgets.budget OR policy = 'full')
+), smoothed AS (  -- each point averages its bin and two on either side, never across the point where the budget is full
+    SELECT setting, policy, series, budget, trained_context, width, bin,
+        least(bin * width + width // 2, (SELECT max(tokens) FROM runs WHERE runs.setting = shown.setting)) AS position,
+        sum(nll_sum) OVER around / sum(n) OVER around AS nll_nats,
+        sum(nll_sum) OVER around / sum(n) OVER around - sum(full_nll_sum) OVER around / sum(full_n) OVER around
+            AS excess_nats
+    FROM shown
+    WINDOW around AS (PARTITION BY setting, policy, budget, bin * width >= budget ORDER BY bin ROWS BETWEEN 2 PRECEDING AND 2 FOLLOWING)
+)
+SELECT setting, budget, series, policy, position, nll_nats, excess_nats,
+    -- For the chart: equals nll_nats when no document is missing, else full's over all its documents plus the excess.
+    excess_nats + max(nll_nats) FILTER (policy = 'full') OVER (PARTITION BY setting, budget, bin) AS nll_placed_nats,
+    width, trained_context
+FROM smoothed
+ORDER BY setting, budget, series, position

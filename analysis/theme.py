@@ -1,0 +1,104 @@
+"""How series look: colour, shape and dash of each policy, and the Vega theme. Colours hold on white and on near-black.
+
+Hues follow Okabe and Ito's palette for colour-blind readers (https://jfly.uni-koeln.de/color/), shifted until each
+has a contrast of about 3:1 on both grounds; shape and dash repeat the distinction without colour.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+
+@dataclass(frozen=True)
+class Style:
+    """One series' colour, point shape (a Vega symbol) and line dash."""
+
+    colour: str
+    shape: str
+    dash: tuple[int, ...] = (1, 0)
+
+
+STYLES: dict[str, Style] = {
+    "full": Style("#868b94", "square", (6, 3)),
+    "streaming_llm, 0 sinks": Style("#6aaed6", "cross", (2, 2)),
+    "streaming_llm, 1 sink": Style("#45a5e6", "triangle-up", (4, 2)),
+    "streaming_llm, 2 sinks": Style("#3f8fd8", "diamond", (8, 2)),
+    "streaming_llm, 4 sinks": Style("#2273c3", "circle"),
+    "streaming_llm, 8 sinks": Style("#5a5fd0", "triangle-down", (8, 2, 2, 2)),
+    "recent_only": Style("#d55e00", "square", (9, 2)),
+    "fix_size_l2 keep_low": Style("#009e73", "diamond", (7, 2, 2, 2)),
+    "fix_size_l2 keep_high": Style("#a97b00", "triangle-down", (5, 3)),
+    "fix_size_l2 random": Style("#c2609a", "cross", (2, 2)),
+}
+SPARE = (
+    Style("#8f63c9", "triangle-right"),
+    Style("#b04a4a", "triangle-left", (4, 2)),
+    Style("#5c8a2e", "wedge", (2, 2)),
+)
+BUDGET_STYLES = (
+    Style("#d55e00", "square", (4, 2)),
+    Style("#2273c3", "circle"),
+    Style("#009e73", "diamond", (8, 2)),
+    Style("#c2609a", "triangle-up", (2, 2)),
+    Style("#8f63c9", "cross", (8, 2, 2, 2)),
+)
+VARIANT_STYLES = {
+    "cache": Style("#2273c3", "circle"),
+    "absolute": Style("#009e73", "diamond"),
+    "frozen": Style("#d55e00", "square"),
+}
+INK, MUTED, GRID = "#22262b", "#5b626c", "#e4e7eb"
+FONT = "Helvetica, Arial, sans-serif"
+
+
+def style(series: str) -> Style:
+    """The style of a policy series; unknown ones get a spare style that depends on the name only."""
+    known = sorted((name for name in STYLES if series.startswith(name)), key=len)
+    return STYLES[known[-1]] if known else SPARE[sum(map(ord, series)) % len(SPARE)]
+
+
+def order(series: str) -> tuple[int, list[int], str]:
+    """Sort key that lists series as STYLES does, unknown ones last, and counts sinks as numbers."""
+    names = list(STYLES)
+    known = [names.index(name) for name in names if series.startswith(name)]
+    return (max(known, default=len(names)), [int(number) for number in re.findall(r"\d+", series)], series)
+
+
+def variant_style(variant: str) -> Style:
+    """The style of a position mode, whatever follows its name."""
+    return VARIANT_STYLES.get(variant.split(",")[0], SPARE[0])
+
+
+@alt.theme.register("kvstream", enable=True)
+def theme() -> alt.theme.ThemeConfig:
+    """Plain axes, light grid, readable type; the page recolours text and grid for dark grounds by CSS."""
+    label = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": 500}
+    ink = {"labelColor": MUTED, "titleColor": INK, "gridColor": GRID, "domainColor": "#9aa1ab", "tickColor": "#9aa1ab"}
+    heading = {"fontSize": 13, "fontWeight": 600, "color": INK, "anchor": "start", "offset": 10}
+    config: Any = {
+        "background": "transparent",
+        "view": {"stroke": None},
+        "axis": {**label, **ink, "titlePadding": 8},
+        "axisX": {"grid": False},
+        "legend": {**label, "labelColor": INK, "labelLimit": 400, "symbolSize": 90, "orient": "bottom"},
+        "title": {"font": FONT, **heading},
+        "text": {"font": FONT, "fontSize": 12},
+        "line": {"strokeWidth": 2},
+    }
+    return {"config": config}
+
+
+# The outlines of Vega's point symbols in a box from −5 to 5, for the page's own legend.
+SYMBOLS: dict[str, str] = {
+    "circle": "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0",
+    "square": "M-3.6,-3.6h7.2v7.2h-7.2z",
+    "diamond": "M0,-5L4,0L0,5L-4,0z",
+    "cross": "M-5,-1.7h3.3v-3.3h3.4v3.3h3.3v3.4h-3.3v3.3h-3.4v-3.3h-3.3z",
+    "triangle-up": "M0,-4.4L4.6,3.6H-4.6z",
+    "triangle-down": "M0,4.4L4.6,-3.6H-4.6z",
+    "triangle-right": "M4.4,0L-3.6,4.6V-4.6z",
+    "triangle-left": "M-4.4,0L3.6,4.6V-4.6z",
+    "wedge": "M0,-5L2,4H-2z",
+}

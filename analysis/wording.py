@@ -1,0 +1,118 @@
+"""Numbers and answers in words: how digits are printed, and the sentences made from the rows of `answer.sql`.
+
+Decides nothing: which policy is named is the query's choice, and the numbers are its columns.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+Format = Callable[[Any], str]
+NONE = "–"
+
+
+def fixed(digits: int, sign: bool = False, unit: str = "") -> Format:
+    """A formatter with that many decimals, a true minus, and a dash for what is not known."""
+
+    def show(value: Any) -> str:
+        if value is None:
+            return NONE
+        text = f"{value:{'+' if sign else ''},.{digits}f}"
+        return text.replace("-", "−") + unit
+
+    return show
+
+
+def ppl(value: Any) -> str:
+    """A perplexity: two decimals, none once it is a thousand or more."""
+    return fixed(2 if value is None or value < 1000 else 0)(value)
+
+
+change = fixed(1, sign=True, unit="\u00a0%")
+points = fixed(2, sign=True)
+percent = fixed(1, unit="\u00a0%")
+whole = fixed(0)
+
+
+def plain(value: Any) -> str:
+    """Text, or a dash for nothing."""
+    return NONE if value is None or value == "" else str(value)
+
+
+def between(low: Any, high: Any, show: Format) -> str:
+    """An interval in small print; nothing when there is none."""
+    if low is None or high is None:
+        return ""
+    return " … ".join(show(end).rstrip("\u00a0%") for end in (low, high))
+
+
+def call(row: Row) -> str:
+    """The policy of an answer row as a Python expression."""
+    name, size, first = row["policy_name"], row["budget"], row["start_size"]
+    named: dict[str, Any]
+    if name == "streaming_llm":
+        kind, named = "StreamingLLM", {"start_size": first, "recent_size": size - first}
+    elif name == "recent_only":
+        kind, named = "RecentOnly", {"window_size": size}
+    elif name == "fix_size_l2" and row["keep_ratio"]:
+        kind, named = "FixSizeL2", {"budget": size, "keep_ratio": float(row["keep_ratio"]), "strategy": row["strategy"]}
+    else:
+        return f"parse_policy({row['policy']!r})"
+    if row["position_mode"] != "cache":
+        named["position"] = row["position_mode"]
+    if row["skip_layers"]:
+        named["skip_layers"] = tuple(int(layer) for layer in row["skip_layers"].split(","))
+    arguments = ", ".join(f"{key}={value!r}" for key, value in named.items()).replace("'", '"')
+    return f"{kind}({arguments})"
+
+
+def keeps(row: Row) -> str:
+    """What the policy of an answer row keeps, for readers who meet its name for the first time."""
+    if row["policy_name"] == "streaming_llm" and row["start_size"]:
+        first = "token" if row["start_size"] == 1 else f"{row['start_size']} tokens"
+        recent = row["budget"] - row["start_size"]
+        return f"It keeps the first {first} of the text (the attention sinks) and the last {recent:,}."
+    if row["policy_name"] in ("streaming_llm", "recent_only"):
+        return f"It keeps the last {row['budget']:,} tokens."
+    return f"It keeps {row['budget']:,} tokens."
+
+
+def answer(row: Row, several: bool) -> Row:
+    """The answer for one setting: a headline, what else a reader should know, three figures and the line of Python."""
+    where = f"For {row['setting']}: " if several else ""
+    cost = f"{change(row['ppl_change_percent'])} perplexity"
+    memory = f"{percent(row['kv_percent'])} of the KV memory"
+    length, tolerance = f"{row['length']:,} tokens", f"{row['tolerance_percent']:g}\u00a0%"
+    if row["qualifies"]:
+        headline = f"{where}take {row['policy']}: {cost} against the full cache, with {memory} at {length}."
+        why = f"{keeps(row)} No smaller budget measured here stays within {tolerance} of the full cache’s perplexity."
+    else:
+        headline = f"{where}no policy measured here stays within {tolerance} of the full cache’s perplexity."
+        why = f"The closest is {row['policy']}: {cost}, with {memory} at {length}. {keeps(row)}"
+    more = [why]
+    if row["tight_policy"] and row["tight_policy"] != row["policy"]:
+        squeezed = f"{change(row['tight_change_percent'])} with {percent(row['tight_kv_percent'])} of the memory"
+        more.append(f"At {row['tight_budget']:,} tokens the best is {row['tight_policy']}: {squeezed}.")
+    tiles = [
+        (change(row["ppl_change_percent"]), f"perplexity, {row['policy']}{sureness(row)}"),
+        (percent(row["kv_percent"]), f"of the full KV memory, at {length}"),
+    ]
+    if row["sinks_budget"]:
+        bare, kept = row["bare_ratio"], row["sinks_ratio"]
+        less = f"With {row['sinks_budget']:,} tokens but no attention sinks, {row['bare_policy']} is at {bare:.2f} ×"
+        more.append(f"{less} full’s perplexity; {row['sinks_policy']} is at {kept:.2f} ×.")
+        tiles.append((f"{bare:.2f} ×", f"full’s perplexity without sinks, {row['bare_policy']}"))
+    return {"headline": capital(headline), "more": more, "tiles": tiles, "call": call(row)}
+
+
+def sureness(row: Row) -> str:
+    """How sure the change of an answer row is, in small print."""
+    ends = between(row["ppl_change_low_percent"], row["ppl_change_high_percent"], change)
+    if row["spread"] == "interval":
+        return f"; 95\u00a0% interval {ends}"
+    return f"; {ends} over {row['paired_documents']} documents" if row["paired_documents"] > 1 else "; 1 document"
+
+
+def capital(text: str) -> str:
+    """Text with its first letter raised, the rest untouched."""
+    return text[:1].upper() + text[1:]
