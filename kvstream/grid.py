@@ -1,15 +1,17 @@
 """A sweep as data: the axes of a grid, and the cells they span.
 
-A cell is one evaluation: model × policy × document. Its key is a hash of all that decides its result and of nothing
-else, so a finished cell is recognised in any later sweep. Knows no Ray, no files, no torch.
+A cell is one piece of work: quality, model × policy × document, or latency, model × context × batch with all policies
+side by side. Its key is a hash of all that decides its result and of nothing else, so a finished cell is recognised in
+any later sweep. Knows no Ray, no files, no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,49 +25,113 @@ if TYPE_CHECKING:
 SCHEMA = 1
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # The modules that decide numbers: a change in one of them makes every cell a new one.
-NUMERIC = ("attention", "bounded", "cache", "contest", "layer", "quality", "replaying", "rope", "text", "weights")
+ENGINE = ("attention", "bounded", "cache", "contest", "layer", "replaying", "rope", "weights")
+QUALITY = (*ENGINE, "quality", "text")
+LATENCY = (*ENGINE, "latency", "memory", "noise")
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How often a latency cell measures: prefills and rounds per contender, and output tokens per round."""
+
+    prefills: int = 5
+    rounds: int = 40
+    steps: int = 4
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The question a sweep asks: all `policies` on `documents` texts for each of the `models`.
+    """The questions a sweep asks of each of the `models` under each of the `policies`.
 
-    lengths: prefixes to report, in tokens; the longest is run and holds the others. text: see `kvstream.sources`.
+    Quality, where `lengths` are given: perplexity and accuracy on `documents` texts. The longest length, in tokens, is
+    run and holds the others as its prefixes. text: see `kvstream.sources`.
+    Latency, where `contexts` are given: TTFT of prompts that long, in tokens, and the time per token after them, for
+    each of the `batches`, the number of texts at once; `repeats` says how often.
     """
 
     name: str
     models: tuple[str, ...]
     policies: tuple[Policy, ...]
-    text: str
-    documents: int
-    lengths: tuple[int, ...]
+    text: str = "kjv"
+    documents: int = 1
+    lengths: tuple[int, ...] = ()
+    contexts: tuple[int, ...] = ()
+    batches: tuple[int, ...] = (1,)
+    repeats: Repeats = Repeats()
 
     def __post_init__(self) -> None:
-        """Drop repetitions and check that no axis is empty; values are checked where they are used."""
-        for axis in ("models", "policies", "lengths"):
-            values = tuple(dict.fromkeys(getattr(self, axis)))
-            if not values:
+        """Drop repetitions and check the axes; what a model or text decides is checked when they are known."""
+        for axis in ("models", "policies", "lengths", "contexts", "batches"):
+            object.__setattr__(self, axis, tuple(dict.fromkeys(getattr(self, axis))))
+        for axis in ("models", "policies", "batches"):
+            if not getattr(self, axis):
                 raise ValueError(f"{axis}: empty; name at least one")
-            object.__setattr__(self, axis, values)
-        for length in self.lengths:
-            if type(length) is not int or length < 2:
-                raise ValueError(f"lengths: {length!r} is not valid; give whole numbers of 2 tokens or more")
+        if not self.lengths and not self.contexts:
+            raise ValueError("lengths, contexts: both empty; give lengths to measure quality or contexts for latency")
+        for axis, least in (("lengths", 2), ("contexts", 1), ("batches", 1)):
+            for value in getattr(self, axis):
+                if type(value) is not int or value < least:
+                    raise ValueError(f"{axis}: {value!r} is not valid; give whole numbers of {least} or more")
         if type(self.documents) is not int or self.documents < 1:
             raise ValueError(f"documents: {self.documents!r} is not valid; give a whole number of 1 or more")
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One evaluation, and what names it in records."""
+class Cell(ABC):
+    """What quality and latency cells have in common."""
 
     model: ModelInfo
+    device: str
+    dtype: str
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """Tokens that the cell computes."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the result, as plain JSON values."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model.identity,
+            "device": self.device.partition(":")[0],
+            "dtype": self.dtype,
+        }
+
+    @property
+    def key(self) -> str:
+        """16 hex digits over the identity."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What a report groups and labels by, as plain JSON values."""
+        return {
+            "model": self.model.spec,
+            "model_identity": self.model.identity,
+            "model_note": self.model.note,
+            "trained_context": self.model.trained_context,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
+
+    def kv_bytes(self, policy: Policy, tokens: int) -> int:
+        """Bytes of the keys and values that `policy` keeps of one text after `tokens`, over all layers."""
+        model = self.model
+        kept = sum(policy.kept(layer, tokens) for layer in range(model.num_layers))
+        return kept * model.num_kv_heads * model.head_dim * 2 * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class QualityCell(Cell):
+    """One text under one policy."""
+
     policy: Policy
     text: str
     document: Document
     lengths: tuple[int, ...]
-    device: str
-    dtype: str
 
     def __str__(self) -> str:
         """Name the cell in progress lines."""
@@ -77,62 +143,97 @@ class Cell:
         return len(self.document.token_ids)
 
     @property
-    def key(self) -> str:
-        """16 hex digits over everything that decides the result."""
-        identity = {
-            "schema": SCHEMA,
-            "code": code_digest(),
+    def identity(self) -> dict[str, Any]:
+        """The engine, the policy and the tokens; the document's name, too, since it seeds random draws."""
+        return super().identity | {
             "kind": "quality",
-            "model": self.model.identity,
+            "code": code_digest(QUALITY),
             "policy": str(self.policy),
             "document": self.document.name,
             "token_ids": self.document.sha256,
-            "device": self.device.partition(":")[0],
-            "dtype": self.dtype,
         }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What a report groups and labels by, as plain JSON values."""
-        policy, regions = self.policy, self.policy.regions
-        bounded = policy if isinstance(policy, BoundedPolicy) else None
-        return {
+        """The policy's axes, the document, and the KV memory at the end."""
+        return super().fields | {
             "kind": "quality",
-            "model": self.model.spec,
-            "model_identity": self.model.identity,
-            "model_note": self.model.note,
-            "trained_context": self.model.trained_context,
-            "policy": str(policy),
-            "policy_name": policy.name,
-            "strategy": getattr(policy, "strategy", None),
-            "position_mode": bounded.position if bounded else None,
-            "budget": regions.budget if regions else None,
-            "start_size": regions.sinks if regions and not regions.contested else None,
-            "skip_layers": ",".join(map(str, bounded.skip_layers)) if bounded else "",
+            **policy_fields(self.policy),
             "text": self.text,
             "document": self.document.name,
             "document_sha256": self.document.sha256,
             "tokens": self.tokens,
             "lengths": list(self.lengths),
-            "device": self.device,
-            "dtype": self.dtype,
-            "kv_bytes": self.kv_bytes(policy),
-            "kv_bytes_full": self.kv_bytes(Full()),
+            "kv_bytes": self.kv_bytes(self.policy, self.tokens),
+            "kv_bytes_full": self.kv_bytes(Full(), self.tokens),
         }
 
-    def kv_bytes(self, policy: Policy) -> int:
-        """Bytes of the keys and values that `policy` holds after the run, over all layers."""
-        model = self.model
-        kept = sum(policy.kept(layer, self.tokens) for layer in range(model.num_layers))
-        return kept * model.num_kv_heads * model.head_dim * 2 * DTYPE_BYTES[self.dtype]
+
+@dataclass(frozen=True)
+class LatencyCell(Cell):
+    """All policies side by side at one prompt length and batch size."""
+
+    policies: tuple[Policy, ...]
+    context: int
+    batch: int
+    repeats: Repeats
+
+    def __str__(self) -> str:
+        """Name the cell in progress lines."""
+        return f"{self.model.spec} · latency · context {self.context:,} · batch {self.batch}"
+
+    @property
+    def tokens(self) -> int:
+        """Roughly the tokens that the cell computes: prefills of every policy, of full again and of DynamicCache."""
+        prefills = len(self.policies) + 2
+        return self.batch * self.context * prefills * (self.repeats.prefills + 1)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The engine, the policies that run side by side, and how they are measured."""
+        return super().identity | {
+            "kind": "latency",
+            "code": code_digest(LATENCY),
+            "policies": [str(policy) for policy in self.policies],
+            "context": self.context,
+            "batch": self.batch,
+            "repeats": asdict(self.repeats),
+        }
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The cell's axes."""
+        axes = {"kind": "latency", "context": self.context, "batch": self.batch}
+        return super().fields | axes | asdict(self.repeats)
+
+    @property
+    def kv_bytes_held(self) -> int:
+        """Bytes of all caches held at once: the policies', full again, DynamicCache, the twins without eviction."""
+        bounded = [policy for policy in self.policies if policy.regions]
+        held = [Full(), Full(), Full(), *bounded, *bounded]
+        return self.batch * sum(self.kv_bytes(policy, self.context + self.repeats.steps + 1) for policy in held)
+
+
+def policy_fields(policy: Policy) -> dict[str, Any]:
+    """The axes of a policy as the report groups by them."""
+    regions = policy.regions
+    bounded = policy if isinstance(policy, BoundedPolicy) else None
+    return {
+        "policy": str(policy),
+        "policy_name": policy.name,
+        "strategy": getattr(policy, "strategy", None),
+        "position_mode": bounded.position if bounded else None,
+        "budget": regions.budget if regions else None,
+        "start_size": regions.sinks if regions and not regions.contested else None,
+        "skip_layers": ",".join(map(str, bounded.skip_layers)) if bounded else "",
+    }
 
 
 @cache
-def code_digest() -> str:
-    """Digest of the modules that decide numbers, the policies included."""
+def code_digest(modules: tuple[str, ...]) -> str:
+    """Digest of the source of `modules` and of all policies."""
     package = Path(__file__).parent
-    files = [package / f"{name}.py" for name in NUMERIC] + sorted((package / "policies").glob("*.py"))
+    files = [package / f"{name}.py" for name in modules] + sorted((package / "policies").glob("*.py"))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -27,8 +30,12 @@ import pyarrow as pa
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from kvstream import noise
 from kvstream.cache import KVStreamCache
+from kvstream.grid import policy_fields
 from kvstream.layer import UnboundedLayer
+from kvstream.memory import can_reset, peak_bytes
+from kvstream.models import load_model
 from kvstream.policies import BoundedPolicy, Full, Policy
 from kvstream.replaying import CHUNK_SIZE
 
@@ -62,11 +69,39 @@ class Protocol:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Share of a cell's work that is done, and what comes next."""
+
+    share: float
+    what: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished cell: raw samples, one description per contender, signs of noise, and the seconds it all took."""
+
+    rows: pa.Table
+    contenders: list[dict[str, Any]]
+    noise: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Reload:
+    """How a fresh process gets the same model and policies."""
+
+    spec: str
+    dtype: str
+    threads: int
+    policies: tuple[Policy, ...]
+
+
 class Contender:
     """A model with one kind of cache, serving one request: `start` takes the prompt, `step` makes one token."""
 
-    def __init__(self, label: str, model: PreTrainedModel, protocol: Protocol) -> None:
-        self.label, self.model, self.protocol = label, model, protocol
+    def __init__(self, label: str, model: PreTrainedModel, protocol: Protocol, policy: Policy) -> None:
+        self.label, self.model, self.protocol, self.policy = label, model, protocol, policy
 
     def start(self, prompt_BT: torch.Tensor) -> None:
         """Prefill the prompt and choose the first token."""
@@ -80,6 +115,36 @@ class Contender:
     def rewind(self) -> None:
         """Go back to the prompt's length where the cache would otherwise grow."""
 
+    def release(self) -> None:
+        """Let go of the cache."""
+        self.cache = None
+
+    def peak(self, prompt_BT: torch.Tensor, device: str) -> int:
+        """Peak bytes beyond the model's weights of serving a prompt and a few tokens."""
+
+        def serve() -> None:
+            self.start(prompt_BT)
+            for _ in range(WARM_UP_STEPS):
+                self.step()
+
+        bytes_ = peak_bytes(device, serve)
+        self.release()
+        return bytes_
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the report groups and labels by, as plain JSON values."""
+        return {"label": self.label, "role": "dynamic", "of": None, **policy_fields(self.policy)}
+
+    @property
+    def kv_bytes(self) -> dict[str, int]:
+        """Bytes of keys and values over all layers: what the policy keeps after the prompt, and what is allocated."""
+        keys = [layer.keys for layer in self.cache.layers]
+        kept = sum(self.policy.kept(layer, self.protocol.context) for layer in range(len(keys)))
+        key_bytes = keys[0].shape[0] * keys[0].shape[1] * keys[0].shape[3] * keys[0].element_size()
+        allocated = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
+        return {"kv_bytes": 2 * kept * key_bytes, "kv_bytes_allocated": allocated}
+
     def _new_cache(self) -> Any:
         return None
 
@@ -89,6 +154,7 @@ class Contender:
     def _hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
         return self.cache.hidden_states(self.model, ids_BT)
 
+    @torch.inference_mode()
     def _next(self, hidden_BTE: torch.Tensor) -> torch.Tensor:
         return self.model.get_output_embeddings()(hidden_BTE[:, -1:]).argmax(-1)
 
@@ -96,9 +162,11 @@ class Contender:
 class PolicyContender(Contender):
     """A `KVStreamCache` under a policy, prefilled in chunks as replay does."""
 
-    def __init__(self, label: str, model: PreTrainedModel, protocol: Protocol, policy: Policy) -> None:
-        super().__init__(label, model, protocol)
-        self.policy = policy
+    @property
+    def description(self) -> dict[str, Any]:
+        """The policy's axes, and whether this is the second full."""
+        role = "again" if self.label == FULL_AGAIN else "policy"
+        return super().description | {"role": role}
 
     def rewind(self) -> None:
         """Unbounded layers forget what came after the prompt; bounded ones cost the same at any later token."""
@@ -107,7 +175,8 @@ class PolicyContender(Contender):
                 layer.seen = self.protocol.context
 
     def _new_cache(self) -> KVStreamCache:
-        return KVStreamCache(self.model, self.policy, capacity=self.protocol.context + self.protocol.steps)
+        most = self.protocol.context + max(self.protocol.steps + 1, WARM_UP_STEPS)
+        return KVStreamCache(self.model, self.policy, capacity=most)
 
     def _prefill(self, prompt_BT: torch.Tensor) -> torch.Tensor:
         for chunk in prompt_BT.split(CHUNK_SIZE, dim=1):
@@ -117,6 +186,11 @@ class PolicyContender(Contender):
 
 class HeldContender(PolicyContender):
     """As many cached keys per layer as `policy` keeps, and no eviction: every step overwrites the last."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The axes of the policy it is the twin of."""
+        return super().description | {"role": "without eviction", "of": str(self.policy)}
 
     def start(self, prompt_BT: torch.Tensor) -> None:
         """Fill the cache with what the prompt's first tokens leave, layer by layer to the policy's own size."""
@@ -151,29 +225,56 @@ class DynamicContender(Contender):
         return DynamicCache(config=self.model.config)
 
 
-def contenders(model: PreTrainedModel, policies: tuple[Policy, ...], protocol: Protocol) -> list[Contender]:
-    """Every policy once, full twice, DynamicCache, and each bounded policy's twin that does not evict."""
-    found: list[Contender] = [PolicyContender(str(policy), model, protocol, policy) for policy in (Full(), *policies)]
-    found = list({contender.label: contender for contender in found}.values())
-    found.append(PolicyContender(FULL_AGAIN, model, protocol, Full()))
-    found.append(DynamicContender(DYNAMIC, model, protocol))
-    return found + [
-        HeldContender(WITHOUT_EVICTION.format(policy), model, protocol, policy)
-        for policy in dict.fromkeys(policies)
-        if isinstance(policy, BoundedPolicy)
+def contenders(model: PreTrainedModel, policies: Sequence[Policy], protocol: Protocol) -> list[Contender]:
+    """Full and every policy once, full again, DynamicCache, and each bounded policy's twin that does not evict."""
+    bounded = [policy for policy in policies if isinstance(policy, BoundedPolicy)]
+    return [
+        *(PolicyContender(str(policy), model, protocol, policy) for policy in dict.fromkeys((Full(), *policies))),
+        PolicyContender(FULL_AGAIN, model, protocol, Full()),
+        DynamicContender(DYNAMIC, model, protocol, Full()),
+        *(HeldContender(WITHOUT_EVICTION.format(policy), model, protocol, policy) for policy in dict.fromkeys(bounded)),
     ]
+
+
+def evaluate(
+    model: PreTrainedModel, policies: Sequence[Policy], protocol: Protocol, *, cell: str, device: str, reload: Reload
+) -> Iterator[Progress | Measured]:
+    """Measure one cell: yields what it is at, and last the result."""
+    started, noise_before = time.perf_counter(), noise.before()
+    generator = torch.Generator().manual_seed(protocol.seed)
+    vocabulary = model.config.vocab_size
+    prompt_BT = torch.randint(vocabulary, (protocol.batch, protocol.context), generator=generator).to(device)
+    runners = contenders(model, policies, protocol)
+    rows = pa.table([])
+    for item in measure(cell, runners, prompt_BT, protocol):
+        if isinstance(item, Progress):
+            yield item
+        else:
+            rows = item
+    noise_after = noise.after(noise_before)
+    described = [runner.description | runner.kv_bytes for runner in runners]
+    for runner in runners:
+        runner.release()
+    peaks: dict[str, int] = {}
+    for runner in runners:
+        if runner.label != FULL_AGAIN and not isinstance(runner, HeldContender):
+            yield Progress(1.0, f"memory, {runner.label}")
+            peaks[runner.label] = _peak(runner, prompt_BT, device, reload)
+    described = [entry | {"peak_bytes": peaks.get(entry["label"])} for entry in described]
+    yield Measured(rows, described, noise_after, time.perf_counter() - started)
 
 
 def measure(
     cell: str, runners: list[Contender], prompt_BT: torch.Tensor, protocol: Protocol
-) -> Iterator[tuple[float, str] | pa.Table]:
-    """Measure all `runners`: yields (share done, what comes next) before each turn, and last the raw samples."""
+) -> Iterator[Progress | pa.Table]:
+    """Let all `runners` take turns: yields what comes next before each turn, and last the table of raw samples."""
     synchronize = _synchronizer(prompt_BT.device)
     order = np.random.default_rng(protocol.seed)
     samples: list[tuple[str, str, int, int, int, float]] = []
     prefilled = [runner for runner in runners if not isinstance(runner, HeldContender)]
-    turns = len(prefilled) * (protocol.prefills + 1) + len(runners) * protocol.rounds
-    done = 0
+    planned = _planned_seconds(protocol)
+    total = len(prefilled) * (protocol.prefills + 1) * planned + len(runners) * protocol.rounds * (protocol.steps + 1)
+    done = 0.0
 
     def clock(action: Callable[[], None]) -> float:
         synchronize()
@@ -184,29 +285,50 @@ def measure(
 
     with _undisturbed():
         for runner in runners:  # warm-up: code paths, allocator, caches; nothing of it is kept
-            yield done / turns, f"warm-up, {runner.label}"
+            yield Progress(done / total, f"warm-up, {runner.label}")
             runner.start(prompt_BT)
             for _ in range(WARM_UP_STEPS):
                 runner.step()
-            done += not isinstance(runner, HeldContender)
+            done += planned * (runner in prefilled)
         for number in range(protocol.prefills):
             for turn, place in enumerate(order.permutation(len(prefilled))):
                 runner = prefilled[place]
-                yield done / turns, f"prefill {number + 1} of {protocol.prefills}, {runner.label}"
-                samples.append((runner.label, "ttft", number, turn, 0, clock(lambda: runner.start(prompt_BT))))  # noqa: B023
-                done += 1
+                yield Progress(done / total, f"prefill {number + 1} of {protocol.prefills}, {runner.label}")
+                seconds = clock(partial(runner.start, prompt_BT))
+                samples.append((runner.label, "ttft", number, turn, 0, seconds))
+                done += planned
         for number in range(protocol.rounds):
             for turn, place in enumerate(order.permutation(len(runners))):
                 runner = runners[place]
-                yield done / turns, f"round {number + 1} of {protocol.rounds}, {runner.label}"
+                yield Progress(done / total, f"round {number + 1} of {protocol.rounds}, {runner.label}")
                 runner.rewind()
                 runner.step()  # not kept: brings this contender's memory back into the processor's caches
                 samples += [
                     (runner.label, "step", number, turn, step, clock(runner.step)) for step in range(protocol.steps)
                 ]
-                done += 1
+                done += protocol.steps + 1
     columns = list(zip(*samples))
     yield pa.table([[cell] * len(samples), *columns], schema=LATENCY_ROWS)
+
+
+def _planned_seconds(protocol: Protocol) -> float:
+    """A prefill's length in units of one step, for the time left: replay does some twenty tokens in a step's time."""
+    return protocol.context / 20
+
+
+def _peak(runner: Contender, prompt_BT: torch.Tensor, device: str, reload: Reload) -> int:
+    """Peak bytes of a prefill and a few tokens, in this process if its peak can be reset, else in a fresh one."""
+    if can_reset(device):
+        return runner.peak(prompt_BT, device)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        return fresh.submit(_peak_in_fresh_process, reload, runner.label, prompt_BT, runner.protocol).result()
+
+
+def _peak_in_fresh_process(reload: Reload, label: str, prompt_BT: torch.Tensor, protocol: Protocol) -> int:
+    torch.set_num_threads(reload.threads)
+    model, _ = load_model(reload.spec, dtype=reload.dtype)
+    [runner] = [r for r in contenders(model, reload.policies, protocol) if r.label == label]
+    return runner.peak(prompt_BT, "cpu")
 
 
 @contextmanager

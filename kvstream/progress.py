@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+LOG_S = 30.0
+
 
 class Reporter:
     """Tells of each finished cell; a context manager. Work is measured in tokens, so the ETA is fair to long cells."""
@@ -16,7 +18,7 @@ class Reporter:
     def __init__(self, cells: int, tokens: int) -> None:
         self.cells, self.tokens = cells, tokens
         self.done = self.done_tokens = 0
-        self.started = time.monotonic()
+        self.started = self.last = self.said = time.monotonic()
         self.bar: Progress | None = None
 
     def __enter__(self) -> Reporter:
@@ -39,12 +41,28 @@ class Reporter:
         """Report one more cell as done, finished or failed."""
         self.done += 1
         self.done_tokens += tokens
+        self.last = self.said = time.monotonic()
         left = _duration(self._seconds_left())
         if self.bar:
             self.bar.console.print(line, highlight=False, markup=False)
             self.bar.update(self.task, completed=self.done, description=f"{left} left")
         else:
             print(f"[{self.done}/{self.cells}, {left} left] {line}", flush=True)
+
+    def say(self, line: str) -> None:
+        """Say what is happening now."""
+        if self.bar:
+            self.bar.update(self.task, description=line)
+        else:
+            print(line, flush=True)
+
+    def inside(self, what: str, share: float) -> None:
+        """Report how far a long cell is: at once in a terminal, every half minute in a log."""
+        elapsed = time.monotonic() - self.last
+        left = f", {_duration(elapsed * (1 - share) / share)} left in this cell" if share > 0 else ""
+        if self.bar or time.monotonic() - self.said > LOG_S:
+            self.said = time.monotonic()
+            self.say(f"{what}{left}")
 
     def _seconds_left(self) -> float:
         elapsed = time.monotonic() - self.started

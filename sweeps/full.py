@@ -23,6 +23,8 @@ GRID = Grid(
     text="pg19",
     documents=10,
     lengths=(512, 1024, 2048, 4096, 8192),
+    contexts=(512, 2048, 4096, 8192),
+    batches=(1, 8),
 )
 
 if __name__ == "__main__":

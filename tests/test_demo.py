@@ -3,31 +3,40 @@
 import pytest
 import torch
 
-from kvstream import FixSizeL2, RecentOnly, StreamingLLM, decode, load_model, replay
+from kvstream import FixSizeL2, StreamingLLM, decode, load_model, replay
 from kvstream.text import load_documents
 
 TOKENS = 600
-POLICIES = [StreamingLLM(4, 252), RecentOnly(256), *(FixSizeL2(256, 0.7, s) for s in ("keep_low", "random"))]
 
 
 @pytest.fixture(scope="module")
 def genesis():
-    """The demo model and the first 600 tokens of Genesis."""
-    model, tokenizer = load_model("smollm2-135m")
+    """The tokens of Genesis, and how to get the demo model in a dtype."""
+    _, tokenizer = load_model("smollm2-135m")
     [document] = load_documents("kjv", names=["Genesis"], tokens=TOKENS, tokenizer=tokenizer)
-    return model, torch.from_numpy(document.token_ids).long()
+    return torch.from_numpy(document.token_ids).long(), lambda dtype: load_model("smollm2-135m", dtype=dtype)[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_replay_equals_decoding_on_the_demo_model(genesis, policy):
-    model, ids = genesis
+@pytest.mark.parametrize(
+    ("policy", "dtype", "tolerance"),
+    [
+        (StreamingLLM(4, 252), "float32", 1e-4),
+        # In float32, among thousands of contests between norms, one or two are decided by rounding. In float64 none is,
+        # though transformers' RMSNorm computes in float32 all the same, which leaves some 1e-6.
+        (FixSizeL2(256, 0.7, "keep_low"), "float64", 1e-5),
+    ],
+    ids=str,
+)
+def test_replay_equals_decoding_on_the_demo_model(genesis, policy, dtype, tolerance):
+    ids, load = genesis
+    model = load(dtype)
     difference = (replay(model, ids, policy) - decode(model, ids, policy).nll_nats).abs()
-    assert difference.max() < 1e-4
+    assert difference.max() < tolerance
 
 
 @pytest.mark.slow
 def test_prefixes_are_runs_of_their_own(genesis):
-    model, ids = genesis
-    policy = StreamingLLM(4, 252)
+    ids, load = genesis
+    model, policy = load("float32"), StreamingLLM(4, 252)
     assert (replay(model, ids, policy)[:399] - replay(model, ids[:400], policy)).abs().max() < 1e-4

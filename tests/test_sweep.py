@@ -23,7 +23,7 @@ from kvstream import load_model, parse_policy, replay
 from kvstream.command import parse_flags
 from kvstream.grid import Grid, expand
 from kvstream.policies import Axes, FixSizeL2, Full, RecentOnly, StreamingLLM
-from kvstream.sweep import divide
+from kvstream.sweep import Node, divide
 
 ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "sweeps" / "quick.py"
@@ -273,13 +273,17 @@ def test_what_cannot_run_is_said_before_a_model_loads(world, tmp_path, flags, wo
     ],
 )
 def test_cores_are_divided_so_that_all_are_busy(per_node, threads, cells, expected):
-    slots = divide("cpu", per_node, threads, cells)
+    slots = divide("cpu", nodes(per_node), threads, cells)
     assert (slots.threads, slots.count) == expected
 
 
 def test_more_threads_than_a_node_has_are_refused():
     with pytest.raises(ValueError, match=r"threads: 3 asked, the largest node has 2 CPUs"):
-        divide("cpu", [2, 2], 3, 10)
+        divide("cpu", nodes([2, 2]), 3, 10)
+
+
+def nodes(cores):
+    return [Node(str(place), count, 0, 1e9) for place, count in enumerate(cores)]
 
 
 def test_the_full_sweep_is_the_missions_grid():

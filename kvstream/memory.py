@@ -1,0 +1,87 @@
+"""Peak memory of some work above what was held before it. Knows nothing of caches.
+
+CUDA's allocator counts by itself. On a CPU the kernel's high-water mark of the process is used, which Linux lets one
+reset; where that is impossible (macOS) the work needs a process of its own, and on MPS the driver's total is sampled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+SAMPLE_S = 0.005
+
+
+def can_reset(device: str) -> bool:
+    """Whether the peak of this process can be measured from now on, work after work."""
+    return device != "cpu" or _reset_high_water()
+
+
+def peak_bytes(device: str, work: Callable[[], None]) -> int:
+    """Run `work` and return the most bytes it held at any moment beyond those held before."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    if device == "mps":
+        return _sampled(torch.mps.driver_allocated_memory, work)
+    _return_free_memory()
+    if _reset_high_water():
+        before = _status_bytes("VmRSS")
+        work()
+        return _status_bytes("VmHWM") - before
+    before = _max_rss()
+    work()
+    return _max_rss() - before
+
+
+def _sampled(read: Callable[[], int], work: Callable[[], None]) -> int:
+    before, peak, done = read(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(SAMPLE_S):
+            peak = max(peak, read())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    work()
+    done.set()
+    watcher.join()
+    return max(peak, read()) - before
+
+
+def _return_free_memory() -> None:
+    """Give freed pages back to the kernel, else the next work would reuse them unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _reset_high_water() -> bool:
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status_bytes(name: str) -> int:
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"{STATUS} has no {name}")
+
+
+def _max_rss() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

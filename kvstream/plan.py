@@ -1,0 +1,95 @@
+"""From a grid to its cells: resolves models, reads texts, checks what can be checked. Knows no Ray, loads no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvstream.grid import DTYPE_BYTES, Cell, Grid, LatencyCell, QualityCell
+from kvstream.models import ModelInfo, load_tokenizer, resolve
+from kvstream.policies import Full
+from kvstream.records import Records
+from kvstream.text import Document, load_documents
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model of the grid, with its documents tokenized (none where only latency is asked)."""
+
+    info: ModelInfo
+    documents: list[Document]
+
+
+def prepare(grid: Grid) -> list[Source]:
+    """Find the grid's models and texts. ValueError, with field, value and remedy, for what is missing or unfit."""
+    infos = [resolve(model) for model in grid.models]
+    deepest = max((layer for policy in grid.policies for layer in getattr(policy, "skip_layers", ())), default=0)
+    for info in infos:
+        if grid.lengths and not info.has_quality:
+            raise ValueError(
+                f"models: {info.spec!r} has random weights, so its perplexity means nothing; "
+                "give a trained model, or measure latency alone (sweeps/latency.py)"
+            )
+        if deepest >= info.num_layers:
+            raise ValueError(
+                f"skip_layers: {deepest} is not a layer of {info.spec!r}; give numbers from 0 to {info.num_layers - 1}"
+            )
+    return [Source(info, _documents(grid, info)) for info in infos]
+
+
+def _documents(grid: Grid, info: ModelInfo) -> list[Document]:
+    if not grid.lengths:
+        return []
+    return load_documents(grid.text, documents=grid.documents, tokens=grid.lengths[-1], tokenizer=load_tokenizer(info))
+
+
+def quality_cells(grid: Grid, sources: list[Source], device: str, dtype: str) -> list[QualityCell]:
+    """Model × document × policy, sorted by model."""
+    return [
+        QualityCell(source.info, device, dtype, policy, grid.text, document, grid.lengths)
+        for source in sources
+        for document in source.documents
+        for policy in grid.policies
+    ]
+
+
+def latency_cells(grid: Grid, sources: list[Source], device: str, dtype: str) -> list[LatencyCell]:
+    """Model × context × batch, sorted by model; each compares all policies, and full, whether named or not."""
+    policies = tuple(dict.fromkeys((Full(), *grid.policies)))
+    return [
+        LatencyCell(source.info, device, dtype, policies, context, batch, grid.repeats)
+        for source in sources
+        for context in grid.contexts
+        for batch in grid.batches
+    ]
+
+
+def check_memory(cells: list[LatencyCell], available_bytes: float) -> None:
+    """ValueError if a latency cell holds more than there is: weights, all caches at once, a prefill's working set."""
+    for cell in cells:
+        model = cell.model
+        weights = model.flops_per_token / 2 * DTYPE_BYTES[cell.dtype]
+        # DynamicCache's prefill takes the prompt at once: a few activations of four times the hidden size per token.
+        working = 16 * cell.batch * cell.context * model.hidden_size * DTYPE_BYTES[cell.dtype]
+        needed = 2 * weights + cell.kv_bytes_held + working
+        if needed > available_bytes:
+            raise ValueError(
+                f"contexts: {cell.context} × batch {cell.batch} of {model.spec!r} needs about {needed / 1e9:,.1f} GB "
+                f"with all policies side by side, {available_bytes / 1e9:,.1f} GB are available; "
+                "give shorter contexts, smaller batches or fewer policies"
+            )
+
+
+def describe(grid: Grid, question: str, cells: list[Cell], records: Records) -> None:
+    """Print the cells and what they would cost."""
+    finished = records.finished([cell.key for cell in cells])
+    print(question)
+    for cell in cells:
+        print(f"  {cell.key}  {cell}  {cell.tokens:,} tokens{'  finished' if cell.key in finished else ''}")
+    missing = [cell for cell in cells if cell.key not in finished]
+    tokens = sum(cell.tokens for cell in missing)
+    tflop = sum(cell.tokens * cell.model.flops_per_token for cell in missing) / 1e12
+    print(f"{grid.name}: {len(cells)} cells, {len(finished)} finished, {len(missing)} to do")
+    print(
+        f"cost: {tokens:,} tokens, {tflop:,.1f} TFLOP beside attention; "
+        f"at 50 GFLOP/s per CPU core, {tflop / 0.05 / 60:,.0f} core-minutes"
+    )

@@ -1,0 +1,215 @@
+"""Latency cells: what is sampled, in which order, by which definition; a prefill leaves the cache decoding would."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM
+from kvstream.grid import LatencyCell, Repeats
+from kvstream.latency import DYNAMIC, FULL_AGAIN, Measured, Progress, Protocol, Reload, contenders, evaluate, measure
+from kvstream.memory import can_reset, peak_bytes
+from kvstream.models import resolve
+from kvstream.plan import check_memory
+
+ROOT = Path(__file__).parent.parent
+POLICIES = (StreamingLLM(2, 6), RecentOnly(8, skip_layers=(1,)), FixSizeL2(8, 0.5, "keep_low"))
+PROTOCOL = Protocol(context=20, batch=2, prefills=3, rounds=6, steps=2)
+MODES = ["cache", "absolute", "frozen"]
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_neox):
+    """One measured cell of a tiny model."""
+    reload = Reload("none", "float32", 1, POLICIES)
+    told = list(evaluate(tiny_neox(), POLICIES, PROTOCOL, cell="c", device="cpu", reload=reload))
+    assert all(isinstance(item, Progress) and 0 <= item.share <= 1.001 for item in told[:-1])
+    assert isinstance(told[-1], Measured)
+    return told[-1]
+
+
+def test_every_contender_is_sampled_every_round_in_random_order(measured):
+    rows = measured.rows.to_pylist()
+    labels = {entry["label"] for entry in measured.contenders}
+    twins = {f"{policy} without eviction" for policy in POLICIES}
+    assert labels == {"full", FULL_AGAIN, DYNAMIC, *map(str, POLICIES)} | twins
+    steps = Counter((row["policy"], row["round"], row["step"]) for row in rows if row["phase"] == "step")
+    assert steps == Counter({(label, r, s): 1 for label in labels for r in range(6) for s in range(2)})
+    prefills = Counter((row["policy"], row["round"]) for row in rows if row["phase"] == "ttft")
+    assert prefills == Counter({(label, r): 1 for label in labels - twins for r in range(3)})
+    orders = set()
+    for number in range(6):
+        turns = {row["turn"]: row["policy"] for row in rows if row["phase"] == "step" and row["round"] == number}
+        assert sorted(turns) == list(range(len(labels)))
+        orders.add(tuple(turns[turn] for turn in sorted(turns)))
+    assert len(orders) == 6
+    assert all(row["seconds"] > 0 and row["cell"] == "c" for row in rows)
+
+
+def test_memory_is_computed_over_all_layers_and_measured(measured):
+    by_label = {entry["label"]: entry for entry in measured.contenders}
+    key = 2 * 64 * 2 * 4  # two texts; keys and values of 64 numbers of 4 bytes
+    assert by_label["full"]["kv_bytes"] == 3 * 20 * key
+    assert by_label[str(POLICIES[0])]["kv_bytes"] == 3 * 8 * key
+    assert by_label[str(POLICIES[1])]["kv_bytes"] == (8 + 20 + 8) * key
+    assert by_label[str(POLICIES[0])]["kv_bytes_allocated"] == 3 * 9 * key
+    assert by_label["full"]["kv_bytes_allocated"] == 3 * (20 + 3) * key
+    assert {label for label, entry in by_label.items() if entry["peak_bytes"] is None} == {
+        label for label, entry in by_label.items() if entry["role"] in ("again", "without eviction")
+    }
+
+
+class Sleeper:
+    """A contender with known costs."""
+
+    def __init__(self, label: str, prefill_s: float, step_s: float) -> None:
+        self.label, self.prefill_s, self.step_s = label, prefill_s, step_s
+
+    def start(self, prompt_BT: torch.Tensor) -> None:
+        time.sleep(self.prefill_s)
+
+    def step(self) -> None:
+        time.sleep(self.step_s)
+
+    def rewind(self) -> None:
+        time.sleep(0.02)  # must not be timed
+
+
+def test_samples_mean_what_the_definitions_say():
+    runners = [Sleeper("slow", 0.06, 0.012), Sleeper("fast", 0.03, 0.004)]
+    *_, rows = measure("c", runners, torch.zeros(1, 4), Protocol(4, 1, prefills=4, rounds=5, steps=3))
+    frame = rows.to_pandas()
+    for runner in runners:
+        own = frame[frame.policy == runner.label]
+        ttft, itl = own[own.phase == "ttft"].seconds, own[own.phase == "step"].seconds
+        assert (len(ttft), len(itl)) == (4, 15)
+        assert runner.prefill_s <= ttft.median() < runner.prefill_s + 0.01
+        assert runner.step_s <= itl.median() < runner.step_s + 0.005
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("skip", [(), (1,)], ids=["all layers", "layer 1 never evicts"])
+@pytest.mark.parametrize("length", [5, 9, 40])
+@pytest.mark.parametrize(
+    "policy",
+    [StreamingLLM(3, 5), StreamingLLM(0, 8), RecentOnly(1), *(FixSizeL2(8, 0.4, s) for s in ("keep_low", "random"))],
+    ids=str,
+)
+def test_a_prefill_leaves_the_cache_that_decoding_leaves(tiny_llama, tokens, policy, mode, skip, length):
+    from dataclasses import replace
+
+    model = tiny_llama(torch.float64)
+    policy = replace(policy, position=mode, skip_layers=skip)
+    ids = tokens(length)[None]
+    prefilled, decoded = KVStreamCache(model, policy), KVStreamCache(model, policy)
+    for chunk in ids.split(7, dim=1):
+        prefilled.hidden_states(model, chunk)
+    for token in ids.split(1, dim=1):
+        decoded.hidden_states(model, token)
+    for ours, theirs in zip(prefilled.layers, decoded.layers):
+        for one, other in zip(held(ours), held(theirs)):
+            assert torch.allclose(one, other, atol=1e-9)
+
+
+def held(layer):
+    """Token indices, keys and values that a layer keeps, by age, and its scores."""
+    if not hasattr(layer, "budget"):
+        return torch.arange(layer.seen), layer.keys[:, :, : layer.seen], layer.values[:, :, : layer.seen]
+    ring = [
+        layer._slot(token) for token in range(max(0, layer.seen - layer.recent), layer.seen) if token >= layer.sinks
+    ]
+    own = [*range(min(layer.sinks, layer.seen)), *ring]
+    index = layer.index_BHZ[:, :, : layer.members]
+    seats = layer.contested_at + index.argsort(-1)
+    spread = seats[..., None].expand(-1, -1, -1, layer.keys.shape[-1])
+    return (
+        index.sort(-1).values,
+        torch.cat((layer.keys[:, :, own], layer.keys.gather(2, spread)), 2),
+        torch.cat((layer.values[:, :, own], layer.values.gather(2, spread)), 2),
+        torch.cat((layer.score_BHS[:, :, own], layer.score_BHS.gather(2, seats)), 2) if layer.room else torch.zeros(1),
+    )
+
+
+def test_twins_hold_as_many_keys_and_never_evict(tiny_neox):
+    policies = (StreamingLLM(2, 6), RecentOnly(8, skip_layers=(1,)))
+    prompt = torch.ones(1, 20, dtype=torch.int64)
+    for runner in contenders(tiny_neox(), policies, Protocol(20, 1, 1, 1, 1))[-2:]:
+        runner.start(prompt)
+        for _ in range(5):
+            runner.step()
+        kept = [runner.policy.kept(layer, 20) for layer in range(3)]
+        assert [layer.seen - 1 for layer in runner.cache.layers] == kept
+
+
+def test_peak_memory_sees_what_was_held_for_a_moment():
+    if not can_reset("cpu"):
+        pytest.skip("this system cannot reset a process's peak memory; fresh processes are used instead")
+    floats = 40_000_000
+
+    def work() -> None:
+        torch.ones(floats).sum()
+
+    for _ in range(2):  # the second time, too, though the first freed as much
+        assert 0.95 * 4 * floats < peak_bytes("cpu", work) < 1.2 * 4 * floats
+
+
+def test_a_fresh_process_measures_where_the_peak_cannot_be_reset(monkeypatch, tiny_neox, tmp_path):
+    tiny_neox().save_pretrained(tmp_path)
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    monkeypatch.setattr("kvstream.latency.can_reset", lambda _: False)
+    policies = (RecentOnly(4),)
+    reload = Reload(str(tmp_path), "float32", 1, policies)
+    *_, result = evaluate(tiny_neox(), policies, Protocol(8, 1, 1, 1, 1), cell="c", device="cpu", reload=reload)
+    peaks = {entry["label"]: entry["peak_bytes"] for entry in result.contenders if entry["peak_bytes"] is not None}
+    assert set(peaks) == {"full", DYNAMIC, "recent_only(4)"}
+    assert all(peak >= 0 for peak in peaks.values())
+
+
+def test_a_context_beyond_memory_is_refused_with_the_estimate():
+    info = resolve("shape:pythia-70m")
+    cell = LatencyCell(info, "cpu", "float32", (Full(), RecentOnly(256)), 100_000, 4, Repeats())
+    with pytest.raises(
+        ValueError, match=r"contexts: 100000 × batch 4 .* needs about [\d.]+ GB .* 8.0 GB are available"
+    ):
+        check_memory([cell], 8e9)
+    check_memory([cell], 1e12)
+    assert cell.kv_bytes_held > 4 * 3 * 100_000 * 6 * 512 * 2 * 4
+
+
+def test_latency_cells_run_alone_after_the_others(tmp_path, tiny_neox):
+    out = tmp_path / "records"
+    command = [
+        sys.executable, str(ROOT / "sweeps" / "latency.py"), "--models", "shape:pythia-70m", "--device", "cpu",
+        "--policies", "streaming_llm", "--budgets", "16", "--contexts", "32,48", "--prefills", "1", "--rounds", "2",
+        "--out", str(out),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(path.read_text()) for path in sorted(out.glob("????????????????.json"))]
+    assert sorted(record["fields"]["context"] for record in records) == [32, 48]
+    spans = sorted((end - record["seconds"], end) for record in records for end in [written(record)])
+    assert spans[0][1] <= spans[1][0] + 1.5, "one at a time, to the second that records are dated by"
+    for record in records:
+        table = pq.read_table(out / record["file"])
+        assert table.num_rows == record["rows"]
+        assert record["fields"]["kind"] == "latency"
+        assert record["fields"]["threads"] >= 1
+        assert {"load_before", "load_after", "steal", "governor", "noisy"} <= set(record["fields"]["noise"])
+        assert np.isfinite(table["seconds"].to_numpy()).all()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert ", 0 to do" in again.stdout
+
+
+def written(record):
+    return datetime.fromisoformat(record["written_at"]).timestamp()
