@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 STAT = Path("/proc/stat")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 STEAL_LIMIT = 0.01  # share of processor time that a hypervisor gave to others
-IDLE_LIMIT = 0.25  # share of the cores that others may have kept busy before we start
+OTHERS_LIMIT = 0.1  # CPU cores that other processes kept busy
+
+
+@dataclass(frozen=True)
+class Processors:
+    """Processor time since boot, in seconds, over all cores; own: this process and its threads."""
+
+    busy: float
+    stolen: float
+    total: float
+    own: float
 
 
 @dataclass(frozen=True)
@@ -17,38 +28,43 @@ class Before:
     """The machine before a measurement."""
 
     load: float
-    jiffies: tuple[int, int] | None
+    seconds: float
+    processors: Processors | None
 
 
 def before() -> Before:
     """Look at the machine before a measurement starts."""
-    return Before(os.getloadavg()[0], _jiffies())
+    return Before(os.getloadavg()[0], time.monotonic(), _processors())
 
 
 def after(start: Before) -> dict[str, float | str | None]:
     """Describe what else the machine did since `start`: flat JSON values, `noisy` naming the reasons, or None."""
-    steal = None
-    if start.jiffies and (now := _jiffies()):
-        total = now[1] - start.jiffies[1]
-        steal = (now[0] - start.jiffies[0]) / total if total else 0.0
+    steal = others = None
+    if start.processors and (now := _processors()):
+        then = start.processors
+        steal = (now.stolen - then.stolen) / max(now.total - then.total, 1e-9)
+        busy_with_others = (now.busy - then.busy) - (now.own - then.own)
+        others = max(0.0, busy_with_others / max(time.monotonic() - start.seconds, 1e-9))
     reasons = []
     if steal is not None and steal > STEAL_LIMIT:
         reasons.append(f"{100 * steal:.1f} % of processor time stolen")
-    if start.load > IDLE_LIMIT * (os.cpu_count() or 1):
-        reasons.append(f"load {start.load:.1f} before the start")
+    if others is not None and others > OTHERS_LIMIT:
+        reasons.append(f"other processes used {others:.1f} CPU cores")
     return {
         "load_before": start.load,
         "load_after": os.getloadavg()[0],
         "steal": steal,
+        "others": others,
         "governor": GOVERNOR.read_text().strip() if GOVERNOR.exists() else None,
         "noisy": "; ".join(reasons) or None,
     }
 
 
-def _jiffies() -> tuple[int, int] | None:
-    """Stolen and total processor time since boot."""
+def _processors() -> Processors | None:
     try:
-        fields = [int(value) for value in STAT.read_text().splitlines()[0].split()[1:9]]
+        fields = STAT.read_text().splitlines()[0].split()[1:9]
+        user, nice, system, idle, waiting, hard, soft, stolen = (int(f) / os.sysconf("SC_CLK_TCK") for f in fields)
     except (OSError, ValueError, IndexError):
         return None
-    return fields[7], sum(fields)
+    busy = user + nice + system + hard + soft
+    return Processors(busy, stolen, busy + idle + waiting + stolen, sum(os.times()[:2]))

@@ -213,3 +213,17 @@ def test_latency_cells_run_alone_after_the_others(tmp_path, tiny_neox):
 
 def written(record):
     return datetime.fromisoformat(record["written_at"]).timestamp()
+
+
+def test_noise_tells_other_processes_from_ones_own():
+    from kvstream import noise
+
+    if not noise.STAT.exists():
+        pytest.skip("this system does not tell what its processors do")
+    before = noise.before()
+    spin = "import time; end = time.monotonic() + 1\nwhile time.monotonic() < end: pass"
+    subprocess.run([sys.executable, "-c", spin], check=True)
+    told = noise.after(before)
+    assert told["others"] > 0.5
+    assert "other processes used" in told["noisy"]
+    assert 0 <= told["steal"] <= 1
