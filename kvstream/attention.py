@@ -36,7 +36,8 @@ def scores(
     S = keys_BHSD.shape[2]
     queries = queries_BHGTD.reshape(B * H, G * T, D)
     keys = keys_BHSD.reshape(B * H, S, D).transpose(1, 2)
-    product = torch.bmm(queries, keys).view(B, H, G, T, S).mul_(scaling)
+    # beta=0 ignores the first argument: one pass for product and scaling.
+    product = torch.baddbmm(queries.new_empty(()), queries, keys, beta=0, alpha=scaling).view(B, H, G, T, S)
     return product if mask is None else product.masked_fill_(~mask.unsqueeze(-3), -torch.inf)
 
 

@@ -54,6 +54,9 @@ class BoundedLayer(Layer):
         self.values = torch.empty_like(self.keys)
         self.score_BHS = self._score(self.keys).zero_()
         self.index_BHZ = torch.zeros(B, H, self.room, dtype=torch.int64, device=key_states.device)
+        # Kept until the contested region changes: its keys rotated to their ranks, and the score a candidate must beat.
+        self.turned_BHZD: torch.Tensor | None = None
+        self.bar_BH1: torch.Tensor | None = None
         self.ranks = None
         if self.by_rank and self.room:
             table = self.clock.rope.at(torch.arange(self.budget + RANK_BLOCK + 1), key_states)
@@ -63,6 +66,16 @@ class BoundedLayer(Layer):
         self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
         return (self._step if k_BHTD.shape[2] == 1 else self._chunk)(q_BHGTD, k_BHTD, v_BHTD, scaling)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes allocated for keys and values, contested keys that are held rotated, too, included."""
+        return super().kv_bytes + (0 if self.turned_BHZD is None else self.turned_BHZD.nbytes)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        super().reorder_cache(beam_idx)
+        self.turned_BHZD = self.bar_BH1 = None
 
     def _slot(self, token: int) -> int:
         """Slot of a sink or of a token in the ring."""
@@ -75,72 +88,85 @@ class BoundedLayer(Layer):
     # One token, in place.
 
     def _step(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
-        token, slot = self.seen, self._slot(self.seen)
-        rotate = self.clock.rotation(token, 1, self.cap, k_BHTD)
-        self.keys[:, :, slot] = rotate(k_BHTD)[:, :, 0]
+        token, slot, G = self.seen, self._slot(self.seen), q_BHGTD.shape[2]
+        here = token if self.cap is None else min(token, self.cap)
+        there = min(token, self.budget)
+        q_BHGD = q_BHGTD[..., 0, :]
+        # One rotation for all: the queries and the key here and, where the older keys need it, the queries there.
+        both = self.by_rank and here != there and (self.sinks or self.room)
+        vectors = torch.cat((q_BHGD, k_BHTD, q_BHGD) if both else (q_BHGD, k_BHTD), dim=2)
+        rotated = self.clock.rotation_of((here,) * (G + 1) + (there,) * (G if both else 0), k_BHTD)(vectors)
+        recent_BHG1D, old_BHG1D = rotated[:, :, :G, None], rotated[:, :, G + 1 if both else 0 :][:, :, :G, None]
+        self.keys[:, :, slot] = rotated[:, :, G]
         self.values[:, :, slot] = v_BHTD[:, :, 0]
         if self.room:
             self.score_BHS[:, :, slot] = self._score(k_BHTD)[:, :, 0]
-        output = attend(self._visible(q_BHGTD, rotate(q_BHGTD), scaling))
+        end = min(token + 1, self.contested_at) + self.members
+        visible = self._visible(recent_BHG1D, old_BHG1D if both else None, scaling)
+        output = attend([Part(visible, self.values[:, :, :end])])
         if self.room and token - self.recent >= self.sinks:
             self._offer(token)
         return output
 
-    def _visible(self, q_BHGTD: torch.Tensor, rotated_BHGTD: torch.Tensor, scaling: float) -> list[Part]:
+    def _visible(self, recent_BHG1D: torch.Tensor, old_BHG1D: torch.Tensor | None, scaling: float) -> torch.Tensor:
         """Score all filled slots for the newest token, region by region where their positions differ."""
         ring_end = min(self.seen + 1, self.contested_at)
         end = ring_end + self.members
-
-        def part(queries: torch.Tensor, start: int, stop: int) -> Part:
-            return Part(scores(queries, self.keys[:, :, start:stop], scaling), self.values[:, :, start:stop])
-
-        if not self.by_rank or not (self.sinks or self.members):
-            return [part(rotated_BHGTD, 0, end)]
+        if not (self.ranks and self.members) and old_BHG1D is None:
+            return scores(recent_BHG1D, self.keys[:, :, :end], scaling)
+        old_BHG1D = recent_BHG1D if old_BHG1D is None else old_BHG1D
         sinks = min(self.sinks, ring_end)
-        old_BHGTD = self.clock.rotation(self.seen, 1, self.budget, q_BHGTD)(q_BHGTD)
-        parts = [part(old_BHGTD, 0, sinks)] if sinks else []
-        if ring_end > sinks:
-            parts.append(part(rotated_BHGTD, sinks, ring_end))
+        regions = [(old_BHG1D, self.keys[:, :, :sinks]), (recent_BHG1D, self.keys[:, :, sinks:ring_end])]
         if self.ranks and self.members:
-            rank_BHZ = self.sinks + self.index_BHZ[:, :, : self.members].argsort(-1).argsort(-1)
-            keys = self.ranks.table.pick(rank_BHZ)(self.keys[:, :, ring_end:end])
-            parts.append(Part(scores(old_BHGTD, keys, scaling), self.values[:, :, ring_end:end]))
-        return parts
+            if self.turned_BHZD is None:  # ranks have changed
+                rank_BHZ = self.sinks + self.index_BHZ[:, :, : self.members].argsort(-1).argsort(-1)
+                self.turned_BHZD = self.ranks.table.pick(rank_BHZ)(self.keys[:, :, ring_end:end])
+            regions.append((old_BHG1D, self.turned_BHZD))
+        return torch.cat([scores(queries, keys, scaling) for queries, keys in regions if keys.shape[2]], dim=-1)
 
     def _offer(self, token: int) -> None:
         """Let the token that just lost its protection take a free seat, or that of the one who leaves."""
         candidate = token - self.recent
         source = self._slot(candidate)
         if self.members < self.room:
-            target_BH = self.index_BHZ.new_full(self.index_BHZ.shape[:2], self.contested_at + self.members)
+            seat_BH1 = self.index_BHZ.new_full((*self.index_BHZ.shape[:2], 1), self.members)
+            stays_BH1 = torch.ones_like(seat_BH1, dtype=torch.bool)
             self.members += 1
         else:
-            target_BH = self._leaver(token, source)
+            stays_BH1, seat_BH1 = self._verdict(token, source)
+        if self.device.type == "cpu" and not stays_BH1.any():  # on other devices, to ask would be to wait
+            return
+        self.turned_BHZD = self.bar_BH1 = None
         key_BH1D = self.keys[:, :, source : source + 1].clone()
         if self.by_rank:
             key_BH1D = self.clock.rope.at(torch.tensor([-candidate]), key_BH1D)(key_BH1D)
         # A candidate that leaves at once is written onto itself: its slot is the next to be overwritten.
-        place_BH1D = target_BH[:, :, None, None].expand_as(key_BH1D)
+        target_BH1 = torch.where(stays_BH1, self.contested_at + seat_BH1, source)
+        place_BH1D = target_BH1[..., None].expand_as(key_BH1D)
         self.keys.scatter_(2, place_BH1D, key_BH1D)
         self.values.scatter_(2, place_BH1D, self.values[:, :, source : source + 1].clone())
-        self.score_BHS.scatter_(2, target_BH[..., None], self.score_BHS[:, :, source : source + 1].clone())
-        seat_BH1 = (target_BH[..., None] - self.contested_at).clamp(min=0)
-        index_BH1 = torch.where(target_BH[..., None] == source, self.index_BHZ.gather(2, seat_BH1), candidate)
+        self.score_BHS.scatter_(2, target_BH1, self.score_BHS[:, :, source : source + 1].clone())
+        index_BH1 = torch.where(stays_BH1, candidate, self.index_BHZ.gather(2, seat_BH1))
         self.index_BHZ.scatter_(2, seat_BH1, index_BH1)
 
-    def _leaver(self, token: int, source: int) -> torch.Tensor:
-        """Find the slot, per row, of the one that leaves a full region: a contested slot, or `source` itself."""
+    def _verdict(self, token: int, source: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decide per row whether the candidate in slot `source` stays, and whose seat it takes: both of shape (B, H, 1).
+
+        The same rule as `contest.leaving_offers`, for one step.
+        """
         B, H, Z = self.index_BHZ.shape
         draws_HT = self.policy.draws(self.layer, H, range(token, token + 1))
         if draws_HT is not None:
             rank_BH1 = torch.from_numpy(draws_HT).to(self.device).expand(B, H, 1)
-            seat_BH = self.index_BHZ.argsort(-1).gather(2, rank_BH1.clamp(max=Z - 1))[..., 0]
-            return torch.where(rank_BH1[..., 0] < Z, self.contested_at + seat_BH, source)
-        held_BHZ, new_BH1 = self.score_BHS[:, :, self.contested_at :], self.score_BHS[:, :, source, None]
-        lowest_BH1 = torch.minimum(held_BHZ.min(-1, keepdim=True).values, new_BH1)
-        equal_BH1 = lowest_BH1 + lowest_BH1.abs() * tie(held_BHZ.dtype)
-        seat_BH = torch.where(held_BHZ <= equal_BH1, self.index_BHZ, -1).argmax(-1)
-        return torch.where((new_BH1 > equal_BH1)[..., 0], self.contested_at + seat_BH, source)
+            return rank_BH1 < Z, self.index_BHZ.argsort(-1).gather(2, rank_BH1.clamp(max=Z - 1))
+        held_BHZ = self.score_BHS[:, :, self.contested_at :]
+        if self.bar_BH1 is None:
+            lowest_BH1 = held_BHZ.min(-1, keepdim=True).values
+            self.bar_BH1 = lowest_BH1 + lowest_BH1.abs() * tie(held_BHZ.dtype)
+        stays_BH1 = self.score_BHS[:, :, source : source + 1] > self.bar_BH1
+        if self.device.type == "cpu" and not stays_BH1.any():
+            return stays_BH1, stays_BH1
+        return stays_BH1, torch.where(held_BHZ <= self.bar_BH1, self.index_BHZ, -1).argmax(-1, keepdim=True)
 
     # Many tokens, exactly as one by one.
 
@@ -248,6 +274,7 @@ class BoundedLayer(Layer):
         self.keys[:, :, ring] = keys_BHSD[:, :, tokens - kept :]
         self.values[:, :, ring] = values_BHSD[:, :, tokens - kept :]
         self.score_BHS[:, :, ring] = score_BHS[:, :, tokens - kept :]
+        self.turned_BHZD = self.bar_BH1 = None
         if contested:
             keys_BHZD, values_BHZD, score_BHZ, index_BHZ = contested.survivors()
             self.members = index_BHZ.shape[2]

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from kvstream.cache import KVStreamCache
 from kvstream.policies import Policy
 from kvstream.replaying import one_text, score
+from kvstream.thin import all_cores
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,13 @@ def decode(model: PreTrainedModel, input_ids: torch.Tensor, policy: Policy) -> D
     ids_1T = one_text(input_ids)
     cache = KVStreamCache(model, policy, capacity=ids_1T.shape[1])
     nll, seconds = [], []
-    for token in range(ids_1T.shape[1] - 1):
-        started = time.perf_counter()
-        hidden = cache.hidden_states(model, ids_1T[:, token : token + 1])
-        nll.append(score(model, hidden[0], ids_1T[0, token + 1 : token + 2]).nll_nats)
-        _wait_for(ids_1T.device)
-        seconds.append(time.perf_counter() - started)
+    with all_cores(model):
+        for token in range(ids_1T.shape[1] - 1):
+            started = time.perf_counter()
+            hidden = cache.hidden_states(model, ids_1T[:, token : token + 1])
+            nll.append(score(model, hidden[0], ids_1T[0, token + 1 : token + 2]).nll_nats)
+            _wait_for(ids_1T.device)
+            seconds.append(time.perf_counter() - started)
     return Decoded(nll_nats=torch.cat(nll), step_s=torch.tensor(seconds, dtype=torch.float64))
 
 

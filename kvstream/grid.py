@@ -27,7 +27,7 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # The modules that decide numbers: a change in one of them makes every cell a new one.
 ENGINE = ("attention", "bounded", "cache", "contest", "layer", "replaying", "rope", "weights")
 QUALITY = (*ENGINE, "quality", "text")
-LATENCY = (*ENGINE, "latency", "memory", "noise")
+LATENCY = (*ENGINE, "latency", "memory", "noise", "thin")
 
 
 @dataclass(frozen=True)

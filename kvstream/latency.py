@@ -38,6 +38,7 @@ from kvstream.memory import can_reset, peak_bytes
 from kvstream.models import load_model
 from kvstream.policies import BoundedPolicy, Full, Policy
 from kvstream.replaying import CHUNK_SIZE
+from kvstream.thin import all_cores
 
 FULL_AGAIN = "full (again)"
 DYNAMIC = "DynamicCache"
@@ -106,7 +107,7 @@ class Contender:
     def start(self, prompt_BT: torch.Tensor) -> None:
         """Prefill the prompt and choose the first token."""
         self.cache = self._new_cache()
-        self.token_B1 = self._next(self._prefill(prompt_BT))
+        self.token_B1 = self._next(self._prefill(prompt_BT[:, : self.protocol.context]))
 
     def step(self) -> None:
         """Choose the next token."""
@@ -142,7 +143,9 @@ class Contender:
         keys = [layer.keys for layer in self.cache.layers]
         kept = sum(self.policy.kept(layer, self.protocol.context) for layer in range(len(keys)))
         key_bytes = keys[0].shape[0] * keys[0].shape[1] * keys[0].shape[3] * keys[0].element_size()
-        allocated = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
+        allocated = sum(
+            getattr(layer, "kv_bytes", layer.keys.nbytes + layer.values.nbytes) for layer in self.cache.layers
+        )
         return {"kv_bytes": 2 * kept * key_bytes, "kv_bytes_allocated": allocated}
 
     def _new_cache(self) -> Any:
@@ -195,7 +198,7 @@ class HeldContender(PolicyContender):
     def start(self, prompt_BT: torch.Tensor) -> None:
         """Fill the cache with what the prompt's first tokens leave, layer by layer to the policy's own size."""
         self.kept = [
-            self.policy.kept(layer, prompt_BT.shape[1]) for layer in range(self.model.config.num_hidden_layers)
+            self.policy.kept(layer, self.protocol.context) for layer in range(self.model.config.num_hidden_layers)
         ]
         self.cache = KVStreamCache(self.model, Full(), capacity=max(self.kept) + 1)
         self.token_B1 = self._next(self._prefill(prompt_BT[:, : max(self.kept)]))
@@ -283,7 +286,7 @@ def measure(
         synchronize()
         return time.perf_counter() - started
 
-    with _undisturbed():
+    with _undisturbed(), all_cores(runners[0].model):
         for runner in runners:  # warm-up: code paths, allocator, caches; nothing of it is kept
             yield Progress(done / total, f"warm-up, {runner.label}")
             runner.start(prompt_BT)

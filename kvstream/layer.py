@@ -25,16 +25,24 @@ class Clock:
     def __init__(self, rope: Rope) -> None:
         self.rope = rope
         self.model_rotates = True
-        self._rotations: dict[tuple[int, int, int | None], Rotation] = {}
+        self._rotations: dict[tuple[int | str | None, ...], Rotation] = {}
 
     def rotation(self, start: int, length: int, cap: int | None, like: torch.Tensor) -> Rotation:
         """Rotate to positions start … start + length − 1, none above `cap`."""
-        key = start, length, cap
+        positions = torch.arange(start, start + length)
+        return self._remember(
+            ("span", start, length, cap), positions if cap is None else positions.clamp(max=cap), like
+        )
+
+    def rotation_of(self, positions: tuple[int, ...], like: torch.Tensor) -> Rotation:
+        """Rotate to these positions."""
+        return self._remember(positions, positions, like)
+
+    def _remember(self, key: tuple[int | str | None, ...], positions: Any, like: torch.Tensor) -> Rotation:
         if key not in self._rotations:
             if len(self._rotations) == 8:  # a call needs two or three, and the next call others
                 self._rotations.clear()
-            positions = torch.arange(start, start + length)
-            self._rotations[key] = self.rope.at(positions if cap is None else positions.clamp(max=cap), like)
+            self._rotations[key] = self.rope.at(torch.as_tensor(positions), like)
         return self._rotations[key]
 
 
@@ -155,18 +163,21 @@ class UnboundedLayer(Layer):
         T = k_BHTD.shape[2]
         start, stop = self.seen, self.seen + T
         self._reserve(stop)
+        self.values[:, :, start:stop] = v_BHTD
+        if T == 1:
+            G = q_BHGTD.shape[2]
+            rotated = self.clock.rotation_of((start,), k_BHTD)(torch.cat((q_BHGTD[..., 0, :], k_BHTD), dim=2))
+            self.keys[:, :, start] = rotated[:, :, G]
+            visible = scores(rotated[:, :, :G, None], self.keys[:, :, :stop], scaling)
+            return attend([Part(visible, self.values[:, :, :stop])])
         rotate = self.clock.rotation(start, T, None, k_BHTD)
         q_BHGTD = rotate(q_BHGTD)
         self.keys[:, :, start:stop] = rotate(k_BHTD)
-        self.values[:, :, start:stop] = v_BHTD
         outputs = []
         for low, high in blocks(T):
             keys, values = self.keys[:, :, : start + high], self.values[:, :, : start + high]
-            mask = None
-            if T > 1:
-                mask = torch.arange(start + high, device=keys.device) <= torch.arange(
-                    start + low, start + high, device=keys.device
-                ).unsqueeze(-1)
+            key_S = torch.arange(start + high, device=keys.device)
+            mask = key_S <= key_S[start + low :, None]
             outputs.append(attend([Part(scores(q_BHGTD[:, :, :, low:high], keys, scaling, mask), values)]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
 

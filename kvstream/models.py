@@ -162,7 +162,7 @@ def _fetch(spec: str, repo: str, revision: str, *, weights: bool) -> Path:
         enough=enough,
         check=lambda names: checkpoint.require_safetensors(spec, names),
         field="models",
-        remedy=f"use --models {demo.NAME} or a local directory",
+        remedy=f"run offline with --models {demo.NAME} --text kjv, or give local directories",
         quick=not weights,
     )
 

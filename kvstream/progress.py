@@ -56,13 +56,15 @@ class Reporter:
         else:
             print(line, flush=True)
 
-    def inside(self, what: str, share: float) -> None:
+    def inside(self, cell: str, what: str, share: float) -> None:
         """Report how far a long cell is: at once in a terminal, every half minute in a log."""
         elapsed = time.monotonic() - self.last
-        left = f", {_duration(elapsed * (1 - share) / share)} left in this cell" if share > 0 else ""
-        if self.bar or time.monotonic() - self.said > LOG_S:
+        left = f"{_duration(elapsed * (1 - share) / share)} left" if share > 0 else "starting"
+        if self.bar:
+            self.say(f"{left}, {what}")
+        elif time.monotonic() - self.said > LOG_S:
             self.said = time.monotonic()
-            self.say(f"{what}{left}")
+            self.say(f"{cell}: {left}, {what}")
 
     def _seconds_left(self) -> float:
         elapsed = time.monotonic() - self.started

@@ -247,7 +247,7 @@ class Fleet:
                     unfinished += self._failed(cell, error, attempt, waiting)
                 else:
                     if not isinstance(told, tuple):
-                        self.reporter.inside(f"{cell}, {told.what}", told.share)
+                        self.reporter.inside(str(cell), told.what, told.share)
                         continue
                     self._timed(cell, *told, threads=self.slots.asked_threads or node.cores)
                 del running[stream]

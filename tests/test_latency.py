@@ -74,6 +74,7 @@ class Sleeper:
 
     def __init__(self, label: str, prefill_s: float, step_s: float) -> None:
         self.label, self.prefill_s, self.step_s = label, prefill_s, step_s
+        self.model = torch.nn.Identity()
 
     def start(self, prompt_BT: torch.Tensor) -> None:
         time.sleep(self.prefill_s)
