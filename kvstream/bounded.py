@@ -150,7 +150,7 @@ class BoundedLayer(Layer):
         self.index_BHZ.scatter_(2, seat_BH1, index_BH1)
 
     def _verdict(self, token: int, source: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decide per row whether the candidate in slot `source` stays, and whose seat it takes: both of shape (B, H, 1).
+        """Decide per row whether the candidate in slot `source` stays, and whose seat it takes: both (B, H, 1).
 
         The same rule as `contest.leaving_offers`, for one step.
         """
