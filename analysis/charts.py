@@ -9,11 +9,12 @@ from typing import Any
 
 import altair as alt
 
+from analysis import speed_charts
 from analysis.marks import (
     Figure,
     Panel,
     Row,
-    beside,
+    forest,
     groups,
     heading,
     legend_of,
@@ -64,41 +65,23 @@ def budget(rows: list[Row]) -> Figure:
 
 def cross_method(rows: list[Row]) -> Figure:
     """Forest plot: one panel per budget, the ratio to full with its spread."""
-    legend = legend_of(row["series"] for row in rows)
-    scale = scales(legend)
     ends = [
         row[name] for row in rows for name in ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high") if row[name] is not None
     ]
     low, high = min([1.0, *ends]), max(ends)
     room = max((high / low) ** 0.04, 1.005)
     across = alt.Scale(type="log", domain=[low / room, high * room], nice=False)
-    ticks = log_ticks([low, high])
-    x = alt.X(
-        "ppl_ratio:Q",
-        title="perplexity ÷ full's (log scale)",
-        scale=across,
-        axis=alt.Axis(values=ticks, format="~g", grid=True),
-    )
+    axis = alt.Axis(values=log_ticks([low, high]), format="~g", grid=True)
+    x = alt.X("ppl_ratio:Q", title="perplexity ÷ full's (log scale)", scale=across, axis=axis)
+    tooltip = tips(("policy:N", "policy", ""), CORPUS, CHANGE, ("spread:N", "whisker", ""))
     panels = []
     for (setting, size), mine in groups(rows, "setting", "budget"):
-        names = [row["series"] for row in mine]
-        y = alt.Y(
-            "series:N", title=None, sort=names, axis=alt.Axis(labelLimit=240, domain=False, ticks=False, labelPadding=8)
-        )
-        data = values({**row, "label": change(row["ppl_change_percent"])} for row in mine)
-        base = alt.Chart(data).encode(y=y, color=alt.Color("series:N", scale=scale["color"], legend=None))
-        line = (
-            alt.Chart(values([{"one": 1}]))
-            .mark_rule(color="#868b94", strokeDash=[5, 3], strokeWidth=1.5)
-            .encode(x="one:Q")
-        )
-        whisker = base.mark_rule(strokeWidth=2).encode(x=alt.X("ppl_ratio_low:Q", scale=across), x2="ppl_ratio_high:Q")
-        point = base.mark_point(filled=True, size=95, opacity=1).encode(
-            x=x,
-            shape=alt.Shape("series:N", scale=scale["shape"], legend=None),
-            tooltip=tips(("policy:N", "policy", ""), CORPUS, CHANGE, ("spread:N", "whisker", "")),
-        )
-        layers = [line, whisker, point, *beside(data.values, y, across, (low * high) ** 0.5)]
+        placed = [
+            {**row, "low": row["ppl_ratio_low"], "high": row["ppl_ratio_high"],
+             "label": change(row["ppl_change_percent"])}
+            for row in mine
+        ]  # fmt: skip
+        layers = forest(placed, "ppl_ratio", x, across, (low * high) ** 0.5, 1, tooltip)
         about = "perplexity of each method as a multiple of the full cache's, best first"
         panels.append(panel(heading(rows, setting, size), layers, about, 30 * len(mine)))
     return Figure(panels, [], most_budgets(rows))
@@ -231,6 +214,7 @@ def position_modes(rows: list[Row]) -> Figure:
 
 
 FIGURES: dict[str, tuple[str, Callable[[list[Row]], Figure]]] = {
+    "tradeoff": ("tradeoff", speed_charts.tradeoff),
     "budget": ("budget", budget),
     "cross_method": ("cross_method", cross_method),
     "position": ("position", position),
@@ -238,6 +222,12 @@ FIGURES: dict[str, tuple[str, Callable[[list[Row]], Figure]]] = {
     "start_size": ("start_size", start_size),
     "length": ("length", length),
     "position_modes": ("position_modes", position_modes),
+    "tpot": ("context", speed_charts.tpot),
+    "ttft": ("context", speed_charts.ttft),
+    "eviction": ("eviction", speed_charts.eviction),
+    "throughput": ("throughput", speed_charts.throughput),
+    "kv_memory": ("context", speed_charts.kv_memory),
+    "peak_memory": ("context", speed_charts.peak_memory),
 }
 
 

@@ -1,7 +1,8 @@
 """A locked-down DuckDB over checked records, and the only way to run a query from `queries/`.
 
-The connection reads the given folder and nothing else. Tables: `commits` and `environment` from the commit records,
-`published` from other people's numbers, then `cells`, `prefixes`, `documents`, `intervals`, `main`; view: `tokens`.
+The connection reads the given folder and nothing else. Tables from the commit records: `commits` (quality),
+`latency_commits`, `contenders`, `environment`; `published_*` from other people's numbers; then the prepared queries and
+`intervals`, `round_intervals` from the statistics. Raw rows: `tokens` (quality) and `samples` (latency).
 """
 
 import re
@@ -12,12 +13,19 @@ import duckdb
 import pyarrow as pa
 import pyarrow.csv
 
-from analysis.records import FIELDS, Records
+from analysis.records import CONTENDER, FIELDS, NOISE, Records
+from analysis.rounds import round_intervals
 from analysis.stats import intervals
 
 QUERIES = Path(__file__).parent / "queries"
 PUBLISHED = Path(__file__).parent / "published"
-PREPARED = ("cells", "prefixes", "documents")
+PREPARED = ("policies", "settings", "focus", "cells", "prefixes", "documents", "latency_cells", "rounds")
+# What a folder without cells of a kind reads instead of their files.
+NO_ROWS = {
+    "tokens": "''::VARCHAR AS cell, 0::INTEGER AS position, 0::FLOAT AS nll_nats, false AS correct",
+    "samples": "''::VARCHAR AS cell, ''::VARCHAR AS policy, ''::VARCHAR AS phase, 0::INTEGER AS round, "
+    "0::DOUBLE AS seconds",
+}
 
 
 def sql(name: str) -> str:
@@ -38,23 +46,34 @@ def rows(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any
 def open_database(records: Records, within: float) -> duckdb.DuckDBPyConnection:
     """Load `records` into DuckDB, lock it, prepare the tables of `queries/`; `within` is the answer's PPL tolerance."""
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
-    load(connection, "commits", commits_table(records))
+    load(connection, "commits", commits_table(records, "quality"))
+    load(connection, "latency_commits", commits_table(records, "latency"))
+    load(connection, "contenders", contenders_table(records))
     load(connection, "environment", environment_table(records))
     for path in sorted(PUBLISHED.glob("*.csv")):
         load(connection, f"published_{path.stem}", pyarrow.csv.read_csv(path))
     connection.execute("SET VARIABLE within = ?::DOUBLE", [within])
-    connection.execute("SET VARIABLE files = ?", [[literal_path(path) for path in records.files]])
+    files = {"tokens": records.files(records.quality), "samples": records.files(records.latency)}
+    for name, paths in files.items():
+        connection.execute(f"SET VARIABLE {name}_files = ?", [[literal_path(path) for path in paths]])
     # DuckDB checks the pattern and the file it finds, so both spellings of the folder are allowed.
     allowed = ", ".join(quoted(name) for name in (str(records.folder.resolve()), literal_path(records.folder)))
     connection.execute(f"SET allowed_directories = [{allowed}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
-    connection.execute("CREATE VIEW tokens AS SELECT * FROM read_parquet(getvariable('files'))")
+    for name, paths in files.items():
+        source = (
+            f"SELECT * FROM read_parquet(getvariable('{name}_files'))" if paths else f"SELECT {NO_ROWS[name]} LIMIT 0"
+        )
+        connection.execute(f"CREATE VIEW {name} AS {source}")
     for name in PREPARED:
         connection.execute(f"CREATE TABLE {name} AS {sql(name)}")
     documents = connection.sql("FROM documents ORDER BY setting, policy, length, document").to_arrow_table()
     load(connection, "intervals", intervals(documents.to_pylist()))
-    connection.execute(f"CREATE TABLE main AS {sql('main')}")
+    rounds = connection.sql("FROM rounds ORDER BY cell, phase, label, round").to_arrow_table()
+    load(connection, "round_intervals", round_intervals(rounds.to_pylist()))
+    for name in ("main", "answer", "noise", "latency", "pairs"):
+        connection.execute(f"CREATE TABLE {name} AS {sql(name)}")
     return connection
 
 
@@ -75,20 +94,27 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def commits_table(records: Records) -> pa.Table:
-    """One row per finished cell: the fields of the contract, its key, and whether the sweep's plan names it."""
+def commits_table(records: Records, kind: str) -> pa.Table:
+    """One row per finished cell of a kind: the contract's fields, its key, and whether the sweep's plan names it."""
     names = [("cell", pa.string()), ("written_at", pa.string()), ("planned", pa.bool_())]
-    schema = pa.schema([*names, *FIELDS.items()])
+    noise = NOISE if kind == "latency" else {}
     planned = set(records.sweep.get("cells", []))
     found = [
         {
             **commit["fields"],
+            **{name: commit["fields"]["noise"].get(name) for name in noise},
             **{name: commit.get(name) for name in ("cell", "written_at")},
             "planned": commit["cell"] in planned,
         }
-        for commit in records.commits
+        for commit in (records.latency if kind == "latency" else records.quality)
     ]
-    return pa.Table.from_pylist(found, schema=schema)
+    return pa.Table.from_pylist(found, schema=pa.schema([*names, *FIELDS[kind].items(), *noise.items()]))
+
+
+def contenders_table(records: Records) -> pa.Table:
+    """One row per latency cell and contender."""
+    found = [{"cell": commit["cell"], **one} for commit in records.latency for one in commit["fields"]["contenders"]]
+    return pa.Table.from_pylist(found, schema=pa.schema([("cell", pa.string()), *CONTENDER.items()]))
 
 
 def environment_table(records: Records) -> pa.Table:

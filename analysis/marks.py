@@ -3,6 +3,7 @@
 Knows the theme and nothing of policies or queries.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -115,16 +116,23 @@ def log_ticks(numbers: Iterable[float]) -> list[float]:
             break
     if len(inside) >= 3:
         return inside
-    return sorted({round(low * (high / low) ** (part / 4), 2 if low < 100 else 0) for part in range(5)})
+    power = 10.0 ** math.floor(math.log10(max(high - low, 1e-9)))
+    for step in (power * part for part in (1, 0.5, 0.2, 0.1)):
+        inside = [round(step * place, 9) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        if len(inside) >= 3:
+            break
+    return inside[:: max(1, len(inside) // 6)]
 
 
-def log_y(field: str, title: str, rows: list[Row]) -> alt.Y:
-    """A log axis just around the data."""
+def log_y(field: str, title: str, rows: list[Row], least: float = 1) -> alt.Y:
+    """A log axis just around the data, its ends at least a factor of `least` apart: noise should not fill a panel."""
     numbers = [row[field] for row in rows if row[field] is not None and row[field] > 0]
     low, high = min(numbers), max(numbers)
+    if high < least * low:
+        low, high = (low * high / least) ** 0.5, (low * high * least) ** 0.5
     room = max((high / low) ** 0.08, 1.01)
     scale = alt.Scale(type="log", domain=[low / room, high * room], nice=False)
-    return alt.Y(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=log_ticks(numbers), format="~g"))
+    return alt.Y(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=log_ticks([low, high]), format="~g"))
 
 
 def log2_x(field: str, title: str, rows: list[Row]) -> alt.X:
@@ -137,6 +145,13 @@ def log2_x(field: str, title: str, rows: list[Row]) -> alt.X:
 def tips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:
     """Tooltips from (field with type, title, number format)."""
     return [alt.Tooltip(name, title=title, format=form or alt.Undefined) for name, title, form in fields]
+
+
+def rings(rows: list[Row], x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """A ring around each point that was measured on a busy machine."""
+    noisy = [row for row in rows if row["noisy"]]
+    ring = alt.Chart(values(noisy)).mark_point(size=230, filled=False, stroke=MUTED, strokeWidth=1, opacity=0.8)
+    return [ring.encode(x=x, y=y, tooltip=tips(("noisy:N", "noisy", "")))] if noisy else []
 
 
 def panel(title: str, layers: list[alt.Chart], description: str, height: int = HEIGHT) -> Panel:
@@ -162,13 +177,40 @@ def sparse(rows: list[Row]) -> list[Row]:
     return found
 
 
-def beside(rows: list[Row], y: alt.Y, across: alt.Scale, middle: float) -> list[alt.Chart]:
+def beside(rows: list[Row], field: str, y: alt.Y, across: alt.Scale, middle: float) -> list[alt.Chart]:
     """The labels of a forest plot, on the roomier side of the whisker, neither covering it nor leaving the panel."""
     found = []
-    sides: tuple[tuple[str, Literal["left", "right"], int], ...]
-    sides = (("ppl_ratio_high", "left", 9), ("ppl_ratio_low", "right", -9))
+    sides: tuple[tuple[str, Literal["left", "right"], int], ...] = (("high", "left", 9), ("low", "right", -9))
     for end, align, shift in sides:
-        mine = [row for row in rows if (row["ppl_ratio"] <= middle) == (align == "left")]
+        mine = [row for row in rows if (row[field] <= middle) == (align == "left")]
         text = alt.Chart(values(mine)).mark_text(align=align, dx=shift, color=INK)
         found += [text.encode(y=y, x=alt.X(f"{end}:Q", scale=across), text="label:N")] if mine else []
     return found
+
+
+def forest(
+    rows: list[Row],
+    field: str,
+    x: alt.X,
+    across: alt.Scale,
+    middle: float,
+    origin: float | None,
+    tooltip: list[alt.Tooltip],
+) -> list[alt.Chart]:
+    """A point per series, its whisker from `low` to `high`, its `label`; and a rule at `origin`, if any."""
+    scale = scales(legend_of(row["series"] for row in rows))
+    # Where nothing is known of the spread, the label stands beside the point.
+    placed = [row | {end: row[field] if row[end] is None else row[end] for end in ("low", "high")} for row in rows]
+    y = alt.Y(
+        "series:N",
+        title=None,
+        sort=[row["series"] for row in rows],
+        axis=alt.Axis(labelLimit=240, domain=False, ticks=False, labelPadding=8),
+    )
+    line = alt.Chart(values([{"origin": origin}])).mark_rule(color="#868b94", strokeDash=[5, 3], strokeWidth=1.5)
+    base = alt.Chart(values(placed)).encode(y=y, color=alt.Color("series:N", scale=scale["color"], legend=None))
+    whisker = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=across), x2="high:Q")
+    shape = alt.Shape("series:N", scale=scale["shape"], legend=None)
+    point = base.mark_point(filled=True, size=95, opacity=1).encode(x=x, shape=shape, tooltip=tooltip)
+    around = [] if origin is None else [line.encode(x="origin:Q")]
+    return [*around, whisker, point, *beside(placed, field, y, across, middle)]

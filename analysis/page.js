@@ -1,4 +1,4 @@
-// Draws the charts from the specs in the page, sorts tables, and filters the main table by length and text.
+// Draws the charts from the specs in the page, sorts tables, and filters the long tables by length and text.
 "use strict";
 for (const place of document.querySelectorAll("[data-spec]")) {
   const spec = JSON.parse(document.getElementById(place.dataset.spec).textContent);
@@ -22,17 +22,20 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   }
 }
-const results = document.getElementById("results");
-const length = document.getElementById("pick-length");
-const words = document.getElementById("pick-words");
-const filter = () => {
-  const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
-  for (const row of results.tBodies[0].rows) {
-    const text = row.textContent.toLowerCase();
-    const right = length.value === "longest" ? row.dataset.longest === "yes" : row.dataset.length === length.value;
-    row.hidden = !right || !wanted.every((word) => text.includes(word));
-  }
-};
-length.addEventListener("input", filter);
-words.addEventListener("input", filter);
-filter();
+for (const controls of document.querySelectorAll(".controls")) {
+  const body = document.getElementById(controls.dataset.table).tBodies[0];
+  const length = controls.querySelector("select");
+  const words = controls.querySelector("input");
+  const filter = () => {
+    const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of body.rows) {
+      const text = row.textContent.toLowerCase();
+      const every = length.value === "every";
+      const right = length.value === "longest" ? row.dataset.longest === "yes" : row.dataset.length === length.value;
+      row.hidden = !(every || right) || !wanted.every((word) => text.includes(word));
+    }
+  };
+  length.addEventListener("input", filter);
+  words.addEventListener("input", filter);
+  filter();
+}

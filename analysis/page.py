@@ -1,4 +1,4 @@
-"""The HTML page: what every section is called, and the rows of the queries laid out for `template.html`.
+"""The HTML page: the rows of the queries laid out for `template.html`.
 
 One self-contained file: Vega once, specs as JSON, scripts allowed by their hash alone, no request to anywhere.
 """
@@ -13,87 +13,16 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from analysis import charts, database, wording
+from analysis import charts, database, speed_words, wording
 from analysis.records import Records
+from analysis.rounds import MIN_ROUNDS
+from analysis.sections import COLUMNS, LATENCY_COLUMNS, SECTIONS, Column
 from analysis.stats import MIN_DOCUMENTS
-from analysis.summary import problems, title_of
+from analysis.summary import answers, problems, title_of
 from analysis.theme import SYMBOLS
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
-# What each figure is called, how to read it, what it needs, and the flags of sweeps/full.py that fill it.
-SECTIONS: dict[str, tuple[str, str, str, str]] = {
-    "budget": (
-        "Perplexity against budget",
-        "Lower is better; the dashed line is the full cache.",
-        "a policy with a budget",
-        "",
-    ),
-    "cross_method": (
-        "Methods at equal budget",
-        "1 is the full cache; further right is worse. Labels: change of perplexity.",
-        "two methods at one budget",
-        "",
-    ),
-    "position": (
-        "Loss along the text",
-        "Where a policy starts to lose, and whether it keeps losing. Lower is better.",
-        "the full cache and another policy on the same document",
-        "",
-    ),
-    "excess": (
-        "Loss over the full cache’s, on the same tokens",
-        "Zero is the full cache. Hard and easy passages cancel out; what remains is the policy’s doing.",
-        "the full cache and another policy on the same document",
-        "",
-    ),
-    "start_size": (
-        "How many attention sinks",
-        "Sinks and recent tokens share one budget; zero sinks is recent_only. Lower is better.",
-        "several start sizes at one budget",
-        "--start-sizes 0,1,2,4,8",
-    ),
-    "length": (
-        "Perplexity by length of text",
-        "The first L tokens of the same runs. Lower is better.",
-        "several lengths",
-        "--lengths 512,1024,2048,4096",
-    ),
-    "position_modes": (
-        "Position modes",
-        "How cached keys are numbered. “cache”: by their place in the cache, as StreamingLLM is published. "
-        "“absolute”: by their place in the text, as the seed report measured. "
-        "“frozen”: never renumbered, the bug of naive implementations.",
-        "one policy in several position modes",
-        "--positions cache,absolute,frozen",
-    ),
-}  # fmt: skip
-COLUMNS: tuple[tuple[str, str, str, wording.Format], ...] = (
-    ("policy", "Policy", "", wording.plain),
-    ("variant", "Positions", "How cached keys are numbered, and layers that never evict", wording.plain),
-    ("budget", "Budget", "Tokens kept", wording.whole),
-    ("kv_mb", "KV, MB", "KV bytes over all layers after the whole run, 10⁶ bytes", wording.fixed(1)),
-    ("kv_percent", "KV, % of full", "The same as a share of the full cache's", wording.percent),
-    ("ppl_corpus", "PPL corpus", "exp(sum of losses ÷ number of tokens), all documents together", wording.ppl),
-    (
-        "ppl_change_percent",
-        "vs full, %",
-        "Relative change of corpus PPL against full on the same documents",
-        wording.change,
-    ),
-    ("ppl_mean", "PPL mean of docs", "Mean over documents of exp(a document's mean loss)", wording.ppl),
-    ("ppl_mean_change_percent", "vs full, %", "Relative change of the mean-of-documents PPL", wording.change),
-    ("accuracy_percent", "Accuracy", "Share of tokens that the model ranks first", wording.percent),
-    ("accuracy_change_percent", "vs full, %", "Relative change of accuracy against full", wording.change),
-    ("accuracy_change_points", "vs full, points", "Absolute change of accuracy, percentage points", wording.points),
-    ("documents", "Docs", "Documents; of these, shared with full", wording.plain),
-    ("invalid", "Invalid", "Tokens whose loss was NaN or infinite: counted, kept out of every mean", wording.whole),
-)
-SMALL_PRINT = {
-    "ppl_change_percent": ("ppl_change_low_percent", "ppl_change_high_percent"),
-    "ppl_mean_change_percent": ("ppl_mean_change_low_percent", "ppl_mean_change_high_percent"),
-    "accuracy_change_points": ("accuracy_change_low_points", "accuracy_change_high_points"),
-}
 
 
 def page(
@@ -114,17 +43,27 @@ def page(
         title=title_of(records),
         question=records.sweep.get("question"),
         overview=overview,
+        quality=bool(overview["quality_cells"]),
+        speed=bool(overview["latency_cells"]),
+        hardware=sorted({row["hardware"] for row in frames["noise"] if row["hardware"]}),
         several=len(overview["settings"]) > 1,
         models=frames["models"],
         commits=next((row["values"] for row in frames["environment"] if row["name"] == "commit"), []),
         environment=frames["environment"],
         problems=problems(records, frames),
         planned=len(records.sweep.get("cells", [])),
-        answers=[wording.answer(row, len(overview["settings"]) > 1) for row in frames["answer"]],
+        answers=answers(frames),
         within=within,
         figures={name: view(name, figure, overview) for name, figure in figures.items()},
         table=main_table(frames["main"], {row["policy"] for row in frames["answer"]}),
-        columns=[(name, heading, about) for name, heading, about, _ in COLUMNS],
+        columns=COLUMNS,
+        latency_table=latency_table(frames["latency"]),
+        latency_columns=LATENCY_COLUMNS,
+        again=[speed_words.again(row) for row in frames["noise"]],
+        again_span=speed_words.again_span(frames["noise"]),
+        fronts=speed_words.fronts(frames["tradeoff"]),
+        claimed=speed_words.claims(frames["published_latency"]),
+        min_rounds=MIN_ROUNDS,
         spread=spread_note(frames["main"]),
         incomplete=any(
             row["documents"] != row["paired_documents"] or row["ppl_placed"] != row["ppl_corpus"]
@@ -144,14 +83,14 @@ def page(
 
 def view(name: str, figure: charts.Figure | None, overview: Row) -> Row:
     """What the page needs of one figure."""
-    heading, caption, needs, flags = SECTIONS[name]
-    command = (
-        f"python sweeps/full.py --models {','.join(overview['models'])} --text {overview['texts'][0]} {flags}".rstrip()
-    )
+    section = SECTIONS[name]
+    text = overview["texts"][0] if overview["texts"] else "pg19"
+    command = section.command.format(models=",".join(overview["models"]), text=text)
     query = charts.FIGURES[name][0]
     panels = [(panel.title, escape_json(charts.for_page(panel))) for panel in figure.panels] if figure else []
     return {
-        "name": name, "heading": heading, "caption": caption, "needs": needs, "command": command,
+        "name": name, "heading": section.heading, "caption": section.caption, "needs": section.needs,
+        "command": command,
         "panels": panels, "legend": figure.legend if figure else [], "columns": figure.columns if figure else 1,
         "query": query, "question": database.question(query), "sql": database.sql(query),
     }  # fmt: skip
@@ -172,36 +111,43 @@ def main_table(rows: list[Row], picks: set[str]) -> list[Row]:
     """The main table's rows as text: each cell with its value for sorting and its small print."""
     found = []
     for row in rows:
-        cells = []
-        for name, _, _, show in COLUMNS:
-            small = between_of(row, name)
-            text = show(row[name])
-            if name == "documents" and row["paired_documents"] != row["documents"]:
-                small = f"{row['paired_documents']} shared with full"
-            elif name == "documents" and row["full_documents"] not in (None, row["documents"]):
-                small = f"of {row['full_documents']}"
-            if row["policy_name"] == "full" and (name == "variant" or "change" in name):
-                text = wording.NONE
-            cells.append({"name": name, "text": text, "value": row[name], "small": small})
-        pick = row["policy"] in picks and row["longest"]
+        cells = [cell(row, column) for column in COLUMNS]
+        for one in cells:
+            if one["name"] == "documents" and row["paired_documents"] != row["documents"]:
+                one["small"] = f"{row['paired_documents']} shared with full"
+            elif one["name"] == "documents" and row["full_documents"] not in (None, row["documents"]):
+                one["small"] = f"of {row['full_documents']}"
+            if row["policy_name"] == "full" and (one["name"] == "variant" or "change" in one["name"]):
+                one["text"] = wording.NONE
+        tag = "the answer" if row["policy"] in picks and row["longest"] else ""
         found.append(
-            {
-                "setting": row["setting"],
-                "length": row["length"],
-                "longest": row["longest"],
-                "pick": pick,
-                "cells": cells,
-            }
+            {name: row[name] for name in ("setting", "length", "longest")} | {"tag": tag, "noisy": None, "cells": cells}
         )
     return found
 
 
-def between_of(row: Row, name: str) -> str:
-    """The spread that belongs beneath a change, if it has one."""
-    if name not in SMALL_PRINT:
-        return ""
-    low, high = SMALL_PRINT[name]
-    return wording.between(row[low], row[high], wording.points if name.endswith("points") else wording.change)
+def latency_table(rows: list[Row]) -> list[Row]:
+    """The latency table's rows as text, in the shape of the main table's."""
+    found = []
+    for row in rows:
+        cells = [cell(row, column) for column in LATENCY_COLUMNS]
+        for one in cells:
+            if row["contender"] == "full" and one["name"] in ("ttft_ratio", "tpot_ratio"):
+                one["text"] = wording.NONE
+        place = {"setting": row["setting"], "length": row["context"], "longest": row["headline"]}
+        found.append(place | {"tag": "", "noisy": row["noisy"], "cells": cells})
+    return found
+
+
+def cell(row: Row, column: Column) -> Row:
+    """One table cell: what is printed, what is sorted by, and the interval beneath."""
+    small = wording.between(row[column.spread[0]], row[column.spread[1]], column.show) if column.spread else ""
+    return {
+        "name": column.field,
+        "text": column.show(row[column.field]),
+        "value": row[column.field],
+        "small": small,
+    }
 
 
 def spread_note(rows: list[Row]) -> str:

@@ -1,12 +1,14 @@
 """Read a records folder and check every file against its commit record before a number is taken from it.
 
-A cell counts only when its Parquet file has the committed sha256, row count and columns, and scores each position once.
-Everything else is named in `Records.excluded`; nothing drops out in silence. Knows JSON and Parquet, no SQL.
+A cell counts only when its Parquet file has the committed sha256, row count and columns; a quality cell must score each
+position once, a latency cell must hold every prefill and step of every contender. Everything else is named in
+`Records.excluded`; nothing drops out in silence. Knows JSON and Parquet, no SQL.
 """
 
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,29 @@ import pyarrow.parquet as pq
 SCHEMA = 1
 COMMIT = re.compile(r"[0-9a-f]{16}\.json")
 FAILED = re.compile(r"[0-9a-f]{16}\.failed\.json")
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "cell": ("string", "large_string", "dictionary"),
-    "document": ("string", "large_string", "dictionary"),
-    "position": ("int32",),
-    "token": ("int32",),
-    "nll_nats": ("float",),
-    "correct": ("bool",),
+TEXT = ("string", "large_string", "dictionary")
+COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
+    "quality": {
+        "cell": TEXT,
+        "document": TEXT,
+        "position": ("int32",),
+        "token": ("int32",),
+        "nll_nats": ("float",),
+        "correct": ("bool",),
+    },
+    "latency": {
+        "cell": TEXT,
+        "policy": TEXT,
+        "phase": TEXT,
+        "round": ("int32",),
+        "turn": ("int32",),
+        "step": ("int32",),
+        "seconds": ("double",),
+    },
 }
-FIELDS: dict[str, pa.DataType] = {
-    "model": pa.string(),
-    "model_note": pa.string(),
-    "trained_context": pa.int64(),
+MODEL = {"model": pa.string(), "model_note": pa.string(), "trained_context": pa.int64()}
+PLACE = {"device": pa.string(), "dtype": pa.string()}
+POLICY = {
     "policy": pa.string(),
     "policy_name": pa.string(),
     "strategy": pa.string(),
@@ -37,16 +50,36 @@ FIELDS: dict[str, pa.DataType] = {
     "budget": pa.int64(),
     "start_size": pa.int64(),
     "skip_layers": pa.string(),
-    "text": pa.string(),
-    "document": pa.string(),
-    "tokens": pa.int64(),
-    "lengths": pa.list_(pa.int64()),
-    "device": pa.string(),
-    "dtype": pa.string(),
-    "kv_bytes": pa.int64(),
-    "kv_bytes_full": pa.int64(),
 }
-NULLABLE = {"model_note", "strategy", "position_mode", "budget", "start_size"}
+FIELDS: dict[str, dict[str, pa.DataType]] = {
+    "quality": MODEL
+    | POLICY
+    | {"text": pa.string(), "document": pa.string(), "tokens": pa.int64(), "lengths": pa.list_(pa.int64())}
+    | PLACE
+    | {"kv_bytes": pa.int64(), "kv_bytes_full": pa.int64()},
+    "latency": MODEL
+    | PLACE
+    | {name: pa.int64() for name in ("context", "batch", "prefills", "rounds", "steps", "threads")},
+}
+CONTENDER: dict[str, pa.DataType] = {
+    "label": pa.string(),
+    "role": pa.string(),
+    "of": pa.string(),
+    **POLICY,
+    "kv_bytes": pa.int64(),
+    "kv_bytes_allocated": pa.int64(),
+    "peak_bytes": pa.int64(),
+}
+NOISE: dict[str, pa.DataType] = {
+    "load_before": pa.float64(),
+    "load_after": pa.float64(),
+    "steal": pa.float64(),
+    "others": pa.float64(),
+    "governor": pa.string(),
+    "noisy": pa.string(),
+}
+NULLABLE = {"model_note", "strategy", "position_mode", "budget", "start_size", "of", "peak_bytes"}
+PREFILLED = {"policy", "again", "dynamic"}  # roles with a TTFT; a twin that does not evict has steps only
 
 
 class RecordsError(ValueError):
@@ -55,36 +88,41 @@ class RecordsError(ValueError):
 
 @dataclass(frozen=True)
 class Records:
-    """What a records folder holds: checked commit records, and by name whatever is failed, missing or excluded."""
+    """What a records folder holds: checked commit records by kind, and by name what is failed, missing or excluded."""
 
     folder: Path
-    commits: list[dict[str, Any]]
+    quality: list[dict[str, Any]]
+    latency: list[dict[str, Any]]
     failed: list[dict[str, Any]]
     missing: list[str]
     excluded: list[tuple[str, str]]
     sweep: dict[str, Any]
 
     @property
-    def files(self) -> list[Path]:
-        """The Parquet files to read, one per checked commit record, in that order."""
-        return [self.folder / commit["file"] for commit in self.commits]
+    def commits(self) -> list[dict[str, Any]]:
+        """All checked commit records."""
+        return self.quality + self.latency
+
+    def files(self, commits: list[dict[str, Any]]) -> list[Path]:
+        """The Parquet files of these commit records, in that order."""
+        return [self.folder / commit["file"] for commit in commits]
 
 
 def read_records(folder: Path) -> Records:
-    """Read and check `folder`; RecordsError when there is no folder or not one usable quality cell in it."""
+    """Read and check `folder`; RecordsError when there is no folder or not one usable cell in it."""
     if not folder.is_dir():
         raise RecordsError(f"--records: no folder '{folder}'; run `make run`, or pass a folder written by a sweep")
     names = sorted(entry.name for entry in folder.iterdir())
-    commits, excluded = [], []
+    commits: dict[str, list[dict[str, Any]]] = {kind: [] for kind in FIELDS}
+    excluded = []
     for name in filter(COMMIT.fullmatch, names):
         try:
             commit = read_commit(folder / name)
         except (ValueError, OSError, pa.ArrowException) as problem:
             excluded.append((name, str(problem)))
             continue
-        if commit["fields"]["kind"] == "quality":
-            commits.append(commit)
-    if not commits:
+        commits[commit["fields"]["kind"]].append(commit)
+    if not any(commits.values()):
         found = "; ".join(f"{name}: {why}" for name, why in excluded[:1]) or "no finished cell"
         raise RecordsError(f"--records: nothing to report in '{folder}' ({found}); run `make run` or a sweep again")
     committed = {name.split(".")[0] for name in filter(COMMIT.fullmatch, names)}
@@ -94,7 +132,7 @@ def read_records(folder: Path) -> Records:
     sweep = read_json(folder / "sweep.json") if "sweep.json" in names else {}
     known = committed | {record.get("cell") for record in failed}
     missing = [key for key in sweep.get("cells", []) if key not in known]
-    return Records(folder, commits, failed, missing, excluded, sweep)
+    return Records(folder, commits["quality"], commits["latency"], failed, missing, excluded, sweep)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -120,30 +158,31 @@ def read_commit(path: Path) -> dict[str, Any]:
                 f"{name}: {commit.get(name)!r}, not {expected!r}; delete {path.name} and run the sweep again"
             )
     fields = commit.get("fields")
-    if not isinstance(fields, dict) or "kind" not in fields:
-        raise RecordsError(f"fields.kind: missing; delete {path.name} and run the sweep again")
-    if fields["kind"] == "quality":
-        check_fields(fields)
-        check_rows(commit, path.parent / commit["file"])
+    if not isinstance(fields, dict) or fields.get("kind") not in FIELDS:
+        raise RecordsError(f"fields.kind: missing, or not one of {', '.join(FIELDS)}; run the sweep again")
+    kind = fields["kind"]
+    check_fields(fields, FIELDS[kind])
+    table = read_table(commit, path.parent / commit["file"], COLUMNS[kind])
+    problem = quality_problem(fields, table) if kind == "quality" else latency_problem(fields, table)
+    if problem:
+        raise RecordsError(f"{problem}; delete {path.name} and run the sweep again")
     return commit
 
 
-def check_fields(fields: dict[str, Any]) -> None:
+def check_fields(fields: dict[str, Any], contract: dict[str, pa.DataType], where: str = "fields") -> None:
     """Check that each field of the contract is there and of its type."""
-    for name, kind in FIELDS.items():
+    for name, kind in contract.items():
         value = fields.get(name)
         if value is None and (name not in NULLABLE or name not in fields):
-            raise RecordsError(f"fields.{name}: missing; run the sweep again with the current version")
+            raise RecordsError(f"{where}.{name}: missing; run the sweep again with the current version")
         try:
             pa.scalar(value, kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
-            raise RecordsError(f"fields.{name}: {value!r} is no {kind}; run the sweep again") from None
-    if max(fields["lengths"], default=None) != fields["tokens"]:
-        raise RecordsError(f"fields.lengths: {fields['lengths']} does not end at tokens={fields['tokens']}")
+            raise RecordsError(f"{where}.{name}: {value!r} is no {kind}; run the sweep again") from None
 
 
-def check_rows(commit: dict[str, Any], path: Path) -> None:
-    """Check the Parquet file of a commit record: bytes, row count, columns, and each position exactly once."""
+def read_table(commit: dict[str, Any], path: Path, columns: dict[str, tuple[str, ...]]) -> pa.Table:
+    """Read the Parquet file of a commit record and check it: bytes, row count, columns, whose rows they are."""
     remedy = f"delete {path.stem}.json and run the sweep again"
     if not path.is_file():
         raise RecordsError(f"file: {path.name} is missing; {remedy}")
@@ -154,16 +193,44 @@ def check_rows(commit: dict[str, Any], path: Path) -> None:
             f"sha256: {path.name} is {digest[:12]}…, committed {str(commit.get('sha256'))[:12]}…; {remedy}"
         )
     table = pq.read_table(pa.BufferReader(content))
-    tokens = commit["fields"]["tokens"]
-    if not table.num_rows == commit.get("rows") == tokens - 1:
-        raise RecordsError(
-            f"rows: {path.name} has {table.num_rows}, committed {commit.get('rows')}, tokens {tokens}; {remedy}"
-        )
-    for name, kinds in COLUMNS.items():
+    if table.num_rows != commit.get("rows"):
+        raise RecordsError(f"rows: {path.name} has {table.num_rows}, committed {commit.get('rows')}; {remedy}")
+    for name, kinds in columns.items():
         kind = str(table.schema.field(name).type).split("<")[0] if name in table.column_names else "missing"
         if kind not in kinds:
             raise RecordsError(f"{name}: column of {path.name} is {kind}, must be {kinds[0]}; {remedy}")
     if table["cell"].unique().to_pylist() != [commit["cell"]]:
         raise RecordsError(f"cell: {path.name} holds rows of another cell; {remedy}")
+    return table
+
+
+def quality_problem(fields: dict[str, Any], table: pa.Table) -> str | None:
+    """What is wrong with a quality cell's rows: each position must be scored exactly once."""
+    tokens = fields["tokens"]
+    if max(fields["lengths"], default=None) != tokens:
+        return f"lengths: {fields['lengths']} does not end at tokens={tokens}"
     if not np.array_equal(np.sort(table["position"].to_numpy()), np.arange(1, tokens)):
-        raise RecordsError(f"position: {path.name} does not score 1…{tokens - 1} once each; {remedy}")
+        return f"position: the file does not score 1…{tokens - 1} once each"
+    return None
+
+
+def latency_problem(fields: dict[str, Any], table: pa.Table) -> str | None:
+    """What is wrong with a latency cell's rows: all prefills and steps of all contenders, each with a positive time."""
+    contenders = fields.get("contenders")
+    if not isinstance(contenders, list) or not contenders or not isinstance(fields.get("noise"), dict):
+        return "contenders, noise: missing"
+    for contender in contenders:
+        check_fields(contender, CONTENDER, "contenders")
+    expected: set[tuple[Any, ...]] = set()
+    for contender in contenders:
+        steps = [("step", number, step) for number in range(fields["rounds"]) for step in range(fields["steps"])]
+        prefills = [("ttft", number, 0) for number in range(fields["prefills"])]
+        taken = steps + (prefills if contender["role"] in PREFILLED else [])
+        expected |= {(contender["label"], *sample) for sample in taken}
+    found = Counter(zip(*(table[name].to_pylist() for name in ("policy", "phase", "round", "step"))))
+    if set(found) != expected or max(found.values()) > 1:
+        return "policy, phase, round, step: the file does not hold every prefill and step of every contender once"
+    seconds = table["seconds"].to_numpy()
+    if not (np.isfinite(seconds) & (seconds > 0)).all():
+        return "seconds: not all are finite and positive"
+    return None

@@ -21,22 +21,28 @@ import duckdb
 import vl_convert
 
 from analysis import charts, database
-from analysis.page import SECTIONS, page
+from analysis.page import page
 from analysis.records import Records, RecordsError, read_records
+from analysis.sections import SECTIONS
 from analysis.summary import BEGIN, END, provenance, readme_parts, summarise, title_of
 
+STORED = ("main", "documents", "noise", "latency")  # tables of the database, the others are queries
 TABLES = (
-    "main",
-    "documents",
+    *STORED,
+    "tradeoff",
     "budget",
     "cross_method",
     "position",
     "start_size",
     "length",
     "position_modes",
+    "context",
+    "throughput",
+    "eviction",
     "published",
+    "published_latency",
 )
-SETTINGS_FIRST = ("answer", *(name for name in TABLES if name != "published"))
+BY_SETTING = ("answer", "speed", *(name for name in TABLES if not name.startswith("published")))
 Row = dict[str, Any]
 
 
@@ -92,18 +98,13 @@ def build(records: Records, out: Path, within: float, readme: Path | None = None
     """Write the whole report into `out` and say what was written."""
     block_of = readme_parts(readme) if readme else None
     connection = database.open_database(records, within)
-    frames = {name: database.rows(connection, name) for name in TABLES if name not in ("main", "documents")}
-    for name in ("main", "documents"):
-        frames[name] = (
-            connection.sql(f"FROM {name} ORDER BY ALL" if name == "documents" else f"FROM {name}")
-            .to_arrow_table()
-            .to_pylist()
-        )
-    frames |= {
-        name: database.rows(connection, name) for name in ("overview", "environment", "models", "invalid", "answer")
-    }
+    asked = [*TABLES, "overview", "environment", "models", "invalid", "answer", "speed"]
+    frames = {name: database.rows(connection, name) for name in asked if name not in STORED}
+    for name in STORED:
+        order = " ORDER BY ALL" if name == "documents" else ""
+        frames[name] = connection.sql(f"FROM {name}{order}").to_arrow_table().to_pylist()
     rank = {setting: place for place, setting in enumerate(frames["overview"][0]["settings"])}
-    for name in SETTINGS_FIRST:
+    for name in BY_SETTING:
         frames[name].sort(key=lambda row: rank[row["setting"]])  # stable: inside a setting the query's order stays
     figures = {name: draw(frames[query]) if frames[query] else None for name, (query, draw) in charts.FIGURES.items()}
     for folder in ("charts", "tables"):
@@ -144,7 +145,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 def write_chart(folder: Path, name: str, figure: charts.Figure | None) -> None:
     """One figure as SVG, and the PNG drawn from it at twice the size."""
     assert figure is not None
-    vega = vl_convert.vegalite_to_vega(charts.for_file(figure, SECTIONS[name][0]))
+    vega = vl_convert.vegalite_to_vega(charts.for_file(figure, SECTIONS[name].heading))
     for legend in vega.get("legends", []):
         # Vega-Lite gives the legend's filled symbols the lines' dashes as an outline, which frays them.
         symbols = legend.setdefault("encode", {}).setdefault("symbols", {}).setdefault("update", {})

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from analysis import wording
+from analysis import speed_words, wording
 from analysis.records import Records, RecordsError
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -15,7 +15,10 @@ def problems(records: Records, frames: dict[str, list[Row]]) -> list[tuple[str, 
     failed = []
     for record in records.failed:
         fields = record.get("fields") or {}
-        where = " · ".join(str(fields.get(name)) for name in ("model", "policy", "document"))
+        if fields.get("kind") == "latency":
+            where = f"{fields.get('model')} · latency · context {fields.get('context')} · batch {fields.get('batch')}"
+        else:
+            where = " · ".join(str(fields.get(name)) for name in ("model", "policy", "document"))
         failed.append(f"{where}: {record.get('error')} (after {record.get('attempts')} attempts)")
     invalid = []
     for row in frames["invalid"]:
@@ -23,26 +26,63 @@ def problems(records: Records, frames: dict[str, list[Row]]) -> list[tuple[str, 
         rows = f"{row['invalid']} row{'s' if row['invalid'] > 1 else ''}"
         invalid.append(f"{where}: {rows}, first at position {row['first_position']}")
     missing = [f"cell {key}: not run yet; run the sweep again" for key in records.missing]
+    noisy = [
+        f"{row['setting']} · latency · context {row['context']:,} · batch {row['batch']}: {row['noisy']}; "
+        "kept out of headlines"
+        for row in frames["noise"]
+        if row["noisy"]
+    ]
     left_out = [f"{name}: {why}" for name, why in records.excluded]
     count = sum(row["invalid"] for row in frames["invalid"])
     found = [
         (f"{len(failed)} failed", failed),
         (f"{len(missing)} missing", missing),
         (f"{len(left_out)} left out", left_out),
+        (f"{len(noisy)} noisy", noisy),
         (f"{count} invalid row{'s' if count != 1 else ''}", invalid),
     ]
     return [(badge, lines) for badge, lines in found if lines]
 
 
+def answers(frames: dict[str, list[Row]]) -> list[Row]:
+    """The answers in words: one for each setting with quality, then one for each of which only speed was measured."""
+    several = len(frames["overview"][0]["settings"]) > 1
+    speeds = {row["setting"]: row for row in frames["speed"]}
+    found = []
+    for row in frames["answer"]:
+        speed = speeds.get(row["setting"])
+        found.append(wording.answer(row, several, speed_words.beside_quality(speed) if speed else None))
+    alone = [row for row in frames["speed"] if not row["has_quality"]]
+    return found + [speed_words.alone(row, several) for row in alone]
+
+
 def summarise(records: Records, frames: dict[str, list[Row]]) -> str:
-    """The answer and the main table at the longest length, as Markdown."""
+    """The answer, the main table at the longest length, the latency table of models without quality, as Markdown."""
+    lines = [f"**{answer['headline']}** {' '.join(answer['more'])}\n" for answer in answers(frames)]
+    several = len(frames["overview"][0]["settings"]) > 1
+    if frames["main"]:
+        lines += quality_table(frames, several)
+    alone = {row["setting"] for row in frames["speed"] if not row["has_quality"]}
+    if alone:
+        lines += latency_table(
+            [row for row in frames["latency"] if row["setting"] in alone and row["headline"]], several
+        )
+    notes = [f"{row['model']}: {row['note']}." for row in frames["models"] if row["note"]]
+    lines += [*([f"\n{' '.join(notes)}"] if notes else []), *speed_lines(frames)]
+    bad = [badge for badge, _ in problems(records, frames) if "noisy" not in badge]
+    if bad:
+        lines.append(f"\nIncomplete: {', '.join(bad)}.")
+    return "\n".join(lines).rstrip()
+
+
+def quality_table(frames: dict[str, list[Row]], several: bool) -> list[str]:
+    """Perplexity, accuracy and memory at the longest length, and beside them the time per token where it is known."""
     overview = frames["overview"][0]
-    several = len(overview["settings"]) > 1
-    answers = [wording.answer(row, several) for row in frames["answer"]]
-    lines = [f"**{answer['headline']}** {' '.join(answer['more'])}\n" for answer in answers]
-    lines += [
-        f"| {'Model | ' if several else ''}Policy | KV kept, MB | of full | PPL | against full | Accuracy | points |",
-        f"|{'---|' if several else ''}---|---:|---:|---:|---:|---:|---:|",
+    paces = {(row["setting"], row["policy"]): row for row in frames["tradeoff"]}
+    lines = [
+        f"\n| {'Model | ' if several else ''}Policy | KV kept, MB | of full | PPL | against full | Accuracy | points |"
+        f"{' TPOT against full |' if paces else ''}",
+        f"|{'---|' if several else ''}---|---:|---:|---:|---:|---:|---:|{'---:|' if paces else ''}",
     ]
     for row in (row for row in frames["main"] if row["longest"]):
         shown = [wording.fixed(1)(row["kv_mb"]), wording.percent(row["kv_percent"]), wording.ppl(row["ppl_corpus"])]
@@ -50,17 +90,50 @@ def summarise(records: Records, frames: dict[str, list[Row]]) -> str:
         shown.append(wording.points(row["accuracy_change_points"]))
         if row["policy_name"] == "full":
             shown[3] = shown[5] = wording.NONE
+        if paces:
+            pace = paces.get((row["setting"], row["policy"]))
+            known = pace is not None and row["policy_name"] != "full"
+            shown.append(times_of(pace) if known and pace else wording.NONE)
         lines.append(f"| {row['setting'] + ' | ' if several else ''}`{row['policy']}` | {' | '.join(shown)} |")
-    length = max(overview["lengths"])
-    notes = [f"{row['model']}: {row['note']}." for row in frames["models"] if row["note"]]
-    what = f"{', '.join(overview['models'])} on {', '.join(overview['texts'])}"
-    size = f"{overview['documents']} document{'s' if overview['documents'] > 1 else ''} of {length:,} tokens"
+    models = [row["model"] for row in frames["models"] if row["tokens"]]
+    what = f"{', '.join(models)} on {', '.join(overview['texts'])}"
+    documents = f"{overview['documents']} document{'s' if overview['documents'] > 1 else ''}"
+    size = f"{documents} of {max(overview['lengths']):,} tokens"
     where = f"{', '.join(overview['devices'])}, {', '.join(overview['dtypes'])}"
-    lines.append(f"\n{what}, {size}, {where}. PPL is corpus perplexity. {' '.join(notes)}")
-    bad = [badge for badge, _ in problems(records, frames)]
-    if bad:
-        lines.append(f"\nIncomplete: {', '.join(bad)}.")
-    return "\n".join(lines).rstrip()
+    return [*lines, f"\n{what}, {size}, {where}. PPL is corpus perplexity."]
+
+
+def latency_table(rows: list[Row], several: bool) -> list[str]:
+    """TTFT, TPOT and memory at each setting's headline cell."""
+    lines = [
+        f"\n| {'Model | ' if several else ''}Policy | KV kept, MB | TTFT, ms | TPOT, ms | TPOT against full |",
+        f"|{'---|' if several else ''}---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        shown = [wording.fixed(1)(row["kv_mb"]), wording.fixed(1)(row["ttft_ms"]), wording.fixed(2)(row["tpot_ms"])]
+        shown.append(wording.NONE if row["contender"] == "full" else times_of(row))
+        lines.append(f"| {row['setting'] + ' | ' if several else ''}`{row['contender']}` | {' | '.join(shown)} |")
+    return lines
+
+
+def times_of(row: Row) -> str:
+    """The time per token against full's, with its interval."""
+    shown = wording.times(row["tpot_ratio"], row["tpot_ratio_low"], row["tpot_ratio_high"])
+    return f"{shown} (noisy)" if row["noisy"] else shown
+
+
+def speed_lines(frames: dict[str, list[Row]]) -> list[str]:
+    """Where each setting's time per token was measured, and what full against itself came to there, in one line."""
+    found = []
+    for row in (row for row in frames["noise"] if row["headline"]):
+        ratio = row["again_tpot_ratio"]
+        again = wording.NONE if ratio is None else wording.times(ratio, row["again_tpot_low"], row["again_tpot_high"])
+        threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+        busy = f" (noisy: {row['noisy']})" if row["noisy"] else ""
+        where = f"{row['setting']} at {wording.tokens_of(row)}, {threads}, {row['rounds']} rounds"
+        found.append(f"{where}, full against itself {again}{busy}")
+    start = "TPOT is the time per output token, with its 95\u00a0% interval over rounds"
+    return [f"\n{start}: {'; '.join(found)}."] if found else []
 
 
 def provenance(records: Records) -> str:

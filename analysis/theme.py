@@ -22,6 +22,7 @@ class Style:
 
 STYLES: dict[str, Style] = {
     "full": Style("#868b94", "square", (6, 3)),
+    "DynamicCache": Style("#8a6d4b", "triangle-right", (1, 3)),
     "streaming_llm, 0 sinks": Style("#6aaed6", "cross", (2, 2)),
     "streaming_llm, 1 sink": Style("#45a5e6", "triangle-up", (4, 2)),
     "streaming_llm, 2 sinks": Style("#3f8fd8", "diamond", (8, 2)),

@@ -46,6 +46,20 @@ def between(low: Any, high: Any, show: Format) -> str:
     return " … ".join(show(end).rstrip("\u00a0%") for end in (low, high))
 
 
+def times(ratio: Any, low: Any = None, high: Any = None) -> str:
+    """A ratio as a multiple, with its interval in brackets if there is one; a narrow interval earns a third digit."""
+    if low is None or high is None:
+        return f"{ratio:.2f}\u00a0×"
+    digits = 3 if high - low < 0.02 else 2
+    return f"{ratio:.{digits}f}\u00a0× [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def tokens_of(row: Row) -> str:
+    """Where a latency was measured: its context, and its batch unless that is one."""
+    batch = f", batch {row['batch']}" if row["batch"] > 1 else ""
+    return f"{row['context']:,} tokens of context{batch}"
+
+
 def call(row: Row) -> str:
     """The policy of an answer row as a Python expression."""
     name, size, first = row["policy_name"], row["budget"], row["start_size"]
@@ -77,25 +91,32 @@ def keeps(row: Row) -> str:
     return f"It keeps {row['budget']:,} tokens."
 
 
-def answer(row: Row, several: bool) -> Row:
-    """The answer for one setting: a headline, what else a reader should know, three figures and the line of Python."""
+def answer(row: Row, several: bool, speed: Row | None = None) -> Row:
+    """The answer for one setting: a headline, what else a reader should know, some figures and the line of Python.
+
+    speed: what `speed_words.beside_quality` adds.
+    """
+    added = speed or {"headline": "", "more": [], "tiles": []}
     where = f"For {row['setting']}: " if several else ""
     cost = f"{change(row['ppl_change_percent'])} perplexity"
     memory = f"{percent(row['kv_percent'])} of the KV memory"
     length, tolerance = f"{row['length']:,} tokens", f"{row['tolerance_percent']:g}\u00a0%"
     if row["qualifies"]:
-        headline = f"{where}take {row['policy']}: {cost} against the full cache, with {memory} at {length}."
+        headline = (
+            f"{where}take {row['policy']}: {cost} against the full cache, with {memory} at {length}{added['headline']}."
+        )
         why = f"{keeps(row)} No smaller budget measured here stays within {tolerance} of the full cache’s perplexity."
     else:
         headline = f"{where}no policy measured here stays within {tolerance} of the full cache’s perplexity."
         why = f"The closest is {row['policy']}: {cost}, with {memory} at {length}. {keeps(row)}"
-    more = [why]
+    more = [why, *filter(None, added["more"])]
     if row["tight_policy"] and row["tight_policy"] != row["policy"]:
         squeezed = f"{change(row['tight_change_percent'])} with {percent(row['tight_kv_percent'])} of the memory"
         more.append(f"At {row['tight_budget']:,} tokens the best is {row['tight_policy']}: {squeezed}.")
     tiles = [
         (change(row["ppl_change_percent"]), f"perplexity, {row['policy']}{sureness(row)}"),
         (percent(row["kv_percent"]), f"of the full KV memory, at {length}"),
+        *added["tiles"],
     ]
     if row["sinks_budget"]:
         bare, kept = row["bare_ratio"], row["sinks_ratio"]

@@ -56,6 +56,21 @@ FULL = P("full", "full", position=None)
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Latency cells to write: every model × context × batch, each with all policies, some with a blemish."""
+
+    contexts: tuple[int, ...]
+    batches: tuple[int, ...] = (1,)
+    prefills: int = 6
+    rounds: int = 24
+    steps: int = 3
+    threads: int = 2
+    noise: float = 0.01  # of a step, relative, log-normal
+    evicting: float = 1.02  # a step with eviction over one without
+    blemishes: dict[tuple[str, int, int], str] = field(default_factory=dict)  # busy, drift, apart, failed
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to write: every model × document × policy, minus the cells left failed or missing."""
 
@@ -69,6 +84,7 @@ class Plan:
     failed: int = 0
     missing: int = 0
     seed: int = 7
+    latency: Latency | None = None
     question: str = "Which policy, which budget, at what cost?"
     environment: dict[str, str] = field(
         default_factory=lambda: {
@@ -104,6 +120,16 @@ GOLDEN = Plan(
     invalid=True,
     failed=1,
     missing=1,
+    latency=Latency(
+        contexts=(100, 200, 600),
+        batches=(1, 4),
+        blemishes={
+            ("tiny-neox", 600, 1): "busy",
+            ("tiny-llama", 100, 4): "drift",
+            ("tiny-llama", 200, 4): "apart",
+            ("tiny-llama", 600, 4): "failed",
+        },
+    ),
 )  # fmt: skip
 
 QUICK = Plan(
@@ -122,6 +148,17 @@ QUICK = Plan(
     documents=("Genesis", "Job"),
     tokens=4096,
     lengths=(512, 1024, 2048, 4096),
+)
+
+
+# Latency alone: random weights, one context, enough gaps for p99 and too few prefills for an interval.
+SHAPES = Plan(
+    policies=(FULL, streaming(4, 252, 0), streaming(4, 1020, 0), recent(256, 0), l2(256, "keep_low", 0)),
+    models=(("shape:pythia-70m", "random weights, no quality", 2048), ("shape:pythia-410m", None, 2048)),
+    documents=(),
+    tokens=0,
+    lengths=(),
+    latency=Latency(contexts=(2048,), prefills=3, rounds=70, steps=10),
 )
 
 
@@ -169,6 +206,7 @@ def write(plan: Plan, folder: Path) -> Path:
         if plan.invalid and index in (1, len(plan.policies) + 2):
             nll[10] = np.nan if index == 1 else np.inf
         write_cell(folder, key, fields, token, nll, correct, plan.environment)
+    keys += write_latency(plan, folder) if plan.latency else []
     sweep = {"name": "golden", "question": plan.question, "cells": keys}
     (folder / "sweep.json").write_text(json.dumps(sweep), encoding="utf-8")
     return folder
@@ -187,6 +225,87 @@ def fields_of(plan: Plan, model: tuple[str, str | None, int], document: str, pol
         "kv_bytes": round(per_token * (share * plan.tokens + (1 - share) * kept)),
         "kv_bytes_full": per_token * plan.tokens,
     }  # fmt: skip
+
+
+def write_latency(plan: Plan, folder: Path) -> list[str]:
+    """Write the plan's latency cells and return their keys."""
+    measure = plan.latency
+    keys = []
+    for model in plan.models:
+        for context in measure.contexts:
+            for batch in measure.batches:
+                key = key_of("latency", model[0], context, batch)
+                keys.append(key)
+                blemish = measure.blemishes.get((model[0], context, batch))
+                fields = {
+                    "kind": "latency", "model": model[0], "model_note": model[1], "trained_context": model[2],
+                    "device": "cpu", "dtype": "float32", "context": context, "batch": batch,
+                    "prefills": measure.prefills, "rounds": measure.rounds, "steps": measure.steps,
+                    "threads": measure.threads,
+                }  # fmt: skip
+                if blemish == "failed":
+                    failure = {"schema": 1, "cell": key, "fields": fields, "error": "golden failure", "attempts": 2}
+                    (folder / f"{key}.failed.json").write_text(json.dumps(failure), encoding="utf-8")
+                    continue
+                fields["contenders"] = contenders_of(plan.policies, context, batch)
+                busy = "other processes used 0.7 CPU cores" if blemish == "busy" else None
+                fields["noise"] = {
+                    "load_before": 0.2, "load_after": 1.9, "steal": 0.001, "others": 0.7 if busy else 0.02,
+                    "governor": None, "noisy": busy,
+                }  # fmt: skip
+                table = samples_of(key, fields, measure, blemish)
+                commit(folder, key, fields, table, plan.environment)
+    return keys
+
+
+def contenders_of(policies: tuple[P, ...], context: int, batch: int) -> list[dict[str, Any]]:
+    """Every policy, full again, DynamicCache, and the twins that do not evict."""
+    per_token = 2 * 30 * 3 * 64 * 4 * batch
+
+    def one(label: str, role: str, policy: P, of: str | None = None) -> dict[str, Any]:
+        kept = context if policy.budget is None else min(context, policy.budget)
+        measured = role in ("policy", "dynamic")
+        return {
+            "label": label, "role": role, "of": of, "policy": policy.label, "policy_name": policy.name,
+            "strategy": policy.strategy, "position_mode": policy.position, "budget": policy.budget,
+            "start_size": policy.start_size, "skip_layers": policy.skip_layers, "kv_bytes": per_token * kept,
+            "kv_bytes_allocated": per_token * (kept + 64), "peak_bytes": per_token * kept * 3 if measured else None,
+        }  # fmt: skip
+
+    return [
+        *(one(policy.label, "policy", policy) for policy in policies),
+        one("full (again)", "again", FULL),
+        one("DynamicCache", "dynamic", FULL),
+        *(one(f"{p.label} without eviction", "without eviction", p, p.label) for p in policies if p.budget),
+    ]
+
+
+def samples_of(key: str, fields: dict[str, Any], measure: Latency, blemish: str | None) -> pa.Table:
+    """Raw samples with known medians: a step costs 2 ms plus 4 µs for each cached key, a prefill likewise per token."""
+    random = np.random.default_rng(int(key, 16) % 2**32)
+    rows: list[tuple[Any, ...]] = []
+    for phase, rounds, steps in (("ttft", measure.prefills, 1), ("step", measure.rounds, measure.steps)):
+        running = [one for one in fields["contenders"] if phase == "step" or one["role"] != "without eviction"]
+        for number in range(rounds):
+            common = random.lognormal(0, 0.03)  # what drifts on a machine, the same for all within a round
+            if blemish == "drift":
+                common *= 1 + 0.3 * number / rounds
+            for turn, place in enumerate(random.permutation(len(running))):
+                one = running[place]
+                kept = min(one["budget"] or fields["context"], fields["context"])
+                seconds = 2e-3 + 4e-6 * kept * fields["batch"]
+                seconds *= fields["context"] / 20 if phase == "ttft" else 1
+                seconds *= 1.6 if one["role"] == "dynamic" else 1
+                seconds *= measure.evicting if one["role"] == "policy" and one["budget"] else 1
+                seconds *= 1.08 if one["role"] == "again" and blemish == "apart" else 1
+                for step in range(steps):
+                    drawn = seconds * common * random.lognormal(0, measure.noise)
+                    rows.append((one["label"], phase, number, turn, step, drawn))
+    columns = list(zip(*rows))
+    kinds = (pa.string(), pa.string(), pa.int32(), pa.int32(), pa.int32(), pa.float64())
+    names = ("policy", "phase", "round", "turn", "step", "seconds")
+    arrays = {name: pa.array(column, kind) for name, column, kind in zip(names, columns, kinds)}
+    return pa.table({"cell": pa.array([key] * len(rows)), **arrays})
 
 
 def write_cell(
@@ -210,14 +329,19 @@ def write_cell(
             "correct": pa.array(correct),
         }
     )
+    commit(folder, key, fields, table, environment)
+
+
+def commit(folder: Path, key: str, fields: dict[str, Any], table: pa.Table, environment: dict) -> None:
+    """Write a cell's Parquet file and its commit record."""
     path = folder / f"{key}.parquet"
     pq.write_table(table, path, compression="zstd")
-    commit = {
-        "schema": 1, "cell": key, "file": path.name, "rows": count,
+    record = {
+        "schema": 1, "cell": key, "file": path.name, "rows": table.num_rows,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "fields": fields, "environment": environment, "seconds": 1.5, "written_at": "2026-01-02T03:04:05+00:00",
     }  # fmt: skip
-    (folder / f"{key}.json").write_text(json.dumps(commit), encoding="utf-8")
+    (folder / f"{key}.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def run_report(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -233,7 +357,7 @@ def built(name: str, tmp_path_factory: Any) -> tuple[Path, Path]:
     """(records, report) of the plan of that name, built once per test run."""
     if name not in BUILT:
         folder = tmp_path_factory.mktemp(name)
-        records = write({"golden": GOLDEN, "quick": QUICK}[name], folder / "records")
+        records = write({"golden": GOLDEN, "quick": QUICK, "shapes": SHAPES}[name], folder / "records")
         done = run_report("--records", records, "--out", folder / "report")
         assert done.returncode == 0, done.stderr
         BUILT[name] = (records, folder / "report")

@@ -364,7 +364,8 @@ def test_hub_unreachable(tmp_path, environment):
     output, seconds = run_offline(REFUSAL.format("pythia-70m-deduped"), tmp_path, **environment)
     assert output.startswith(
         "REFUSED models: 'EleutherAI/pythia-70m-deduped' at 'e93a9faa9c77e5d09219f6c868bfc7a1bd65593c' is not in "
-        "the local Hugging Face cache and the hub cannot be reached; run offline with --models smollm2-135m --text kjv, or give local directories"
+        "the local Hugging Face cache and the hub cannot be reached; "
+        "run offline with --models smollm2-135m --text kjv, or give local directories"
     )
     assert seconds < 10
 
