@@ -23,6 +23,10 @@ run: $(READY) ## Sweep the demo model over two real books, then write report/ind
 test: $(READY) ## Run every test
 	$(BIN)/python -m pytest
 
+.PHONY: bench-decode
+bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against other caches (20 minutes, quiet machine)
+	$(BIN)/python tests/benchmarks/decode.py
+
 .PHONY: check
 check: $(READY) ## Formatting, lint, types
 	$(BIN)/ruff format --check .

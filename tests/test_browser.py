@@ -26,7 +26,7 @@ def browser():
 
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["golden", "quick"])
+@pytest.mark.parametrize("name", ["golden", "quick", "shapes"])
 def test_page(browser, tmp_path_factory, name, scheme, width):
     _, report = built(name, tmp_path_factory)
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -38,7 +38,7 @@ def test_page(browser, tmp_path_factory, name, scheme, width):
     charts = page.locator("[data-spec]")
     undrawn = "[...document.querySelectorAll('[data-spec]')].filter(place => !place.querySelector('svg')).length"
     page.wait_for_function(f"{undrawn} === 0")
-    assert charts.count() == {"golden": 22, "quick": 10}[name]
+    assert charts.count() == {"golden": 48, "quick": 10, "shapes": 20}[name]
     for index in range(charts.count()):
         chart = charts.nth(index)
         assert chart.locator("svg .mark-line path, svg .mark-symbol path").count() > 0
@@ -68,6 +68,25 @@ def test_table_sorts_filters_and_changes_length(browser, tmp_path_factory):
     assert not set(page.evaluate(values)) & set(shown)
     page.locator("#pick-words").fill("neox recent")
     assert len(page.evaluate(values)) == 2
+    page.close()
+
+
+def test_latency_table_sorts_and_shows_every_cell(browser, tmp_path_factory):
+    _, report = built("golden", tmp_path_factory)
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto((report / "index.html").as_uri())
+    cells = "#latency tbody tr:not([hidden]) td[data-column=tpot_ms]"
+    values = f"[...document.querySelectorAll('{cells}')].map(cell => +cell.dataset.value)"
+    shown = page.evaluate(values)
+    assert len(shown) == 28  # one cell of each model: twelve policies, full again, DynamicCache
+    page.locator("#latency th button", has_text="TPOT").click()
+    assert page.evaluate(values) == sorted(shown)
+    page.locator("#pick-context").select_option("every")
+    assert len(page.evaluate(values)) == 11 * 14
+    page.locator("#pick-latency-words").fill("neox noisy")
+    assert len(page.evaluate(values)) == 14
+    assert page.locator("#results tbody tr:not([hidden])").count() == 24  # the other table keeps its own filter
+    assert page.locator("#latency .tag.busy:visible").first.get_attribute("title").startswith("other processes")
     page.close()
 
 

@@ -30,7 +30,7 @@ class Oracle:
 
     def __init__(self, folder):
         commits = [json.loads(path.read_text()) for path in folder.glob("*.json") if path.name.count(".") == 1]
-        runs = [Run(folder, commit) for commit in commits if "file" in commit]
+        runs = [Run(folder, commit) for commit in commits if commit.get("fields", {}).get("kind") == "quality"]
         self.runs = {(run.fields["model"], run.fields["policy"], run.fields["document"]): run for run in runs}
         self.models = sorted({run.fields["model"] for run in runs})
         self.longest = max(run.fields["tokens"] for run in runs)

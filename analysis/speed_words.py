@@ -1,0 +1,151 @@
+"""Speed and memory in words: sentences made from the rows of `speed.sql`, `noise.sql` and their like.
+
+Says of a difference only what its interval supports, and nothing in a headline that was measured on a busy machine.
+"""
+
+from typing import Any
+
+from analysis.wording import NONE, change, fixed, percent, times, tokens_of
+
+Row = dict[str, Any]
+
+
+def verdict(row: Row) -> str:
+    """Whether an interval of the time per token leaves the policy faster, slower, or neither; or there is none."""
+    if row["tpot_ratio_low"] is None:
+        return "unsure"
+    if row["tpot_ratio_high"] < 1:
+        return "faster"
+    return "slower" if row["tpot_ratio_low"] > 1 else "same"
+
+
+def pace(row: Row) -> str:
+    """Time per token against full's with its interval, and where."""
+    ratio = times(row["tpot_ratio"], row["tpot_ratio_low"], row["tpot_ratio_high"])
+    few = "" if row["tpot_ratio_low"] is not None else f" ({row['rounds_n']} rounds: too few for an interval)"
+    return f"{ratio.replace('×', '× full’s time per token')}{few} at {tokens_of(row)}"
+
+
+def beside_quality(row: Row) -> Row:
+    """What speed adds to the answer of a model with quality: the headline's end, sentences, a figure."""
+    if row["noisy"]:
+        busy = f"Its speed was measured on a busy machine ({row['noisy']}), so no number of it is given here."
+        return {"headline": "", "more": [busy], "tiles": []}
+    ratio = times(row["tpot_ratio"]).replace("×", "× the time per token")
+    joined = {"faster": "and", "slower": "but"}.get(verdict(row), "and about")
+    if joined == "and about":
+        ratio = "the same time per token" if verdict(row) == "same" else ratio
+    at = f" at {row['context']:,}" if verdict(row) != "same" else ""
+    tile = (times(row["tpot_ratio"]), f"full’s time per token, at {tokens_of(row)}{sureness(row)}")
+    return {"headline": f", {joined} {ratio}{at}", "more": [f"{sentence(row)} {again_words(row)}"], "tiles": [tile]}
+
+
+def sentence(row: Row) -> str:
+    """How fast a policy decodes, plainly."""
+    kind = verdict(row)
+    start = {
+        "faster": f"It decodes faster than the full cache: {pace(row)}.",
+        "slower": f"It decodes slower than the full cache: {pace(row)}.",
+        "same": f"Its decoding cannot be told from the full cache’s: {pace(row)}.",
+        "unsure": f"It takes {pace(row)}.",
+    }[kind]
+    if kind in ("slower", "same") and row["context"] <= 4 * row["budget"]:
+        start += f" With {row['budget']:,} of {row['context']:,} tokens kept, there is little to save."
+    if row["contexts"] and row["contexts"] > 1 and row["contexts_not_faster"]:
+        faster = row["contexts"] - row["contexts_not_faster"]
+        start += f" Of {row['contexts']} contexts measured, it is faster at {faster if faster else 'none'}."
+    return start
+
+
+def again_words(row: Row) -> str:
+    """The A/A pair of the same cell."""
+    if row["again_tpot_ratio"] is None:
+        return ""
+    ratio = times(row["again_tpot_ratio"], row["again_tpot_low"], row["again_tpot_high"])
+    return f"(Full against itself in the same run: {ratio}.)"
+
+
+def sureness(row: Row) -> str:
+    """The interval in small print."""
+    if row["tpot_ratio_low"] is None:
+        return f"; {row['rounds_n']} rounds, no interval"
+    ends = times(row["tpot_ratio"], row["tpot_ratio_low"], row["tpot_ratio_high"]).partition("[")[2].rstrip("]")
+    return f"; 95\u00a0% interval {ends.replace(', ', ' … ')}"
+
+
+def alone(row: Row, several: bool) -> Row:
+    """The answer for a model of which only speed was measured: the fastest policy, and no recommendation."""
+    where = f"For {row['setting']}: " if several else ""
+    unknown = "What a policy costs in perplexity these records do not say, so none is recommended."
+    if row["noisy"]:
+        headline = f"{where}speed was measured on a busy machine, so no number stands here."
+        more = [f"Reason: {row['noisy']}. The tables below hold what was measured.", unknown]
+        return {"headline": headline[:1].upper() + headline[1:], "more": more, "tiles": [], "call": None}
+    kind = verdict(row)
+    tied = f"As fast, as far as can be told: {', '.join(row['tied'][:4])}." if row["tied"] else ""
+    if kind in ("faster", "unsure"):
+        headline = f"{where}{row['policy']} decodes fastest: {pace(row)}."
+    else:
+        headline = f"{where}no policy measured here decodes faster than the full cache at {tokens_of(row)}."
+    nearest = "" if kind in ("faster", "unsure") else f"The nearest is {row['policy']}: {pace(row)}."
+    keeps = f"It keeps {percent(row['kv_percent'])} of the full KV memory there."
+    more = [" ".join(filter(None, (nearest, tied))), f"{keeps} {again_words(row)}", unknown]
+    tiles = [
+        (times(row["tpot_ratio"]), f"full’s time per token, {row['policy']}{sureness(row)}"),
+        (percent(row["kv_percent"]), f"of the full KV memory, at {tokens_of(row)}"),
+    ]
+    headline = headline if where or headline.startswith(row["policy"]) else headline[:1].upper() + headline[1:]
+    return {"headline": headline, "more": [line for line in more if line], "tiles": tiles, "call": None}
+
+
+def again(row: Row) -> Row:
+    """One line of the A/A table."""
+    number, share = fixed(2), fixed(1, unit="\u00a0%")
+    steal = None if row["steal"] is None else 100 * row["steal"]
+    machine = [
+        f"load {number(row['load_before'])} → {number(row['load_after'])}",
+        f"others {number(row['others'])} cores" if row["others"] is not None else "",
+        f"steal {share(steal)}" if steal is not None else "",
+        f"governor {row['governor']}" if row["governor"] else "",
+    ]
+    shown = {
+        name: times(row[f"again_{name}_ratio"], row[f"again_{name}_low"], row[f"again_{name}_high"])
+        if row[f"again_{name}_ratio"] is not None
+        else NONE
+        for name in ("tpot", "ttft")
+    }
+    return row | shown | {"drift": change(row["drift_percent"]), "machine": ", ".join(filter(None, machine))}
+
+
+def again_span(rows: list[Row]) -> Row | None:
+    """How far the A/A ratios of the quiet cells stray; None if there is none."""
+    found = [row["again_tpot_ratio"] for row in rows if not row["noisy"] and row["again_tpot_ratio"] is not None]
+    return {"cells": len(found), "low": f"{min(found):.3f}", "high": f"{max(found):.3f}"} if found else None
+
+
+def fronts(rows: list[Row]) -> list[str]:
+    """Per setting: which policies nothing measured beats on both axes, or why that is not said."""
+    found = []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        mine = [row for row in rows if row["setting"] == setting]
+        where = f"{setting}: " if len({row["setting"] for row in rows}) > 1 else ""
+        if mine[0]["noisy"]:
+            found.append(f"{where}the speed was measured on a busy machine ({mine[0]['noisy']}): read it with care.")
+            continue
+        front = [row["policy"] for row in mine if row["unbeaten"]]
+        found.append(
+            f"{where}worth a choice: {', '.join(front)}. Any other has a better one that is not measurably slower."
+        )
+    return [line[:1].upper() + line[1:] if line.startswith(("the ", "worth ")) else line for line in found]
+
+
+def claims(rows: list[Row]) -> dict[str, list[str]]:
+    """By metric: what we measure where the seed claimed a change."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        busy = f"; noisy: {row['noisy']}" if row["noisy"] else ""
+        few = "; too few rounds for an interval" if row["low"] is None else ""
+        claimed, ours = f"{row['published']:.2f}\u00a0×", times(row["ours"], row["low"], row["high"])
+        line = f"{row['policy']}: {ours} full’s on {row['setting']} at {tokens_of(row)}{few}{busy}; the seed: {claimed}"
+        found.setdefault(row["metric"], []).append(line)
+    return found

@@ -1,0 +1,396 @@
+"""Speed and memory in the report: each number recomputed from the Parquet files in plain Python, and what is said."""
+
+import json
+import re
+import statistics
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from golden import GOLDEN, QUICK, SHAPES, Latency, built, run_report, write
+from test_queries import Tables, assert_printed, rows_of
+
+from analysis import charts, database, speed_words, wording
+from analysis.records import read_records
+from analysis.rounds import round_intervals, spread
+
+FIGURES = ["tpot", "ttft", "eviction", "kv_memory", "peak_memory"]
+
+
+class Timed:
+    """One latency cell's numbers by their definitions."""
+
+    def __init__(self, folder, record):
+        self.fields = record["fields"]
+        self.contenders = {one["label"]: one for one in self.fields["contenders"]}
+        self.samples = {}
+        for row in pq.read_table(folder / record["file"]).to_pylist():
+            self.samples.setdefault((row["policy"], row["phase"], row["round"]), []).append(row["seconds"])
+
+    def rounds(self, label, phase):
+        """Seconds of each round: of a prefill, or the mean of its steps, TPOT."""
+        mine = {key[2]: times for key, times in self.samples.items() if key[:2] == (label, phase)}
+        return [sum(mine[number]) / len(mine[number]) for number in sorted(mine)]
+
+    def ratio(self, label, phase, against):
+        """Median of the ratios within the rounds."""
+        pairs = zip(self.rounds(label, phase), self.rounds(against, phase))
+        return statistics.median(mine / other for mine, other in pairs)
+
+    def percentile(self, label, share, least):
+        """Of all gaps pooled, by linear interpolation; None from too few."""
+        gaps = sorted(gap for key, gaps in self.samples.items() if key[:2] == (label, "step") for gap in gaps)
+        place = share * (len(gaps) - 1)
+        low = int(place)
+        high = min(low + 1, len(gaps) - 1)
+        return None if len(gaps) < least else 1000 * (gaps[low] + (place - low) * (gaps[high] - gaps[low]))
+
+    def totals(self, label):
+        """Each column of the latency table that is a number and no interval."""
+        one, batch = self.contenders[label], self.fields["batch"]
+        twin = next((name for name, other in self.contenders.items() if other["of"] == label), None)
+        steps = self.rounds(label, "step")
+        full = label == "full"
+        return {
+            "context": self.fields["context"],
+            "batch": batch,
+            "ttft_ms": 1000 * statistics.median(self.rounds(label, "ttft")),
+            "ttft_ratio": 1.0 if full else self.ratio(label, "ttft", "full"),
+            "tpot_ms": 1000 * statistics.median(steps),
+            "tpot_ratio": 1.0 if full else self.ratio(label, "step", "full"),
+            "itl_ms": self.percentile(label, 0.5, 1),
+            "itl_p90_ms": self.percentile(label, 0.9, 64),
+            "itl_p99_ms": self.percentile(label, 0.99, 662),
+            "throughput": statistics.median(batch / seconds for seconds in steps),
+            "eviction_percent": 100 * (self.ratio(label, "step", twin) - 1) if twin else None,
+            "kv_mb": one["kv_bytes"] / 1e6,
+            "allocated_mb": one["kv_bytes_allocated"] / 1e6,
+            "peak_mb": None if one["peak_bytes"] is None else one["peak_bytes"] / 1e6,
+            "prefills_n": self.fields["prefills"],
+            "rounds_n": self.fields["rounds"],
+            "gaps_n": self.fields["rounds"] * self.fields["steps"],
+        }
+
+    def drift(self):
+        """Full's time per token in the last third of the rounds over that in the first, in per cent."""
+        steps = self.rounds("full", "step")
+        third = len(steps) // 3
+        return 100 * (statistics.median(steps[-third:]) / statistics.median(steps[:third]) - 1)
+
+
+def cells_of(folder):
+    records = [
+        json.loads(path.read_text()) for path in folder.glob("*.json") if re.fullmatch(r"\w{16}\.json", path.name)
+    ]
+    timed = [Timed(folder, one) for one in records if one["fields"]["kind"] == "latency"]
+    return {(one.fields["model"], one.fields["context"], one.fields["batch"]): one for one in timed}
+
+
+def page_of(report):
+    return (report / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=["golden", "shapes"])
+def case(request, tmp_path_factory):
+    records, report = built(request.param, tmp_path_factory)
+    return cells_of(records), report
+
+
+def test_latency_table_as_printed(case):
+    cells, report = case
+    seen = set()
+    for attributes, columns in Tables(page_of(report)).tables["latency"][1:]:
+        shown = {name: text for name, text in columns if name}
+        model, batch = columns[0][1], int(shown["batch"])
+        timed = cells[model, int(attributes["data-length"]), batch]
+        expected = timed.totals(shown["contender"])
+        seen.add((model, expected["context"], batch, shown["contender"]))
+        for name in set(shown) - {"contender"}:
+            if shown[name] == "–":
+                assert expected[name] is None or (shown["contender"] == "full" and name.endswith("ratio"))
+            else:
+                assert_printed(shown[name], expected[name])
+    assert seen == {
+        (*key, label) for key, one in cells.items() for label in one.contenders if "without eviction" not in label
+    }
+
+
+def test_latency_csv_at_full_precision(case):
+    cells, report = case
+    rows = rows_of(report, "latency")
+    for row in rows:
+        expected = cells[row["model"], int(row["context"]), int(row["batch"])].totals(row["contender"])
+        for name, value in expected.items():
+            assert (row[name] == "") == (value is None), (name, row)
+            if value is not None:
+                assert float(row[name]) == pytest.approx(value, rel=1e-9, abs=1e-9), (name, row)
+        for name in ("tpot_ratio", "ttft_ratio"):
+            if row[f"{name}_low"]:
+                assert float(row[f"{name}_low"]) <= float(row[name]) <= float(row[f"{name}_high"])
+    assert {row["itl_p99_ms"] == "" for row in rows} == {len(cells) > 2}  # 700 gaps in shapes, 72 in golden
+
+
+@pytest.mark.parametrize("name", ["context", "eviction", "throughput", "tradeoff"])
+def test_figure_tables(case, name):
+    cells, report = case
+    for row in rows_of(report, name):
+        label = row.get("contender") or row["policy"]
+        expected = cells[row["setting"], int(row["context"]), int(row["batch"])].totals(label)
+        checked = {column for column in set(row) & set(expected) if row[column]} - {"context", "batch"}
+        assert checked
+        for column in checked:
+            assert float(row[column]) == pytest.approx(expected[column], rel=1e-9, abs=1e-9), (column, row)
+
+
+def test_full_against_itself_and_its_drift_as_printed(case):
+    cells, report = case
+    table = Tables(page_of(report)).tables["again"]
+    assert len(table) == len(cells) + 1
+    for _, columns in table[1:]:
+        shown = {name: text for name, text in columns if name}
+        timed = cells[columns[0][1], int(columns[1][1].replace(",", "")), int(columns[2][1])]
+        for name, phase in (("again_tpot", "step"), ("again_ttft", "ttft")):
+            assert_printed(shown[name].partition("×")[0], timed.ratio("full (again)", phase, "full"))
+        assert_printed(shown["drift"], timed.drift())
+
+
+def test_noisy_cells_are_named_shown_and_kept_out_of_headlines(tmp_path_factory):
+    _, report = built("golden", tmp_path_factory)
+    noisy = {(row["model"], row["context"], row["batch"]): row["noisy"] for row in rows_of(report, "noise")}
+    marked = {key: reason for key, reason in noisy.items() if reason}
+    assert set(marked) == {("tiny-neox", "600", "1"), ("tiny-llama", "100", "4"), ("tiny-llama", "200", "4")}
+    assert "other processes" in marked["tiny-neox", "600", "1"]
+    assert "drifted" in marked["tiny-llama", "100", "4"]
+    assert "A/A" in marked["tiny-llama", "200", "4"]
+    page = page_of(report)
+    assert '<li class="badge">3 noisy</li>' in page
+    for reason in marked.values():
+        assert reason in page
+    rows = rows_of(report, "latency")
+    assert {row["context"] for row in rows if row["headline"] == "True" and row["model"] == "tiny-neox"} == {"200"}
+    assert {row["context"] for row in rows if row["headline"] == "True" and row["model"] == "tiny-llama"} == {"600"}
+    assert any(row["context"] == "600" for row in rows if row["model"] == "tiny-neox")
+    assert page.count('<span class="tag busy"') == sum(bool(row["noisy"]) for row in rows)
+
+
+def test_a_model_whose_only_cell_is_noisy_gets_no_number(tmp_path):
+    latency = Latency(contexts=(512,), rounds=6, blemishes={("tiny-neox", 512, 1): "busy"})
+    plan = type(GOLDEN)(GOLDEN.policies[:3], GOLDEN.models[:1], ("Job",), 200, (200,), latency=latency)
+    assert run_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
+    page = page_of(tmp_path / "out")
+    answer = page.partition('id="answer"')[2].partition("</section>")[0]
+    assert "busy machine (other processes used 0.7 CPU cores), so no number of it" in answer
+    assert "time per token" not in answer
+    assert "Worth a choice" not in page
+
+
+def test_failed_latency_cells_are_named(tmp_path_factory):
+    _, report = built("golden", tmp_path_factory)
+    assert "tiny-llama · latency · context 600 · batch 4: golden failure" in page_of(report)
+
+
+def test_the_answer_and_the_summary_give_the_speed(tmp_path_factory):
+    records, report = built("golden", tmp_path_factory)
+    ratio = cells_of(records)["tiny-llama", 600, 1].ratio("streaming_llm(4,124)", "step", "full")
+    summary = (report / "summary.md").read_text(encoding="utf-8")
+    head = summary.partition("**For tiny-neox")[0].replace("\u00a0", " ")
+    assert f"and {ratio:.2f} × the time per token at 600." in head
+    assert "It decodes faster than the full cache" in head
+    assert f"| {ratio:.3f}" in summary
+    assert "full against itself" in summary
+
+
+def test_speed_without_quality(tmp_path_factory):
+    _, report = built("shapes", tmp_path_factory)
+    page = page_of(report)
+    assert "These records hold no quality" in page
+    assert "decodes fastest" in page
+    assert "KVStreamCache(model," not in page
+    assert 'id="results"' not in page
+    for name in FIGURES:
+        assert (report / "charts" / f"{name}.svg").exists()
+    for name in ("tradeoff", "throughput", "budget"):
+        assert not (report / "charts" / f"{name}.svg").exists()
+    assert {row["ttft_ratio_low"] for row in rows_of(report, "latency")} == {""}  # three prefills carry no interval
+
+
+def test_quality_without_speed(tmp_path_factory):
+    _, report = built("quick", tmp_path_factory)
+    page = page_of(report)
+    assert "No latency in these records" in page
+    assert "time per token, at" not in page
+    assert 'id="latency"' not in page
+    assert "TPOT" not in (report / "summary.md").read_text(encoding="utf-8")
+    assert rows_of(report, "latency") == []
+
+
+def test_machines_threads_and_devices_are_never_mixed(tmp_path):
+    folder = tmp_path / "records"
+    plan = type(SHAPES)(SHAPES.policies[:2], SHAPES.models[:1], (), 0, (), latency=Latency((512,), rounds=6))
+    write(plan, folder)
+    first = next(path for path in folder.glob("*.json") if path.name != "sweep.json")
+    record = json.loads(first.read_text())
+    for number, change in enumerate(({"threads": 1}, {"dtype": "bfloat16"}, {"device": "cuda"}, {"batch": 2})):
+        other = {**record, "fields": {**record["fields"], **change}}
+        copy(folder, other, f"{number}" * 16)
+    copy(folder, {**record, "environment": {**record["environment"], "cpu": "Another CPU"}}, "e" * 16)
+    copy(folder, record, "f" * 16)  # a stale twin, which no plan names
+    assert run_report("--records", folder, "--out", tmp_path / "out").returncode == 0
+    rows = rows_of(tmp_path / "out", "latency")
+    settings = {row["setting"] for row in rows}
+    assert len(settings) == 5
+    assert any("Another CPU" in name for name in settings)
+    assert any("1 thread" in name for name in settings)
+    assert len({row["cell"] for row in rows}) == 6
+    assert "f" * 16 not in {row["cell"] for row in rows}
+    assert "1 latency cell repeats" in page_of(tmp_path / "out")
+
+
+def copy(folder, record, key):
+    """The same samples as a cell of another key."""
+    from golden import commit
+
+    table = pq.read_table(folder / record["file"])
+    table = table.set_column(0, "cell", [[key] * table.num_rows])
+    commit(folder, key, record["fields"], table, record["environment"])
+
+
+@pytest.mark.parametrize("damage", ["drop", "zero"])
+def test_incomplete_or_impossible_samples_are_left_out(tmp_path, damage):
+    from golden import commit
+
+    folder = write(SHAPES, tmp_path / "records")
+    path = next(path for path in folder.glob("*.json") if path.name != "sweep.json")
+    record = json.loads(path.read_text())
+    table = pq.read_table(folder / record["file"])
+    if damage == "drop":
+        table = table.slice(1)
+    else:
+        seconds = table["seconds"].to_numpy().copy()
+        seconds[5] = 0
+        table = table.set_column(table.column_names.index("seconds"), "seconds", [seconds])
+    commit(folder, path.stem, record["fields"], table, record["environment"])
+    done = run_report("--records", folder, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert f"left out {path.name}: " in done.stderr
+    assert {"drop": "every prefill and step", "zero": "positive"}[damage] in done.stderr
+    assert '<li class="badge">1 left out</li>' in page_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["golden", "shapes"])
+def test_every_encoded_field_exists_in_its_data(name, tmp_path_factory):
+    records, _ = built(name, tmp_path_factory)
+    connection = database.open_database(read_records(records), 5.0)
+    for figure_name in [*FIGURES, *(["tradeoff", "throughput"] if name == "golden" else [])]:
+        query, draw = charts.FIGURES[figure_name]
+        figure = draw(database.rows(connection, query))
+        assert figure.panels, figure_name
+        for panel in figure.panels:
+            for layer in charts.for_page(panel)["layer"]:
+                rows = layer["data"]["values"]
+                assert rows, figure_name
+                listed = [
+                    e for each in layer["encoding"].values() for e in (each if isinstance(each, list) else [each])
+                ]
+                fields = {channel["field"] for channel in listed if "field" in channel}
+                for row in rows:
+                    assert fields <= set(row), (figure_name, fields - set(row))
+
+
+def test_tradeoff_front_is_what_none_better_matches_in_speed(tmp_path_factory):
+    _, report = built("golden", tmp_path_factory)
+    rows = rows_of(report, "tradeoff")
+
+    def end(row, name):
+        return float(row[f"tpot_ratio_{name}"] or row["tpot_ratio"])
+
+    for row in rows:
+        better = [
+            other
+            for other in rows
+            if other["setting"] == row["setting"]
+            and float(other["ppl_ratio"]) < float(row["ppl_ratio"])
+            and end(other, "low") <= end(row, "high")
+        ]
+        assert (row["unbeaten"] == "True") == (not better), row
+    assert {row["policy"] for row in rows if row["unbeaten"] == "True"} >= {"full", "streaming_llm(4,124)"}
+
+
+def rounds_with(ratio, random, rounds=30):
+    """Per-round ratios of two contenders that share each round's drift."""
+    common = random.lognormal(0, 0.2, rounds)
+    mine, full = (common * random.lognormal(0, 0.02, rounds) for _ in range(2))
+    return ratio * mine / full
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.8])
+def test_intervals_cover_a_known_ratio_and_a_pair_of_equals_contains_one(ratio):
+    random = np.random.default_rng(5)
+    lows, highs = zip(*(spread(rounds_with(ratio, random)[None, :], seed) for seed in range(200)))
+    covered = np.mean((np.array(lows) <= ratio) & (ratio <= np.array(highs)))
+    assert 0.9 <= covered <= 0.99
+    assert np.median(np.array(highs) - np.array(lows)) < 0.05
+
+
+def test_a_slowdown_of_three_per_cent_is_seen():
+    random = np.random.default_rng(6)
+    lows = [spread(rounds_with(1.03, random, 60)[None, :], seed)[0][0] for seed in range(100)]
+    assert np.mean(np.array(lows) > 1) >= 0.9
+
+
+def test_no_interval_below_five_rounds():
+    rows = [
+        {"cell": "c", "phase": "step", "label": "p", "full_ratio": 1 + number / 100, "twin_ratio": None}
+        for number in range(5)
+    ]
+    assert round_intervals(rows[:4]).num_rows == 0
+    [found] = round_intervals(rows).to_pylist()
+    assert (found["against"], found["low"] <= 1.02 <= found["high"]) == ("full", True)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "high", "words"),
+    [
+        (0.5, 0.45, 0.55, "faster than the full cache: 0.50 × full’s time per token [0.45, 0.55]"),
+        (1.1, 1.05, 1.15, "slower than the full cache: 1.10 ×"),
+        (1.01, 0.95, 1.06, "cannot be told from the full cache’s"),
+        (1.1, None, None, "4 rounds: too few for an interval"),
+    ],
+)
+def test_no_more_is_said_of_speed_than_its_interval_supports(ratio, low, high, words):
+    row = {
+        "tpot_ratio": ratio,
+        "tpot_ratio_low": low,
+        "tpot_ratio_high": high,
+        "context": 300,
+        "batch": 1,
+        "budget": 256,
+    }
+    row |= {"rounds_n": 4, "contexts": 1, "contexts_not_faster": 0, "noisy": None, "again_tpot_ratio": None}
+    said = speed_words.beside_quality(row)
+    assert words in " ".join(said["more"]).replace("\u00a0", " ")
+    near = "256 of 300 tokens kept, there is little to save"
+    assert (near in said["more"][0]) == (ratio > 1 and low is not None)
+    assert wording.times(1.0, 0.999, 1.001) == "1.000\u00a0× [0.999, 1.001]"
+
+
+def test_the_seeds_claims_stand_beside_what_is_measured(tmp_path):
+    plan = type(QUICK)(
+        QUICK.policies, QUICK.models, ("Job",), 1100, (1100,), latency=Latency(contexts=(200, 2048), rounds=6)
+    )
+    assert run_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
+    rows = rows_of(tmp_path / "out", "published_latency")
+    first = [row for row in rows if row["metric"].startswith("TTFT")]
+    assert {(row["policy"], row["context"]) for row in first} == {
+        ("streaming_llm(4,252)", "200"),
+        ("streaming_llm(4,1020)", "200"),
+    }
+    cells = cells_of(tmp_path / "r")
+    for row in rows:
+        timed = cells["smollm2-135m", int(row["context"]), 1]
+        phase, power = ("ttft", 1) if row["metric"].startswith("TTFT") else ("step", -1)
+        assert float(row["ours"]) == pytest.approx(timed.ratio(row["policy"], phase, "full") ** power, rel=1e-9)
+        assert float(row["low"]) <= float(row["ours"]) <= float(row["high"])
+    said = page_of(tmp_path / "out").partition('class="said"')[2].partition("</dl>")[0]
+    assert "the seed: 0.72" in said.replace("\u00a0", " ")
+    assert said.count("Measured here") == 2
