@@ -245,5 +245,7 @@ def for_page(one: Panel) -> Row:
 def for_file(figure: Figure, title: str) -> Row:
     """All panels of a figure with one legend, on white."""
     charts = [one.chart.properties(width=FILE_WIDTH, title=one.title or title) for one in figure.panels]
+    if len(charts) == 1 and figure.panels[0].title:
+        charts[0] = charts[0].properties(title=alt.Title(title, subtitle=figure.panels[0].title))
     whole: Any = charts[0] if len(charts) == 1 else alt.concat(*charts, columns=figure.columns, title=title)
     return whole.configure(background="white", padding=14).to_dict(validate=False)

@@ -32,8 +32,8 @@ class Column:
 SECTIONS: dict[str, Section] = {
     "tradeoff": Section(
         "Perplexity against time per token",
-        "1 is the full cache on both axes. The step line joins those that none beats: none of lower perplexity "
-        "is as fast, as far as can be told. "
+        "1 is the full cache on both axes. The step line joins the policies worth a choice: nothing of lower "
+        "perplexity is as fast, as far as can be told. "
         "Numbers are budgets; whiskers are 95 % intervals, or the range over documents where these are few.",
         "quality and latency of the same model, device and dtype",
         LATENCY,
@@ -86,7 +86,7 @@ SECTIONS: dict[str, Section] = {
     ),
     "ttft": Section(
         "Time to the first token (TTFT)",
-        "Lower is better. The whole prompt, eviction included. No prompt longer than the budget: all do the same work.",
+        "Lower is better. The whole prompt, eviction included. Up to the budget, all do the same work.",
         "a latency cell",
         LATENCY,
     ),

@@ -201,7 +201,7 @@ def eviction(rows: list[Row]) -> Figure:
     low, high = min(ends), max(ends)
     room = 0.06 * (high - low or 1)
     across = alt.Scale(domain=[low - room, high + room], nice=False)
-    axis = alt.Axis(tickCount=6, grid=True, format="+~g")
+    axis = alt.Axis(tickCount=6, grid=True, labelExpr="datum.value ? format(datum.value, '+~g') : '0'")
     x = alt.X("eviction_percent:Q", title="eviction adds to a step, %", scale=across, axis=axis)
     panels = []
     for (setting, size), mine in groups(rows, "setting", "budget"):

@@ -53,7 +53,9 @@ def sentence(row: Row) -> str:
         start += f" With {row['budget']:,} of {row['context']:,} tokens kept, there is little to save."
     if row["contexts"] and row["contexts"] > 1 and row["contexts_not_faster"]:
         faster = row["contexts"] - row["contexts_not_faster"]
-        start += f" Of {row['contexts']} contexts measured, it is faster at {faster if faster else 'none'}."
+        start += (
+            f" Of {row['contexts']} contexts measured without noise, it is faster at {faster if faster else 'none'}."
+        )
     return start
 
 

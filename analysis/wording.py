@@ -49,7 +49,7 @@ def between(low: Any, high: Any, show: Format) -> str:
 def times(ratio: Any, low: Any = None, high: Any = None) -> str:
     """A ratio as a multiple, with its interval in brackets if there is one; a narrow interval earns a third digit."""
     if low is None or high is None:
-        return f"{ratio:.2f}\u00a0×"
+        return f"{ratio:.{2 if ratio >= 0.1 else 3}f}\u00a0×"
     digits = 3 if high - low < 0.02 else 2
     return f"{ratio:.{digits}f}\u00a0× [{low:.{digits}f}, {high:.{digits}f}]"
 

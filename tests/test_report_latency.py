@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from golden import GOLDEN, QUICK, SHAPES, Latency, built, run_report, write
+from golden import GOLDEN, QUICK, SHAPES, Latency, built, commit, run_report, write
 from test_queries import Tables, assert_printed, rows_of
 
 from analysis import charts, database, speed_words, wording
@@ -21,7 +21,7 @@ class Timed:
     """One latency cell's numbers by their definitions."""
 
     def __init__(self, folder, record):
-        self.fields = record["fields"]
+        self.cell, self.fields = record["cell"], record["fields"]
         self.contenders = {one["label"]: one for one in self.fields["contenders"]}
         self.samples = {}
         for row in pq.read_table(folder / record["file"]).to_pylist():
@@ -154,6 +154,28 @@ def test_full_against_itself_and_its_drift_as_printed(case):
         assert_printed(shown["drift"], timed.drift())
 
 
+def test_how_far_full_strays_from_itself_is_said(case):
+    cells, report = case
+    noisy = {(row["model"], int(row["context"]), int(row["batch"])) for row in rows_of(report, "noise") if row["noisy"]}
+    ratios = [timed.ratio("full (again)", "step", "full") for key, timed in cells.items() if key not in noisy]
+    said = f"Over {len(ratios)} quiet cells it is {min(ratios):.3f} to {max(ratios):.3f} in time per token."
+    assert said in page_of(report)
+
+
+def test_intervals_are_a_bootstrap_over_rounds(tmp_path_factory):
+    records, report = built("golden", tmp_path_factory)
+    timed = cells_of(records)["tiny-llama", 600, 1]
+    rows = {row["contender"]: row for row in rows_of(report, "latency") if row["cell"] == timed.cell}
+    random = np.random.default_rng(0)
+    twin = "recent_only(128) without eviction"
+    for against, name, scale in (("full", "tpot_ratio", float), (twin, "eviction", lambda x: 1 + float(x) / 100)):
+        mine = np.array(timed.rounds("recent_only(128)", "step")) / np.array(timed.rounds(against, "step"))
+        medians = [np.median(random.choice(mine, len(mine))) for _ in range(4000)]
+        ends = ("low", "high") if against == "full" else ("low_percent", "high_percent")
+        for end, expected in zip(ends, np.percentile(medians, (2.5, 97.5))):
+            assert scale(rows["recent_only(128)"][f"{name}_{end}"]) == pytest.approx(expected, abs=0.002)
+
+
 def test_noisy_cells_are_named_shown_and_kept_out_of_headlines(tmp_path_factory):
     _, report = built("golden", tmp_path_factory)
     noisy = {(row["model"], row["context"], row["batch"]): row["noisy"] for row in rows_of(report, "noise")}
@@ -248,8 +270,6 @@ def test_machines_threads_and_devices_are_never_mixed(tmp_path):
 
 def copy(folder, record, key):
     """The same samples as a cell of another key."""
-    from golden import commit
-
     table = pq.read_table(folder / record["file"])
     table = table.set_column(0, "cell", [[key] * table.num_rows])
     commit(folder, key, record["fields"], table, record["environment"])
@@ -257,8 +277,6 @@ def copy(folder, record, key):
 
 @pytest.mark.parametrize("damage", ["drop", "zero"])
 def test_incomplete_or_impossible_samples_are_left_out(tmp_path, damage):
-    from golden import commit
-
     folder = write(SHAPES, tmp_path / "records")
     path = next(path for path in folder.glob("*.json") if path.name != "sweep.json")
     record = json.loads(path.read_text())

@@ -2,7 +2,7 @@
 WITH every AS (
     SELECT cell, model, text, dtype, device, NULL AS threads, NULL AS hardware FROM commits
     UNION ALL
-    SELECT latency_commits.cell, model, NULL, dtype, device, threads, value
+    SELECT latency_commits.cell, model, NULL, dtype, device, threads, nullif(value, 'None')
     FROM latency_commits
     LEFT JOIN environment ON environment.cell = latency_commits.cell
         AND name = CASE WHEN device = 'cpu' THEN 'cpu' ELSE 'gpu' END
