@@ -130,6 +130,11 @@ def read_records(folder: Path) -> Records:
         read_json(folder / name) for name in filter(FAILED.fullmatch, names) if name.split(".")[0] not in committed
     ]
     sweep = read_json(folder / "sweep.json") if "sweep.json" in names else {}
+    if sweep.get("lengths"):  # cells do not change with the prefixes that a later sweep asks of them
+        for commit in commits["quality"]:
+            fields = commit["fields"]
+            asked = {length for length in sweep["lengths"] if length < fields["tokens"]}
+            fields["lengths"] = sorted(asked | {fields["tokens"]})
     known = committed | {record.get("cell") for record in failed}
     missing = [key for key in sweep.get("cells", []) if key not in known]
     return Records(folder, commits["quality"], commits["latency"], failed, missing, excluded, sweep)

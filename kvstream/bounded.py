@@ -44,6 +44,9 @@ class BoundedLayer(Layer):
         self.by_rank = policy.position == "cache"
         self.cap = self.budget if policy.position == "frozen" else None
         self.members = 0  # contested tokens now held, the same number in every row
+        # Kept until the contested region changes: its keys rotated to their ranks, and the score a candidate must beat.
+        self.turned_BHZD: torch.Tensor | None = None
+        self.bar_BH1: torch.Tensor | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate the slots."""
@@ -54,9 +57,7 @@ class BoundedLayer(Layer):
         self.values = torch.empty_like(self.keys)
         self.score_BHS = self._score(self.keys).zero_()
         self.index_BHZ = torch.zeros(B, H, self.room, dtype=torch.int64, device=key_states.device)
-        # Kept until the contested region changes: its keys rotated to their ranks, and the score a candidate must beat.
-        self.turned_BHZD: torch.Tensor | None = None
-        self.bar_BH1: torch.Tensor | None = None
+        self.turned_BHZD = self.bar_BH1 = None
         self.ranks = None
         if self.by_rank and self.room:
             table = self.clock.rope.at(torch.arange(self.budget + RANK_BLOCK + 1), key_states)
@@ -74,6 +75,8 @@ class BoundedLayer(Layer):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order."""
+        if not self.is_initialized:
+            return
         super().reorder_cache(beam_idx)
         self.turned_BHZD = self.bar_BH1 = None
 
@@ -83,7 +86,9 @@ class BoundedLayer(Layer):
 
     def _score(self, k_BHTD: torch.Tensor) -> torch.Tensor:
         score = self.policy.scores(k_BHTD) if self.room else None
-        return k_BHTD.new_zeros(k_BHTD.shape[:3]) if score is None else score
+        if score is None:  # draws decide, or nothing is contested
+            return k_BHTD.new_zeros(k_BHTD.shape[:3], dtype=torch.float32)
+        return score
 
     # One token, in place.
 
@@ -245,9 +250,9 @@ class BoundedLayer(Layer):
         offered_at = first + self.recent
         draws_HC = self.policy.draws(self.layer, H, range(offered_at, offered_at + candidates))
         draws_RC = np.empty((B * H, 0), np.int64) if draws_HC is None else np.tile(draws_HC, (B, 1))
-        score_RN = score_BHN.reshape(B * H, -1).cpu().double().numpy()
+        score_RN = score_BHN.reshape(B * H, -1).cpu().numpy()
         offer_BHN = torch.from_numpy(
-            leaving_offers(score_RN, draws_RC, self.members, self.room, tie(score_BHN.dtype))
+            leaving_offers(score_RN, draws_RC, self.members, self.room, score_RN.dtype.type(tie(score_BHN.dtype)))
         ).view_as(score_BHN)
         leave_BHN = torch.where(offer_BHN == NEVER, NEVER, offered_at + offer_BHN).to(self.device)
         return Contested(

@@ -6,6 +6,8 @@ evict, `BoundedLayer` for the others. Knows neither Ray nor files.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
@@ -13,14 +15,15 @@ from transformers.cache_utils import Cache
 from kvstream import attention
 from kvstream.bounded import BoundedLayer
 from kvstream.layer import Clock, Layer, UnboundedLayer
-from kvstream.policies import BoundedPolicy, Policy
+from kvstream.policies import BoundedPolicy, Full, Policy
+from kvstream.probe import verify
 from kvstream.rope import Rope
 
 
 class KVStreamCache(Cache):
     """A cache bounded by a policy, for any transformers model with rotary embeddings and full attention.
 
-    Sets the model's attention to kvstream's, which leaves the model's behaviour with other caches as it was.
+    Sets the model's attention to kvstream's, which with any other cache computes what "sdpa" does.
     `capacity` preallocates layers that never evict, in tokens. Raises ValueError for models it cannot serve.
 
     >>> cache = KVStreamCache(model, StreamingLLM(start_size=4, recent_size=252))
@@ -38,8 +41,27 @@ class KVStreamCache(Cache):
         self.policy = policy
         self.clock = Clock(Rope(model))
         super().__init__(layers=[self._layer(layer, capacity) for layer in range(layers)])
+        self.layers[-1].closes_call = True  # type: ignore[union-attr]
         if model.config._attn_implementation != attention.NAME:
             model.set_attn_implementation(attention.NAME)
+        verify(
+            model, lambda ids: model.get_output_embeddings()(KVStreamCache(model, Full()).hidden_states(model, ids)[0])
+        )
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Hand a call's keys and values to their layer."""
+        if layer_idx == 0:
+            if self.clock.in_call:
+                raise ValueError("cache: the last call was interrupted between two layers; reset() it and start again")
+            self.clock.in_call = True
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def reset(self) -> None:
+        """Forget everything; the next call starts a new text."""
+        self.clock.in_call = False
+        super().reset()
 
     def _layer(self, layer: int, capacity: int | None) -> Layer:
         if self.policy.regions_of(layer) is None:

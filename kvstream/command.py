@@ -54,6 +54,8 @@ def parse_flags(grid: Grid, question: str, arguments: Sequence[str] | None = Non
         for axis in ("models", "text", "documents", "lengths", "contexts", "batches"):
             if (value := getattr(given, axis)) is not None:
                 changes[axis] = value
+        if changes["policies"] != grid.policies:
+            changes["latency_policies"] = None
         repeats = {name: value for name in REPEATS if (value := getattr(given, name)) is not None}
         changes["repeats"] = replace(grid.repeats, **repeats)
         grid = replace(grid, **changes)
@@ -85,9 +87,14 @@ def _parser(grid: Grid, question: str) -> argparse.ArgumentParser:
     axes.add_argument("--positions", type=words, metavar="A,B", help=", ".join(get_args(Position)))
     axes.add_argument("--skip-layers", type=numbers, metavar="N,N", help="layers that never evict")
     axes.add_argument(
-        "--lengths", type=numbers, metavar="N,N", help="the longest is run, shorter ones are its prefixes"
+        "--lengths",
+        type=_none_or(numbers),
+        metavar="N,N",
+        help="tokens per document: the longest is run, the others are its prefixes; none: no quality cells",
     )
-    axes.add_argument("--contexts", type=numbers, metavar="N,N", help="prompt lengths to measure latency at")
+    axes.add_argument(
+        "--contexts", type=_none_or(numbers), metavar="N,N", help="prompt lengths of latency cells; none: no such cells"
+    )
     axes.add_argument("--batches", type=numbers, metavar="N,N", help="texts at once in latency cells")
     parser.add_argument("--text", metavar="NAME", help=f"kjv, pg19, a file, folder or glob; now {grid.text}")
     parser.add_argument("--documents", type=_count, metavar="N", help=f"documents of the text; now {grid.documents}")
@@ -110,6 +117,11 @@ def _policies(grid: Grid, given: argparse.Namespace) -> tuple[Policy, ...]:
         return grid.policies
     wanted = given.policies or tuple(policy.name for policy in grid.policies)
     names = [entry for entry in wanted if isinstance(entry, str)]
+    given_axes = [f"--{flag.replace('_', '-')}" for flag in flags[1:] if getattr(given, flag) is not None]
+    if given_axes and not names:
+        raise ValueError(
+            f"{given_axes[0]}: whole labels leave it nothing to vary; name policies without values instead"
+        )
     labelled = tuple(entry for entry in wanted if not isinstance(entry, str))
     bounded = [policy for policy in grid.policies if isinstance(policy, BoundedPolicy)]
 
@@ -123,7 +135,7 @@ def _policies(grid: Grid, given: argparse.Namespace) -> tuple[Policy, ...]:
         strategies=axis("strategies", "strategy", defaults.strategies),
         keep_ratios=axis("keep_ratios", "keep_ratio", defaults.keep_ratios),
         positions=axis("positions", "position", defaults.positions),
-        skip_layers=given.skip_layers or (),
+        skip_layers=given.skip_layers or next((policy.skip_layers for policy in bounded), ()),
     )
     budgets = given.budgets or tuple(dict.fromkeys(p.regions.budget for p in bounded if p.regions)) or (256,)
     return (*expand(tuple(dict.fromkeys(names)), budgets, axes), *labelled)
@@ -162,6 +174,10 @@ def _listed(what: str, convert: Callable[[str], T]) -> Callable[[str], tuple[T, 
             raise argparse.ArgumentTypeError(f"{text!r} is not a comma list of {what}, such as 4,8") from None
 
     return parse
+
+
+def _none_or(parse: Callable[[str], tuple[T, ...]]) -> Callable[[str], tuple[T, ...]]:
+    return lambda text: () if text == "none" else parse(text)
 
 
 def _count(text: str) -> int:

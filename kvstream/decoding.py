@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,17 +30,19 @@ def decode(model: PreTrainedModel, input_ids: torch.Tensor, policy: Policy) -> D
     """
     ids_1T = one_text(input_ids)
     cache = KVStreamCache(model, policy, capacity=ids_1T.shape[1])
-    nll, seconds = [], []
+    nll, seconds, synchronize = [], [], synchronizer(ids_1T.device)
     with all_cores(model):
         for token in range(ids_1T.shape[1] - 1):
             started = time.perf_counter()
             hidden = cache.hidden_states(model, ids_1T[:, token : token + 1])
             nll.append(score(model, hidden[0], ids_1T[0, token + 1 : token + 2]).nll_nats)
-            _wait_for(ids_1T.device)
+            synchronize()
             seconds.append(time.perf_counter() - started)
     return Decoded(nll_nats=torch.cat(nll), step_s=torch.tensor(seconds, dtype=torch.float64))
 
 
-def _wait_for(device: torch.device) -> None:
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """Return what waits until a device has done all it was given; on a CPU there is nothing to wait for."""
     if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize(device)
+        return getattr(torch, device.type).synchronize
+    return lambda: None

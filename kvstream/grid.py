@@ -58,6 +58,7 @@ class Grid:
     contexts: tuple[int, ...] = ()
     batches: tuple[int, ...] = (1,)
     repeats: Repeats = Repeats()
+    latency_policies: tuple[Policy, ...] | None = None  # where latency cells compare fewer than all
 
     def __post_init__(self) -> None:
         """Drop repetitions and check the axes; what a model or text decides is checked when they are known."""
@@ -177,6 +178,7 @@ class LatencyCell(Cell):
     context: int
     batch: int
     repeats: Repeats
+    threads: int | None  # None: every core of the node
 
     def __str__(self) -> str:
         """Name the cell in progress lines."""
@@ -198,6 +200,7 @@ class LatencyCell(Cell):
             "context": self.context,
             "batch": self.batch,
             "repeats": asdict(self.repeats),
+            "threads": self.threads,
         }
 
     @property
@@ -211,6 +214,7 @@ class LatencyCell(Cell):
         """Bytes of all caches held at once: the policies', full again, DynamicCache, the twins without eviction."""
         bounded = [policy for policy in self.policies if policy.regions]
         held = [Full(), Full(), Full(), *bounded, *bounded]
+        held += [Full() for policy in bounded if getattr(policy, "skip_layers", ())]  # whose twins reserve all layers
         return self.batch * sum(self.kv_bytes(policy, self.context + self.repeats.steps + 1) for policy in held)
 
 

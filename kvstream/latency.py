@@ -32,6 +32,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from kvstream import noise
 from kvstream.cache import KVStreamCache
+from kvstream.decoding import synchronizer
 from kvstream.grid import policy_fields
 from kvstream.layer import UnboundedLayer
 from kvstream.memory import can_reset, peak_bytes
@@ -172,10 +173,21 @@ class PolicyContender(Contender):
         return super().description | {"role": role}
 
     def rewind(self) -> None:
-        """Unbounded layers forget what came after the prompt; bounded ones cost the same at any later token."""
-        for layer in self.cache.layers:
+        """Take every layer back to the prompt's length, but full ones, which cost the same at any later token.
+
+        Only sizes go back: a layer that has not been full yet may hold some later tokens in place of earlier ones.
+        """
+        for layer, members in zip(self.cache.layers, self.members):
             if isinstance(layer, UnboundedLayer):
                 layer.seen = self.protocol.context
+            elif self.protocol.context < layer.budget:
+                layer.seen, layer.members = self.protocol.context, members
+                layer.turned_BHZD = layer.bar_BH1 = None
+
+    def start(self, prompt_BT: torch.Tensor) -> None:
+        """Prefill the prompt, choose the first token, and remember how full the layers are."""
+        super().start(prompt_BT)
+        self.members = [getattr(layer, "members", 0) for layer in self.cache.layers]
 
     def _new_cache(self) -> KVStreamCache:
         most = self.protocol.context + max(self.protocol.steps + 1, WARM_UP_STEPS)
@@ -271,7 +283,7 @@ def measure(
     cell: str, runners: list[Contender], prompt_BT: torch.Tensor, protocol: Protocol
 ) -> Iterator[Progress | pa.Table]:
     """Let all `runners` take turns: yields what comes next before each turn, and last the table of raw samples."""
-    synchronize = _synchronizer(prompt_BT.device)
+    synchronize = synchronizer(prompt_BT.device)
     order = np.random.default_rng(protocol.seed)
     samples: list[tuple[str, str, int, int, int, float]] = []
     prefilled = [runner for runner in runners if not isinstance(runner, HeldContender)]
@@ -343,9 +355,3 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _synchronizer(device: torch.device) -> Callable[[], None]:
-    if device.type in ("cuda", "mps"):
-        return getattr(torch, device.type).synchronize
-    return lambda: None

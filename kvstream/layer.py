@@ -25,6 +25,7 @@ class Clock:
     def __init__(self, rope: Rope) -> None:
         self.rope = rope
         self.model_rotates = True
+        self.in_call = False  # between the first layer's keys and the last layer's answer
         self._rotations: dict[tuple[int | str | None, ...], Rotation] = {}
 
     def rotation(self, start: int, length: int, cap: int | None, like: torch.Tensor) -> Rotation:
@@ -56,6 +57,7 @@ class Layer(CacheLayerMixin):
     """What bounded and unbounded layers have in common; a subclass answers a call in `_answer`."""
 
     is_compileable = False
+    closes_call = False  # True for the last layer of a model
     is_sliding = False
     row_tensors: tuple[str, ...] = ("keys", "values")  # the state of the batch's rows
     keys: torch.Tensor
@@ -100,6 +102,8 @@ class Layer(CacheLayerMixin):
         B, heads, T, D = queries_BHTD.shape
         output_BHGTD = self._answer(queries_BHTD.view(B, keys.shape[1], -1, T, D), keys, values, scaling)
         self.seen += T
+        if self.closes_call:
+            self.clock.in_call = False
         return output_BHGTD.reshape(B, heads, T, D).transpose(1, 2)
 
     def reset(self) -> None:

@@ -55,9 +55,16 @@ def after(start: Before) -> dict[str, float | str | None]:
         "load_after": os.getloadavg()[0],
         "steal": steal,
         "others": others,
-        "governor": GOVERNOR.read_text().strip() if GOVERNOR.exists() else None,
+        "governor": _governor(),
         "noisy": "; ".join(reasons) or None,
     }
+
+
+def _governor() -> str | None:
+    try:
+        return GOVERNOR.read_text().strip()
+    except OSError:
+        return None
 
 
 def _processors() -> Processors | None:

@@ -52,31 +52,31 @@ def quality_cells(grid: Grid, sources: list[Source], device: str, dtype: str) ->
     ]
 
 
-def latency_cells(grid: Grid, sources: list[Source], device: str, dtype: str) -> list[LatencyCell]:
-    """Model × context × batch, sorted by model; each compares all policies, and full, whether named or not."""
-    policies = tuple(dict.fromkeys((Full(), *grid.policies)))
+def latency_cells(grid: Grid, sources: list[Source], device: str, dtype: str, threads: int | None) -> list[LatencyCell]:
+    """Model × context × batch, sorted by model; each compares its policies with full, whether that is named or not."""
+    policies = tuple(dict.fromkeys((Full(), *(grid.latency_policies or grid.policies))))
     return [
-        LatencyCell(source.info, device, dtype, policies, context, batch, grid.repeats)
+        LatencyCell(source.info, device, dtype, policies, context, batch, grid.repeats, threads)
         for source in sources
         for context in grid.contexts
         for batch in grid.batches
     ]
 
 
-def check_memory(cells: list[LatencyCell], available_bytes: float) -> None:
-    """ValueError if a latency cell holds more than there is: weights, all caches at once, a prefill's working set."""
-    for cell in cells:
-        model = cell.model
-        weights = model.flops_per_token / 2 * DTYPE_BYTES[cell.dtype]
-        # DynamicCache's prefill takes the prompt at once: a few activations of four times the hidden size per token.
-        working = 16 * cell.batch * cell.context * model.hidden_size * DTYPE_BYTES[cell.dtype]
-        needed = 2 * weights + cell.kv_bytes_held + working
-        if needed > available_bytes:
-            raise ValueError(
-                f"contexts: {cell.context} × batch {cell.batch} of {model.spec!r} needs about {needed / 1e9:,.1f} GB "
-                f"with all policies side by side, {available_bytes / 1e9:,.1f} GB are available; "
-                "give shorter contexts, smaller batches or fewer policies"
-            )
+def too_large(cell: LatencyCell, available_bytes: float) -> str | None:
+    """Why a latency cell does not fit (weights, all caches at once, a prefill's working set), or None if it does."""
+    model = cell.model
+    weights = model.flops_per_token / 2 * DTYPE_BYTES[cell.dtype]
+    # DynamicCache's prefill takes the prompt at once: a few activations of four times the hidden size per token.
+    working = 16 * cell.batch * cell.context * model.hidden_size * DTYPE_BYTES[cell.dtype]
+    needed = 2 * weights + cell.kv_bytes_held + working
+    if needed <= available_bytes:
+        return None
+    return (
+        f"contexts: {cell.context} × batch {cell.batch} of {model.spec!r} needs about {needed / 1e9:,.1f} GB "
+        f"with all policies side by side, {available_bytes / 1e9:,.1f} GB are available; "
+        "give shorter contexts, smaller batches or fewer policies"
+    )
 
 
 def describe(grid: Grid, question: str, cells: list[Cell], records: Records) -> None:

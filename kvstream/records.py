@@ -3,7 +3,7 @@
     sweep.json            the sweep's name, question and cell keys
     <key>.parquet         a cell's rows, zstd
     <key>.json            its commit record: sha256 and row count of that file, the cell's fields, the environment
-    <key>.failed.json     instead of these two: the error of a cell that failed
+    <key>.failed.json     the error of a cell whose last attempt failed
 
 A cell is finished once its commit record exists, and that is written last: file to a temporary name, fsync, rename,
 folder fsync, then the same for the commit record. A kill at any moment leaves finished cells and, at worst, files that
@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,10 +44,16 @@ class Records:
         The lock is the kernel's: it ends with the process, however that ends.
         """
         self._create()
-        with open(self.folder / LOCK, "a+") as lock:
+        try:
+            lock = open(self.folder / LOCK, "a+")  # noqa: SIM115  # closed below
+        except OSError as error:
+            raise ValueError(
+                f"out: cannot write to {str(self.folder)!r} ({error.strerror}); give another --out"
+            ) from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 lock.seek(0)
                 holder = lock.read().strip() or "another process"
                 raise ValueError(
@@ -58,9 +64,12 @@ class Records:
             lock.flush()
             yield
 
-    def plan(self, name: str, question: str, keys: list[str]) -> None:
-        """Write down which cells the sweep consists of."""
-        self._write_json("sweep.json", {"schema": SCHEMA, "name": name, "question": question, "cells": keys})
+    def plan(self, name: str, question: str, lengths: Sequence[int], keys: list[str]) -> None:
+        """Write down which cells the sweep consists of, and which prefixes of them to report."""
+        self._write_json(
+            "sweep.json",
+            {"schema": SCHEMA, "name": name, "question": question, "lengths": list(lengths), "cells": keys},
+        )
 
     def finished(self, keys: list[str]) -> set[str]:
         """Which of these cells are committed, with a file that is exactly the one committed."""

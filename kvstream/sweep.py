@@ -12,7 +12,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +41,10 @@ def main(grid: Grid, manual: str, arguments: Sequence[str] | None = None) -> Non
     question = " ".join(manual.strip().partition("\n\n")[0].split())
     try:
         unfinished = run(grid, question, options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         refuse(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(1 if unfinished else 0)
 
 
@@ -59,7 +61,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
 
     def span(device: str) -> tuple[list[QualityCell], list[LatencyCell]]:
         axes = grid, sources, device, options.dtype
-        return plan.quality_cells(*axes), plan.latency_cells(*axes)
+        return plan.quality_cells(*axes), plan.latency_cells(*axes, options.threads)
 
     if options.dry_run:
         quality, latency = span(_device_here() if options.device == "auto" else options.device)
@@ -67,19 +69,26 @@ def run(grid: Grid, question: str, options: Options) -> int:
         return 0
     with records.locked():
         nodes = connect()
-        device = choose_device(options.device, nodes)
+        device = choose_device(options.device, options.dtype, nodes)
         quality, latency = span(device)
         cells = [*quality, *latency]
         keys = [cell.key for cell in cells]
         finished = records.finished(keys)
         quality = [cell for cell in quality if cell.key not in finished]
         latency = [cell for cell in latency if cell.key not in finished]
-        plan.check_memory(latency, max(node.memory for node in nodes))
+        available = max(node.memory for node in nodes)
+        refused = {cell: why for cell in latency if (why := plan.too_large(cell, available))}
+        if refused and len(refused) == len(quality) + len(latency):
+            raise ValueError(next(iter(refused.values())))
+        latency = [cell for cell in latency if cell not in refused]
         slots = divide(device, nodes, options.threads, len(quality))
-        records.plan(grid.name, question, keys)
+        records.plan(grid.name, question, grid.lengths, keys)
         todo = len(quality) + len(latency)
         print(f"{grid.name}: {len(cells)} cells, {len(finished)} finished before, {todo} to do → {options.out}")
-        return _measure(quality, latency, slots, nodes, records) if todo else 0
+        for cell, why in refused.items():
+            records.fail(cell.key, cell.fields, why, 0)
+            print(f"not run: {why}", file=sys.stderr)
+        return len(refused) + (_measure(quality, latency, slots, nodes, records) if todo else 0)
 
 
 def _device_here() -> str:
@@ -102,20 +111,30 @@ def connect() -> list[Node]:
     """Find a running Ray or start one, and look at its machines."""
     import ray
 
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        if not ray.is_initialized():
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        where = os.environ.get("RAY_ADDRESS", "the address a local cluster left behind")
+        raise ValueError(
+            f"ray: no cluster answers at {where} ({str(error).splitlines()[0]}); run `ray stop` or unset RAY_ADDRESS"
+        ) from None
     nodes = [
         Node(node["NodeID"], int(has.get("CPU", 0)), int(has.get("GPU", 0)), has.get("memory", 0))
         for node in ray.nodes()
-        if node["Alive"] and (has := node["Resources"])
+        if node["Alive"] and (has := node["Resources"]) and has.get("CPU", 0) >= 1
     ]
+    if not nodes:
+        raise ValueError("ray: no node of the cluster has a CPU for tasks; add one, or start Ray with --num-cpus")
     cores, gpus = sum(node.cores for node in nodes), sum(node.gpus for node in nodes)
     print(f"Ray: {len(nodes)} node(s) with {cores} CPUs and {gpus} GPUs")
     return nodes
 
 
-def choose_device(device: str, nodes: list[Node]) -> str:
+def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
     """Turn "auto" into the cluster's GPUs where it has any, else its CPUs; ValueError if no node has the device."""
+    if device == "mps" and (sys.platform != "darwin" or dtype == "float64"):
+        raise ValueError(f"device: 'mps' needs Apple silicon and computes no float64; use --device cpu (dtype {dtype})")
     gpus = any(node.gpus for node in nodes)
     if device == "auto":  # Ray counts Apple's GPU as one, too
         return "cpu" if not gpus else "mps" if sys.platform == "darwin" else "cuda"
@@ -173,6 +192,7 @@ class Fleet:
     records: Records
     reporter: Reporter
     interrupt: Interrupt
+    stored: dict[str, Any] = field(default_factory=dict)
 
     def evaluate(self, cells: list[QualityCell]) -> int:
         """Evaluate quality cells of one model side by side; count those that failed or were not reached."""
@@ -184,8 +204,10 @@ class Fleet:
         if weights is None:
             return len(cells)
         texts = {cell.document.name: ray.put(cell.document.token_ids) for cell in cells}
-        task = ray.remote(max_calls=0, max_retries=0)(tasks.quality)
-        task = task.options(num_cpus=self.slots.threads, num_gpus=int(self.slots.device != "cpu"))
+        # A worker that has used one GPU cannot be given another; on CPUs workers are reused.
+        on_gpu = int(self.slots.device != "cpu")
+        task = ray.remote(max_calls=on_gpu, max_retries=0)(tasks.quality)
+        task = task.options(num_cpus=self.slots.threads, num_gpus=on_gpu)
         waiting = deque((cell, 1) for cell in cells)
         running: dict[Any, tuple[QualityCell, int]] = {}
         unfinished = 0
@@ -219,7 +241,7 @@ class Fleet:
         weights = self._weights(cells)
         if weights is None:
             return len(cells)
-        task = ray.remote(max_calls=0, max_retries=0)(tasks.latency)
+        task = ray.remote(max_calls=int(self.slots.device != "cpu"), max_retries=0)(tasks.latency)
         idle = [node for node in self.nodes if node.gpus or self.slots.device == "cpu"]
         waiting = deque((cell, 1) for cell in cells)
         running: dict[Any, tuple[LatencyCell, int, Node]] = {}  # by Ray's stream of what the cell tells
@@ -251,8 +273,19 @@ class Fleet:
                         continue
                     self._timed(cell, *told, threads=self.slots.asked_threads or node.cores)
                 del running[stream]
-                idle.append(node)
+                if any(alive["NodeID"] == node.id and alive["Alive"] for alive in ray.nodes()):
+                    idle.append(node)
+                elif not idle and not running:
+                    unfinished += self._stranded(waiting)
         return unfinished + len(waiting)
+
+    def _stranded(self, waiting: deque[tuple[Any, int]]) -> int:
+        """Record the cells that no node is left for."""
+        count = len(waiting)
+        while waiting:
+            cell, attempt = waiting.popleft()
+            self._fail(cell, RuntimeError("no node is left to run this cell"), attempt)
+        return count
 
     def _timed(self, cell: LatencyCell, measured: Measured, environment: dict[str, Any], *, threads: int) -> None:
         """Write a latency cell."""
@@ -271,10 +304,15 @@ class Fleet:
 
         if self.interrupt.draining:
             return None
-        self.reporter.say(f"loading {cells[0].model.spec}")
+        spec = cells[0].model.spec
+        if spec in self.stored:
+            return self.stored[spec]
+        self.reporter.say(f"loading {spec}")
+        self.stored.clear()  # one model at a time
         try:
-            return ray.put(tasks.weights_of(cells[0]))
-        except ValueError as error:
+            self.stored[spec] = ray.put(tasks.weights_of(cells[0]))
+            return self.stored[spec]
+        except Exception as error:
             for cell in cells:
                 self._fail(cell, error, 1)
             return None

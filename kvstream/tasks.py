@@ -34,13 +34,15 @@ def quality(
     """Evaluate a quality cell: its rows, and where they were computed. Shared weights must not be written to."""
     # A reused worker keeps the last cell's number, and Ray's launcher sets OMP_NUM_THREADS to 1.
     torch.set_num_threads(threads)
+    where = environment()
     model: Any = from_arrays(*weights, device=cell.device)
     names = {"cell": cell.key, "document": cell.document.name, "device": cell.device}
-    return evaluate_quality(model, token_ids, cell.policy, **names), environment()
+    return evaluate_quality(model, token_ids, cell.policy, **names), where
 
 
 def latency(weights: Weights, cell: LatencyCell, threads: int) -> Iterator[Progress | tuple[Measured, dict[str, Any]]]:
     """Measure a latency cell: yields progress now and then, and last the result and where it was measured."""
+    where = environment()
     torch.set_num_threads(threads)
     config, arrays = weights
     own = {name: np.array(array) for name, array in arrays.items()}  # in this process's memory, as a server's would be
@@ -50,7 +52,7 @@ def latency(weights: Weights, cell: LatencyCell, threads: int) -> Iterator[Progr
     told = time.monotonic()
     for item in evaluate_latency(model, cell.policies, protocol, cell=cell.key, device=cell.device, reload=reload):
         if isinstance(item, Measured):
-            yield item, environment()
+            yield item, where
         elif time.monotonic() - told > TELL_S:
             told = time.monotonic()
             yield item

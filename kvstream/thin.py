@@ -24,7 +24,7 @@ def all_cores(model: nn.Module) -> Iterator[None]:
     cores = torch.get_num_threads()
     changed = []
     for module in model.modules():
-        if cores > 1 and type(module) is nn.Linear and _worth_it(module, cores):
+        if cores > 1 and type(module) is nn.Linear and "forward" not in vars(module) and _worth_it(module, cores):
             module.__dict__["forward"] = _in_pieces(module, cores)
             changed.append(module)
     try:

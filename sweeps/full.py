@@ -2,12 +2,13 @@
 
 Hypothesis: at every budget streaming_llm beats recent_only and fix_size_l2; beyond the trained context of 2,048
 tokens the full cache's perplexity explodes and streaming_llm's does not. https://arxiv.org/abs/2309.17453
-Cost: 3 models × 25 policies × 10 documents of 8,192 tokens, 6.1 million tokens; `--dry-run` prints the estimate.
+Cost: 840 quality cells of 8,192 tokens and 24 latency cells; `--dry-run` prints the estimate. Latency cells that do not
+fit a machine's memory are recorded as such, and the rest is run.
 
     python sweeps/full.py                                                      needs the Hugging Face hub, once
     python sweeps/full.py --models smollm2-135m --text kjv --documents 5       offline
     python sweeps/full.py --policies streaming_llm --budgets 256 --start-sizes 1,2,4,8
-    ray submit cluster.yaml sweeps/full.py                                     on a cluster
+    ray start --head; python sweeps/full.py                                    on a Ray that runs
 """
 
 from kvstream.grid import Grid, expand
@@ -25,6 +26,7 @@ GRID = Grid(
     lengths=(512, 1024, 2048, 4096, 8192),
     contexts=(512, 2048, 4096, 8192),
     batches=(1, 8),
+    latency_policies=expand(("streaming_llm", "recent_only", "fix_size_l2"), (256, 1024), Axes()),
 )
 
 if __name__ == "__main__":

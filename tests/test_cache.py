@@ -155,3 +155,32 @@ def test_half_precision_stays_close(tiny_llama, tokens, policy, dtype):
     assert (half - exact).abs().mean() < (0.05 if dtype == torch.float16 else 0.4)
     model = tiny_llama(dtype)
     assert (replay(model, ids, policy) - decode(model, ids, policy).nll_nats).isfinite().all()
+
+
+def test_a_call_that_was_interrupted_is_not_continued(tiny_neox, tokens):
+    model = tiny_neox()
+    cache = KVStreamCache(model, StreamingLLM(2, 5))
+    cache.hidden_states(model, tokens(10)[None])
+    answer = cache.layers[1].attend
+    cache.layers[1].attend = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cache.hidden_states(model, tokens(3)[None])
+    cache.layers[1].attend = answer
+    with pytest.raises(ValueError, match="interrupted between two layers"):
+        cache.hidden_states(model, tokens(3)[None])
+    cache.reset()
+    assert cache.hidden_states(model, tokens(3)[None]).isfinite().all()
+
+
+def test_models_that_compute_something_else_are_refused():
+    from transformers import GraniteConfig, GraniteForCausalLM, SmolLM3Config, SmolLM3ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "initializer_range": 0.3}
+    scaled = GraniteForCausalLM(GraniteConfig(**shape, logits_scaling=8.0)).eval()
+    unrotated = SmolLM3ForCausalLM(SmolLM3Config(**shape)).eval()
+    for model in (scaled, unrotated):
+        for _ in range(2):  # the second time, too
+            with pytest.raises(ValueError, match="computes something that kvstream does not"):
+                KVStreamCache(model, RecentOnly(4))

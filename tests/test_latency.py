@@ -1,6 +1,7 @@
 """Latency cells: what is sampled, in which order, by which definition; a prefill leaves the cache decoding would."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from kvstream.grid import LatencyCell, Repeats
 from kvstream.latency import DYNAMIC, FULL_AGAIN, Measured, Progress, Protocol, Reload, contenders, evaluate, measure
 from kvstream.memory import can_reset, peak_bytes
 from kvstream.models import resolve
-from kvstream.plan import check_memory
+from kvstream.plan import too_large
 
 ROOT = Path(__file__).parent.parent
 POLICIES = (StreamingLLM(2, 6), RecentOnly(8, skip_layers=(1,)), FixSizeL2(8, 0.5, "keep_low"))
@@ -179,12 +180,10 @@ def test_a_fresh_process_measures_where_the_peak_cannot_be_reset(monkeypatch, ti
 
 def test_a_context_beyond_memory_is_refused_with_the_estimate():
     info = resolve("shape:pythia-70m")
-    cell = LatencyCell(info, "cpu", "float32", (Full(), RecentOnly(256)), 100_000, 4, Repeats())
-    with pytest.raises(
-        ValueError, match=r"contexts: 100000 × batch 4 .* needs about [\d.]+ GB .* 8.0 GB are available"
-    ):
-        check_memory([cell], 8e9)
-    check_memory([cell], 1e12)
+    cell = LatencyCell(info, "cpu", "float32", (Full(), RecentOnly(256)), 100_000, 4, Repeats(), None)
+    refusal = r"contexts: 100000 × batch 4 .* needs about [\d.,]+ GB .* 8.0 GB are available; give shorter contexts"
+    assert re.match(refusal, too_large(cell, 8e9))
+    assert too_large(cell, 1e12) is None
     assert cell.kv_bytes_held > 4 * 3 * 100_000 * 6 * 512 * 2 * 4
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from kvstream import load_model, parse_policy, replay
 from kvstream.command import parse_flags
 from kvstream.grid import Grid, expand
 from kvstream.policies import Axes, FixSizeL2, Full, RecentOnly, StreamingLLM
-from kvstream.sweep import Node, divide
+from kvstream.sweep import Node, choose_device, divide
 
 ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "sweeps" / "quick.py"
@@ -47,7 +48,7 @@ def world(tmp_path_factory, tiny_model):
 
 def arguments(world, out, *more):
     where = ["--models", str(world / "model"), "--text", str(world / "texts"), "--out", str(out), "--device", "cpu"]
-    axes = ["--budgets", "8,32", "--lengths", "50,400", "--documents", "3"]
+    axes = ["--budgets", "8,32", "--lengths", "50,400", "--documents", "3", "--contexts", "none"]
     return [sys.executable, str(QUICK), *where, *axes, *more]
 
 
@@ -123,6 +124,15 @@ def test_another_grid_reuses_the_cells_they_share_and_a_damaged_one_is_recompute
     assert {key: value for key, value in digest(out).items() if key in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "words"), [("cuda", "float32", "no node"), ("mps", "float64", "Apple silicon")]
+)
+def test_a_device_that_is_not_there_is_refused(device, dtype, words):
+    with pytest.raises(ValueError, match=words):
+        choose_device(device, dtype, nodes([2]))
+    assert choose_device("auto", "float32", nodes([2])) == "cpu"
+
+
 def parse_label(out, key):
     return json.loads((out / f"{key}.json").read_text())["fields"]["policy_name"]
 
@@ -133,7 +143,7 @@ def test_a_killed_driver_and_a_rerun_give_the_same_rows(swept, world):
         arguments(world, out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while not list(out.glob("*.parquet")) and time.monotonic() < deadline:
+    while not list(out.glob("????????????????.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
@@ -174,6 +184,18 @@ def test_a_cell_that_raises_is_recorded_and_the_rest_finish(world, tmp_path):
     assert {failure["attempts"] for failure in failures} == {1}
     assert len(digest(out)) == 4
     assert json.loads((out / "sweep.json").read_text())["question"] == "Does one bad cell stop the others?"
+
+
+def test_latency_cells_wait_until_all_quality_cells_are_done(world, tmp_path):
+    out = tmp_path / "records"
+    flags = ["--policies", "streaming_llm", "--budgets", "8", "--start-sizes", "2", "--contexts", "24"]
+    result = run([*arguments(world, out, *flags), "--rounds", "3", "--prefills", "1"])
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(path.read_text()) for path in out.glob("????????????????.json")]
+    assert sorted(record["fields"]["kind"] for record in records) == ["latency", *["quality"] * 3]
+    ends = {record["cell"]: datetime.fromisoformat(record["written_at"]).timestamp() for record in records}
+    [timed] = [record for record in records if record["fields"]["kind"] == "latency"]
+    assert ends[timed["cell"]] + 1 - timed["seconds"] >= max(end for cell, end in ends.items() if cell != timed["cell"])
 
 
 def test_a_dry_run_prints_cells_and_cost_and_writes_nothing(world, tmp_path):
@@ -222,7 +244,11 @@ def test_flags_replace_axes(flags, expected):
         (["--keep-ratios", "2"], ["keep_ratio=2.0", "from 0 to 1"]),
         (["--keep-ratios", "nan"], ["keep_ratio=nan", "from 0 to 1"]),
         (["--positions", "middle"], ["position='middle'", "cache, absolute, frozen"]),
-        (["--lengths", "1"], ["lengths: 1", "2 tokens or more"]),
+        (["--lengths", "1"], ["lengths: 1", "2 or more"]),
+        (["--contexts", "0"], ["contexts: 0", "1 or more"]),
+        (["--batches", "0"], ["batches: 0", "1 or more"]),
+        (["--rounds", "0"], ["--rounds", "1 or more"]),
+        (["--policies", "recent_only(8)", "--budgets", "16"], ["--budgets", "nothing to vary"]),
         (["--documents", "0"], ["documents: 0", "1 or more"]),
         (["--documents", "two"], ["--documents", "digits"]),
         (["--device", "tpu"], ["--device", "tpu"]),
