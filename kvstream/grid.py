@@ -249,5 +249,8 @@ def expand(names: Sequence[str], budgets: Sequence[int], axes: Axes) -> tuple[Po
     for name in names:
         if name not in POLICIES:
             raise ValueError(f"policies: {name!r} is unknown; choose among {', '.join(POLICIES)}")
+    for budget in budgets:
+        if type(budget) is not int or budget < 1:
+            raise ValueError(f"budgets: {budget!r} is not valid; give whole numbers of at least 1")
     spanned = [policy for name in names for budget in budgets for policy in POLICIES[name].spanned(budget, axes)]
     return tuple(dict.fromkeys(spanned))
