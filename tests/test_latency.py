@@ -95,8 +95,8 @@ def test_samples_mean_what_the_definitions_say():
         own = frame[frame.policy == runner.label]
         ttft, itl = own[own.phase == "ttft"].seconds, own[own.phase == "step"].seconds
         assert (len(ttft), len(itl)) == (4, 15)
-        assert runner.prefill_s <= ttft.median() < runner.prefill_s + 0.01
-        assert runner.step_s <= itl.median() < runner.step_s + 0.005
+        assert runner.prefill_s <= ttft.median() < runner.prefill_s + 0.015
+        assert runner.step_s <= itl.median() < runner.step_s + 0.015
 
 
 @pytest.mark.parametrize("mode", MODES)
