@@ -75,8 +75,6 @@ class BoundedLayer(Layer):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order."""
-        if not self.is_initialized:
-            return
         super().reorder_cache(beam_idx)
         self.turned_BHZD = self.bar_BH1 = None
 
@@ -178,6 +176,10 @@ class BoundedLayer(Layer):
     def _chunk(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
         T = k_BHTD.shape[2]
         start = self.seen
+        if start + T <= self.sinks + self.recent:  # nobody has lost protection yet: as a full cache
+            self.values[:, :, start : start + T] = v_BHTD
+            self.score_BHS[:, :, start : start + T] = self._score(k_BHTD)
+            return self._causal(q_BHGTD, k_BHTD, scaling)
         rotate = self.clock.rotation(start, T, self.cap, k_BHTD)
         rotated_BHTD = rotate(k_BHTD)
         new_sinks = min(max(self.sinks - start, 0), T)

@@ -112,7 +112,7 @@ class Layer(CacheLayerMixin):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order: what beam search needs."""
-        for name in self.row_tensors:
+        for name in self.row_tensors if self.is_initialized else ():
             setattr(self, name, getattr(self, name).index_select(0, beam_idx.to(self.device)))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -128,6 +128,20 @@ class Layer(CacheLayerMixin):
         raise ValueError(
             f"crop({tokens_to_remove}): a KVStreamCache takes no tokens back; use another cache for assisted decoding"
         )
+
+    def _causal(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Attend to all tokens so far, whose slots are their indices; the values of this call are in theirs already."""
+        start, T = self.seen, k_BHTD.shape[2]
+        rotate = self.clock.rotation(start, T, None, k_BHTD)
+        q_BHGTD = rotate(q_BHGTD)
+        self.keys[:, :, start : start + T] = rotate(k_BHTD)
+        outputs = []
+        for low, high in blocks(T):
+            keys, values = self.keys[:, :, : start + high], self.values[:, :, : start + high]
+            key_S = torch.arange(start + high, device=keys.device)
+            mask = key_S <= key_S[start + low :, None]
+            outputs.append(attend([Part(scores(q_BHGTD[:, :, :, low:high], keys, scaling, mask), values)]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
 
     def get_seq_length(self) -> int:
         """Count the tokens seen so far, from which transformers numbers the next ones."""
@@ -174,16 +188,7 @@ class UnboundedLayer(Layer):
             self.keys[:, :, start] = rotated[:, :, G]
             visible = scores(rotated[:, :, :G, None], self.keys[:, :, :stop], scaling)
             return attend([Part(visible, self.values[:, :, :stop])])
-        rotate = self.clock.rotation(start, T, None, k_BHTD)
-        q_BHGTD = rotate(q_BHGTD)
-        self.keys[:, :, start:stop] = rotate(k_BHTD)
-        outputs = []
-        for low, high in blocks(T):
-            keys, values = self.keys[:, :, : start + high], self.values[:, :, : start + high]
-            key_S = torch.arange(start + high, device=keys.device)
-            mask = key_S <= key_S[start + low :, None]
-            outputs.append(attend([Part(scores(q_BHGTD[:, :, :, low:high], keys, scaling, mask), values)]))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
+        return self._causal(q_BHGTD, k_BHTD, scaling)
 
     def _reserve(self, tokens: int) -> None:
         if tokens > (held := self.keys.shape[2]):
