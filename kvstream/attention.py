@@ -1,8 +1,8 @@
 """The hook into transformers, and the products that attention consists of.
 
 transformers lets a model's attention be any registered function. Ours hands queries to the layer of a
-`KVStreamCache`, which knows what is still cached; called with any other cache it behaves like "sdpa", so a model
-that was once used with kvstream keeps working as before.
+`KVStreamCache`, which knows what is still cached; called with any other cache it does what "sdpa" does, so a model
+that was once used with kvstream can still be used without.
 
 Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S keys, D head size.
 """

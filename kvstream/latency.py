@@ -287,7 +287,7 @@ def measure(
     order = np.random.default_rng(protocol.seed)
     samples: list[tuple[str, str, int, int, int, float]] = []
     prefilled = [runner for runner in runners if not isinstance(runner, HeldContender)]
-    planned = _planned_seconds(protocol)
+    planned = _steps_per_prefill(protocol)
     total = len(prefilled) * (protocol.prefills + 1) * planned + len(runners) * protocol.rounds * (protocol.steps + 1)
     done = 0.0
 
@@ -326,8 +326,8 @@ def measure(
     yield pa.table([[cell] * len(samples), *columns], schema=LATENCY_ROWS)
 
 
-def _planned_seconds(protocol: Protocol) -> float:
-    """A prefill's length in units of one step, for the time left: replay does some twenty tokens in a step's time."""
+def _steps_per_prefill(protocol: Protocol) -> float:
+    """How long a prefill takes, in steps, for the time left: roughly twenty tokens are prefilled in a step's time."""
     return protocol.context / 20
 
 

@@ -78,7 +78,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
         latency = [cell for cell in latency if cell.key not in finished]
         available = max(node.memory for node in nodes)
         refused = {cell: why for cell in latency if (why := plan.too_large(cell, available))}
-        if refused and len(refused) == len(quality) + len(latency):
+        if len(refused) == len(cells):
             raise ValueError(next(iter(refused.values())))
         latency = [cell for cell in latency if cell not in refused]
         slots = divide(device, nodes, options.threads, len(quality))
@@ -145,7 +145,10 @@ def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
 
 @dataclass(frozen=True)
 class Slots:
-    """What one quality cell takes of the cluster, and how many fit at once. threads: None leaves latency cells free."""
+    """What one quality cell takes of the cluster, and how many fit at once.
+
+    asked_threads: what the user asked for, which latency cells follow too; None gives them all cores of their node.
+    """
 
     device: str
     threads: int

@@ -3,7 +3,7 @@
 Hypothesis: a bounded cache decodes faster than a full one as soon as the context exceeds the budget, at a pace that
 does not depend on the context, and eviction itself costs next to nothing. https://arxiv.org/abs/2309.17453
 Latency does not depend on the values of weights, so they are random here: these models have no quality.
-Cost: 12 cells, each alone on its machine; half an hour for pythia-70m on two CPU cores, several hours for all three.
+Cost: 12 cells, each alone on its machine, one after the other; `--dry-run` prints the estimate.
 
     python sweeps/latency.py
     python sweeps/latency.py --models shape:pythia-70m --contexts 512,2048 --batches 1

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -253,3 +254,12 @@ def test_analysis_imports_neither_torch_nor_kvstream_nor_ray():
 def test_recommended_policy_as_python(row, expected):
     names = ("policy_name", "budget", "start_size", "keep_ratio", "strategy", "position_mode", "skip_layers")
     assert wording.call({**dict(zip(names, row)), "policy": "tova(9)"}) == expected
+
+
+def test_the_latest_sweep_says_which_prefixes_are_reported(tmp_path):
+    plan = replace(QUICK, tokens=300, lengths=(100, 300))
+    folder = write(plan, tmp_path / "records")
+    sweep = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps(sweep | {"lengths": [50, 200, 300]}))
+    records = read_records(folder)
+    assert {tuple(commit["fields"]["lengths"]) for commit in records.quality} == {(50, 200, 300)}

@@ -4,8 +4,10 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import golden
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -87,3 +89,14 @@ def test_the_readmes_tree_shows_every_file(folder):
 def test_nothing_is_left_for_later():
     for path in [*MODULES, *(ROOT / "analysis").glob("*.py"), *(ROOT / "sweeps").glob("*.py")]:
         assert not re.search(r"TODO|FIXME|XXX|NotImplementedError", path.read_text()), path.name
+
+
+def test_the_readmes_way_to_read_records_works(tmp_path):
+    golden.write(replace(golden.QUICK, tokens=300, lengths=(300,)), tmp_path / "records" / "quick")
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [example] = [text for text in examples if "duckdb" in text]
+    ran = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert len(lines) == len(golden.QUICK.policies) * len(golden.QUICK.documents)
+    assert all(1 < float(line.split()[-1]) < 1000 for line in lines)

@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -22,8 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 from kvstream import load_model, parse_policy, replay
 from kvstream.command import parse_flags
-from kvstream.grid import Grid, expand
-from kvstream.policies import Axes, FixSizeL2, Full, RecentOnly, StreamingLLM
+from kvstream.grid import Grid
+from kvstream.policies import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.sweep import Node, choose_device, divide
 
 ROOT = Path(__file__).parent.parent
@@ -313,6 +315,11 @@ def nodes(cores):
 
 
 def test_the_full_sweep_is_the_missions_grid():
-    policies = expand(("full", "streaming_llm", "recent_only", "fix_size_l2"), (256, 512, 1024),
-                      Axes(start_sizes=(0, 1, 2, 4, 8), strategies=("keep_low", "keep_high", "random")))  # fmt: skip
-    assert len(policies) == 1 + 3 * (5 + 1 + 3)
+    grid = runpy.run_path(str(ROOT / "sweeps" / "full.py"))["GRID"]
+    assert grid.models == tuple(f"pythia-{size}-deduped" for size in ("70m", "160m", "410m"))
+    assert (grid.text, grid.documents, grid.lengths[-1]) == ("pg19", 10, 8192)
+    kinds = Counter((policy.name, policy.regions.budget) for policy in grid.policies if policy.regions)
+    each = {"streaming_llm": 5, "recent_only": 1, "fix_size_l2": 3}
+    assert kinds == {(name, budget): count for name, count in each.items() for budget in (256, 512, 1024)}
+    sinks = {policy.start_size for policy in grid.policies if policy.name == "streaming_llm"}
+    assert (sinks, Full() in grid.policies) == ({0, 1, 2, 4, 8}, True)
