@@ -33,6 +33,48 @@ def tie(dtype: torch.dtype) -> float:
 
 
 @dataclass(frozen=True)
+class Takeover:
+    """One step's: seats that the candidates take, ranks that became free, the candidates' scores; all (B, H, 1)."""
+
+    seat_BH1: torch.Tensor
+    left_BH1: torch.Tensor
+    score_BH1: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Takeovers:
+    """Contests settled ahead, for the steps from `start` on; moves: whether any row changes, known on the host."""
+
+    start: int
+    seat_BHC: torch.Tensor
+    left_BHC: torch.Tensor
+    score_BHC: torch.Tensor
+    moves: list[bool]
+
+    @classmethod
+    def of(
+        cls, start: int, seat_RC: np.ndarray, left_RC: np.ndarray, moves_C: np.ndarray, score_BHC: torch.Tensor
+    ) -> Takeovers:
+        """Join what `takeovers` found with the scores of the candidates."""
+        seat_BHC, left_BHC = (
+            torch.from_numpy(x).view(score_BHC.shape).to(score_BHC.device) for x in (seat_RC, left_RC)
+        )
+        return cls(start, seat_BHC, left_BHC, score_BHC, moves_C.tolist())
+
+    @property
+    def stop(self) -> int:
+        """The first step not settled."""
+        return self.start + len(self.moves)
+
+    def at(self, step: int) -> Takeover | None:
+        """What happens at a step, or None if nothing does."""
+        offer = step - self.start
+        if not self.moves[offer]:
+            return None
+        return Takeover(*(x[..., offer : offer + 1] for x in (self.seat_BHC, self.left_BHC, self.score_BHC)))
+
+
+@dataclass(frozen=True)
 class Ranks:
     """Positions by rank: the lowest rank of a contested key, the budget, and the rotations of all ranks up to it."""
 
@@ -43,12 +85,11 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Contested:
-    """Keys (unrotated where rank is position), values, scores, indices, and the first and last query that sees each."""
+    """Keys (unrotated where rank is position), values, scores, and the first and last query that sees each."""
 
     keys_BHND: torch.Tensor
     values_BHND: torch.Tensor
     score_BHN: torch.Tensor
-    index_BHN: torch.Tensor
     enter_BHN: torch.Tensor
     leave_BHN: torch.Tensor
 
@@ -73,12 +114,12 @@ class Contested:
         return [Part(_scores_by_rank(queries_BHGTD, keys_BHUD, mask_BHTU, query_T, scaling, ranks), values_BHUD)]
 
     def survivors(self) -> tuple[torch.Tensor, ...]:
-        """Keys, values, scores and token indices of those still held after the chunk, by age."""
+        """Keys, values and scores of those still held after the chunk, by age."""
         stays_BHN = self.leave_BHN == NEVER
         place_BHZ = _places(stays_BHN, int(stays_BHN[0, 0].sum()))
         place_BHZD = place_BHZ[..., None].expand(-1, -1, -1, self.keys_BHND.shape[-1])
         keys, values = self.keys_BHND.gather(2, place_BHZD), self.values_BHND.gather(2, place_BHZD)
-        return keys, values, self.score_BHN.gather(2, place_BHZ), self.index_BHN.gather(2, place_BHZ)
+        return keys, values, self.score_BHN.gather(2, place_BHZ)
 
 
 def _places(chosen_BHN: torch.Tensor, count: int) -> torch.Tensor:
@@ -146,3 +187,41 @@ def leaving_offers(scores_RN: Any, draws_RC: Any, members: int, room: int, tie: 
                 alive[rank] = alive[rank + 1]
             count -= 1
     return leaves_RN
+
+
+@numba.njit(cache=True, nogil=True)
+def takeovers(leaves_RN: Any, seats_RM: Any, room: int) -> Any:
+    """Compute which seats candidates take and which rank became free: int64, (R, C) each; and if any row moves, (C,).
+
+    leaves_RN: of `leaving_offers`; seats_RM: the members' seats, by age. A free seat is the next one in order. Where
+    the candidate leaves at once, it takes the spare seat, `room`. No rank becomes free there: NEVER.
+    """
+    rows, tokens = leaves_RN.shape
+    members = seats_RM.shape[1]
+    seat_RC = np.empty((rows, tokens - members), np.int64)
+    left_RC = np.full((rows, tokens - members), NEVER, np.int64)
+    moves_C = np.zeros(tokens - members, np.bool_)
+    by_age = np.empty(room + 1, np.int64)
+    for row in range(rows):
+        count = members
+        by_age[:members] = np.arange(members)
+        for offer in range(tokens - members):
+            candidate = members + offer
+            by_age[count] = candidate
+            place = 0
+            while place <= count and leaves_RN[row, by_age[place]] != offer:
+                place += 1
+            if place == count:
+                seat_RC[row, offer] = room
+                continue
+            moves_C[offer] = True
+            if place > count:  # nobody leaves
+                seat_RC[row, offer] = count
+                count += 1
+                continue
+            token = by_age[place]
+            seat_RC[row, offer] = seats_RM[row, token] if token < members else seat_RC[row, token - members]
+            left_RC[row, offer] = place
+            for rank in range(place, count):
+                by_age[rank] = by_age[rank + 1]
+    return seat_RC, left_RC, moves_C

@@ -181,8 +181,7 @@ class PolicyContender(Contender):
             if isinstance(layer, UnboundedLayer):
                 layer.seen = self.protocol.context
             elif self.protocol.context < layer.budget:
-                layer.seen, layer.members = self.protocol.context, members
-                layer.turned_BHZD = layer.bar_BH1 = None
+                layer.take_back(self.protocol.context, members)
 
     def start(self, prompt_BT: torch.Tensor) -> None:
         """Prefill the prompt, choose the first token, and remember how full the layers are."""

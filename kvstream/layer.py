@@ -15,36 +15,45 @@ from transformers.cache_utils import CacheLayerMixin
 
 from kvstream.attention import Part, attend, scores
 from kvstream.rope import Rope, Rotation
+from kvstream.sinks import Sinks
 
+TABLE = 64  # positions whose rotations are computed at once for single tokens
 QUERY_BLOCK = 128  # queries that share one masked product: larger wastes masked work, smaller wastes matrix speed
 
 
 class Clock:
-    """What the layers of a cache share: the model's rotary embedding, and the rotations of the current call."""
+    """What the layers of a cache share: the model's rotary embedding, the sinks, the rotations of the current call."""
 
     def __init__(self, rope: Rope) -> None:
         self.rope = rope
+        self.sinks = Sinks(self.rotation_of)
         self.model_rotates = True
         self.in_call = False  # between the first layer's keys and the last layer's answer
         self._rotations: dict[tuple[int | str | None, ...], Rotation] = {}
 
     def rotation(self, start: int, length: int, cap: int | None, like: torch.Tensor) -> Rotation:
         """Rotate to positions start … start + length − 1, none above `cap`."""
-        positions = torch.arange(start, start + length)
-        return self._remember(
-            ("span", start, length, cap), positions if cap is None else positions.clamp(max=cap), like
-        )
+        key = ("span", start, length, cap)
+        if key not in self._rotations:
+            self._make_room()
+            positions = torch.arange(start, start + length)
+            self._rotations[key] = self.rope.at(positions if cap is None else positions.clamp(max=cap), like)
+        return self._rotations[key]
 
     def rotation_of(self, positions: tuple[int, ...], like: torch.Tensor) -> Rotation:
-        """Rotate to these positions."""
-        return self._remember(positions, positions, like)
+        """Rotate to these positions; one position is good for any number of vectors."""
+        if positions not in self._rotations:
+            self._make_room()
+            # A step's positions lie beside those of the last: tables of them are cheaper than one rotation each.
+            spans = [
+                self.rotation(p - p % TABLE, TABLE, None, like).window(p % TABLE, p % TABLE + 1) for p in positions
+            ]
+            self._rotations[positions] = Rotation.joined(spans)
+        return self._rotations[positions]
 
-    def _remember(self, key: tuple[int | str | None, ...], positions: Any, like: torch.Tensor) -> Rotation:
-        if key not in self._rotations:
-            if len(self._rotations) == 8:  # a call needs two or three, and the next call others
-                self._rotations.clear()
-            self._rotations[key] = self.rope.at(torch.as_tensor(positions), like)
-        return self._rotations[key]
+    def _make_room(self) -> None:
+        if len(self._rotations) >= 16:  # a call needs a few, and the next call others
+            self._rotations.clear()
 
 
 def blocks(queries: int, size: int | None = None) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ Paper: https://arxiv.org/abs/2104.09864. Shape legend: B batch, H heads, S token
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,13 @@ class Rotation:
         swapped = torch.cat((x[..., size // 2 :], x[..., : size // 2]), dim=-1)
         rotated = torch.addcmul(x * self.cos, swapped, self.sin)
         return rotated if size == x_BHSD.shape[-1] else torch.cat((rotated, x_BHSD[..., size:]), dim=-1)
+
+    @classmethod
+    def joined(cls, rotations: Sequence[Rotation]) -> Rotation:
+        """Line up the positions of several rotations."""
+        if len(rotations) == 1:
+            return rotations[0]
+        return cls(torch.cat([each.cos for each in rotations]), torch.cat([each.sin for each in rotations]))
 
     def pick(self, places: torch.Tensor) -> Rotation:
         """Take positions by their place in this table, shape of `places`."""

@@ -49,7 +49,8 @@ def test_rows_can_be_reordered_repeated_and_selected(tiny_neox, tokens, policy):
     batch = torch.stack([first, second])
     with torch.no_grad():
         cache = KVStreamCache(model, policy)
-        model(batch[:, :30], past_key_values=cache)
+        for part in batch[:, :30].split([20, *[1] * 10], dim=1):  # single tokens settle contests ahead
+            model(part, past_key_values=cache)
         cache.reorder_cache(torch.tensor([1, 0, 1]))
         swapped = model(batch[[1, 0, 1], 30:31], past_key_values=cache).logits
         cache.batch_select_indices(torch.tensor([2, 1]))
@@ -139,10 +140,13 @@ def test_memory_is_bounded_and_counted(tiny_neox, tokens, policy):
     cache = KVStreamCache(model, policy)
     for chunk in tokens(90).split(30):
         cache.hidden_states(model, chunk[None])
-    held = 90 if policy.regions is None else policy.regions.budget + 1
-    assert 3 * held * 64 * 2 * 4 <= cache.kv_bytes <= 2 * 3 * held * 64 * 2 * 4
-    if policy.regions:
-        assert cache.kv_bytes == 3 * held * 64 * 2 * 4
+    key = 64 * 4
+    if policy.regions is None:
+        assert 3 * 90 * 2 * key <= cache.kv_bytes <= 2 * 3 * 90 * 2 * key
+    else:  # the budget, the current token and the spare seat; sinks' and contested keys twice
+        sinks, contested = policy.regions.sinks, policy.regions.contested + 1 if policy.regions.contested else 0
+        slots = policy.regions.budget + 1 + bool(contested)
+        assert cache.kv_bytes == 3 * (2 * slots + sinks + (contested if policy.position == "cache" else 0)) * key
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -63,7 +63,7 @@ def test_memory_is_computed_over_all_layers_and_measured(measured):
     assert by_label["full"]["kv_bytes"] == 3 * 20 * key
     assert by_label[str(POLICIES[0])]["kv_bytes"] == 3 * 8 * key
     assert by_label[str(POLICIES[1])]["kv_bytes"] == (8 + 20 + 8) * key
-    assert by_label[str(POLICIES[0])]["kv_bytes_allocated"] == 3 * 9 * key
+    assert by_label[str(POLICIES[0])]["kv_bytes_allocated"] == 3 * (9 * key + key)  # two sinks' keys twice
     assert by_label["full"]["kv_bytes_allocated"] == 3 * (20 + 3) * key
     assert {label for label, entry in by_label.items() if entry["peak_bytes"] is None} == {
         label for label, entry in by_label.items() if entry["role"] in ("again", "without eviction")
@@ -124,21 +124,21 @@ def test_a_prefill_leaves_the_cache_that_decoding_leaves(tiny_llama, tokens, pol
 
 
 def held(layer):
-    """Token indices, keys and values that a layer keeps, by age, and its scores."""
+    """Keys and values that a layer keeps, by age, sinks at their own positions; and the scores of contested ones."""
     if not hasattr(layer, "budget"):
-        return torch.arange(layer.seen), layer.keys[:, :, : layer.seen], layer.values[:, :, : layer.seen]
+        return layer.keys[:, :, : layer.seen], layer.values[:, :, : layer.seen]
     ring = [
         layer._slot(token) for token in range(max(0, layer.seen - layer.recent), layer.seen) if token >= layer.sinks
     ]
     own = [*range(min(layer.sinks, layer.seen)), *ring]
-    index = layer.index_BHZ[:, :, : layer.members]
-    seats = layer.contested_at + index.argsort(-1)
+    seats = layer.rank_BHZ[:, :, : layer.members].argsort(-1)
     spread = seats[..., None].expand(-1, -1, -1, layer.keys.shape[-1])
+    older = layer.plain_BHZD if layer.by_rank else layer.keys[:, :, layer.contested_at :]
     return (
-        index.sort(-1).values,
-        torch.cat((layer.keys[:, :, own], layer.keys.gather(2, spread)), 2),
-        torch.cat((layer.values[:, :, own], layer.values.gather(2, spread)), 2),
-        torch.cat((layer.score_BHS[:, :, own], layer.score_BHS.gather(2, seats)), 2) if layer.room else torch.zeros(1),
+        layer.anchors_BHSD[:, :, : min(layer.sinks, layer.seen)],
+        torch.cat((layer.keys[:, :, ring], older.gather(2, spread)), 2),
+        torch.cat((layer.values[:, :, own], layer.values[:, :, layer.contested_at :].gather(2, spread)), 2),
+        layer.score_BHZ.gather(2, seats),
     )
 
 

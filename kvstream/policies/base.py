@@ -68,7 +68,8 @@ class Policy(ABC):
     def scores(self, keys_BHSD: torch.Tensor) -> torch.Tensor | None:  # noqa: ARG002
         """Score each key, shape (B, H, S): among contested tokens the lowest leaves, the youngest of equals.
 
-        Keys come unrotated. None (the default) means that scores decide nothing.
+        Keys come as they are cached: rotated, each to its position when it arrived. None (the default) means that
+        scores decide nothing.
         """
         return None
 

@@ -1,0 +1,53 @@
+"""The attention sinks of all layers, turned together as the cache moves on in the text.
+
+With positions by rank the sinks stay at 0 … s−1 while the newest token's index grows, so every step they must come
+nearer by one. Scoring them apart, with a query of their own, would cost each layer a product; turning the keys of all
+layers at once costs the whole model one rotation. They are turned from where they first stood, so no error adds up.
+
+Shape legend: L layers, B batch, H kv-heads, S sinks or slots, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from kvstream.rope import Rotation
+
+
+class Anchored(Protocol):
+    """A layer whose first slots are its sinks, and which keeps them at their own positions, too: anchors_BHSD."""
+
+    keys: torch.Tensor
+    anchors_BHSD: torch.Tensor
+
+
+class Sinks:
+    """The sinks of the layers that have joined."""
+
+    def __init__(self, rotation_of: Callable[[tuple[int, ...], torch.Tensor], Rotation]) -> None:
+        self.rotation_of = rotation_of
+        self.layers: list[Anchored] = []
+        self.forget()
+
+    def join(self, layer: Anchored) -> None:
+        """Add a layer."""
+        self.layers.append(layer)
+
+    def forget(self) -> None:
+        """Look at the layers again when next asked: their sinks or slots have changed."""
+        self.shift: int | None = None
+        self.anchors_LBHSD: torch.Tensor | None = None
+
+    def turn(self, shift: int) -> None:
+        """Have the sinks of all layers stand `shift` positions further on in their slots."""
+        if self.shift == shift:  # another layer has asked before
+            return
+        if self.anchors_LBHSD is None:
+            self.anchors_LBHSD = torch.stack([layer.anchors_BHSD for layer in self.layers])
+            self.slots = [layer.keys[:, :, : layer.anchors_BHSD.shape[2]] for layer in self.layers]
+        rotate = self.rotation_of((shift,), self.anchors_LBHSD)
+        torch._foreach_copy_(self.slots, list(rotate(self.anchors_LBHSD).unbind()))
+        self.shift = shift
