@@ -1,24 +1,32 @@
-"""Peak memory of some work above what was held before it. Knows nothing of caches.
+"""Memory: what a device has, and the peak of some work above what was held before it. Knows nothing of caches.
 
 CUDA's allocator counts by itself. On a CPU the kernel's high-water mark of the process is used, which Linux lets one
-reset; where that is impossible (macOS) the work needs a process of its own, and on MPS the driver's total is sampled.
+reset; where that is impossible (macOS) the work needs a process of its own, whose memory is sampled, as is the
+driver's total on MPS.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import resource
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 SAMPLE_S = 0.005
+
+
+def gpu_bytes(device: str) -> int:
+    """Bytes that a GPU has for tensors now: 0 where torch cannot use the device."""
+    if device == "mps":
+        return torch.mps.recommended_max_memory() if torch.backends.mps.is_available() else 0
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
 
 
 def can_reset(device: str) -> bool:
@@ -41,9 +49,7 @@ def peak_bytes(device: str, work: Callable[[], None]) -> int:
         before = _status_bytes("VmRSS")
         work()
         return _status_bytes("VmHWM") - before
-    before = _max_rss()
-    work()
-    return _max_rss() - before
+    return _sampled(lambda: psutil.Process().memory_info().rss, work)
 
 
 def _sampled(read: Callable[[], int], work: Callable[[], None]) -> int:
@@ -81,7 +87,3 @@ def _status_bytes(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"{STATUS} has no {name}")
-
-
-def _max_rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

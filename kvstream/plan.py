@@ -63,17 +63,22 @@ def latency_cells(grid: Grid, sources: list[Source], device: str, dtype: str, th
     ]
 
 
-def too_large(cell: LatencyCell, available_bytes: float) -> str | None:
-    """Why a latency cell does not fit (weights, all caches at once, a prefill's working set), or None if it does."""
+def needed_bytes(cell: LatencyCell) -> float:
+    """Estimate the memory of a latency cell: weights, all caches at once, a prefill's working set."""
     model = cell.model
     weights = model.flops_per_token / 2 * DTYPE_BYTES[cell.dtype]
     # DynamicCache's prefill takes the prompt at once: a few activations of four times the hidden size per token.
     working = 16 * cell.batch * cell.context * model.hidden_size * DTYPE_BYTES[cell.dtype]
-    needed = 2 * weights + cell.kv_bytes_held + working
+    return 2 * weights + cell.kv_bytes_held + working
+
+
+def too_large(cell: LatencyCell, available_bytes: float) -> str | None:
+    """Why a latency cell does not fit, or None if it does."""
+    needed = needed_bytes(cell)
     if needed <= available_bytes:
         return None
     return (
-        f"contexts: {cell.context} × batch {cell.batch} of {model.spec!r} needs about {needed / 1e9:,.1f} GB "
+        f"contexts: {cell.context} × batch {cell.batch} of {cell.model.spec!r} needs about {needed / 1e9:,.1f} GB "
         f"with all policies side by side, {available_bytes / 1e9:,.1f} GB are available; "
         "give shorter contexts, smaller batches or fewer policies"
     )

@@ -12,7 +12,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
     with records.locked():
         nodes = connect()
         device = choose_device(options.device, options.dtype, nodes)
+        nodes = fit_for(device, nodes)
         quality, latency = span(device)
         cells = [*quality, *latency]
         keys = [cell.key for cell in cells]
@@ -141,6 +142,26 @@ def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
     if device != "cpu" and not gpus:
         raise ValueError(f"device: {device!r} asked, but no node of the cluster has a GPU; use --device cpu")
     return device
+
+
+def fit_for(device: str, nodes: list[Node]) -> list[Node]:
+    """Keep the nodes that have the device, with its memory in place of the machine's where it is a GPU."""
+    if device == "cpu":
+        return nodes
+    import ray
+
+    from kvstream.memory import gpu_bytes
+
+    nodes = [node for node in nodes if node.gpus]
+    ask = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(gpu_bytes)
+    asked = [ask.options(label_selector={"ray.io/node-id": node.id}).remote(device) for node in nodes]
+    nodes = [replace(node, memory=memory) for node, memory in zip(nodes, ray.get(asked)) if memory]
+    if not nodes:
+        raise ValueError(
+            f"device: {device!r} asked, and Ray counts GPUs, but torch finds none there; "
+            "install a build of torch for them, or use --device cpu"
+        )
+    return nodes
 
 
 @dataclass(frozen=True)
@@ -240,18 +261,25 @@ class Fleet:
         import ray
 
         from kvstream import tasks
+        from kvstream.plan import needed_bytes
 
         weights = self._weights(cells)
         if weights is None:
             return len(cells)
         task = ray.remote(max_calls=int(self.slots.device != "cpu"), max_retries=0)(tasks.latency)
-        idle = [node for node in self.nodes if node.gpus or self.slots.device == "cpu"]
+        idle = list(self.nodes)
         waiting = deque((cell, 1) for cell in cells)
         running: dict[Any, tuple[LatencyCell, int, Node]] = {}  # by Ray's stream of what the cell tells
         unfinished = 0
         while running or (waiting and not self.interrupt.draining):
             while waiting and idle and not self.interrupt.draining:
-                (cell, attempt), node = waiting.popleft(), idle.pop()
+                cell, attempt = waiting.popleft()
+                able = [node for node in idle if needed_bytes(cell) <= node.memory]
+                if not able and running:  # wait for a larger node
+                    waiting.appendleft((cell, attempt))
+                    break
+                node = min(able, key=lambda node: node.memory) if able else max(idle, key=lambda node: node.memory)
+                idle.remove(node)
                 alone = task.options(
                     num_cpus=node.cores,
                     num_gpus=node.gpus,

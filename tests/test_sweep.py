@@ -135,6 +135,19 @@ def test_a_device_that_is_not_there_is_refused(device, dtype, words):
     assert choose_device("auto", "float32", nodes([2])) == "cpu"
 
 
+def test_gpus_that_torch_cannot_use_are_refused_before_a_model_loads(tmp_path):
+    """Ray counts what it is told to; torch is asked where the GPU is said to be."""
+    script = (
+        "import ray; ray.init(num_cpus=1, num_gpus=1, log_to_driver=False, include_dashboard=False)\n"
+        "import sys; sys.path.insert(0, 'sweeps'); from kvstream.sweep import main; import latency\n"
+        f"main(latency.GRID, latency.__doc__, ['--device', 'cuda', '--out', {str(tmp_path / 'records')!r}])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert result.returncode == 2, result.stderr
+    assert "device: 'cuda' asked, and Ray counts GPUs, but torch finds none there" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def parse_label(out, key):
     return json.loads((out / f"{key}.json").read_text())["fields"]["policy_name"]
 
