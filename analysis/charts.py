@@ -32,7 +32,7 @@ from analysis.marks import (
     values,
 )
 from analysis.theme import BUDGET_STYLES, variant_style
-from analysis.wording import change
+from analysis.wording import change, with_caveat
 
 FILE_WIDTH = 400
 
@@ -44,6 +44,7 @@ CORPUS = ("ppl_corpus:Q", "PPL, corpus", ".3f")
 def budget(rows: list[Row]) -> Figure:
     """Perplexity against budget, full as a horizontal rule."""
     legend = legend_of(row["series"] for row in rows if row["budget"] is not None)
+    rows = with_caveat(rows, "policy")
     panels = []
     for (setting,), mine in groups(rows, "setting"):
         bounded = [row for row in mine if row["budget"] is not None]
@@ -65,6 +66,7 @@ def budget(rows: list[Row]) -> Figure:
 
 def cross_method(rows: list[Row]) -> Figure:
     """Forest plot: one panel per budget, the ratio to full with its spread."""
+    rows = with_caveat(rows, "policy")
     ends = [
         row[name] for row in rows for name in ("ppl_ratio", "ppl_ratio_low", "ppl_ratio_high") if row[name] is not None
     ]
@@ -182,6 +184,7 @@ def position_modes(rows: list[Row]) -> Figure:
     )
     legend = [(name, variant_style(name)) for name in names]
     scale = scales(legend)
+    rows = with_caveat(rows, "policy")
     panels = []
     for (setting,), mine in groups(rows, "setting"):
         ends = [row[name] for row in mine for name in ("ppl_ratio_low", "ppl_ratio_high") if row[name] is not None]

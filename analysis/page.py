@@ -120,9 +120,9 @@ def main_table(rows: list[Row], picks: set[str]) -> list[Row]:
             if row["policy_name"] == "full" and (one["name"] == "variant" or "change" in one["name"]):
                 one["text"] = wording.NONE
         tag = "the answer" if row["policy"] in picks and row["longest"] else ""
-        found.append(
-            {name: row[name] for name in ("setting", "length", "longest")} | {"tag": tag, "noisy": None, "cells": cells}
-        )
+        place = {name: row[name] for name in ("setting", "length", "longest")}
+        growth = wording.growth(row["skip_layers"])
+        found.append(place | {"tag": tag, "growth": growth, "noisy": None, "cells": cells})
     return found
 
 
@@ -135,7 +135,8 @@ def latency_table(rows: list[Row]) -> list[Row]:
             if row["contender"] == "full" and one["name"] in ("ttft_ratio", "tpot_ratio"):
                 one["text"] = wording.NONE
         place = {"setting": row["setting"], "length": row["context"], "longest": row["headline"]}
-        found.append(place | {"tag": "", "noisy": row["noisy"], "cells": cells})
+        growth = wording.growth(row["skip_layers"])
+        found.append(place | {"tag": "", "growth": growth, "noisy": row["noisy"], "cells": cells})
     return found
 
 

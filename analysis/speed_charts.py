@@ -28,7 +28,7 @@ from analysis.marks import (
     values,
 )
 from analysis.theme import INK, MUTED
-from analysis.wording import change
+from analysis.wording import change, with_caveat
 
 
 def tradeoff(rows: list[Row]) -> Figure:
@@ -36,6 +36,7 @@ def tradeoff(rows: list[Row]) -> Figure:
     legend = legend_of(row["series"] for row in rows)
     scale = scales(legend)
     named = alt.Legend(title=None, columns=3)
+    rows = with_caveat(rows, "policy")
     panels = []
     for (setting,), mine in groups(rows, "setting"):
         x = ratio_axis(alt.X, "tpot_ratio", "time per token ÷ full's (log scale)", mine)
@@ -102,7 +103,7 @@ def against_context(
     rows: list[Row], field: str, title: str, about: str, extra: tuple[tuple[str, str, str], ...]
 ) -> Figure:
     """A quantity against the context, both on log axes, one panel per budget beside full and DynamicCache."""
-    rows = [row for row in rows if row[field] is not None]
+    rows = with_caveat([row for row in rows if row[field] is not None], "contender")
     legend = legend_of(row["series"] for row in rows)
     panels = []
     for (setting, size), mine in groups(rows, "setting", "budget"):
@@ -134,13 +135,20 @@ def at_one_context(mine: list[Row], whole: list[Row], field: str, title: str, na
             **row,
             "low": None,
             "high": None,
-            "label": f"{row[field]:,.3g}" + (" noisy" if row["noisy"] and "mb" not in field else ""),
+            "label": f"{row[field]:,.3g}" + beside_value(row, field),
         }
         for row in sorted(mine, key=lambda row: row[field])
     ]
     layers = forest(placed, field, x, across, top, None, tips(("contender:N", "policy", ""), (f"{field}:Q", title, "")))
     where = f"{mine[0]['context']:,} tokens of context"
     return panel(" · ".join(filter(None, (name, where))), layers, about, 30 * len(mine))
+
+
+def beside_value(row: Row, field: str) -> str:
+    """What a value at a single context does not show: a busy machine under a time, growth under a memory."""
+    if field in ("kv_mb", "peak_mb"):
+        return " grows" if row["skip_layers"] else ""
+    return " noisy" if row["noisy"] else ""
 
 
 RATIO = "÷ full's, paired by round"

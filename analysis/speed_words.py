@@ -5,7 +5,7 @@ Says of a difference only what its interval supports, and nothing in a headline 
 
 from typing import Any
 
-from analysis.wording import NONE, change, fixed, percent, times, tokens_of
+from analysis.wording import NONE, caveat, change, fixed, percent, times, tokens_of, with_caveat
 
 Row = dict[str, Any]
 
@@ -90,11 +90,12 @@ def alone(row: Row, several: bool) -> Row:
     else:
         headline = f"{where}no policy measured here decodes faster than the full cache at {tokens_of(row)}."
     nearest = "" if kind in ("faster", "unsure") else f"The nearest is {row['policy']}: {pace(row)}."
-    keeps = f"It keeps {percent(row['kv_percent'])} of the full KV memory there."
+    grows = caveat(row["skip_layers"])
+    keeps = f"It keeps {percent(row['kv_percent'])} of the full KV memory there{grows}."
     more = [" ".join(filter(None, (nearest, tied))), f"{keeps} {again_words(row)}", unknown]
     tiles = [
         (times(row["tpot_ratio"]), f"full’s time per token, {row['policy']}{sureness(row)}"),
-        (percent(row["kv_percent"]), f"of the full KV memory, at {tokens_of(row)}"),
+        (percent(row["kv_percent"]), f"of the full KV memory, at {tokens_of(row)}{grows}"),
     ]
     headline = headline if where or headline.startswith(row["policy"]) else headline[:1].upper() + headline[1:]
     return {"headline": headline, "more": [line for line in more if line], "tiles": tiles, "call": None}
@@ -134,7 +135,7 @@ def fronts(rows: list[Row]) -> list[str]:
         if mine[0]["noisy"]:
             found.append(f"{where}the speed was measured on a busy machine ({mine[0]['noisy']}): read it with care.")
             continue
-        front = [row["policy"] for row in mine if row["unbeaten"]]
+        front = [row["policy"] for row in with_caveat(mine, "policy") if row["unbeaten"]]
         found.append(
             f"{where}worth a choice: {', '.join(front)}. Any other has a better one that is not measurably slower."
         )

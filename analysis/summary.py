@@ -94,7 +94,8 @@ def quality_table(frames: dict[str, list[Row]], several: bool) -> list[str]:
             pace = paces.get((row["setting"], row["policy"]))
             known = pace is not None and row["policy_name"] != "full"
             shown.append(times_of(pace) if known and pace else wording.NONE)
-        lines.append(f"| {row['setting'] + ' | ' if several else ''}`{row['policy']}` | {' | '.join(shown)} |")
+        name = f"`{row['policy']}`{wording.caveat(row['skip_layers'])}"
+        lines.append(f"| {row['setting'] + ' | ' if several else ''}{name} | {' | '.join(shown)} |")
     models = [row["model"] for row in frames["models"] if row["tokens"]]
     what = f"{', '.join(models)} on {', '.join(overview['texts'])}"
     documents = f"{overview['documents']} document{'s' if overview['documents'] > 1 else ''}"
@@ -112,7 +113,8 @@ def latency_table(rows: list[Row], several: bool) -> list[str]:
     for row in rows:
         shown = [wording.fixed(1)(row["kv_mb"]), wording.fixed(1)(row["ttft_ms"]), wording.fixed(2)(row["tpot_ms"])]
         shown.append(wording.NONE if row["contender"] == "full" else times_of(row))
-        lines.append(f"| {row['setting'] + ' | ' if several else ''}`{row['contender']}` | {' | '.join(shown)} |")
+        name = f"`{row['contender']}`{wording.caveat(row['skip_layers'])}"
+        lines.append(f"| {row['setting'] + ' | ' if several else ''}{name} | {' | '.join(shown)} |")
     return lines
 
 

@@ -80,8 +80,32 @@ def call(row: Row) -> str:
     return f"{kind}({arguments})"
 
 
+def growth(skip_layers: str) -> str:
+    """Why a policy's memory is not bounded although it has a budget; nothing when all its layers evict."""
+    if not skip_layers:
+        return ""
+    layers = skip_layers.split(",")
+    return f"layers {', '.join(layers)} never evict" if len(layers) > 1 else f"layer {skip_layers} never evicts"
+
+
+def caveat(skip_layers: str) -> str:
+    """What must follow the name or the memory of a policy that has a budget and no bound; nothing for any other."""
+    return " (memory grows with the text)" if skip_layers else ""
+
+
+def with_caveat(rows: list[Row], name: str) -> list[Row]:
+    """Rows with that caveat behind their policy, which is in the field `name`."""
+    return [row | {name: row[name] + caveat(row["skip_layers"])} for row in rows]
+
+
 def keeps(row: Row) -> str:
     """What the policy of an answer row keeps, for readers who meet its name for the first time."""
+    unbounded = growth(row["skip_layers"])
+    return kept(row) + (f" Its memory grows with the text all the same: {unbounded}." if unbounded else "")
+
+
+def kept(row: Row) -> str:
+    """What the layers that evict keep."""
     if row["policy_name"] == "streaming_llm" and row["start_size"]:
         first = "token" if row["start_size"] == 1 else f"{row['start_size']} tokens"
         recent = row["budget"] - row["start_size"]
@@ -99,23 +123,23 @@ def answer(row: Row, several: bool, speed: Row | None = None) -> Row:
     added = speed or {"headline": "", "more": [], "tiles": []}
     where = f"For {row['setting']}: " if several else ""
     cost = f"{change(row['ppl_change_percent'])} perplexity"
-    memory = f"{percent(row['kv_percent'])} of the KV memory"
     length, tolerance = f"{row['length']:,} tokens", f"{row['tolerance_percent']:g}\u00a0%"
+    at_length = f"{length}{caveat(row['skip_layers'])}"
+    memory = f"{percent(row['kv_percent'])} of the KV memory at {at_length}"
     if row["qualifies"]:
-        headline = (
-            f"{where}take {row['policy']}: {cost} against the full cache, with {memory} at {length}{added['headline']}."
-        )
+        headline = f"{where}take {row['policy']}: {cost} against the full cache, with {memory}{added['headline']}."
         why = f"{keeps(row)} No smaller budget measured here stays within {tolerance} of the full cache’s perplexity."
     else:
         headline = f"{where}no policy measured here stays within {tolerance} of the full cache’s perplexity."
-        why = f"The closest is {row['policy']}: {cost}, with {memory} at {length}. {keeps(row)}"
+        why = f"The closest is {row['policy']}: {cost}, with {memory}. {keeps(row)}"
     more = [why, *filter(None, added["more"])]
     if row["tight_policy"] and row["tight_policy"] != row["policy"]:
         squeezed = f"{change(row['tight_change_percent'])} with {percent(row['tight_kv_percent'])} of the memory"
+        squeezed += caveat(row["tight_skip_layers"])
         more.append(f"At {row['tight_budget']:,} tokens the best is {row['tight_policy']}: {squeezed}.")
     tiles = [
         (change(row["ppl_change_percent"]), f"perplexity, {row['policy']}{sureness(row)}"),
-        (percent(row["kv_percent"]), f"of the full KV memory, at {length}"),
+        (percent(row["kv_percent"]), f"of the full KV memory, at {at_length}"),
         *added["tiles"],
     ]
     if row["sinks_budget"]:

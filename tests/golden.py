@@ -212,17 +212,21 @@ def write(plan: Plan, folder: Path) -> Path:
     return folder
 
 
+def kept(policy: P, tokens: int) -> float:
+    """How many of `tokens` a layer keeps on average: of thirty, those that never evict keep all."""
+    whole = len(policy.skip_layers.split(",")) / 30 if policy.skip_layers else 0.0
+    return whole * tokens + (1 - whole) * min(tokens, policy.budget or tokens)
+
+
 def fields_of(plan: Plan, model: tuple[str, str | None, int], document: str, policy: P) -> dict[str, Any]:
     per_token = 2 * 30 * 3 * 64 * 4
-    kept = plan.tokens if policy.budget is None else min(plan.tokens, policy.budget)
-    share = 2 / 30 if policy.skip_layers else 0.0
     return {
         "kind": "quality", "model": model[0], "model_note": model[1], "trained_context": model[2],
         "policy": policy.label, "policy_name": policy.name, "strategy": policy.strategy,
         "position_mode": policy.position, "budget": policy.budget, "start_size": policy.start_size,
         "skip_layers": policy.skip_layers, "text": plan.text, "document": document, "tokens": plan.tokens,
         "lengths": list(plan.lengths), "device": "cpu", "dtype": "float32",
-        "kv_bytes": round(per_token * (share * plan.tokens + (1 - share) * kept)),
+        "kv_bytes": round(per_token * kept(policy, plan.tokens)),
         "kv_bytes_full": per_token * plan.tokens,
     }  # fmt: skip
 
@@ -263,13 +267,13 @@ def contenders_of(policies: tuple[P, ...], context: int, batch: int) -> list[dic
     per_token = 2 * 30 * 3 * 64 * 4 * batch
 
     def one(label: str, role: str, policy: P, of: str | None = None) -> dict[str, Any]:
-        kept = context if policy.budget is None else min(context, policy.budget)
+        size = round(per_token * kept(policy, context))
         measured = role in ("policy", "dynamic")
         return {
             "label": label, "role": role, "of": of, "policy": policy.label, "policy_name": policy.name,
             "strategy": policy.strategy, "position_mode": policy.position, "budget": policy.budget,
-            "start_size": policy.start_size, "skip_layers": policy.skip_layers, "kv_bytes": per_token * kept,
-            "kv_bytes_allocated": per_token * (kept + 64), "peak_bytes": per_token * kept * 3 if measured else None,
+            "start_size": policy.start_size, "skip_layers": policy.skip_layers, "kv_bytes": size,
+            "kv_bytes_allocated": size + per_token * 64, "peak_bytes": size * 3 if measured else None,
         }  # fmt: skip
 
     return [

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from golden import GOLDEN, QUICK, ROOT, built, run_report, write, write_cell
+from golden import FULL, GOLDEN, QUICK, ROOT, built, run_report, streaming, write, write_cell
 
 from analysis import charts, database, wording
 from analysis.records import read_records
@@ -233,6 +233,51 @@ def test_analysis_imports_neither_torch_nor_kvstream_nor_ray():
     code = "import analysis.report, sys; print({'torch', 'kvstream', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("table", ["results", "latency"])
+def test_policies_with_layers_that_never_evict_are_marked_and_no_others(table, tmp_path_factory):
+    _, report = built("golden", tmp_path_factory)
+    rows = page_of(report).partition(f'id="{table}"')[2].partition("</table>")[0].split("<tr")[2:]
+    marked = [row for row in rows if '<span class="tag grows"' in row]
+    assert marked
+    assert marked == [row for row in rows if "skip_layers" in row]
+    assert all('whatever the budget: layers 0, 1 never evict">memory grows</span>' in row for row in marked)
+    for line in (report / "summary.md").read_text(encoding="utf-8").splitlines():
+        assert ("(memory grows with the text)" in line) == ("skip_layers" in line), line
+
+
+def test_no_answer_calls_memory_bounded_that_grows(tmp_path, tmp_path_factory):
+    sizes = ((1, 63, 0.2), (4, 60, 0.1), (4, 124, 0.05))
+    policies = (FULL, *(streaming(*size, skip="0,1") for size in sizes))
+    records = write(replace(QUICK, policies=policies, tokens=300, lengths=(300,)), tmp_path / "records")
+    for within, start in ((1, "No policy measured here stays"), (50, "Take streaming_llm(4,60,skip_layers=(0,1))")):
+        out = tmp_path / f"out{within}"
+        assert run_report("--records", records, "--out", out, "--within", within).returncode == 0
+        page = page_of(out).replace("\u00a0", " ")
+        answer = page.partition('id="answer"')[2].partition("</section>")[0]
+        assert start in answer
+        assert "of the KV memory at 300 tokens (memory grows with the text)" in answer
+        assert "of the full KV memory, at 300 tokens (memory grows with the text)" in answer
+        assert "Its memory grows with the text all the same: layers 0, 1 never evict." in answer
+        tight = "At 64 tokens the best is" in answer
+        assert tight == ("of the memory (memory grows with the text)." in answer) == (within == 1)
+        cross = page.partition('id="cross"')[2].partition("</table>")[0]
+        assert cross.count('<span class="tag grows"') == 2
+    _, bounded = built("quick", tmp_path_factory)
+    assert "memory grows" not in page_of(bounded)
+
+
+@pytest.mark.parametrize(
+    ("layers", "why", "behind"),
+    [
+        ("", "", ""),
+        ("5", "layer 5 never evicts", " (memory grows with the text)"),
+        ("0,1", "layers 0, 1 never evict", " (memory grows with the text)"),
+    ],
+)
+def test_why_memory_grows_although_there_is_a_budget(layers, why, behind):
+    assert (wording.growth(layers), wording.caveat(layers)) == (why, behind)
 
 
 @pytest.mark.parametrize(

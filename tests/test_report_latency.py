@@ -3,11 +3,12 @@
 import json
 import re
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from golden import GOLDEN, QUICK, SHAPES, Latency, built, commit, run_report, write
+from golden import FULL, GOLDEN, QUICK, SHAPES, Latency, built, commit, recent, run_report, streaming, write
 from test_queries import Tables, assert_printed, rows_of
 
 from analysis import charts, database, speed_words, wording
@@ -234,6 +235,35 @@ def test_speed_without_quality(tmp_path_factory):
     for name in ("tradeoff", "throughput", "budget"):
         assert not (report / "charts" / f"{name}.svg").exists()
     assert {row["ttft_ratio_low"] for row in rows_of(report, "latency")} == {""}  # three prefills carry no interval
+
+
+@pytest.mark.parametrize(("policy", "grows"), [(streaming(4, 252, 0, skip="0"), True), (recent(256, 0), False)])
+def test_speed_alone_says_whose_memory_grows(tmp_path, policy, grows):
+    plan = replace(SHAPES, policies=(FULL, policy), latency=Latency(contexts=(2048,), rounds=6))
+    assert run_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
+    answer = page_of(tmp_path / "out").partition('id="answer"')[2].partition("</section>")[0]
+    for said in ("of the full KV memory there", "of the full KV memory, at 2,048 tokens of context"):
+        assert said in answer
+        assert (f"{said} (memory grows with the text)" in answer) == grows
+    summary = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    assert (f"`{policy.label}` (memory grows with the text) |" in summary) == grows
+    for name in ("kv_memory", "peak_memory"):
+        assert (" grows</text>" in (tmp_path / "out" / "charts" / f"{name}.svg").read_text(encoding="utf-8")) == grows
+
+
+def test_the_tradeoff_and_its_tooltips_say_whose_memory_grows(tmp_path):
+    growing = streaming(4, 60, 0.05, skip="0,1")
+    plan = replace(GOLDEN, policies=(FULL, growing), models=GOLDEN.models[:1], tokens=300, lengths=(300,))
+    plan = replace(plan, latency=Latency(contexts=(100, 300), rounds=6))
+    connection = database.open_database(read_records(write(plan, tmp_path)), 5.0)
+    [worth] = speed_words.fronts(database.rows(connection, "tradeoff"))
+    assert f"{growing.label} (memory grows with the text)" in worth
+    assert "full (memory" not in worth
+    for name in ("tradeoff", "budget", "kv_memory", "peak_memory"):
+        query, draw = charts.FIGURES[name]
+        drawn = json.dumps([charts.for_page(panel) for panel in draw(database.rows(connection, query)).panels])
+        assert f'"{growing.label} (memory grows with the text)"' in drawn
+        assert "full (memory" not in drawn
 
 
 def test_quality_without_speed(tmp_path_factory):

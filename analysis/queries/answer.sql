@@ -29,7 +29,7 @@ SELECT setting,
     pick.skip_layers, pick.ppl_change_percent, pick.ppl_change_low_percent, pick.ppl_change_high_percent, pick.spread,
     pick.accuracy_change_points, pick.kv_percent, pick.length, pick.paired_documents,
     tight.policy AS tight_policy, tight.budget AS tight_budget, tight.ppl_change_percent AS tight_change_percent,
-    tight.kv_percent AS tight_kv_percent,
+    tight.kv_percent AS tight_kv_percent, tight.skip_layers AS tight_skip_layers,
     sinks.budget AS sinks_budget, sinks_policy, sinks_ratio, bare_policy, bare_ratio
 FROM closest
 LEFT JOIN within USING (setting)

@@ -22,7 +22,7 @@ WITH prefills AS (
     FROM round_intervals GROUP BY ALL
 )
 SELECT setting, model, device, dtype, threads, context, batch, label AS contender, role, contenders.policy,
-    contenders.policy_name, contenders.budget, contenders.start_size,
+    contenders.policy_name, contenders.skip_layers, contenders.budget, contenders.start_size,
     CASE WHEN role = 'policy' THEN series ELSE label END AS series, variant, in_focus, usual_sinks,
     ttft_ms, ttft_ratio, ttft_ratio_low, ttft_ratio_high, tpot_ms, tpot_ratio, tpot_ratio_low, tpot_ratio_high,
     itl_ms, itl_p90_ms, itl_p99_ms, batch * texts_tokens_per_s AS throughput,

@@ -16,7 +16,7 @@ WITH picks AS (
 )
 SELECT picks.*, latency.context, latency.batch, latency.budget, tpot_ms, tpot_ratio, tpot_ratio_low, tpot_ratio_high,
     ttft_ms, ttft_ratio, ttft_ratio_low, ttft_ratio_high, latency.kv_mb, full_cache.kv_mb AS full_kv_mb,
-    100 * latency.kv_mb / full_cache.kv_mb AS kv_percent, latency.noisy, rounds_n, contexts, contexts_not_faster,
+    100 * latency.kv_mb / full_cache.kv_mb AS kv_percent, latency.skip_layers, latency.noisy, rounds_n, contexts, contexts_not_faster,
     again_tpot_ratio, again_tpot_low, again_tpot_high,
     (SELECT list(policy ORDER BY other.tpot_ratio, policy) FROM latency AS other
         WHERE other.cell = latency.cell AND role = 'policy' AND in_focus AND other.policy <> latency.policy

@@ -2,7 +2,7 @@
 WITH placed AS (
     SELECT main.setting, main.policy, main.series, main.budget, main.length, ppl_corpus, ppl_ratio, ppl_ratio_low,
         ppl_ratio_high, ppl_change_percent, spread, context, batch, tpot_ms, tpot_ratio, tpot_ratio_low, tpot_ratio_high,
-        main.kv_percent, noisy
+        main.skip_layers, main.kv_percent, noisy
     FROM pairs
     JOIN main USING (setting)
     JOIN latency ON latency.setting = latency_setting AND headline AND role = 'policy' AND latency.policy = main.policy
