@@ -22,41 +22,78 @@ NAME = "kvstream"
 
 @dataclass(frozen=True)
 class Part:
-    """Some keys as the queries see them: scores of shape (B, H, G, T, S), values of shape (B, H, S, D)."""
+    """What some of the keys answer, as if there were no others: outputs (B, H, G, T, D) and log Σ exp (B, H, G, T).
 
-    scores_BHGTS: torch.Tensor
-    values_BHSD: torch.Tensor
+    The latter, −inf where a query sees none of the keys, is all that `joined` needs to weigh several parts.
+    """
+
+    outputs_BHGTD: torch.Tensor
+    logsumexp_BHGT: torch.Tensor
 
 
-def scores(
-    queries_BHGTD: torch.Tensor, keys_BHSD: torch.Tensor, scaling: float, mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Scaled scores of shape (B, H, G, T, S). Where `mask`, broadcastable to (B, H, T, S), is False: −inf."""
+def scores(queries_BHGTD: torch.Tensor, keys_BHSD: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Scaled scores of shape (B, H, G, T, S)."""
     B, H, G, T, D = queries_BHGTD.shape
     S = keys_BHSD.shape[2]
     queries = queries_BHGTD.reshape(B * H, G * T, D)
     keys = keys_BHSD.reshape(B * H, S, D).transpose(1, 2)
     # beta=0 ignores the first argument: one pass for product and scaling.
-    product = torch.baddbmm(queries.new_empty(()), queries, keys, beta=0, alpha=scaling).view(B, H, G, T, S)
-    return product if mask is None else product.masked_fill_(~mask.unsqueeze(-3), -torch.inf)
+    return torch.baddbmm(queries.new_empty(()), queries, keys, beta=0, alpha=scaling).view(B, H, G, T, S)
 
 
-def attend(parts: list[Part]) -> torch.Tensor:
-    """Softmax over the keys of all parts together, then the weighted values: shape (B, H, G, T, D).
+def weighed(scores_BHGTS: torch.Tensor, values_BHSD: torch.Tensor) -> torch.Tensor:
+    """Softmax over the keys, then the weighted values: shape (B, H, G, T, D).
 
     The softmax of half-precision scores runs in float32.
     """
-    joined = parts[0].scores_BHGTS if len(parts) == 1 else torch.cat([part.scores_BHGTS for part in parts], dim=-1)
-    dtype = torch.promote_types(joined.dtype, torch.float32)
-    weights = torch.softmax(joined, dim=-1, dtype=dtype).to(joined.dtype)
-    B, H, G, T, _ = weights.shape
-    output = None
-    for part, share in zip(parts, weights.split([part.scores_BHGTS.shape[-1] for part in parts], dim=-1)):
-        values = part.values_BHSD
-        product = share.reshape(B, H, G * T, -1) @ values
-        output = product if output is None else output.add_(product)
-    assert output is not None
-    return output.view(B, H, G, T, -1)
+    B, H, G, T, S = scores_BHGTS.shape
+    dtype = torch.promote_types(scores_BHGTS.dtype, torch.float32)
+    weights = torch.softmax(scores_BHGTS, dim=-1, dtype=dtype).to(scores_BHGTS.dtype)
+    return (weights.view(B, H, G * T, S) @ values_BHSD).view(B, H, G, T, -1)
+
+
+def scored(scores_BHGTS: torch.Tensor, values_BHSD: torch.Tensor) -> Part:
+    """Answer from scores, −inf where a query does not see a key."""
+    total = scores_BHGTS.to(torch.promote_types(scores_BHGTS.dtype, torch.float32)).logsumexp(-1)
+    blind = total.isneginf()[..., None]
+    return Part(weighed(scores_BHGTS.masked_fill(blind, 0), values_BHSD), total)
+
+
+def seen(
+    queries_BHGTD: torch.Tensor,
+    keys_BHSD: torch.Tensor,
+    values_BHSD: torch.Tensor,
+    scaling: float,
+    mask: torch.Tensor | None = None,
+) -> Part:
+    """Answer from keys, S ≥ 1. mask: added to the scores, 0 or −inf, shape (T, S) or (B, H, T, S)."""
+    B, H, G, T, D = queries_BHGTD.shape
+    if queries_BHGTD.device.type != "cpu":
+        found = scores(queries_BHGTD, keys_BHSD, scaling)
+        return scored(found if mask is None else found.add_(mask.unsqueeze(-3)), values_BHSD)
+    # torch's fused kernel never writes the scores down, and says what `joined` must know.
+    if mask is not None:
+        mask = mask.unsqueeze(-3).expand(*mask.shape[:-2], G, *mask.shape[-2:]).flatten(-3, -2)
+    outputs, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        queries_BHGTD.reshape(B, H, G * T, D), keys_BHSD, values_BHSD, 0.0, False, attn_mask=mask, scale=scaling
+    )
+    if mask is not None:  # the kernel's sum over no keys at all is 0
+        total = total.masked_fill(mask.amax(-1).isneginf(), -torch.inf)
+    return Part(outputs.view(B, H, G, T, D), total.view(B, H, G, T))
+
+
+def joined(parts: list[Part]) -> torch.Tensor:
+    """Answer from the keys of all parts together: shape (B, H, G, T, D). Every query sees a key of some part."""
+    if len(parts) == 1:
+        return parts[0].outputs_BHGTD
+    total = parts[0].logsumexp_BHGT
+    for part in parts[1:]:
+        total = torch.logaddexp(total, part.logsumexp_BHGT)
+    shares = [(part.logsumexp_BHGT - total).exp_().to(parts[0].outputs_BHGTD.dtype)[..., None] for part in parts]
+    output = parts[0].outputs_BHGTD * shares[0]
+    for part, share_BHGT1 in zip(parts[1:], shares[1:]):
+        output.addcmul_(part.outputs_BHGTD, share_BHGT1)
+    return output
 
 
 @runtime_checkable

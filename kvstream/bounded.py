@@ -24,7 +24,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kvstream.attention import Part, attend, scores
+from kvstream.attention import joined, scores, seen, weighed
 from kvstream.contest import NEVER, Contested, Ranks, Takeovers, leaving_offers, takeovers, tie
 from kvstream.layer import Clock, Layer, blocks
 from kvstream.policies import BoundedPolicy
@@ -131,7 +131,7 @@ class BoundedLayer(Layer):
         visible = scores(rotated[:, :, :-1, None], self.keys[:, :, :end], scaling)
         if apart:
             visible[:, :, :G, :, ring_end:] = visible[:, :, G:, :, ring_end:]
-        output = attend([Part(visible[:, :, :G], self.values[:, :, :end])])
+        output = weighed(visible[:, :, :G].contiguous(), self.values[:, :, :end])
         if self.room and token - self.recent >= self.sinks:
             self._offer(token)
         return output
@@ -212,23 +212,22 @@ class BoundedLayer(Layer):
         outputs = []
         for low, high in blocks(T, RANK_BLOCK if self.ranks and contested else None):
             block = (..., slice(low, high), slice(None))
-            query_T = torch.arange(start + low, start + high, device=self.device)
             parts = []
             if sinks := min(self.sinks, start + high):
-                mask = torch.arange(sinks, device=self.device) <= query_T[:, None] if start + low < sinks else None
-                sink_scores = scores(old_BHGTD[block], self.anchors_BHSD[:, :, :sinks], scaling, mask)
-                parts.append(Part(sink_scores, self.values[:, :, :sinks]))
+                mask = self.clock.band(high - low, sinks, start + low, start + high, rotated_BHTD)
+                anchors, values = self.anchors_BHSD[:, :, :sinks], self.values[:, :, :sinks]
+                parts.append(seen(old_BHGTD[block], anchors, values, scaling, mask if start + low < sinks else None))
             if start + high > first:
-                ring = slice(max(0, start + low - self.recent - first), start + high - first)
-                age_TS = query_T[:, None] - torch.arange(first + ring.start, first + ring.stop, device=self.device)
-                mask = (age_TS >= 0) & (age_TS <= self.recent)
-                parts.append(
-                    Part(scores(recent_BHGTD[block], keys_BHSD[:, :, ring], scaling, mask), values_BHSD[:, :, ring])
-                )
+                begin = max(first, start + low - self.recent)
+                ring = slice(begin - first, start + high - first)
+                mask = self.clock.band(high - low, start + high - begin, start + low - begin, self.recent, rotated_BHTD)
+                keys, values = keys_BHSD[:, :, ring], values_BHSD[:, :, ring]
+                parts.append(seen(recent_BHGTD[block], keys, values, scaling, mask))
             if contested:
+                query_T = torch.arange(start + low, start + high, device=self.device)
                 queries = (q_BHGTD if self.ranks else old_BHGTD)[block]
                 parts += contested.parts(queries, query_T, scaling, self.ranks)
-            outputs.append(attend(parts))
+            outputs.append(joined(parts))
         self._store(first, keys_BHSD, values_BHSD, contested)
         return torch.cat(outputs, dim=-2)
 

@@ -17,7 +17,7 @@ import numba
 import numpy as np
 import torch
 
-from kvstream.attention import Part, scores
+from kvstream.attention import Part, scored, scores, seen
 from kvstream.rope import Rotation
 
 NEVER = np.iinfo(np.int64).max
@@ -110,8 +110,9 @@ class Contested:
         keys_BHUD, values_BHUD = self.keys_BHND.gather(2, pick_BHUD), self.values_BHND.gather(2, pick_BHUD)
         mask_BHTU = (enter_BH1U <= query_T[:, None]) & (leave_BH1U >= query_T[:, None])
         if ranks is None:
-            return [Part(scores(queries_BHGTD, keys_BHUD, scaling, mask_BHTU), values_BHUD)]
-        return [Part(_scores_by_rank(queries_BHGTD, keys_BHUD, mask_BHTU, query_T, scaling, ranks), values_BHUD)]
+            mask = queries_BHGTD.new_zeros(mask_BHTU.shape).masked_fill_(~mask_BHTU, -torch.inf)
+            return [seen(queries_BHGTD, keys_BHUD, values_BHUD, scaling, mask)]
+        return [scored(_scores_by_rank(queries_BHGTD, keys_BHUD, mask_BHTU, query_T, scaling, ranks), values_BHUD)]
 
     def survivors(self) -> tuple[torch.Tensor, ...]:
         """Keys, values and scores of those still held after the chunk, by age."""

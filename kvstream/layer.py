@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 from transformers.cache_utils import CacheLayerMixin
 
-from kvstream.attention import Part, attend, scores
+from kvstream.attention import joined, scores, seen, weighed
 from kvstream.rope import Rope, Rotation
 from kvstream.sinks import Sinks
 
@@ -22,7 +22,7 @@ QUERY_BLOCK = 128  # queries that share one masked product: larger wastes masked
 
 
 class Clock:
-    """What the layers of a cache share: the model's rotary embedding, the sinks, the rotations of the current call."""
+    """What the layers of a cache share: the model's rotary embedding, the sinks, rotations and masks in use."""
 
     def __init__(self, rope: Rope) -> None:
         self.rope = rope
@@ -30,6 +30,7 @@ class Clock:
         self.model_rotates = True
         self.in_call = False  # between the first layer's keys and the last layer's answer
         self._rotations: dict[tuple[int | str | None, ...], Rotation] = {}
+        self._bands: dict[tuple[int, ...], torch.Tensor] = {}
 
     def rotation(self, start: int, length: int, cap: int | None, like: torch.Tensor) -> Rotation:
         """Rotate to positions start … start + length − 1, none above `cap`."""
@@ -50,6 +51,16 @@ class Clock:
             ]
             self._rotations[positions] = Rotation.joined(spans)
         return self._rotations[positions]
+
+    def band(self, queries: int, keys: int, behind: int, reach: int, like: torch.Tensor) -> torch.Tensor:
+        """Mask, to be added to scores: query i sees key j where 0 ≤ behind + i − j ≤ reach; shape (queries, keys)."""
+        key = queries, keys, behind, reach
+        if key not in self._bands:
+            if len(self._bands) >= 8:  # a long text needs one or two
+                self._bands.clear()
+            age = behind + torch.arange(queries)[:, None] - torch.arange(keys)
+            self._bands[key] = torch.zeros(queries, keys).masked_fill_((age < 0) | (age > reach), -torch.inf).to(like)
+        return self._bands[key]
 
     def _make_room(self) -> None:
         if len(self._rotations) >= 16:  # a call needs a few, and the next call others
@@ -146,11 +157,13 @@ class Layer(CacheLayerMixin):
         self.keys[:, :, start : start + T] = rotate(k_BHTD)
         outputs = []
         for low, high in blocks(T):
-            keys, values = self.keys[:, :, : start + high], self.values[:, :, : start + high]
-            key_S = torch.arange(start + high, device=keys.device)
-            mask = key_S <= key_S[start + low :, None]
-            outputs.append(attend([Part(scores(q_BHGTD[:, :, :, low:high], keys, scaling, mask), values)]))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
+            before, own = slice(start + low), slice(start + low, start + high)
+            queries, mask = q_BHGTD[:, :, :, low:high], self.clock.band(high - low, high - low, 0, high, q_BHGTD)
+            parts = [seen(queries, self.keys[:, :, own], self.values[:, :, own], scaling, mask)]
+            if start + low:
+                parts.append(seen(queries, self.keys[:, :, before], self.values[:, :, before], scaling))
+            outputs.append(joined(parts))
+        return torch.cat(outputs, dim=-2)
 
     def get_seq_length(self) -> int:
         """Count the tokens seen so far, from which transformers numbers the next ones."""
@@ -196,7 +209,7 @@ class UnboundedLayer(Layer):
             rotated = self.clock.rotation_of((start,), k_BHTD)(torch.cat((q_BHGTD[..., 0, :], k_BHTD), dim=2))
             self.keys[:, :, start] = rotated[:, :, G]
             visible = scores(rotated[:, :, :G, None], self.keys[:, :, :stop], scaling)
-            return attend([Part(visible, self.values[:, :, :stop])])
+            return weighed(visible, self.values[:, :, :stop])
         return self._causal(q_BHGTD, k_BHTD, scaling)
 
     def _reserve(self, tokens: int) -> None:

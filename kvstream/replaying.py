@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from kvstream.cache import KVStreamCache
 from kvstream.policies import Policy
+from kvstream.thin import MOST_ROWS
 
 CHUNK_SIZE = 512
-HEAD_SLICE = 256  # tokens whose logits exist at once: T × vocabulary logits would be gigabytes
+LOGITS_BYTES = 30 << 20  # of logits that exist at once: near the cores, and malloc reuses blocks below 32 MiB
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,36 @@ def replay_chunks(
     for start in range(0, ids_1T.shape[1] - 1, chunk_size):
         stop = min(start + chunk_size, ids_1T.shape[1] - 1)
         hidden = cache.hidden_states(model, ids_1T[:, start:stop])
-        for low in range(start, stop, HEAD_SLICE):
-            high = min(low + HEAD_SLICE, stop)
-            yield score(model, hidden[0, low - start : high - start], ids_1T[0, low + 1 : high + 1])
+        yield score(model, hidden[0], ids_1T[0, start + 1 : stop + 1])
 
 
 @torch.inference_mode()
 def score(model: PreTrainedModel, hidden_TE: torch.Tensor, targets_T: torch.Tensor) -> Scored:
     """Score target tokens given the hidden states before them; in float32, or float64 if the model is."""
-    logits_TV = model.get_output_embeddings()(hidden_TE)
-    logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-    chosen_T = logits_TV.gather(1, targets_T[:, None])[:, 0]
-    return Scored(nll_nats=logits_TV.logsumexp(-1) - chosen_T, correct=logits_TV.argmax(-1) == targets_T)
+    head = model.get_output_embeddings()
+    wide = torch.promote_types(hidden_TE.dtype, torch.float32)
+    at_once = max(1, LOGITS_BYTES // (head.weight.shape[0] * wide.itemsize))
+    slices = -(-len(targets_T) // at_once)
+    nll, correct = [], []
+    for hidden, targets in zip(hidden_TE.tensor_split(slices), targets_T.tensor_split(slices)):
+        logits_VT = _logits(head, hidden).to(wide)
+        chosen = logits_VT.gather(0, targets[None])[0]
+        highest = logits_VT.amax(0)
+        hit = chosen == highest
+        if hit.any():  # several may be highest, of which the argmax is one; asked only here, as it is slow
+            hit[hit.clone()] = logits_VT[:, hit].t().contiguous().argmax(-1) == targets[hit]
+        nll.append(logits_VT.sub_(highest).exp_().sum(0).log() + (highest - chosen))
+        correct.append(hit)
+    return Scored(nll_nats=torch.cat(nll), correct=torch.cat(correct))
+
+
+def _logits(head: nn.Module, hidden_TE: torch.Tensor) -> torch.Tensor:
+    """Logits of shape (vocabulary, T)."""
+    if type(head) is not nn.Linear or hidden_TE.device.type != "cpu" or len(hidden_TE) <= MOST_ROWS:
+        return head(hidden_TE).t()
+    # On CPUs the product is faster this way round.
+    logits_VT = head.weight @ hidden_TE.t()
+    return logits_VT if head.bias is None else logits_VT.add_(head.bias[:, None])
 
 
 def one_text(input_ids: torch.Tensor) -> torch.Tensor:
