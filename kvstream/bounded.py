@@ -30,7 +30,6 @@ from kvstream.layer import Clock, Layer, blocks
 from kvstream.policies import BoundedPolicy
 
 FORESIGHT = 64  # steps whose contests are settled at once
-RANK_BLOCK = 32  # queries per block where ranks may fall within it: each fall costs one more product of the block
 
 
 class BoundedLayer(Layer):
@@ -69,7 +68,7 @@ class BoundedLayer(Layer):
         self._forget_plans()
         self.ranks = None
         if self.by_rank and self.room:
-            table = self.clock.rope.at(torch.arange(self.budget + RANK_BLOCK + 1), key_states)
+            table = self.clock.rope.at(torch.arange(self.budget + 1), key_states)
             self.ranks = Ranks(self.sinks, self.budget, table)
 
     def _answer(
@@ -210,7 +209,7 @@ class BoundedLayer(Layer):
         recent_BHGTD = rotate(q_BHGTD)
         old_BHGTD = self.clock.rotation(start, T, self.budget, k_BHTD)(q_BHGTD) if self.by_rank else recent_BHGTD
         outputs = []
-        for low, high in blocks(T, RANK_BLOCK if self.ranks and contested else None):
+        for low, high in blocks(T):
             block = (..., slice(low, high), slice(None))
             parts = []
             if sinks := min(self.sinks, start + high):

@@ -10,7 +10,9 @@ Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, N conte
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numba
@@ -76,7 +78,7 @@ class Takeovers:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Positions by rank: the lowest rank of a contested key, the budget, and the rotations of all ranks up to it."""
+    """Positions by rank: the lowest rank of a contested key, the budget, and the rotations to 0 … budget."""
 
     first: int
     budget: int
@@ -108,11 +110,14 @@ class Contested:
         enter_BH1U, leave_BH1U = (x.gather(2, pick_BHU).unsqueeze(2) for x in (self.enter_BHN, self.leave_BHN))
         pick_BHUD = pick_BHU[..., None].expand(-1, -1, -1, self.keys_BHND.shape[-1])
         keys_BHUD, values_BHUD = self.keys_BHND.gather(2, pick_BHUD), self.values_BHND.gather(2, pick_BHUD)
-        mask_BHTU = (enter_BH1U <= query_T[:, None]) & (leave_BH1U >= query_T[:, None])
         if ranks is None:
+            mask_BHTU = (enter_BH1U <= query_T[:, None]) & (leave_BH1U >= query_T[:, None])
             mask = queries_BHGTD.new_zeros(mask_BHTU.shape).masked_fill_(~mask_BHTU, -torch.inf)
             return [seen(queries_BHGTD, keys_BHUD, values_BHUD, scaling, mask)]
-        return [scored(_scores_by_rank(queries_BHGTD, keys_BHUD, mask_BHTU, query_T, scaling, ranks), values_BHUD)]
+        by_rank = scores_by_rank(
+            queries_BHGTD, keys_BHUD, enter_BH1U[:, :, 0], leave_BH1U[:, :, 0], query_T, scaling, ranks
+        )
+        return [scored(by_rank, values_BHUD)]
 
     def survivors(self) -> tuple[torch.Tensor, ...]:
         """Keys, values and scores of those still held after the chunk, by age."""
@@ -128,29 +133,69 @@ def _places(chosen_BHN: torch.Tensor, count: int) -> torch.Tensor:
     return chosen_BHN.byte().argsort(dim=-1, descending=True, stable=True)[..., :count]
 
 
-def _scores_by_rank(
+def scores_by_rank(
     queries_BHGTD: torch.Tensor,
     keys_BHUD: torch.Tensor,
-    mask_BHTU: torch.Tensor,
+    enter_BHU: torch.Tensor,
+    leave_BHU: torch.Tensor,
     query_T: torch.Tensor,
     scaling: float,
     ranks: Ranks,
 ) -> torch.Tensor:
-    """Score keys whose rank falls, query by query, as older ones leave.
+    """Score keys (by age, unrotated, as are the queries) at the rank each has for each query: (B, H, G, T, U).
 
-    Keys are rotated once, to their highest rank in the block. One whose rank has since fallen by e is as far from the
-    query as if the query stood e further on, so each e that occurs costs one product of the whole block.
+    A rank falls whenever an older key leaves, so no rotation of keys or queries serves two queries alike. What is
+    turned is the distance d between them: with q·conj(k) = a + ib for each pair of dimensions, the score is the sum of
+    a·cos(d) − b·sin(d) at the pair's frequency, plus the product of the dimensions that are not rotated.
     """
-    rank_BHTU = mask_BHTU.cumsum(-1) - 1
-    highest_BH1U = rank_BHTU.where(mask_BHTU, 0).amax(2, keepdim=True)
-    fallen_BH1TU = (highest_BH1U - rank_BHTU).where(mask_BHTU, 0).unsqueeze(2)
-    keys = ranks.table.pick(ranks.first + highest_BH1U[:, :, 0])(keys_BHUD)
-    position_T = query_T.clamp(max=ranks.budget)
-    result = scores(ranks.table.pick(position_T)(queries_BHGTD), keys, scaling)
-    for e in range(1, int(fallen_BH1TU.max()) + 1):
-        product = scores(ranks.table.pick(position_T + e)(queries_BHGTD), keys, scaling)
-        result = torch.where(fallen_BH1TU == e, product, result)
-    return result.masked_fill_(~mask_BHTU.unsqueeze(2), -torch.inf)
+    B, H = queries_BHGTD.shape[:2]
+    size = ranks.table.cos.shape[-1]
+    wide = torch.promote_types(queries_BHGTD.dtype, torch.float32)
+    queries, keys = queries_BHGTD.to(wide) * scaling, keys_BHUD.to(wide)
+    rest = scores(queries[..., size:], keys[..., size:], 1.0)  # zeros where all dimensions are rotated
+    arrays = [
+        x.reshape(B * H, *x.shape[2:]).cpu().numpy()
+        for x in (rest, queries[..., :size].contiguous(), keys[..., :size].contiguous(), enter_BHU, leave_BHU)
+    ]
+    position_T = query_T.clamp(max=ranks.budget) - ranks.first
+    shared = [x.cpu().numpy() for x in (query_T, position_T, ranks.table.cos.to(wide), ranks.table.sin.to(wide))]
+    threads = min(torch.get_num_threads(), B * H)
+    pieces = [slice(B * H * n // threads, B * H * (n + 1) // threads) for n in range(threads)]
+    list(_pool(threads).map(lambda piece: _add_by_rank(*(x[piece] for x in arrays), *shared), pieces))
+    return torch.from_numpy(arrays[0]).view(rest.shape).to(queries_BHGTD)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _add_by_rank(
+    scores_RGTU: Any, q_RGTD: Any, k_RUD: Any, enter_RU: Any, leave_RU: Any, query_T: Any, position_T: Any,
+    cos_SD: Any, sin_SD: Any,
+) -> None:  # fmt: skip
+    """Add the rotated dimensions' share to scores of the others, −inf where a query does not see a key.
+
+    cos_SD, sin_SD: as in `kvstream.rope.Rotation`, of distances 0, 1, …: both halves of a pair, the first sine negated.
+    """
+    rows, groups, queries, size = q_RGTD.shape
+    half = size // 2
+    for row in range(rows):
+        for t in range(queries):
+            distance = position_T[t] + 1
+            for u in range(k_RUD.shape[1]):
+                if enter_RU[row, u] > query_T[t] or leave_RU[row, u] < query_T[t]:
+                    scores_RGTU[row, :, t, u] = -np.inf
+                    continue
+                distance -= 1
+                for g in range(groups):
+                    total = scores_RGTU[row, g, t, u]
+                    for p in range(half):
+                        q1, q2 = q_RGTD[row, g, t, p], q_RGTD[row, g, t, p + half]
+                        k1, k2 = k_RUD[row, u, p], k_RUD[row, u, p + half]
+                        total += cos_SD[distance, p] * (q1 * k1 + q2 * k2) + sin_SD[distance, p] * (q2 * k1 - q1 * k2)
+                    scores_RGTU[row, g, t, u] = total
 
 
 @numba.njit(cache=True, nogil=True)
