@@ -27,6 +27,10 @@ test: $(READY) ## Run every test
 bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against other caches (12 minutes, quiet machine)
 	$(BIN)/python tests/benchmarks/decode.py
 
+.PHONY: bench-replay
+bench-replay: $(READY) ## Time replay: share of the machine's peak, against token by token, memory (15 minutes, quiet)
+	$(BIN)/python tests/benchmarks/replay.py
+
 .PHONY: check
 check: $(READY) ## Formatting, lint, types
 	$(BIN)/ruff format --check .

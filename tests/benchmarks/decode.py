@@ -9,37 +9,20 @@ bootstrap's. The machine should do nothing else. Writes what it prints to benchm
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import Peer, interleaved, ratio, results, show, step_seconds
 
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.latency import Contender, DynamicContender, HeldContender, PolicyContender, Protocol, measure
 from kvstream.models import load_model
-from kvstream.shapes import SHAPES
 from kvstream.thin import all_cores
 
-HERE = Path(__file__).parent
-PEER = HERE.parent.parent / ".cache" / "peer"
 PARTS = ("70m", "410m", "peer", "aa", "ttft")
 STEPS = 4
-RESAMPLES = 2000
-results: list[dict] = []
-
-
-def ratio(rounds: dict[str, np.ndarray], above: str, below: str, target: str = "") -> tuple[float, float, float]:
-    """Print and keep the ratio of two contenders: median, and interval over rounds."""
-    values = rounds[above] / rounds[below]
-    resampled = np.random.default_rng(0).choice(values, (RESAMPLES, len(values)))
-    low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5])
-    middle = float(np.median(values))
-    print(f"  {above} / {below}: {middle:.3f} [{low:.3f}, {high:.3f}]   {target}", flush=True)
-    results.append({"above": above, "below": below, "ratio": middle, "low": low, "high": high, "target": target})
-    return middle, float(low), float(high)
 
 
 def per_round(rows, phase: str) -> dict[str, np.ndarray]:
@@ -54,13 +37,6 @@ def timed(runners: list[Contender], prompt: torch.Tensor, rounds: int, prefills:
     protocol = Protocol(prompt.shape[1], 1, prefills, rounds, STEPS)
     *_, rows = measure("bench", runners, prompt, protocol)
     return rows
-
-
-def show(rounds: dict[str, np.ndarray]) -> None:
-    """Print medians in milliseconds."""
-    for label, values in rounds.items():
-        print(f"  {label}: {1e3 * np.median(values):.2f} ms", flush=True)
-        results.append({"label": label, "median_s": float(np.median(values)), "rounds": len(values)})
 
 
 def shape(name: str, rounds: int) -> None:
@@ -99,43 +75,18 @@ def shape(name: str, rounds: int) -> None:
 
 def peer(rounds: int) -> None:
     """Against attention-sinks 0.4.0 in its own environment, a few tokens each in turn."""
-    python = PEER / "bin" / "python"
-    if not python.exists():
-        print("  setting up attention-sinks 0.4.0 in .cache/peer", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", PEER], check=True)
-        pins = [f"torch=={torch.__version__.partition('+')[0]}", "numpy<2", "attention-sinks==0.4.0", "einops==0.8.1"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins], check=True)
     model, _ = load_model("shape:pythia-70m")
     for budget, target in ((256, "≥ 1.2"), (1024, "≥ 1.45")):
-        arguments = [*SHAPES["shape:pythia-70m"], budget, budget + 100, torch.get_num_threads()]
-        command = [str(python), str(HERE / "peer.py"), *map(str, arguments)]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert worker.stdout.readline().strip() == "ready"
+        theirs = Peer("shape:pythia-70m", budget)
         ours = PolicyContender("ours", model, Protocol(2048, 1, 0, rounds, STEPS), StreamingLLM(4, budget - 4))
         ours.start(torch.randint(1000, (1, 2048)))
-        found = {f"attention-sinks {budget}": [], f"ours {budget}": []}
-        order = np.random.default_rng(0)
-
-        def theirs() -> list[float]:
-            worker.stdin.write(f"{STEPS + 1}\n")  # noqa: B023
-            worker.stdin.flush()  # noqa: B023
-            return json.loads(worker.stdout.readline())[1:]  # noqa: B023
-
-        def own() -> list[float]:
-            seconds = []
-            for _ in range(STEPS + 1):
-                started = time.perf_counter()
-                ours.step()  # noqa: B023
-                seconds.append(time.perf_counter() - started)
-            return seconds[1:]
-
+        turns = (
+            lambda: {f"attention-sinks {budget}": np.mean(theirs.step_seconds(STEPS))},  # noqa: B023
+            lambda: {f"ours {budget}": np.mean(step_seconds(ours.step, STEPS))},  # noqa: B023
+        )
         with all_cores(model):
-            for _ in range(rounds):
-                for label in order.permutation(list(found)):
-                    found[label].append(np.mean(theirs() if label.startswith("attention") else own()))
-        worker.stdin.close()
-        worker.wait()
-        found = {label: np.array(values) for label, values in found.items()}
+            found = interleaved(turns, rounds)
+        theirs.close()
         show(found)
         ratio(found, f"attention-sinks {budget}", f"ours {budget}", f"target {target}")
 

@@ -1,4 +1,5 @@
-"""One model decoding with the attention-sinks package, in that package's own environment; a worker of decode.py.
+"""One model decoding with the attention-sinks package, in that package's own environment; a worker of decode.py and
+replay.py, by way of `measuring.Peer`.
 
 Reads lines from standard input: a number of tokens to make. Answers each with their seconds, as a JSON list.
 
@@ -27,7 +28,7 @@ with tempfile.TemporaryDirectory() as folder:
         folder, attention_sink_size=4, attention_sink_window_size=budget - 4
     ).eval()
 
-token, past = torch.zeros(1, 1, dtype=torch.int64), None
+token, past = torch.zeros(1, budget, dtype=torch.int64), None  # the first step fills the window at once
 with torch.inference_mode():
 
     def step() -> float:
@@ -38,7 +39,7 @@ with torch.inference_mode():
         past, token = outputs.past_key_values, outputs.logits[:, -1:].argmax(-1)
         return time.perf_counter() - started
 
-    for _ in range(context):
+    for _ in range(1 + context - budget):
         step()
     print("ready", flush=True)
     for line in sys.stdin:

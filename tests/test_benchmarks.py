@@ -1,0 +1,128 @@
+"""What the benchmarks compute from what they time: operations, intervals, the README's table. Times nothing."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_model
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+
+import measuring
+import replay
+
+from kvstream import Full, RecentOnly, StreamingLLM
+
+README = Path(__file__).parent.parent / "README.md"
+BETWEEN = {"ratio": 0.8444, "low": 0.8, "high": 0.9}
+
+
+@pytest.fixture
+def report():
+    share = {"part": "peak", "model": "70m", "policy": "recent_only(256)", "tokens_per_s": 1234.5, **BETWEEN}
+    faster = {"model": "70m", "policy": "full", "ratio": 20.06, "low": 19.0, "high": 21.0}
+    grid = {"policies": 9, "documents": 2, "tokens": 2048, "replayed_s": 25.4, "token_by_token_s": 512.3}
+    return {
+        "command": "make bench-replay",
+        "file": "benchmarks/replay.json",
+        "machine": {"cpu": "Some CPU", "cores": 2, "threads": 2, "torch": "2.8", "steal": 0.0, "others": None},
+        "results": [
+            {"part": "memory", "model": "70m", "policy": "p", "tokens": 8192, "peak_bytes": 200_400_000},
+            {"part": "growth", "ratio": 1.0042},
+            {"part": "peak of products", "model": "70m", "peak_gflops": 149.7},
+            {**share, "tokens": 2048},
+            {**share, "tokens": 4096},
+            {"part": "dynamic", "context": 3840, **faster},
+            {"part": "peer", **faster, "model": "410m"},
+            {"part": "grid", **grid, **faster},
+        ],
+    }
+
+
+@pytest.mark.parametrize("policy", [Full(), RecentOnly(5), StreamingLLM(2, 7, skip_layers=(1,))], ids=str)
+def test_operations_are_those_of_the_products_and_of_visible_keys(policy):
+    model, tokens = build_model("neox", torch.float32), 20
+    size, layers, vocabulary = model.config.hidden_size, model.config.num_hidden_layers, model.config.vocab_size
+    inner = model.config.intermediate_size
+    linear = 2 * tokens * (layers * (4 * size**2 + 2 * size * inner) + size * vocabulary)
+    visible = sum(policy.kept(layer, token) + 1 for layer in range(layers) for token in range(tokens))
+    assert replay.flops(model, policy, tokens) == linear + 4 * size * visible
+
+
+def test_a_ratio_is_the_median_over_rounds_and_its_interval_holds_it(monkeypatch, capsys):
+    monkeypatch.setattr(measuring, "results", kept := [])
+    rounds = {"slow": np.array([2.0, 4.0, 9.0]), "fast": np.array([1.0, 2.0, 3.0])}
+    middle, low, high = measuring.ratio(rounds, "slow", "fast", "target ≥ 1", part="x")
+    assert (middle, low, high) == (2.0, 2.0, 3.0)
+    assert kept == [{"above": "slow", "below": "fast", "ratio": 2.0, "low": 2.0, "high": 3.0, "target": "target ≥ 1",
+                     "part": "x"}]  # fmt: skip
+    assert "slow / fast: 2.000 [2.000, 3.000]" in capsys.readouterr().out
+
+
+def test_everyone_takes_one_turn_a_round():
+    calls = []
+    turns = [lambda name=name: calls.append(name) or {name: len(calls)} for name in "abc"]
+    found = measuring.interleaved(turns, 4)
+    assert sorted(calls) == sorted("abc" * 4)
+    assert all({*calls[start : start + 3]} == {*"abc"} for start in range(0, 12, 3))
+    assert {label: len(values) for label, values in found.items()} == dict.fromkeys("abc", 4)
+
+
+def test_a_replay_is_timed_at_every_length_and_with_a_full_budget():
+    model = build_model("neox", torch.float32)
+    found = replay.replaying(model, RecentOnly(600), (512, 1536), False)()
+    assert set(found) == {"recent_only(600) @512", "recent_only(600) @1536", "recent_only(600) replayed"}
+    assert all(seconds > 0 for seconds in found.values())
+    assert set(replay.replaying(model, Full(), (512,), False)()) == {"full @512"}
+
+
+def test_the_readmes_block_is_written_from_the_report(report, tmp_path, capsys):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{replay.BEGIN}\nold\n{replay.END}\nafter\n")
+    replay.rewrite(path, json.loads(json.dumps(report)))
+    text = path.read_text()
+    assert text.startswith(f"before\n{replay.BEGIN}\n| Replay under | 70m, 4,096 tokens | of 150 GFLOP/s |\n")
+    assert text.endswith(f"{replay.END}\nafter\n")
+    assert "old" not in text
+    for said in (
+        "| `recent_only(256)` | 1,234 tokens/s | 84 % [80, 90] |",
+        "| Replay, times faster than | 70m | 410m |",
+        "| DynamicCache at 3,840 tokens, `full` | 20.1 × [19.0, 21.0] | – |",
+        "| attention-sinks 0.4.0, `full` | – | 20.1 × [19.0, 21.0] |",
+        "25 s, 20.1 × [19.0, 21.0] faster than token by token, which is estimated at 512 s",
+        "200 MB",
+        "1.004 ×",
+        "Some CPU, 2 cores",
+        "From `make bench-replay`, then `python tests/benchmarks/replay.py --from benchmarks/replay.json",
+    ):
+        assert said in text, said
+    assert "Not a quiet machine" not in text
+    report["machine"] |= {"steal": 0.05, "others": 0.4}
+    assert "Not a quiet machine: 5.0 % of processor time was stolen and other" in "\n".join(replay.block_of(report))
+
+
+def test_a_readme_without_markers_is_left_alone(report, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("nothing")
+    with pytest.raises(ValueError, match="must hold one"):
+        replay.rewrite(path, report)
+    assert path.read_text() == "nothing"
+
+
+def test_the_readme_has_a_place_for_the_table():
+    text = README.read_text()
+    assert text.count(replay.BEGIN) == text.count(replay.END) == 1
+
+
+def test_the_command_is_the_one_that_measures_the_same_again():
+    flags = replay.parser()
+    assert replay.command(flags.parse_args([]), flags.parse_args([])) == "make bench-replay"
+    given = ["--only", "peak", "--models", "70m", "--lengths", "2048,4096"]
+    asked = replay.command(flags.parse_args(given), flags.parse_args([]))
+    assert asked == f"python tests/benchmarks/replay.py {' '.join(given)}"
+    for wrong in ("1000", "512", "few"):
+        with pytest.raises(SystemExit):
+            flags.parse_args(["--lengths", wrong])
