@@ -24,7 +24,7 @@ test: $(READY) ## Run every test
 	$(BIN)/python -m pytest
 
 .PHONY: bench-decode
-bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against other caches (12 minutes, quiet machine)
+bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against other caches (20 minutes, quiet machine)
 	$(BIN)/python tests/benchmarks/decode.py
 
 .PHONY: bench-replay

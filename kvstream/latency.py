@@ -1,7 +1,7 @@
 """A latency cell: what a request costs under each policy, measured side by side in one process. Knows no Ray, no files.
 
-All contenders take turns in a seeded random order, round after round, so that whatever drifts on a machine drifts
-under all of them. Beside the policies run:
+All contenders take turns in a seeded random order, step after step, so that whatever drifts on a machine drifts under
+all of them: a busy neighbour slows a shared machine for tens of milliseconds, a few steps. Beside the policies run:
 
     full                        a full cache in preallocated buffers: the strongest honest baseline
     full (again)                the same under another name: what a difference between equals looks like here
@@ -52,7 +52,7 @@ LATENCY_ROWS = pa.schema(
         pa.field("policy", pa.string(), nullable=False),
         pa.field("phase", pa.string(), nullable=False),  # "ttft": a prefill; "step": one output token after the first
         pa.field("round", pa.int32(), nullable=False),
-        pa.field("turn", pa.int32(), nullable=False),  # place in the round's random order
+        pa.field("turn", pa.int32(), nullable=False),  # place in the random order of this prefill or step
         pa.field("step", pa.int32(), nullable=False),  # 0 for a prefill
         pa.field("seconds", pa.float64(), nullable=False),
     ]
@@ -312,15 +312,16 @@ def measure(
                 samples.append((runner.label, "ttft", number, turn, 0, seconds))
                 done += planned
         for number in range(protocol.rounds):
-            for turn, place in enumerate(order.permutation(len(runners))):
+            for place in order.permutation(len(runners)):
                 runner = runners[place]
                 yield Progress(done / total, f"round {number + 1} of {protocol.rounds}, {runner.label}")
                 runner.rewind()
-                runner.step()  # not kept: brings this contender's memory back into the processor's caches
-                samples += [
-                    (runner.label, "step", number, turn, step, clock(runner.step)) for step in range(protocol.steps)
-                ]
-                done += protocol.steps + 1
+                runner.step()  # not kept: the first step after going back may have more to do than the others
+                done += 1
+            for step in range(protocol.steps):
+                for turn, place in enumerate(order.permutation(len(runners))):
+                    samples.append((runners[place].label, "step", number, turn, step, clock(runners[place].step)))
+            done += protocol.steps * len(runners)
     columns = list(zip(*samples))
     yield pa.table([[cell] * len(samples), *columns], schema=LATENCY_ROWS)
 

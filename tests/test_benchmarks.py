@@ -31,7 +31,7 @@ def report():
         "machine": {"cpu": "Some CPU", "cores": 2, "threads": 2, "torch": "2.8", "steal": 0.0, "others": None},
         "results": [
             {"part": "memory", "model": "70m", "policy": "p", "tokens": 8192, "peak_bytes": 200_400_000},
-            {"part": "growth", "ratio": 1.0042},
+            {"part": "growth", "ratio": 1.0042, "low": 1.0, "high": 1.01},
             {"part": "peak of products", "model": "70m", "peak_gflops": 149.7},
             {**share, "tokens": 2048},
             {**share, "tokens": 4096},
@@ -94,7 +94,7 @@ def test_the_readmes_block_is_written_from_the_report(report, tmp_path, capsys):
         "| attention-sinks 0.4.0, `full` | – | 20.1 × [19.0, 21.0] |",
         "25 s, 20.1 × [19.0, 21.0] faster than token by token, which is estimated at 512 s",
         "200 MB",
-        "1.004 ×",
+        "1.004 × [1.000, 1.010]",
         "Some CPU, 2 cores",
         "From `make bench-replay`, then `python tests/benchmarks/replay.py --from benchmarks/replay.json",
     ):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def measured(tiny_neox):
     return told[-1]
 
 
-def test_every_contender_is_sampled_every_round_in_random_order(measured):
+def test_every_contender_is_sampled_at_every_step_in_random_order(measured):
     rows = measured.rows.to_pylist()
     labels = {entry["label"] for entry in measured.contenders}
     twins = {f"{policy} without eviction" for policy in POLICIES}
@@ -49,11 +50,14 @@ def test_every_contender_is_sampled_every_round_in_random_order(measured):
     prefills = Counter((row["policy"], row["round"]) for row in rows if row["phase"] == "ttft")
     assert prefills == Counter({(label, r): 1 for label in labels - twins for r in range(3)})
     orders = set()
-    for number in range(6):
-        turns = {row["turn"]: row["policy"] for row in rows if row["phase"] == "step" and row["round"] == number}
+    for number, step in product(range(6), range(2)):
+        at = {"phase": "step", "round": number, "step": step}
+        turns = {row["turn"]: row["policy"] for row in rows if row.items() >= at.items()}
         assert sorted(turns) == list(range(len(labels)))
         orders.add(tuple(turns[turn] for turn in sorted(turns)))
-    assert len(orders) == 6
+    assert len(orders) == 12
+    taken = [(row["round"], row["step"], row["turn"]) for row in rows if row["phase"] == "step"]
+    assert taken == sorted(taken), "a step of each before the next step of any"
     assert all(row["seconds"] > 0 and row["cell"] == "c" for row in rows)
 
 
