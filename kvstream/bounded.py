@@ -47,7 +47,6 @@ class BoundedLayer(Layer):
         self.contested_at = self.sinks + self.recent + 1  # the first contested slot
         self.by_rank = policy.position == "cache"
         self.cap = self.budget if policy.position == "frozen" else None
-        self.members = 0  # contested tokens now held, the same number in every row
         clock.sinks.join(self)
         self.turned = False  # whether the contested keys in the slots are rotated to their ranks
         self.takeovers: Takeovers | None = None
@@ -55,7 +54,6 @@ class BoundedLayer(Layer):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate the slots."""
         super().lazy_initialization(key_states, value_states)
-        self.members = 0
         B, H, _, D = key_states.shape
         seats = self.room + 1 if self.room else 0
         self.keys = key_states.new_empty(B, H, self.contested_at + seats, D)
@@ -77,6 +75,11 @@ class BoundedLayer(Layer):
         return (self._step if k_BHTD.shape[2] == 1 else self._chunk)(q_BHGTD, k_BHTD, v_BHTD, scaling)
 
     @property
+    def members(self) -> int:
+        """Contested tokens now held, the same number in every row: all that lost protection, while there is room."""
+        return min(max(self.seen - self.sinks - self.recent, 0), self.room)
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes allocated for keys and values, second copies of sinks and of contested keys included."""
         return super().kv_bytes + (self.anchors_BHSD.nbytes + self.plain_BHZD.nbytes if self.is_initialized else 0)
@@ -86,9 +89,23 @@ class BoundedLayer(Layer):
         super().reorder_cache(beam_idx)
         self._forget_plans()
 
-    def take_back(self, tokens: int, members: int) -> None:
-        """Count again from `tokens`, when the region held `members`. For timing: contents are not restored."""
-        self.seen, self.members = tokens, members
+    def restore(self, state: dict[str, torch.Tensor], seen: int) -> None:
+        """Go on from a state of a layer like this; or of a full one, whose first sinks + recent tokens are the same."""
+        super().restore(state, seen)
+        if "anchors_BHSD" not in state:
+            assert seen <= self.sinks + self.recent, "a full layer's state is this layer's until something is contested"
+            self._anchor(0, seen)
+
+    def _filled(self, name: str) -> int:
+        if name == "anchors_BHSD":
+            return min(self.seen, self.sinks)
+        ring = min(self.seen, self.contested_at) if name in ("keys", "values") else 0
+        turned = name == "keys" and self.by_rank  # contested keys are turned to their ranks from plain_BHZD, again
+        return ring + (0 if turned else self.members)
+
+    def take_back(self, tokens: int) -> None:
+        """Count again from `tokens`. For timing: contents are not restored."""
+        self.seen = tokens
         self._forget_plans()
 
     def _forget_plans(self) -> None:
@@ -108,19 +125,20 @@ class BoundedLayer(Layer):
 
     def _step(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
         token, slot, G = self.seen, self._slot(self.seen), q_BHGTD.shape[2]
+        members = self.members
         here = token if self.cap is None else min(token, self.cap)
         shift = max(0, token - self.budget) if self.by_rank else 0  # how much nearer than by index the older keys are
         if shift and self.sinks:
             self.clock.sinks.turn(shift)
         ring_end = min(token + 1, self.contested_at)
-        end = ring_end + self.members
-        if self.ranks and self.members and not self.turned:  # ranks have changed
-            turn = self.ranks.table.pick(self.sinks + self.rank_BHZ[:, :, : self.members])
-            self.keys[:, :, ring_end:end] = turn(self.plain_BHZD[:, :, : self.members])
+        end = ring_end + members
+        if self.ranks and members and not self.turned:  # ranks have changed
+            turn = self.ranks.table.pick(self.sinks + self.rank_BHZ[:, :, :members])
+            self.keys[:, :, ring_end:end] = turn(self.plain_BHZD[:, :, :members])
             self.turned = True
         # One rotation and one product for the key, the queries, and the queries as the contested keys see them.
         q_BHGD = q_BHGTD[..., 0, :]
-        apart = bool(shift and self.members)
+        apart = bool(shift and members)
         vectors = torch.cat((q_BHGD, q_BHGD, k_BHTD) if apart else (q_BHGD, k_BHTD), dim=2)
         positions = (here,) * G + (here - shift,) * G + (here,) if apart else (here,)
         rotated = self.clock.rotation_of(positions, k_BHTD)(vectors)
@@ -155,9 +173,8 @@ class BoundedLayer(Layer):
         self.values.scatter_(2, self.contested_at + seat_BH1D, value_BH1D)
         self.score_BHZ.scatter_(2, takeover.seat_BH1, takeover.score_BH1)
         # Who was younger than the leaving one moves up by one rank, and the candidate is the youngest.
-        self.members = min(self.members + 1, self.room)
         self.rank_BHZ.sub_((self.rank_BHZ > takeover.left_BH1).long())
-        self.rank_BHZ.scatter_(2, takeover.seat_BH1, self.members - 1)
+        self.rank_BHZ.scatter_(2, takeover.seat_BH1, min(self.members, self.room - 1))
 
     def _foresee(self, token: int) -> Takeovers:
         """Settle the contests of steps `token` and following, as far as their candidates have arrived."""
@@ -283,12 +300,12 @@ class BoundedLayer(Layer):
         self._forget_plans()
         if contested:
             keys_BHZD, values_BHZD, score_BHZ = contested.survivors()
-            self.members = score_BHZ.shape[2]
-            seats = slice(self.contested_at, self.contested_at + self.members)
+            members = score_BHZ.shape[2]
+            seats = slice(self.contested_at, self.contested_at + members)
             if self.by_rank:
-                self.plain_BHZD[:, :, : self.members] = keys_BHZD
+                self.plain_BHZD[:, :, :members] = keys_BHZD
             else:
                 self.keys[:, :, seats] = keys_BHZD
             self.values[:, :, seats] = values_BHZD
-            self.score_BHZ[:, :, : self.members] = score_BHZ
+            self.score_BHZ[:, :, :members] = score_BHZ
             self.rank_BHZ.copy_(torch.arange(self.room + 1))

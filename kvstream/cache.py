@@ -41,7 +41,7 @@ class KVStreamCache(Cache):
         self.policy = policy
         self.clock = Clock(Rope(model))
         super().__init__(layers=[self._layer(layer, capacity) for layer in range(layers)])
-        self.layers[-1].closes_call = True  # type: ignore[union-attr]
+        self._own_layers()[-1].closes_call = True
         if model.config._attn_implementation != attention.NAME:
             model.set_attn_implementation(attention.NAME)
         verify(
@@ -58,10 +58,37 @@ class KVStreamCache(Cache):
             self.clock.in_call = True
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
+    def _own_layers(self) -> list[Layer]:
+        return self.layers  # type: ignore[return-value]  # nobody else puts any there
+
     def reset(self) -> None:
         """Forget everything; the next call starts a new text."""
         self.clock.in_call = False
         super().reset()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything needed to go on from here in another cache under the same policy: tensors by name, on the CPU."""
+        held = {
+            f"{place}.{name}": tensor.to("cpu", copy=True)
+            for place, layer in enumerate(self._own_layers())
+            for name, tensor in layer.state().items()
+        }
+        return held | {"seen": torch.tensor(self.get_seq_length())}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on where the cache stood whose `state` this is.
+
+        The state of a full cache serves any policy, while all of its layers still keep every token.
+        """
+        self.clock.in_call = False
+        seen = int(state["seen"])
+        parts: list[dict[str, torch.Tensor]] = [{} for _ in self.layers]
+        for name, tensor in state.items():
+            place, dot, of_layer = name.partition(".")
+            if dot:
+                parts[int(place)][of_layer] = tensor
+        for layer, part in zip(self._own_layers(), parts):
+            layer.restore(part, seen)
 
     def _layer(self, layer: int, capacity: int | None) -> Layer:
         if self.policy.regions_of(layer) is None:
@@ -86,4 +113,4 @@ class KVStreamCache(Cache):
     @property
     def kv_bytes(self) -> int:
         """Bytes allocated for keys and values, over all layers."""
-        return sum(layer.kv_bytes for layer in self.layers if isinstance(layer, Layer))
+        return sum(layer.kv_bytes for layer in self._own_layers())

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # The modules that decide numbers: a change in one of them makes every cell a new one.
-ENGINE = ("attention", "bounded", "cache", "contest", "layer", "replaying", "rope", "sinks", "weights")
-QUALITY = (*ENGINE, "quality", "text")
+ENGINE = ("attention", "bounded", "cache", "chunks", "contest", "layer", "replaying", "rope", "sinks", "weights")
+QUALITY = (*ENGINE, "jobs", "quality", "text")
 LATENCY = (*ENGINE, "latency", "memory", "noise", "thin")
 
 

@@ -32,13 +32,13 @@ from transformers import DynamicCache, PreTrainedModel
 
 from kvstream import noise
 from kvstream.cache import KVStreamCache
+from kvstream.chunks import CHUNK_SIZE
 from kvstream.decoding import synchronizer
 from kvstream.grid import policy_fields
 from kvstream.layer import UnboundedLayer
 from kvstream.memory import can_reset, peak_bytes
 from kvstream.models import load_model
 from kvstream.policies import BoundedPolicy, Full, Policy
-from kvstream.replaying import CHUNK_SIZE
 from kvstream.thin import all_cores
 
 FULL_AGAIN = "full (again)"
@@ -177,16 +177,11 @@ class PolicyContender(Contender):
 
         Only sizes go back: a layer that has not been full yet may hold some later tokens in place of earlier ones.
         """
-        for layer, members in zip(self.cache.layers, self.members):
+        for layer in self.cache.layers:
             if isinstance(layer, UnboundedLayer):
                 layer.seen = self.protocol.context
             elif self.protocol.context < layer.budget:
-                layer.take_back(self.protocol.context, members)
-
-    def start(self, prompt_BT: torch.Tensor) -> None:
-        """Prefill the prompt, choose the first token, and remember how full the layers are."""
-        super().start(prompt_BT)
-        self.members = [getattr(layer, "members", 0) for layer in self.cache.layers]
+                layer.take_back(self.protocol.context)
 
     def _new_cache(self) -> KVStreamCache:
         most = self.protocol.context + max(self.protocol.steps + 1, WARM_UP_STEPS)

@@ -79,7 +79,7 @@ class Layer(CacheLayerMixin):
     is_compileable = False
     closes_call = False  # True for the last layer of a model
     is_sliding = False
-    row_tensors: tuple[str, ...] = ("keys", "values")  # the state of the batch's rows
+    row_tensors: tuple[str, ...] = ("keys", "values")  # what the cache holds of the batch's rows
     keys: torch.Tensor
     values: torch.Tensor
 
@@ -134,6 +134,26 @@ class Layer(CacheLayerMixin):
         """Keep these rows of the batch, in this order: what beam search needs."""
         for name in self.row_tensors if self.is_initialized else ():
             setattr(self, name, getattr(self, name).index_select(0, beam_idx.to(self.device)))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything this layer holds of the tokens seen, by name; the tensors are its own, not copies."""
+        return {name: getattr(self, name)[:, :, : self._filled(name)] for name in self.row_tensors}
+
+    def restore(self, state: dict[str, torch.Tensor], seen: int) -> None:
+        """Go on from a state after `seen` tokens. What is missing from it has its value at the start of a text."""
+        with torch.inference_mode(False):
+            self.lazy_initialization(state["keys"], state["values"])
+            self.seen = seen
+            self._reserve(seen)
+            for name in state.keys() & set(self.row_tensors):
+                getattr(self, name)[:, :, : self._filled(name)] = state[name]
+
+    @abstractmethod
+    def _filled(self, name: str) -> int:
+        """How much of a tensor, along its third dimension, is in use."""
+
+    def _reserve(self, tokens: int) -> None:
+        """Make room for this many tokens, where that depends on their number."""
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows of the batch."""
@@ -211,6 +231,9 @@ class UnboundedLayer(Layer):
             visible = scores(rotated[:, :, :G, None], self.keys[:, :, :stop], scaling)
             return weighed(visible, self.values[:, :, :stop])
         return self._causal(q_BHGTD, k_BHTD, scaling)
+
+    def _filled(self, name: str) -> int:  # noqa: ARG002
+        return self.seen
 
     def _reserve(self, tokens: int) -> None:
         if tokens > (held := self.keys.shape[2]):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvstream.chunks import CHUNK_SIZE, PART_TOKENS
 from kvstream.grid import DTYPE_BYTES, Cell, Grid, LatencyCell, QualityCell
 from kvstream.models import ModelInfo, load_tokenizer, resolve
 from kvstream.policies import Full
 from kvstream.records import Records
 from kvstream.text import Document, load_documents
+
+LOGITS_BYTES = 64 << 20  # of logits that exist at once, and what is computed of them
 
 
 @dataclass(frozen=True)
@@ -63,24 +66,45 @@ def latency_cells(grid: Grid, sources: list[Source], device: str, dtype: str, th
     ]
 
 
-def needed_bytes(cell: LatencyCell) -> float:
-    """Estimate the memory of a latency cell: weights, all caches at once, a prefill's working set."""
-    model = cell.model
-    weights = model.flops_per_token / 2 * DTYPE_BYTES[cell.dtype]
-    # DynamicCache's prefill takes the prompt at once: a few activations of four times the hidden size per token.
-    working = 16 * cell.batch * cell.context * model.hidden_size * DTYPE_BYTES[cell.dtype]
-    return 2 * weights + cell.kv_bytes_held + working
+def needed_bytes(cell: Cell) -> float:
+    """Estimate the memory that a cell needs: weights, caches, and what is computed with at once."""
+    model, size = cell.model, DTYPE_BYTES[cell.dtype]
+    weights = model.flops_per_token / 2 * size
+    if isinstance(cell, LatencyCell):
+        # DynamicCache's prefill takes the prompt at once: a few activations of four times the hidden size per token.
+        return 2 * weights + cell.kv_bytes_held + 16 * cell.batch * cell.context * model.hidden_size * size
+    assert isinstance(cell, QualityCell)
+    return weights + text_bytes(cell)
 
 
-def too_large(cell: LatencyCell, available_bytes: float) -> str | None:
-    """Why a latency cell does not fit, or None if it does."""
+def text_bytes(cell: QualityCell) -> float:
+    """Estimate what each text of a quality cell needs beside the weights."""
+    working = 32 * CHUNK_SIZE * cell.model.hidden_size * DTYPE_BYTES[cell.dtype] + LOGITS_BYTES
+    in_parts = cell.tokens - 1 > PART_TOKENS  # then the cache is also on its way from part to part
+    return (3 if in_parts else 1) * cell.kv_bytes(cell.policy, cell.tokens) + working
+
+
+def side_by_side(cells: list[Cell], memory: float) -> int:
+    """How many texts to take along at once: as many as half of a GPU's memory holds beside the weights."""
+    sizes = [(needed_bytes(cell), text_bytes(cell)) for cell in cells if isinstance(cell, QualityCell)]
+    return int(min((max(1, (memory / 2 - (all_ - text)) // text) for all_, text in sizes), default=1))
+
+
+def too_large(cell: Cell, available_bytes: float) -> str | None:
+    """Why a cell does not fit, or None if it does."""
     needed = needed_bytes(cell)
     if needed <= available_bytes:
         return None
+    sizes = f"about {needed / 1e9:,.1f} GB", f"{available_bytes / 1e9:,.1f} GB are available"
+    if isinstance(cell, LatencyCell):
+        return (
+            f"contexts: {cell.context} × batch {cell.batch} of {cell.model.spec!r} needs {sizes[0]} with all policies "
+            f"side by side, {sizes[1]}; give shorter contexts, smaller batches or fewer policies"
+        )
+    assert isinstance(cell, QualityCell)
     return (
-        f"contexts: {cell.context} × batch {cell.batch} of {cell.model.spec!r} needs about {needed / 1e9:,.1f} GB "
-        f"with all policies side by side, {available_bytes / 1e9:,.1f} GB are available; "
-        "give shorter contexts, smaller batches or fewer policies"
+        f"lengths: {cell.tokens} tokens of {cell.model.spec!r} under {cell.policy} need {sizes[0]}, {sizes[1]}; "
+        "give shorter lengths, or a policy that bounds the cache"
     )
 
 

@@ -38,8 +38,12 @@ class Reporter:
             self.bar.stop()
 
     def cell(self, line: str, tokens: int) -> None:
-        """Report one more cell as done, finished or failed."""
+        """Report one more cell as done, finished or failed, and with it so many tokens."""
         self.done += 1
+        self.part(line, tokens)
+
+    def part(self, line: str, tokens: int) -> None:
+        """Report so many more tokens of a cell as done."""
         self.done_tokens += tokens
         self.last = self.said = time.monotonic()
         left = _duration(self._seconds_left())

@@ -4,6 +4,7 @@
     <key>.parquet         a cell's rows, zstd
     <key>.json            its commit record: sha256 and row count of that file, the cell's fields, the environment
     <key>.failed.json     the error of a cell whose last attempt failed
+    <key>.parts.json      of a long cell on its way: see `kvstream.parts`
 
 A cell is finished once its commit record exists, and that is written last: file to a temporary name, fsync, rename,
 folder fsync, then the same for the commit record. A kill at any moment leaves finished cells and, at worst, files that
@@ -66,7 +67,7 @@ class Records:
 
     def plan(self, name: str, question: str, lengths: Sequence[int], keys: list[str]) -> None:
         """Write down which cells the sweep consists of, and which prefixes of them to report."""
-        self._write_json(
+        self.write_json(
             "sweep.json",
             {"schema": SCHEMA, "name": name, "question": question, "lengths": list(lengths), "cells": keys},
         )
@@ -76,35 +77,34 @@ class Records:
         return {key for key in keys if self._is_whole(key)}
 
     def commit(
-        self, key: str, fields: dict[str, Any], rows: pa.Table, seconds: float, environment: dict[str, Any]
+        self, key: str, fields: dict[str, Any], rows: Sequence[pa.Table], seconds: float, environment: dict[str, Any]
     ) -> None:
-        """Write a finished cell."""
+        """Write a finished cell, whose rows may come in several tables."""
         name = f"{key}.parquet"
-        with self._replacing(name) as file:
-            pq.write_table(rows, file, compression="zstd", write_page_checksum=True)
+        self.write_rows(name, rows)
         record = {
             "schema": SCHEMA,
             "cell": key,
             "file": name,
-            "sha256": _sha256(self.folder / name),
-            "rows": rows.num_rows,
+            "sha256": sha256_of(self.folder / name),
+            "rows": sum(table.num_rows for table in rows),
             "fields": fields,
             "environment": environment,
             "seconds": seconds,
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self._write_json(f"{key}.json", record)
+        self.write_json(f"{key}.json", record)
         (self.folder / f"{key}.failed.json").unlink(missing_ok=True)
 
     def fail(self, key: str, fields: dict[str, Any], error: str, attempts: int) -> None:
         """Write down a failed cell, its error and how often it was tried; a later run tries it again."""
         record = {"schema": SCHEMA, "cell": key, "fields": fields, "error": error, "attempts": attempts}
-        self._write_json(f"{key}.failed.json", record)
+        self.write_json(f"{key}.failed.json", record)
 
     def _is_whole(self, key: str) -> bool:
         try:
             record = json.loads((self.folder / f"{key}.json").read_bytes())
-            return record["cell"] == key and _sha256(self.folder / f"{key}.parquet") == record["sha256"]
+            return record["cell"] == key and sha256_of(self.folder / f"{key}.parquet") == record["sha256"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -116,12 +116,22 @@ class Records:
                 f"out: cannot create {str(self.folder)!r} ({error.strerror}); give another --out"
             ) from None
 
-    def _write_json(self, name: str, record: dict[str, Any]) -> None:
-        with self._replacing(name) as file:
+    def write_rows(self, name: str, rows: Sequence[pa.Table]) -> None:
+        """Write a Parquet file of tables with the same columns, whole or not at all."""
+        with (
+            self.replacing(name) as file,
+            pq.ParquetWriter(file, rows[0].schema, compression="zstd", write_page_checksum=True) as writer,
+        ):
+            for table in rows:
+                writer.write_table(table)
+
+    def write_json(self, name: str, record: dict[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        with self.replacing(name) as file:
             file.write(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False).encode())
 
     @contextmanager
-    def _replacing(self, name: str) -> Iterator[IO[bytes]]:
+    def replacing(self, name: str) -> Iterator[IO[bytes]]:
         """Open a temporary file that takes the place of `name` once it is written whole and on disk."""
         self._create()
         temporary = self.folder / f".{name}.{os.getpid()}.tmp"
@@ -140,6 +150,7 @@ class Records:
             os.close(folder)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Digest of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

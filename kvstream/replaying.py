@@ -6,7 +6,7 @@ Memory is O(budget + chunk_size) for bounded policies, whatever the length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,49 +14,99 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kvstream.cache import KVStreamCache
+from kvstream.chunks import CHUNK_SIZE
 from kvstream.policies import Policy
 from kvstream.thin import MOST_ROWS
 
-CHUNK_SIZE = 512
 LOGITS_BYTES = 30 << 20  # of logits that exist at once: near the cores, and malloc reuses blocks below 32 MiB
 
 
 @dataclass(frozen=True)
 class Scored:
-    """How well some tokens were predicted: nll_nats (T,), in nats; correct (T,), whether the argmax was the token."""
+    """How well some tokens were predicted: nll_nats, in nats; correct, whether the argmax was the token. Both (T,), or
+    (B, T) for several texts."""
 
     nll_nats: torch.Tensor
     correct: torch.Tensor
 
 
 def replay(
-    model: PreTrainedModel, input_ids: torch.Tensor, policy: Policy, *, chunk_size: int = CHUNK_SIZE
+    model: PreTrainedModel,
+    input_ids: torch.Tensor | Iterable[torch.Tensor],
+    policy: Policy,
+    *,
+    chunk_size: int = CHUNK_SIZE,
 ) -> torch.Tensor:
-    """Compute −ln p of each token of `input_ids`, (T,) or (1, T), but the first, under `policy`: nats, shape (T−1,).
+    """Compute −ln p of each token of a text but the first, under `policy`: nats, shape (T−1,).
 
-    Raises ValueError for fewer than two tokens, a chunk_size below 1, or a model that `KVStreamCache` cannot serve.
+    input_ids: the text, (T,) or (1, T), or an iterable of its pieces, each of any length. Raises ValueError for fewer
+    than two tokens, a chunk_size below 1, or a model that `KVStreamCache` cannot serve.
     """
     return torch.cat([part.nll_nats for part in replay_chunks(model, input_ids, policy, chunk_size=chunk_size)])
 
 
 def replay_chunks(
-    model: PreTrainedModel, input_ids: torch.Tensor, policy: Policy, *, chunk_size: int = CHUNK_SIZE
+    model: PreTrainedModel,
+    input_ids: torch.Tensor | Iterable[torch.Tensor],
+    policy: Policy,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+    cache: KVStreamCache | None = None,
 ) -> Iterator[Scored]:
-    """Yield the scored tokens chunk by chunk, in order; see `replay`."""
+    """Yield the scored tokens chunk by chunk, in order; see `replay`. Takes no more of an iterable than it needs.
+
+    cache: goes on with a text whose tokens before these it has seen.
+    """
     if type(chunk_size) is not int or chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size!r} is not valid; give a whole number of at least 1")
-    ids_1T = one_text(input_ids)
-    cache = KVStreamCache(model, policy, capacity=ids_1T.shape[1])
-    for start in range(0, ids_1T.shape[1] - 1, chunk_size):
-        stop = min(start + chunk_size, ids_1T.shape[1] - 1)
-        hidden = cache.hidden_states(model, ids_1T[:, start:stop])
-        yield score(model, hidden[0], ids_1T[0, start + 1 : stop + 1])
+    capacity = None
+    if isinstance(input_ids, torch.Tensor):
+        input_ids = [one_text(input_ids)]
+        capacity = input_ids[0].shape[1]
+    cache = cache or KVStreamCache(model, policy, capacity=capacity)
+    rows = windows((one_row(piece) for piece in input_ids), chunk_size)
+    for scored in replay_windows(model, rows, cache):
+        yield Scored(scored.nll_nats[0], scored.correct[0])
+
+
+def replay_windows(
+    model: PreTrainedModel, windows_BN: Iterable[torch.Tensor], cache: KVStreamCache
+) -> Iterator[Scored]:
+    """Yield the scores, (B, N − 1), of windows of texts side by side, each starting with the last window's last token.
+
+    Feeds all but the last token of a window to the model.
+    """
+    for window_BN in windows_BN:
+        yield score(model, cache.hidden_states(model, window_BN[:, :-1]), window_BN[:, 1:])
+
+
+def windows(pieces: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
+    """Regroup texts, (B, any), into windows of `size` tokens and the one that comes next, which starts the following.
+
+    Raises ValueError for fewer than two tokens.
+    """
+    held: list[torch.Tensor] = []
+    tokens = used = 0
+    for piece in pieces:
+        held.append(piece)
+        tokens += piece.shape[1]
+        if tokens > size:
+            text_BT = torch.cat(held, dim=1)
+            used = (tokens - 1) // size * size
+            for start in range(0, used, size):
+                yield text_BT[:, start : start + size + 1]
+            held, tokens = [text_BT[:, used:]], tokens - used
+    if tokens > 1:
+        yield torch.cat(held, dim=1)
+    elif not used:
+        raise _too_short(tokens)
 
 
 @torch.inference_mode()
-def score(model: PreTrainedModel, hidden_TE: torch.Tensor, targets_T: torch.Tensor) -> Scored:
-    """Score target tokens given the hidden states before them; in float32, or float64 if the model is."""
+def score(model: PreTrainedModel, hidden_XE: torch.Tensor, targets_X: torch.Tensor) -> Scored:
+    """Score target tokens, of any shape X, given the hidden states before them; in float32, or float64 as the model."""
     head = model.get_output_embeddings()
+    hidden_TE, targets_T = hidden_XE.flatten(0, -2), targets_X.flatten()
     wide = torch.promote_types(hidden_TE.dtype, torch.float32)
     at_once = max(1, LOGITS_BYTES // (head.weight.shape[0] * wide.itemsize))
     slices = -(-len(targets_T) // at_once)
@@ -70,7 +120,7 @@ def score(model: PreTrainedModel, hidden_TE: torch.Tensor, targets_T: torch.Tens
             hit[hit.clone()] = logits_VT[:, hit].t().contiguous().argmax(-1) == targets[hit]
         nll.append(logits_VT.sub_(highest).exp_().sum(0).log() + (highest - chosen))
         correct.append(hit)
-    return Scored(nll_nats=torch.cat(nll), correct=torch.cat(correct))
+    return Scored(torch.cat(nll).view(targets_X.shape), torch.cat(correct).view(targets_X.shape))
 
 
 def _logits(head: nn.Module, hidden_TE: torch.Tensor) -> torch.Tensor:
@@ -84,12 +134,22 @@ def _logits(head: nn.Module, hidden_TE: torch.Tensor) -> torch.Tensor:
 
 def one_text(input_ids: torch.Tensor) -> torch.Tensor:
     """Check one text of two tokens or more and return it as (1, T)."""
+    ids_1T = one_row(input_ids)
+    if ids_1T.shape[1] < 2:
+        raise _too_short(ids_1T.shape[1])
+    return ids_1T
+
+
+def _too_short(tokens: int) -> ValueError:
+    return ValueError(f"input_ids holds {tokens} tokens; at least 2 are needed, the first predicts the next")
+
+
+def one_row(input_ids: object) -> torch.Tensor:
+    """Check a piece of one text, of any length, and return it as (1, T)."""
+    if not isinstance(input_ids, torch.Tensor):
+        raise ValueError(f"input_ids: {type(input_ids).__name__} is not a tensor; give ids as torch.tensor(…)")
     if input_ids.ndim == 1:
         input_ids = input_ids[None]
     if input_ids.ndim != 2 or input_ids.shape[0] != 1:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; give one text, of shape (T,) or (1, T)")
-    if input_ids.shape[1] < 2:
-        raise ValueError(
-            f"input_ids holds {input_ids.shape[1]} tokens; at least 2 are needed, the first predicts the next"
-        )
     return input_ids

@@ -28,11 +28,20 @@ class Rotation:
 
     def __call__(self, x_BHSD: torch.Tensor) -> torch.Tensor:
         """Rotate the first part of each head, pass the rest (Pythia rotates a quarter, Llama all)."""
+        x, swapped = self.parts(x_BHSD)
+        rotated = self.of_parts(x, swapped)
+        size = x.shape[-1]
+        return rotated if size == x_BHSD.shape[-1] else torch.cat((rotated, x_BHSD[..., size:]), dim=-1)
+
+    def parts(self, x_BHSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what of each head is rotated, and the same with its halves swapped."""
         size = self.cos.shape[-1]
         x = x_BHSD[..., :size]
-        swapped = torch.cat((x[..., size // 2 :], x[..., : size // 2]), dim=-1)
-        rotated = torch.addcmul(x * self.cos, swapped, self.sin)
-        return rotated if size == x_BHSD.shape[-1] else torch.cat((rotated, x_BHSD[..., size:]), dim=-1)
+        return x, torch.cat((x[..., size // 2 :], x[..., : size // 2]), dim=-1)
+
+    def of_parts(self, x: torch.Tensor, swapped: torch.Tensor) -> torch.Tensor:
+        """Rotate what `parts` returned: worth it for vectors that are rotated again and again."""
+        return torch.addcmul(x * self.cos, swapped, self.sin)
 
     @classmethod
     def joined(cls, rotations: Sequence[Rotation]) -> Rotation:

@@ -39,15 +39,16 @@ class Sinks:
     def forget(self) -> None:
         """Look at the layers again when next asked: their sinks or slots have changed."""
         self.shift: int | None = None
-        self.anchors_LBHSD: torch.Tensor | None = None
+        self.held: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def turn(self, shift: int) -> None:
         """Have the sinks of all layers stand `shift` positions further on in their slots."""
         if self.shift == shift:  # another layer has asked before
             return
-        if self.anchors_LBHSD is None:
-            self.anchors_LBHSD = torch.stack([layer.anchors_BHSD for layer in self.layers])
-            self.slots = [layer.keys[:, :, : layer.anchors_BHSD.shape[2]] for layer in self.layers]
-        rotate = self.rotation_of((shift,), self.anchors_LBHSD)
-        torch._foreach_copy_(self.slots, list(rotate(self.anchors_LBHSD).unbind()))
+        rotate = self.rotation_of((shift,), self.layers[0].anchors_BHSD)
+        if self.held is None:
+            self.held = rotate.parts(torch.stack([layer.anchors_BHSD for layer in self.layers]))
+            size = self.held[0].shape[-1]  # the rest of a head is never turned
+            self.slots = [layer.keys[:, :, : layer.anchors_BHSD.shape[2], :size] for layer in self.layers]
+        torch._foreach_copy_(self.slots, list(rotate.of_parts(*self.held).unbind()))
         self.shift = shift

@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from kvstream.chunks import CHUNK_SIZE
 from kvstream.environment import environment
 from kvstream.grid import LatencyCell, QualityCell
+from kvstream.jobs import Job, seeded
 from kvstream.latency import Measured, Progress, Protocol, Reload
 from kvstream.latency import evaluate as evaluate_latency
 from kvstream.models import load_model
-from kvstream.quality import Evaluated
+from kvstream.quality import Begun, Evaluated, begin
 from kvstream.quality import evaluate as evaluate_quality
+from kvstream.replaying import replay_chunks
 from kvstream.weights import from_arrays, to_arrays
 
 Weights = tuple[Any, dict[str, np.ndarray]]
+PACE_S = 3.0  # how long a pace is taken
 TELL_S = 2.0  # progress is told this often: telling is work, too, and may disturb what is measured
 
 
@@ -28,16 +32,46 @@ def weights_of(cell: QualityCell | LatencyCell) -> Weights:
     return to_arrays(model)
 
 
-def quality(
-    weights: Weights, token_ids: np.ndarray, cell: QualityCell, threads: int
-) -> tuple[Evaluated, dict[str, Any]]:
-    """Evaluate a quality cell: its rows, and where they were computed. Shared weights must not be written to."""
+def quality(weights: Weights, job: Job, begun: Begun | None, threads: int) -> tuple[list[Evaluated], dict[str, Any]]:
+    """Evaluate a job's next part: a result per cell, and where it was computed. `begun` is the job's, resolved."""
+    where = environment()
+    model = _model(weights, job.cells[0].device, threads)
+    if begun and job.shared:
+        begun = begun.first(job.shared)
+    names = {"cells": [c.key for c in job.cells], "documents": [c.document.name for c in job.cells]}
+    policy = seeded(job.cells[0].policy, job.cells[0].document.name)
+    about: Any = names | {"device": job.cells[0].device, "begun": begun, "stop": job.stop}
+    return evaluate_quality(model, job.token_ids_BT, policy, **about), where
+
+
+def first_tokens(weights: Weights, job: Job, tokens: int, threads: int) -> Begun:
+    """Replay the first tokens of a job's texts, for all jobs on the same texts to go on from."""
+    model = _model(weights, job.cells[0].device, threads)
+    return begin(model, job.token_ids_BT[:, : tokens + 1], tokens, job.cells[0].device)
+
+
+def pace(weights: Weights, cell: QualityCell, threads: int) -> list[float]:
+    """Replay a cell's text for some seconds, chunk by chunk: the times at which chunks were done, the first at 0.
+
+    Times are the machine's clock, so that those of tasks that ran at once can be laid side by side.
+    """
+    model = _model(weights, cell.device, threads)
+    done: list[float] = []
+    ids = torch.as_tensor(cell.document.token_ids, dtype=torch.int64, device=cell.device)
+    while not done or done[-1] - done[0] < PACE_S:
+        for scored in replay_chunks(model, ids, cell.policy):
+            if scored.nll_nats.cpu().numel() == CHUNK_SIZE:
+                done.append(time.time())
+            if done and done[-1] - done[0] > PACE_S:
+                break
+    return done
+
+
+def _model(weights: Weights, device: str, threads: int) -> Any:
+    """Build a model on shared weights, which must not be written to."""
     # A reused worker keeps the last cell's number, and Ray's launcher sets OMP_NUM_THREADS to 1.
     torch.set_num_threads(threads)
-    where = environment()
-    model: Any = from_arrays(*weights, device=cell.device)
-    names = {"cell": cell.key, "document": cell.document.name, "device": cell.device}
-    return evaluate_quality(model, token_ids, cell.policy, **names), where
+    return from_arrays(*weights, device=device)
 
 
 def latency(weights: Weights, cell: LatencyCell, threads: int) -> Iterator[Progress | tuple[Measured, dict[str, Any]]]:

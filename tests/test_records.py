@@ -17,7 +17,7 @@ ROWS = pa.table({"cell": [KEY] * 3, "nll_nats": pa.array([1.0, 2.0, 3.0], pa.flo
 @pytest.fixture
 def records(tmp_path):
     store = Records(tmp_path / "out")
-    store.commit(KEY, {"model": "a"}, ROWS, 0.5, {"python": "3"})
+    store.commit(KEY, {"model": "a"}, [ROWS], 0.5, {"python": "3"})
     return store
 
 
@@ -54,14 +54,14 @@ def test_a_failure_is_recorded_until_the_cell_succeeds(records):
     failed = json.loads((records.folder / ("f" * 16 + ".failed.json")).read_text())
     assert (failed["error"], failed["attempts"]) == ("ValueError: no", 2)
     assert records.finished(["f" * 16]) == set()
-    records.commit("f" * 16, {}, ROWS, 0.5, {})
+    records.commit("f" * 16, {}, [ROWS], 0.5, {})
     assert not (records.folder / ("f" * 16 + ".failed.json")).exists()
 
 
 def test_a_write_that_fails_leaves_what_was_there(records, monkeypatch):
     monkeypatch.setattr("kvstream.records.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        records.commit(KEY, {"model": "b"}, ROWS, 0.5, {})
+        records.commit(KEY, {"model": "b"}, [ROWS], 0.5, {})
     monkeypatch.undo()
     assert records.finished([KEY]) == {KEY}
     assert not list(records.folder.glob(".*.tmp"))

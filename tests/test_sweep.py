@@ -23,10 +23,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from kvstream import load_model, parse_policy, replay
+from kvstream.chunks import PART_TOKENS
+from kvstream.cluster import Node, choose_device, divide
 from kvstream.command import parse_flags
 from kvstream.grid import Grid
 from kvstream.policies import FixSizeL2, Full, RecentOnly, StreamingLLM
-from kvstream.sweep import Node, choose_device, divide
 
 ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "sweeps" / "quick.py"
@@ -168,6 +169,55 @@ def test_a_killed_driver_and_a_rerun_give_the_same_rows(swept, world):
     assert again.returncode == 0, again.stderr
     assert f"{finished} finished before" in again.stdout
     assert digest(out) == digest(swept[0])
+
+
+def long_text(world, out, *more):
+    texts = world / "long"
+    if not texts.is_dir():
+        texts.mkdir()
+        (texts / "long.txt").write_text(" ".join(random.Random(9).choices(WORDS, k=2 * PART_TOKENS + 5000)))
+    axes = ["--policies", "streaming_llm(4,60)", "--lengths", f"1000,{2 * PART_TOKENS + 5000}", "--documents", "1"]
+    where = ["--models", str(world / "model"), "--text", str(texts), "--out", str(out), "--device", "cpu"]
+    return [sys.executable, str(QUICK), *where, *axes, "--contexts", "none", *more]
+
+
+def test_a_long_text_goes_on_from_its_last_part(world):
+    whole, cut = world / "whole", world / "cut"
+    assert run(long_text(world, whole)).returncode == 0
+    driver = subprocess.Popen(
+        long_text(world, cut), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(cut.glob("*.parts.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    [parts] = [json.loads(path.read_text()) for path in cut.glob("*.parts.json")]
+    reached = parts["parts"][-1]["tokens"]
+    assert reached in (PART_TOKENS, 2 * PART_TOKENS)
+    again = run(long_text(world, cut))
+    assert again.returncode == 0, again.stderr
+    assert f"goes on after {reached:,} of {2 * PART_TOKENS + 5000:,} tokens" in again.stdout
+    assert digest(cut) == digest(whole)
+    assert not list(cut.glob("*.part*")) + list(cut.glob("*.state"))
+
+
+def test_a_cell_that_no_machine_can_hold_is_not_run_and_the_others_are(world, tmp_path):
+    out = tmp_path / "records"
+    flags = long_text(world, out, "--policies", "full,streaming_llm(4,60)")[2:]
+    script = (
+        "import ray; ray.init(num_cpus=1, _memory=3e8, log_to_driver=False, include_dashboard=False)\n"
+        "import sys; sys.path.insert(0, 'sweeps'); from kvstream.sweep import main; import quick\n"
+        f"main(quick.GRID, quick.__doc__, {flags!r})"
+    )
+    result = run([sys.executable, "-c", script])
+    assert result.returncode == 1, result.stderr
+    assert f"not run: lengths: {2 * PART_TOKENS + 5000} tokens of" in result.stderr
+    assert "give shorter lengths, or a policy that bounds the cache" in result.stderr
+    [finished] = [json.loads(path.read_text()) for path in out.glob("????????????????.json")]
+    assert finished["fields"]["policy"] == "streaming_llm(4,60)"
+    [failed] = [json.loads(path.read_text()) for path in out.glob("*.failed.json")]
+    assert failed["attempts"] == 0
 
 
 FAULTY = """

@@ -1,0 +1,109 @@
+"""The machines a sweep runs on: finds or starts Ray, looks at its nodes, and divides them among quality cells."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass, replace
+
+MAX_THREADS = 8  # per cell: beyond, matrix products of these sizes gain little
+
+
+def device_here() -> str:
+    """Choose the device that "auto" means on this machine alone."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster: its Ray id, CPU cores, GPUs, and bytes of memory that tasks may use."""
+
+    id: str
+    cores: int
+    gpus: int
+    memory: float
+
+
+def connect() -> list[Node]:
+    """Find a running Ray or start one, and look at its machines."""
+    import ray
+
+    try:
+        if not ray.is_initialized():
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        where = os.environ.get("RAY_ADDRESS", "the address a local cluster left behind")
+        raise ValueError(
+            f"ray: no cluster answers at {where} ({str(error).splitlines()[0]}); run `ray stop` or unset RAY_ADDRESS"
+        ) from None
+    nodes = [
+        Node(node["NodeID"], int(has.get("CPU", 0)), int(has.get("GPU", 0)), has.get("memory", 0))
+        for node in ray.nodes()
+        if node["Alive"] and (has := node["Resources"]) and has.get("CPU", 0) >= 1
+    ]
+    if not nodes:
+        raise ValueError("ray: no node of the cluster has a CPU for tasks; add one, or start Ray with --num-cpus")
+    cores, gpus = sum(node.cores for node in nodes), sum(node.gpus for node in nodes)
+    print(f"Ray: {len(nodes)} node(s) with {cores} CPUs and {gpus} GPUs")
+    return nodes
+
+
+def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
+    """Turn "auto" into the cluster's GPUs where it has any, else its CPUs; ValueError if no node has the device."""
+    if device == "mps" and (sys.platform != "darwin" or dtype == "float64"):
+        raise ValueError(f"device: 'mps' needs Apple silicon and computes no float64; use --device cpu (dtype {dtype})")
+    gpus = any(node.gpus for node in nodes)
+    if device == "auto":  # Ray counts Apple's GPU as one, too
+        return "cpu" if not gpus else "mps" if sys.platform == "darwin" else "cuda"
+    if device != "cpu" and not gpus:
+        raise ValueError(f"device: {device!r} asked, but no node of the cluster has a GPU; use --device cpu")
+    return device
+
+
+def fit_for(device: str, nodes: list[Node]) -> list[Node]:
+    """Keep the nodes that have the device, with its memory in place of the machine's where it is a GPU."""
+    if device == "cpu":
+        return nodes
+    import ray
+
+    from kvstream.memory import gpu_bytes
+
+    nodes = [node for node in nodes if node.gpus]
+    ask = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(gpu_bytes)
+    asked = [ask.options(label_selector={"ray.io/node-id": node.id}).remote(device) for node in nodes]
+    nodes = [replace(node, memory=memory) for node, memory in zip(nodes, ray.get(asked)) if memory]
+    if not nodes:
+        raise ValueError(
+            f"device: {device!r} asked, and Ray counts GPUs, but torch finds none there; "
+            "install a build of torch for them, or use --device cpu"
+        )
+    return nodes
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What one quality cell takes of the cluster, and how many fit at once.
+
+    asked_threads: what the user asked for, which latency cells follow too; None gives them all cores of their node.
+    side_by_side: texts that one cell may take along, under the same policy.
+    """
+
+    device: str
+    threads: int
+    count: int
+    asked_threads: int | None = None
+    side_by_side: int = 1
+
+
+def divide(device: str, nodes: list[Node], threads: int | None, cells: int) -> Slots:
+    """Divide the cluster among cells: one GPU each, or `threads` CPU cores, by default so that all cores are busy."""
+    if device != "cpu":
+        return Slots(device, threads or 1, sum(node.gpus for node in nodes), threads)
+    largest = max(node.cores for node in nodes)
+    if threads and threads > largest:
+        raise ValueError(f"threads: {threads} asked, the largest node has {largest} CPUs; give no more than that")
+    each = threads or max(1, min(MAX_THREADS, largest, sum(node.cores for node in nodes) // max(cells, 1)))
+    return Slots(device, each, sum(node.cores // each for node in nodes), threads)

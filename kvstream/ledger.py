@@ -1,0 +1,82 @@
+"""What becomes of cells, whoever computed them: their records, a line of progress each, and what to do next.
+
+Knows no Ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from kvstream.chunks import PART_TOKENS
+from kvstream.grid import Cell, LatencyCell
+from kvstream.jobs import Job
+from kvstream.latency import Measured, Progress
+from kvstream.parts import Parts
+from kvstream.progress import Reporter
+from kvstream.quality import Begun, Evaluated
+from kvstream.records import Records
+
+
+@dataclass
+class Ledger:
+    """Writes to one records folder and tells what it wrote."""
+
+    records: Records
+    reporter: Reporter
+    _parts: dict[str, Parts] = field(default_factory=dict)  # of long cells on their way
+
+    def resumed(self, job: Job) -> Job:
+        """Have a job on a long text go on where an earlier sweep stopped."""
+        if job.length - 1 <= PART_TOKENS:
+            return job
+        [cell] = job.cells
+        parts = self._parts[cell.key] = Parts(self.records, cell.key)
+        begun = parts.load()
+        if begun is None:
+            return job
+        self.reporter.part(f"{cell}: goes on after {begun.tokens:,} of {job.length:,} tokens", begun.tokens)
+        return replace(job, start=begun.tokens, begun=begun)
+
+    def evaluated(self, job: Job, results: list[Evaluated], environment: dict[str, Any], threads: int) -> Job | None:
+        """Write down what a job's part gave; returns the job of the next part, None after the last."""
+        for cell, result in zip(job.cells, results):
+            parts = self._parts.get(cell.key) or Parts(self.records, cell.key)
+            if job.ends:
+                rows, seconds = parts.joined(result)
+                self.records.commit(cell.key, cell.fields | {"threads": threads}, rows, seconds, environment)
+                parts.clear()
+                whole = Evaluated(pa.concat_tables(rows), seconds)
+                rate = whole.rows.num_rows / seconds
+                line = f"{cell}: PPL {whole.perplexity:.2f}, {rate:,.0f} tokens/s"
+                self.reporter.cell(line, cell.tokens - job.start)
+            else:
+                parts.add(result, job.stop)
+                rate = (job.stop - job.start) / result.seconds
+                line = f"{cell}: {job.stop:,} of {job.length:,} tokens, {rate:,.0f} tokens/s"
+                self.reporter.part(line, job.stop - job.start)
+        if job.ends:
+            return None
+        state = results[0].state
+        assert state is not None, "a part that is not the last leaves a state"
+        return Job(job.cells, start=job.stop, begun=Begun(job.stop, state))
+
+    def timed(self, cell: LatencyCell, measured: Measured, environment: dict[str, Any], threads: int) -> None:
+        """Write down a latency cell."""
+        fields = cell.fields | {"threads": threads, "contenders": measured.contenders, "noise": measured.noise}
+        self.records.commit(cell.key, fields, [measured.rows], measured.seconds, environment)
+        noise = f", noisy: {measured.noise['noisy']}" if measured.noise["noisy"] else ""
+        line = f"{cell}: {measured.rows.num_rows:,} samples in {measured.seconds:.0f} s{noise}"
+        self.reporter.cell(line, cell.tokens)
+
+    def told(self, cell: LatencyCell, progress: Progress) -> None:
+        """Tell how far a latency cell is."""
+        self.reporter.inside(str(cell), progress.what, progress.share)
+
+    def failed(self, cell: Cell, error: BaseException, attempt: int, left: int | None = None) -> None:
+        """Write down that a cell failed, with `left` of its tokens not computed, by default all."""
+        message = f"{type(error).__name__}: {error}"
+        self.records.fail(cell.key, cell.fields, message, attempt)
+        self.reporter.cell(f"{cell}: FAILED, {message.splitlines()[0]}", cell.tokens if left is None else left)

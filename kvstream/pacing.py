@@ -1,0 +1,39 @@
+"""How many threads should a cell take? Few threads for many cells at once, or many for few: a machine's own answer.
+
+Cores, caches and memory decide, so candidates are tried on the first text for some seconds each. Knows no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from kvstream.chunks import CHUNK_SIZE
+from kvstream.cluster import MAX_THREADS, Node, Slots
+from kvstream.grid import QualityCell
+
+WORTH_PACING_S = 300.0  # of estimated work: below, measuring costs more than it can gain
+GUESSED_FLOPS = 5e10  # per CPU core and second
+
+
+def splits(slots: Slots, nodes: Sequence[Node], cells: Sequence[QualityCell]) -> list[Slots]:
+    """List the ways to divide CPUs that leave no core idle; only the one given where nothing is to be chosen."""
+    cores = sum(node.cores for node in nodes)
+    work = sum(cell.tokens * cell.model.flops_per_token for cell in cells) / (GUESSED_FLOPS * cores)
+    whole_chunks = cells[0].tokens > CHUNK_SIZE
+    if slots.device != "cpu" or slots.asked_threads or work < WORTH_PACING_S or not whole_chunks:
+        return [slots]
+    most = min(MAX_THREADS, max(node.cores for node in nodes))
+    threads = [1 << power for power in range(most.bit_length())]
+    ways = [replace(slots, threads=each, count=sum(node.cores // each for node in nodes)) for each in threads]
+    return [way for way in ways if 0 < way.count <= len(cells)] or [slots]
+
+
+def together(paces: Sequence[Sequence[float]]) -> float:
+    """Tokens per second of replays that ran at once, from the times at which each finished its chunks.
+
+    Counted is the time in which all of them ran.
+    """
+    start, end = max(pace[0] for pace in paces), min(pace[-1] for pace in paces)
+    chunks = sum(sum(start < done <= end for done in pace) for pace in paces)
+    return chunks * CHUNK_SIZE / (end - start) if end > start else 0.0
