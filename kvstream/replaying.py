@@ -18,7 +18,8 @@ from kvstream.chunks import CHUNK_SIZE
 from kvstream.policies import Policy
 from kvstream.thin import MOST_ROWS
 
-LOGITS_BYTES = 30 << 20  # of logits that exist at once: near the cores, and malloc reuses blocks below 32 MiB
+LOGITS_BYTES = {True: 2 << 20, False: 256 << 20}  # of logits that exist at once, on CPUs and elsewhere
+LEAST_BLOCK = 256  # of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def windows(pieces: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]
         held.append(piece)
         tokens += piece.shape[1]
         if tokens > size:
-            text_BT = torch.cat(held, dim=1)
+            text_BT = torch.cat(held, dim=1) if len(held) > 1 else piece
             used = (tokens - 1) // size * size
             for start in range(0, used, size):
                 yield text_BT[:, start : start + size + 1]
@@ -104,32 +105,44 @@ def windows(pieces: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]
 
 @torch.inference_mode()
 def score(model: PreTrainedModel, hidden_XE: torch.Tensor, targets_X: torch.Tensor) -> Scored:
-    """Score target tokens, of any shape X, given the hidden states before them; in float32, or float64 as the model."""
-    head = model.get_output_embeddings()
-    hidden_TE, targets_T = hidden_XE.flatten(0, -2), targets_X.flatten()
+    """Score target tokens, of any shape X, given the hidden states before them; in float32, or float64 as the model.
+
+    Logits come in blocks of the vocabulary, small enough to stay near the cores until their sum is taken.
+    """
+    targets_T = targets_X.flatten()
+    highest_T = chosen_T = total_T = torch.empty(0)
+    correct_T = torch.zeros_like(targets_T, dtype=torch.bool)
+    for start, logits_VT in _logits(model.get_output_embeddings(), hidden_XE.flatten(0, -2)):
+        inside_T = (targets_T >= start) & (targets_T < start + len(logits_VT))
+        own_T = logits_VT.gather(0, (targets_T - start).clamp(0, len(logits_VT) - 1)[None])[0]
+        here_T = logits_VT.amax(0)
+        before_T = highest_T if start else torch.full_like(here_T, -torch.inf)
+        highest_T = torch.maximum(before_T, here_T)
+        # Of several highest logits the first is the argmax; asked only where it matters, as it is slow.
+        hit_T = inside_T & (own_T == here_T) & (here_T > before_T)
+        if hit_T.any():
+            hit_T[hit_T.clone()] = logits_VT[:, hit_T].t().contiguous().argmax(-1) == targets_T[hit_T] - start
+        correct_T = (correct_T & (here_T <= before_T)) | hit_T
+        chosen_T = torch.where(inside_T, own_T, chosen_T) if start else own_T
+        sum_T = logits_VT.sub_(highest_T).exp_().sum(0)
+        total_T = total_T.mul_((before_T - highest_T).exp_()).add_(sum_T) if start else sum_T
+    nll_T = total_T.log() + (highest_T - chosen_T)
+    return Scored(nll_T.view(targets_X.shape), correct_T.view(targets_X.shape))
+
+
+def _logits(head: nn.Module, hidden_TE: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield blocks of logits, (V, T), each with its first token: in float32, or float64 as the model."""
     wide = torch.promote_types(hidden_TE.dtype, torch.float32)
-    at_once = max(1, LOGITS_BYTES // (head.weight.shape[0] * wide.itemsize))
-    slices = -(-len(targets_T) // at_once)
-    nll, correct = [], []
-    for hidden, targets in zip(hidden_TE.tensor_split(slices), targets_T.tensor_split(slices)):
-        logits_VT = _logits(head, hidden).to(wide)
-        chosen = logits_VT.gather(0, targets[None])[0]
-        highest = logits_VT.amax(0)
-        hit = chosen == highest
-        if hit.any():  # several may be highest, of which the argmax is one; asked only here, as it is slow
-            hit[hit.clone()] = logits_VT[:, hit].t().contiguous().argmax(-1) == targets[hit]
-        nll.append(logits_VT.sub_(highest).exp_().sum(0).log() + (highest - chosen))
-        correct.append(hit)
-    return Scored(torch.cat(nll).view(targets_X.shape), torch.cat(correct).view(targets_X.shape))
-
-
-def _logits(head: nn.Module, hidden_TE: torch.Tensor) -> torch.Tensor:
-    """Logits of shape (vocabulary, T)."""
-    if type(head) is not nn.Linear or hidden_TE.device.type != "cpu" or len(hidden_TE) <= MOST_ROWS:
-        return head(hidden_TE).t()
-    # On CPUs the product is faster this way round.
-    logits_VT = head.weight @ hidden_TE.t()
-    return logits_VT if head.bias is None else logits_VT.add_(head.bias[:, None])
+    tokens, on_cpu = len(hidden_TE), hidden_TE.device.type == "cpu"
+    if type(head) is not nn.Linear or (on_cpu and tokens <= MOST_ROWS):
+        yield 0, head(hidden_TE).t().to(wide, copy=True)
+        return
+    rows = max(LEAST_BLOCK, LOGITS_BYTES[on_cpu] // (tokens * wide.itemsize))
+    hidden_ET = hidden_TE.t()
+    for start in range(0, len(head.weight), rows):
+        # On CPUs the product is faster this way round.
+        logits_VT = (head.weight[start : start + rows] @ hidden_ET).to(wide)
+        yield start, logits_VT if head.bias is None else logits_VT.add_(head.bias[start : start + rows, None])
 
 
 def one_text(input_ids: torch.Tensor) -> torch.Tensor:
