@@ -299,24 +299,25 @@ def measure(
             for _ in range(WARM_UP_STEPS):
                 runner.step()
             done += planned * (runner in prefilled)
-        for number in range(protocol.prefills):
-            for turn, place in enumerate(order.permutation(len(prefilled))):
+        # Rounds are spread over the prefills: where memory happens to lie is part of what varies, too.
+        for prefill, rounds in enumerate(np.array_split(range(protocol.rounds), max(protocol.prefills, 1))):
+            for turn, place in enumerate(order.permutation(len(prefilled)) if protocol.prefills else ()):
                 runner = prefilled[place]
-                yield Progress(done / total, f"prefill {number + 1} of {protocol.prefills}, {runner.label}")
+                yield Progress(done / total, f"prefill {prefill + 1} of {protocol.prefills}, {runner.label}")
                 seconds = clock(partial(runner.start, prompt_BT))
-                samples.append((runner.label, "ttft", number, turn, 0, seconds))
+                samples.append((runner.label, "ttft", prefill, turn, 0, seconds))
                 done += planned
-        for number in range(protocol.rounds):
-            for place in order.permutation(len(runners)):
-                runner = runners[place]
-                yield Progress(done / total, f"round {number + 1} of {protocol.rounds}, {runner.label}")
-                runner.rewind()
-                runner.step()  # not kept: the first step after going back may have more to do than the others
-                done += 1
-            for step in range(protocol.steps):
-                for turn, place in enumerate(order.permutation(len(runners))):
-                    samples.append((runners[place].label, "step", number, turn, step, clock(runners[place].step)))
-            done += protocol.steps * len(runners)
+            for number in map(int, rounds):
+                for place in order.permutation(len(runners)):
+                    runner = runners[place]
+                    yield Progress(done / total, f"round {number + 1} of {protocol.rounds}, {runner.label}")
+                    runner.rewind()
+                    runner.step()  # not kept: the first step after going back may have more to do than the others
+                    done += 1
+                for step in range(protocol.steps):
+                    for turn, place in enumerate(order.permutation(len(runners))):
+                        samples.append((runners[place].label, "step", number, turn, step, clock(runners[place].step)))
+                done += protocol.steps * len(runners)
     columns = list(zip(*samples))
     yield pa.table([[cell] * len(samples), *columns], schema=LATENCY_ROWS)
 

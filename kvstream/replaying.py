@@ -20,6 +20,7 @@ from kvstream.thin import MOST_ROWS
 
 LOGITS_BYTES = {True: 2 << 20, False: 256 << 20}  # of logits that exist at once, on CPUs and elsewhere
 LEAST_BLOCK = 256  # of the vocabulary
+SAFE_EXPONENT = 50.0
 
 
 @dataclass(frozen=True)
@@ -110,23 +111,31 @@ def score(model: PreTrainedModel, hidden_XE: torch.Tensor, targets_X: torch.Tens
     Logits come in blocks of the vocabulary, small enough to stay near the cores until their sum is taken.
     """
     targets_T = targets_X.flatten()
-    highest_T = chosen_T = total_T = torch.empty(0)
-    correct_T = torch.zeros_like(targets_T, dtype=torch.bool)
+    correct_T, shifted = torch.zeros_like(targets_T, dtype=torch.bool), False
+    highest_T = chosen_T = total_T = shift_T = torch.empty(0)
     for start, logits_VT in _logits(model.get_output_embeddings(), hidden_XE.flatten(0, -2)):
         inside_T = (targets_T >= start) & (targets_T < start + len(logits_VT))
         own_T = logits_VT.gather(0, (targets_T - start).clamp(0, len(logits_VT) - 1)[None])[0]
         here_T = logits_VT.amax(0)
-        before_T = highest_T if start else torch.full_like(here_T, -torch.inf)
-        highest_T = torch.maximum(before_T, here_T)
+        if not start:
+            highest_T, chosen_T = torch.full_like(here_T, -torch.inf), own_T
+            total_T, shift_T = torch.zeros_like(here_T), torch.zeros_like(here_T)
         # Of several highest logits the first is the argmax; asked only where it matters, as it is slow.
-        hit_T = inside_T & (own_T == here_T) & (here_T > before_T)
+        hit_T = inside_T & (own_T == here_T) & (here_T > highest_T)
         if hit_T.any():
             hit_T[hit_T.clone()] = logits_VT[:, hit_T].t().contiguous().argmax(-1) == targets_T[hit_T] - start
-        correct_T = (correct_T & (here_T <= before_T)) | hit_T
-        chosen_T = torch.where(inside_T, own_T, chosen_T) if start else own_T
-        sum_T = logits_VT.sub_(highest_T).exp_().sum(0)
-        total_T = total_T.mul_((before_T - highest_T).exp_()).add_(sum_T) if start else sum_T
-    nll_T = total_T.log() + (highest_T - chosen_T)
+        correct_T = (correct_T & (here_T <= highest_T)) | hit_T
+        chosen_T = torch.where(inside_T, own_T, chosen_T)
+        highest_T = torch.maximum(highest_T, here_T)
+        # Exponents are shifted only once they leave the range in which float32 holds every sum of them.
+        shifted = shifted or not bool(highest_T.abs().max() < SAFE_EXPONENT)
+        if shifted:
+            if start:
+                total_T.mul_((shift_T - highest_T).exp_())
+            shift_T = highest_T
+            logits_VT.sub_(shift_T)
+        total_T += logits_VT.exp_().sum(0)
+    nll_T = total_T.log() + (shift_T - chosen_T)
     return Scored(nll_T.view(targets_X.shape), correct_T.view(targets_X.shape))
 
 
@@ -135,7 +144,7 @@ def _logits(head: nn.Module, hidden_TE: torch.Tensor) -> Iterator[tuple[int, tor
     wide = torch.promote_types(hidden_TE.dtype, torch.float32)
     tokens, on_cpu = len(hidden_TE), hidden_TE.device.type == "cpu"
     if type(head) is not nn.Linear or (on_cpu and tokens <= MOST_ROWS):
-        yield 0, head(hidden_TE).t().to(wide, copy=True)
+        yield 0, head(hidden_TE).t().to(wide)
         return
     rows = max(LEAST_BLOCK, LOGITS_BYTES[on_cpu] // (tokens * wide.itemsize))
     hidden_ET = hidden_TE.t()

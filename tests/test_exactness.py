@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from oracle import Spec, Trace, oracle_trace, protected_of
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
+from kvstream.replaying import score
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
 TOLERANCE = {FLOAT64: 1e-5, FLOAT32: 1e-4}
@@ -427,3 +428,43 @@ def test_two_tokens_are_the_least_that_can_be_scored(run, policy, tiny_neox, tok
 def test_a_chunk_holds_at_least_one_token(size, tiny_neox, tokens):
     with pytest.raises(ValueError, match="chunk_size"):
         replay(tiny_neox(FLOAT64), tokens(5), Full(), chunk_size=size)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32, torch.bfloat16])
+@pytest.mark.parametrize("level", [0.0, 40.0, -3e3, 3e3])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 60.0])
+def test_scores_are_those_of_a_softmax_over_the_whole_vocabulary(monkeypatch, dtype, level, spread):
+    """In blocks, whatever the size of logits, where they are highest, and how many of them are equal."""
+    monkeypatch.setattr("kvstream.replaying.LOGITS_BYTES", {True: 0})
+    generator = torch.Generator().manual_seed(1)
+    head = torch.nn.Linear(8, 1000, bias=True)
+    with torch.no_grad():
+        head.weight.copy_(spread * torch.randn(1000, 8, generator=generator) / 3)
+        head.bias.copy_(level + torch.linspace(-1, 1, 1000) * spread)
+    head.to(dtype).requires_grad_(False)
+    hidden = torch.randn(40, 8, generator=generator).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    # As the products are rounded, so are the logits: the truth starts from the same.
+    blocks = (head.weight[low : low + 256] @ hidden.t() for low in range(0, 1000, 256))
+    logits = torch.cat([block.to(wide) + head.bias[256 * n : 256 * n + 256, None] for n, block in enumerate(blocks)])
+    likeliest = logits.argmax(0)
+    targets = torch.where(torch.arange(40) % 2 == 0, likeliest, torch.randint(1000, (40,), generator=generator))
+    found = score(HeadOnly(head), hidden, targets)
+    truth = -torch.log_softmax(logits.double(), 0).gather(0, targets[None])[0]
+    assert ((found.nll_nats - truth).abs() <= 1e-6 * (1 + truth)).all()
+    assert torch.equal(found.correct, targets == likeliest)
+    assert found.nll_nats.dtype == wide
+
+
+class HeadOnly:
+    """What scoring needs of a model."""
+
+    def __init__(self, head):
+        self.get_output_embeddings = lambda: head
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_give_no_numbers(bad):
+    head = torch.nn.Linear(1, 1000, bias=False).requires_grad_(False)
+    head.weight[700] = bad
+    assert not score(HeadOnly(head), torch.ones(20, 1), torch.zeros(20, dtype=torch.int64)).nll_nats.isfinite().any()

@@ -33,7 +33,7 @@ def per_round(rows, phase: str) -> dict[str, np.ndarray]:
 
 
 def timed(runners: list[Contender], prompt: torch.Tensor, rounds: int, prefills: int = 0):
-    """Measure these contenders, each at its own context."""
+    """Measure these contenders, each at its own context, anew after each prefill."""
     protocol = Protocol(prompt.shape[1], 1, prefills, rounds, STEPS)
     *_, rows = measure("bench", runners, prompt, protocol)
     return rows
@@ -108,14 +108,14 @@ class Slowed(PolicyContender):
 def same(repetitions: int, rounds: int) -> None:
     """A/A: equals must look equal, and a slowdown of 3 % must be seen."""
     model, _ = load_model("shape:pythia-70m")
-    prompt = torch.randint(1000, (1, 2048))
-    protocol = Protocol(2048, 1, 0, rounds, STEPS)
+    prompt = torch.randint(1000, (1, 512))
+    protocol = Protocol(512, 1, 4, rounds, STEPS)
     kinds = {"full": PolicyContender, "full (again)": PolicyContender, "full, 3 % slower": Slowed}
     runners: list[Contender] = [kind(label, model, protocol, Full()) for label, kind in kinds.items()]
     contains, widths, seen = 0, [], 0
     for repetition in range(repetitions):
         chosen = runners[:2] if repetition >= 10 else runners
-        found = per_round(timed(chosen, prompt, rounds), "step")
+        found = per_round(timed(chosen, prompt, rounds, protocol.prefills), "step")
         _, low, high = ratio(found, "full (again)", "full")
         contains += low <= 1 <= high
         widths.append((high - low) / 2)
@@ -131,7 +131,7 @@ def same(repetitions: int, rounds: int) -> None:
 def first_token(rounds: int) -> None:
     """TTFT of streaming against full, for a long prompt and for one within the budget."""
     model, _ = load_model("shape:pythia-70m")
-    for length, target, many in ((8192, "target < 1", rounds), (256, "interval contains 1", 5 * rounds)):
+    for length, target, many in ((8192, "target < 1", rounds), (256, "interval contains 1", 20 * rounds)):
         protocol = Protocol(length, 1, many, 0, STEPS)
         runners = [
             PolicyContender(f"{label} TTFT @{length}", model, protocol, policy)
@@ -153,7 +153,7 @@ def main() -> None:
         parser.error(f"--only: unknown {sorted(unknown)}; choose among {', '.join(PARTS)}")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     run = {"70m": lambda: shape("70m", 80), "410m": lambda: shape("410m", 20), "peer": lambda: peer(40),
-           "aa": lambda: same(40, 120), "ttft": lambda: first_token(7)}  # fmt: skip
+           "aa": lambda: same(40, 140), "ttft": lambda: first_token(7)}  # fmt: skip
     for part in parts:
         print(part, flush=True)
         run[part]()
