@@ -9,7 +9,8 @@
     decode   times faster than `kvstream.decode` under the same policy
     peer     times faster than the package attention-sinks 0.4.0 with the same window
     dynamic  times faster than transformers' DynamicCache, a token at a time, at the same context
-    memory   peak bytes above the weights, and how they grow with the length
+    memory   peak bytes above the weights, and how the process's peak grows with the length
+    workers, driver   see sweeping.py
     grid     the policies of sweeps/quick.py on its number of documents, against the same grid token by token
 
 All contenders of a model take turns in one process, in another random order each round. A ratio is the median of its
@@ -32,6 +33,7 @@ import numpy as np
 import psutil
 import torch
 from measuring import Peer, clocked, interleaved, ratio, results, step_seconds
+from sweeping import driver, workers
 from torch import nn
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedModel
 
@@ -48,7 +50,7 @@ from kvstream.thin import all_cores
 
 ROOT = Path(__file__).parent.parent.parent
 BEGIN, END = "<!-- replay:begin -->", "<!-- replay:end -->"
-PARTS = ("peak", "decode", "peer", "dynamic", "memory", "grid")
+PARTS = ("memory", "workers", "driver", "peak", "decode", "peer", "dynamic", "grid")
 LENGTHS = {"70m": (2048, 4096), "160m": (2048,), "410m": (2048,)}
 ROUNDS = {"70m": 3, "160m": 3, "410m": 2}
 POLICIES: tuple[Policy, ...] = (
@@ -406,6 +408,14 @@ def sentences(found: list[dict]) -> list[str]:
                 f"Peak memory above the weights, {e['model']}, `{e['policy']}`, {e['tokens']:,} tokens: "
                 f"{e['peak_bytes'] / 1e6:.0f} MB."
             )
+        if e.get("part") == "workers" and e["above"] == "the better":
+            efficiency = f"{e['ratio']:.2f} × [{e['low']:.2f}, {e['high']:.2f}]"
+            lines.append(f"All cores together run at {efficiency} the rate of one alone times their number.")
+        if e.get("part") == "driver":
+            lines.append(
+                f"A sweep’s own process takes {e['ms_per_cell']:.0f} ms per cell, and finds {e['cells']:,} finished "
+                f"cells in {e['resume_s']:.1f} s."
+            )
         if e.get("part") == "growth":
             growth = f"{e['ratio']:.3f} × [{e['low']:.3f}, {e['high']:.3f}]"
             lines.append(f"A process with a small model peaks at 200,000 tokens at {growth} what it does at 20,000.")
@@ -441,17 +451,23 @@ def measured(options: argparse.Namespace, flags: argparse.ArgumentParser) -> dic
             flags.error(f"--{name}: unknown {sorted(unknown)}; choose among {', '.join(known)}")
     before = noise.before()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32")
-    if "memory" in parts:
-        print("memory", flush=True)
-        memory(options.rounds or max(ROUNDS.values()))
-    if set(parts) - {"memory", "grid"}:
+    rounds = options.rounds or max(ROUNDS.values())
+    alone = {"memory": lambda: memory(rounds), "workers": lambda: workers(rounds), "driver": driver,
+             "grid": lambda: grid(rounds)}  # fmt: skip
+
+    def run(part: str) -> None:
+        if part in parts:
+            print(part, flush=True)
+            alone[part]()
+
+    for part in ("memory", "workers", "driver"):
+        run(part)
+    if set(parts) - set(alone):
         warm_up()
         for name in models:
             print(name, flush=True)
             shape(name, parts, options.lengths or LENGTHS[name], options.rounds or ROUNDS[name])
-    if "grid" in parts:
-        print("grid", flush=True)
-        grid(options.rounds or max(ROUNDS.values()))
+    run("grid")
     asked = command(options, flags.parse_args([]))
     return {"command": asked, "file": options.out.as_posix(), "machine": machine(before), "results": results}
 

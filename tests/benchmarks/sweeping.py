@@ -1,0 +1,123 @@
+"""What a sweep costs beside its cells, and how cells share a machine; two parts of replay.py.
+
+workers  one worker of all threads, or as many workers of one thread, against one thread alone: what the sweep chooses
+         between by measuring (`kvstream.pacing`). The parallel efficiency is the better one's rate over the number
+         of threads times the rate of one alone.
+driver   processor time of the sweep's own process per cell, and the seconds until a sweep with 10,000 finished
+         cells knows what is left to do
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from measuring import interleaved, ratio, results
+
+from kvstream import StreamingLLM
+from kvstream.cluster import Node, Slots
+from kvstream.fleet import Fleet
+from kvstream.grid import QualityCell
+from kvstream.interrupt import Interrupt
+from kvstream.ledger import Ledger
+from kvstream.models import resolve
+from kvstream.pacing import together
+from kvstream.progress import Reporter
+from kvstream.quality import TOKEN_ROWS
+from kvstream.records import Records
+from kvstream.tasks import pace, weights_of
+from kvstream.text import Document
+
+FINISHED, TOKENS, TIMED = 10_000, 8192, 200
+
+
+def cells_of(count: int, tokens: int) -> list[QualityCell]:
+    """So many cells of one model and text, each under a policy of its own."""
+    ids = np.random.default_rng(0).integers(0, 50_000, tokens, dtype=np.int32)
+    document = Document("random", ids, hashlib.sha256(ids.tobytes()).hexdigest())
+    info = resolve("shape:pythia-70m")
+    return [
+        QualityCell(info, "cpu", "float32", StreamingLLM(4, 252 + n), "none", document, (tokens,)) for n in range(count)
+    ]
+
+
+def workers(rounds: int) -> None:
+    """Rates of one worker and of several at once."""
+    threads = torch.get_num_threads()
+    ways = {"one thread alone": (1, 1), "one worker, all threads": (1, threads), "workers of one thread": (threads, 1)}
+    found = interleaved([partial(_labelled, label, *way) for label, way in ways.items()], rounds)
+    for label, rates in found.items():
+        print(f"  {label}: {np.median(rates):,.0f} tokens/s", flush=True)
+    found["the better"] = np.maximum(found["one worker, all threads"], found["workers of one thread"])
+    found[f"{threads} × one thread alone"] = threads * found["one thread alone"]
+    ratio(found, "workers of one thread", "one worker, all threads", part="workers")
+    ratio(found, "the better", f"{threads} × one thread alone", "target ≥ 0.95", part="workers")
+
+
+def _labelled(label: str, count: int, threads: int) -> dict[str, float]:
+    return {label: _rate(count, threads)}
+
+
+def _rate(count: int, threads: int) -> float:
+    """Tokens per second of so many processes together."""
+    context = get_context("spawn")
+    barrier, told = context.Barrier(count), context.SimpleQueue()
+    started = [context.Process(target=_pace, args=(threads, barrier, told)) for _ in range(count)]
+    for process in started:
+        process.start()
+    paces = [told.get() for _ in started]
+    for process in started:
+        process.join()
+    return together(paces)
+
+
+def _pace(threads: int, barrier, told) -> None:
+    [cell] = cells_of(1, 2049)
+    weights = weights_of(cell)
+    torch.set_num_threads(threads)
+    barrier.wait()
+    told.put(pace(weights, cell, threads))
+
+
+def driver() -> None:
+    """What the sweep's own process does."""
+    with tempfile.TemporaryDirectory() as folder:
+        records = Records(Path(folder))
+        cells = cells_of(TIMED, 17)
+        node = Node("", 1, 0, 1e12)
+        with Reporter(len(cells), 1) as reporter, Interrupt() as interrupt:
+            reporter.cell = lambda *_: None  # type: ignore[method-assign]  # 200 lines that say nothing
+            fleet = Fleet(Slots("cpu", 1, 1, 1), [node], Ledger(records, reporter), interrupt)
+            fleet._weights(cells)  # loading them is no cell's cost
+            before = time.process_time()
+            unfinished = fleet.evaluate(cells)
+            each = (time.process_time() - before) / len(cells)
+        assert not unfinished
+        print(f"  the driver's processor time per cell: {1e3 * each:.1f} ms   target ≤ 20")
+        cells = cells_of(FINISHED, TOKENS)
+        _finish(records, cells)
+        started = time.perf_counter()
+        left = {cell.key for cell in cells} - records.finished([cell.key for cell in cells])
+        seconds = time.perf_counter() - started
+        assert not left
+    print(f"  {FINISHED:,} cells of {TOKENS:,} tokens found finished in {seconds:.1f} s   target ≤ 5", flush=True)
+    results.append({"part": "driver", "ms_per_cell": 1e3 * each, "cells": FINISHED, "resume_s": seconds})
+
+
+def _finish(records: Records, cells: list[QualityCell]) -> None:
+    """Leave the files of finished cells: one is committed, and the others are like it."""
+    random, count = np.random.default_rng(0), TOKENS - 1
+    columns = (["k" * 16] * count, ["random"] * count, range(1, TOKENS), random.integers(0, 50_000, count))
+    rows = pa.table([*columns, random.random(count, np.float32), random.random(count) < 0.4], schema=TOKEN_ROWS)
+    records.commit(cells[0].key, cells[0].fields, [rows], 1.0, {})
+    data = (records.folder / f"{cells[0].key}.parquet").read_bytes()
+    record = json.loads((records.folder / f"{cells[0].key}.json").read_bytes())
+    for key in (cell.key for cell in cells):
+        (records.folder / f"{key}.parquet").write_bytes(data)
+        (records.folder / f"{key}.json").write_text(json.dumps(record | {"cell": key, "file": f"{key}.parquet"}))
