@@ -38,7 +38,7 @@ class KVStreamCache(Cache):
                 f"skip_layers={skipped}: layer {beyond[0]} does not exist; "
                 f"{type(model).__name__} has layers 0 to {layers - 1}"
             )
-        self.policy = policy
+        self.policy, self.device = policy, model.device
         self.clock = Clock(Rope(model))
         super().__init__(layers=[self._layer(layer, capacity) for layer in range(layers)])
         self._own_layers()[-1].closes_call = True
@@ -68,26 +68,43 @@ class KVStreamCache(Cache):
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything needed to go on from here in another cache under the same policy: tensors by name, on the CPU."""
+        if self.clock.in_call:
+            raise ValueError("cache: the last call was interrupted between two layers; reset() it and start again")
         held = {
             f"{place}.{name}": tensor.to("cpu", copy=True)
-            for place, layer in enumerate(self._own_layers())
+            for place, layer in enumerate(self._own_layers() if self.get_seq_length() else ())
             for name, tensor in layer.state().items()
         }
-        return held | {"seen": torch.tensor(self.get_seq_length())}
+        label = torch.tensor(list(str(self.policy).encode()), dtype=torch.uint8)
+        return held | {"seen": torch.tensor(self.get_seq_length()), "policy": label}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Go on where the cache stood whose `state` this is.
 
-        The state of a full cache serves any policy, while all of its layers still keep every token.
+        The state of a full cache serves any policy while all of its layers still keep, uncontested, every token.
+        Raises ValueError for the state of another model or of a policy that this cache cannot go on from.
         """
-        self.clock.in_call = False
-        seen = int(state["seen"])
-        parts: list[dict[str, torch.Tensor]] = [{} for _ in self.layers]
+        self.reset()
+        seen, label = int(state["seen"]), bytes(state["policy"].tolist()).decode()
+        regions = [self.policy.regions_of(layer) for layer in range(len(self.layers))]
+        uncontested = min((each.sinks + each.recent for each in regions if each), default=seen)
+        if label != str(self.policy) and (label != str(Full()) or seen > uncontested):
+            raise ValueError(
+                f"state: {seen} tokens under {label}, this cache is under {self.policy}; "
+                f"restore a state of the same policy, or of full with at most {uncontested} tokens"
+            )
+        if not seen:
+            return
+        parts: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in state.items():
             place, dot, of_layer = name.partition(".")
             if dot:
-                parts[int(place)][of_layer] = tensor
-        for layer, part in zip(self._own_layers(), parts):
+                parts.setdefault(int(place), {})[of_layer] = tensor.to(self.device)
+        if sorted(parts) != list(range(len(self.layers))):
+            raise ValueError(
+                f"state: of {len(parts)} layers, the model has {len(self.layers)}; restore one of this model"
+            )
+        for layer, part in zip(self._own_layers(), (parts[place] for place in sorted(parts))):
             layer.restore(part, seen)
 
     def _layer(self, layer: int, capacity: int | None) -> Layer:

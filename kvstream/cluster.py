@@ -88,14 +88,12 @@ class Slots:
     """What one quality cell takes of the cluster, and how many fit at once.
 
     asked_threads: what the user asked for, which latency cells follow too; None gives them all cores of their node.
-    side_by_side: texts that one cell may take along, under the same policy.
     """
 
     device: str
     threads: int
     count: int
     asked_threads: int | None = None
-    side_by_side: int = 1
 
 
 def divide(device: str, nodes: list[Node], threads: int | None, cells: int) -> Slots:

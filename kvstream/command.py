@@ -33,10 +33,11 @@ class Options:
     dry_run: bool
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """One line per error, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
+        """Say what is wrong."""
         refuse(message)
 
 
@@ -66,7 +67,7 @@ def parse_flags(grid: Grid, question: str, arguments: Sequence[str] | None = Non
 
 
 def _parser(grid: Grid, question: str) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         description=question,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

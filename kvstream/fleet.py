@@ -21,9 +21,10 @@ from kvstream.interrupt import Interrupt
 from kvstream.jobs import Job, by_texts, jobs_of, shareable
 from kvstream.ledger import Ledger
 from kvstream.pacing import splits, together
-from kvstream.plan import needed_bytes
+from kvstream.plan import needed_bytes, side_by_side, text_bytes
 
 MAX_ATTEMPTS = 2  # for a worker that died; an error that the cell itself raised would only come again
+PACE_S = 3.0  # for how long a pace is taken
 WAIT_S = 1.0  # how long the driver waits at a time, so that it notices an interrupt
 
 
@@ -56,7 +57,8 @@ class Fleet:
                 job = again.popleft() if again else next(coming, None)
                 if job is None:
                     break
-                running[task.remote(weights, replace(job, begun=None), job.begun, slots.threads)] = job
+                submit = task.options(**_memory(job)).remote
+                running[submit(weights, job.stretch, job.begun, job.shared, slots.threads)] = job
             if not running:
                 break
             for reference in ray.wait(list(running), num_returns=1, timeout=WAIT_S)[0]:
@@ -64,11 +66,13 @@ class Fleet:
                 try:
                     results, environment = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    if cause := self._final(error, job.attempt):
-                        for cell in job.cells:
-                            self.ledger.failed(cell, cause, job.attempt, cell.tokens - job.start)
-                    else:
+                    cause = None if job.shared and job.attempt < MAX_ATTEMPTS else self._final(error, job.attempt)
+                    if cause is None:
                         again.append(job.once_more())
+                    elif len(job.cells) > 1:
+                        again.extend(job.apart())
+                    else:
+                        self.ledger.failed(job.cells[0], cause, job.attempt, job.length - job.start)
                 else:
                     if next_part := self.ledger.evaluated(job, results, environment, slots.threads):
                         again.appendleft(next_part)
@@ -81,37 +85,55 @@ class Fleet:
     def _coming(self, cells: list[QualityCell], weights: Any, slots: Slots, asked: dict[str, Any]) -> Iterator[Job]:
         """Yield the jobs, text by text; what several of them share is computed when the first of them comes."""
         task: Any = ray.remote(max_retries=MAX_ATTEMPTS - 1, **asked)(tasks.first_tokens)
-        jobs = [self.ledger.resumed(job) for job in jobs_of(cells, slots.side_by_side)]
-        for group, tokens in by_texts(jobs):
-            begun = task.remote(weights, replace(group[0], begun=None), tokens, slots.threads) if tokens else None
+        at_once = 1  # a CPU is busy with one text
+        if slots.device != "cpu":
+            at_once = side_by_side(cells, min(node.memory for node in self.nodes))
+        for group, tokens in by_texts(jobs_of(cells, at_once)):
+            begun = None
+            if tokens:
+                first = group[0].stretch["token_ids_BN"][:, : tokens + 1]
+                begun = task.remote(weights, first, slots.device, slots.threads)
             for job in group:
-                shared = min(tokens, shareable(job))
-                yield replace(job, begun=begun, shared=shared) if shared else job
+                resumed = self.ledger.resumed(job)
+                shared = 0 if resumed.start else min(tokens, shareable(job))
+                yield replace(job, begun=begun, shared=shared) if shared else resumed
 
     def _paced(self, weights: Any, cells: list[QualityCell]) -> Slots:
         """Choose between few threads for many cells and many threads for few, by measuring, where that is worth it."""
         node = max(self.nodes, key=lambda node: node.cores)
         candidates = splits(self.slots, self.nodes, cells)
         if len(candidates) < 2:
-            return self.slots
+            return candidates[0]
         self.ledger.reporter.say(f"measuring how many threads a cell of {cells[0].model.spec} should take")
         rates: dict[Slots, float] = {}
         for slots in candidates:
             task: Any = ray.remote(num_cpus=slots.threads, max_retries=0)(tasks.pace)
             task = task.options(label_selector={"ray.io/node-id": node.id})
-            try:
-                paces = ray.get(
-                    [task.remote(weights, cells[0], slots.threads) for _ in range(node.cores // slots.threads)]
-                )
-            except ray.exceptions.RayError:
-                continue  # too much for the machine; what is left decides
-            rates[slots] = together(paces)
-        if not rates or self.interrupt.draining:
-            return self.slots
-        best = max(rates, key=lambda slots: rates[slots])
+            for seconds in (0.0, PACE_S):  # first only to start workers, so that then they run at the same time
+                each = node.cores // slots.threads
+                asked = [task.remote(weights, cells[0], slots.threads, seconds) for _ in range(each)]
+                paces = self._all_of(asked)
+            if self.interrupt.draining:
+                return self.slots
+            if paces and (rate := together(paces)):
+                rates[slots] = rate * slots.count / len(paces)  # smaller nodes are taken to be like this one
+        best = max(rates, key=lambda slots: rates[slots], default=self.slots)
         told = ", ".join(f"{slots.threads}: {rate:,.0f}" for slots, rate in rates.items())
-        self.ledger.reporter.say(f"tokens/s of a node by threads per cell: {told}; taking {best.threads}")
+        self.ledger.reporter.say(f"tokens/s by threads per cell: {told}; taking {best.threads}")
         return best
+
+    def _all_of(self, references: list[Any]) -> list[Any]:
+        """Wait for all of these; empty if one of them failed, or if nothing new is to start any more."""
+        left = references
+        while left and not self.interrupt.draining:
+            left = ray.wait(left, num_returns=len(left), timeout=WAIT_S)[1]
+        try:
+            return [] if left else ray.get(references)
+        except ray.exceptions.RayError:
+            return []
+        finally:
+            for reference in left:
+                ray.cancel(reference, force=True)
 
     def time(self, cells: list[LatencyCell]) -> int:
         """Measure latency cells of one model, each alone on a node; count those that failed or were not reached."""
@@ -163,8 +185,10 @@ class Fleet:
                     idle.append(node)
         for stream in running:
             ray.cancel(stream, force=True)
-        for cell, attempt in waiting if not idle else ():
-            self.ledger.failed(cell, RuntimeError("no node is left to run this cell"), attempt)
+        for cell, attempt in waiting if not idle and not running else ():
+            self.ledger.failed(
+                cell, RuntimeError("no node is left to run this cell; start nodes again and repeat the sweep"), attempt
+            )
         return len(cells) - finished
 
     def _threads(self, node: Node) -> int:
@@ -191,4 +215,14 @@ class Fleet:
     def _final(error: Any, attempt: int) -> BaseException | None:
         """Why a cell failed for good; None if its worker died for the first time, and it should be tried again."""
         cause = getattr(error, "cause", None)
-        return None if cause is None and attempt < MAX_ATTEMPTS else cause or error
+        died = cause is None or isinstance(cause, ray.exceptions.RayError)
+        return None if died and attempt < MAX_ATTEMPTS else cause or error
+
+
+def _memory(job: Job) -> dict[str, int]:
+    """Ask Ray for what a job on a CPU needs, in whole gigabytes: it keeps a queue for each kind of request.
+
+    Rounded down, so that what was found to fit a node does.
+    """
+    gigabytes = int(sum(map(text_bytes, job.cells)) // 1e9)
+    return {"memory": gigabytes * 10**9} if gigabytes and job.cells[0].device == "cpu" else {}

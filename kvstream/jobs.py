@@ -49,14 +49,27 @@ class Job:
         return self.stop == self.length - 1
 
     @property
-    def token_ids_BT(self) -> np.ndarray:
-        """The texts."""
-        return np.stack([cell.document.token_ids for cell in self.cells])
+    def stretch(self) -> dict[str, Any]:
+        """What `quality.evaluate` needs to know of the next part, and not the texts beyond it."""
+        first = self.cells[0]
+        return {
+            "token_ids_BN": np.stack([cell.document.token_ids[self.start : self.stop + 1] for cell in self.cells]),
+            "policy": seeded(first.policy, first.document.name),
+            "cells": [cell.key for cell in self.cells],
+            "documents": [cell.document.name for cell in self.cells],
+            "device": first.device,
+            "start": self.start,
+            "goes_on": not self.ends,
+        }
 
     def once_more(self) -> Job:
         """Try again what a worker did not live to finish; alone, as what it shared may be what failed."""
         own = self.begun if not self.shared else None
         return replace(self, begun=own, shared=0, attempt=self.attempt + 1)
+
+    def apart(self) -> list[Job]:
+        """Try the texts one by one, where something failed that may be the matter of one of them alone."""
+        return [Job((cell,)) for cell in self.cells]
 
 
 def jobs_of(cells: Sequence[QualityCell], side_by_side: int) -> list[Job]:
@@ -73,8 +86,8 @@ def jobs_of(cells: Sequence[QualityCell], side_by_side: int) -> list[Job]:
         queue = iter(group)
         while taken := tuple(islice(queue, side_by_side)):
             jobs.append(Job(taken))
-    first_text = {cell.document.name: place for place, cell in reversed(list(enumerate(cells)))}
-    return sorted(jobs, key=lambda job: first_text[job.cells[0].document.name])
+    place = {cell.document.name: place for place, cell in reversed(list(enumerate(cells)))}
+    return sorted(jobs, key=lambda job: [place[cell.document.name] for cell in job.cells])
 
 
 def by_texts(jobs: Sequence[Job]) -> Iterator[tuple[list[Job], int]]:
@@ -93,7 +106,7 @@ def shareable(job: Job) -> int:
 
     These are whole chunks, so that no rounding changes, in which no token loses its protection.
     """
-    most, policy = job.stop, job.cells[0].policy
+    most, policy = job.stop - 1, job.cells[0].policy
     if isinstance(policy, BoundedPolicy) and policy.regions:
         most = min(most, policy.regions.sinks + policy.regions.recent)
     return 0 if job.start else most // CHUNK_SIZE * CHUNK_SIZE
@@ -101,6 +114,6 @@ def shareable(job: Job) -> int:
 
 def seeded(policy: Policy, document: str) -> Policy:
     """Return the policy as it treats this document: one that draws at random draws independently per document."""
-    if not hasattr(policy, "seed"):
+    if policy.draws(0, 1, range(1)) is None:
         return policy
-    return replace(policy, seed=derived_seed(policy.seed, document))  # type: ignore[call-arg]
+    return replace(policy, seed=derived_seed(policy.seed, document))  # type: ignore[call-arg, attr-defined]

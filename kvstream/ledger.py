@@ -34,29 +34,39 @@ class Ledger:
             return job
         [cell] = job.cells
         parts = self._parts[cell.key] = Parts(self.records, cell.key)
-        begun = parts.load()
+        try:
+            begun = parts.load()
+        except ValueError as error:
+            self.reporter.part(f"{cell}: starts again, {error}", 0)
+            return job
         if begun is None:
             return job
-        self.reporter.part(f"{cell}: goes on after {begun.tokens:,} of {job.length:,} tokens", begun.tokens)
+        self.reporter.spare(f"{cell}: goes on after {begun.tokens:,} of {job.length:,} tokens", begun.tokens)
         return replace(job, start=begun.tokens, begun=begun)
 
     def evaluated(self, job: Job, results: list[Evaluated], environment: dict[str, Any], threads: int) -> Job | None:
         """Write down what a job's part gave; returns the job of the next part, None after the last."""
         for cell, result in zip(job.cells, results):
-            parts = self._parts.get(cell.key) or Parts(self.records, cell.key)
-            if job.ends:
-                rows, seconds = parts.joined(result)
-                self.records.commit(cell.key, cell.fields | {"threads": threads}, rows, seconds, environment)
-                parts.clear()
-                whole = Evaluated(pa.concat_tables(rows), seconds)
-                rate = whole.rows.num_rows / seconds
-                line = f"{cell}: PPL {whole.perplexity:.2f}, {rate:,.0f} tokens/s"
-                self.reporter.cell(line, cell.tokens - job.start)
-            else:
-                parts.add(result, job.stop)
+            parts = self._parts.get(cell.key)
+            if not job.ends:
+                assert parts is not None
+                parts.add(result, job.stop, environment | {"threads": threads})
                 rate = (job.stop - job.start) / result.seconds
                 line = f"{cell}: {job.stop:,} of {job.length:,} tokens, {rate:,.0f} tokens/s"
                 self.reporter.part(line, job.stop - job.start)
+                continue
+            rows, seconds = parts.joined(result) if parts else ([result.rows], result.seconds)
+            fields = cell.fields | {"threads": threads}
+            if parts and len(places := parts.places(environment | {"threads": threads})) > 1:
+                fields |= {"computed_on": places}  # a long cell may have been finished elsewhere than begun
+            self.records.commit(cell.key, fields, rows, seconds, environment)
+            if parts:
+                parts.clear()
+                del self._parts[cell.key]
+            whole = Evaluated(pa.concat_tables(rows), seconds)
+            rate = whole.rows.num_rows / seconds
+            line = f"{cell}: PPL {whole.perplexity:.2f}, {rate:,.0f} tokens/s"
+            self.reporter.cell(line, cell.tokens - job.start)
         if job.ends:
             return None
         state = results[0].state

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from kvstream.chunks import CHUNK_SIZE
 from kvstream.cluster import MAX_THREADS, Node, Slots
 from kvstream.grid import QualityCell
@@ -17,7 +19,7 @@ GUESSED_FLOPS = 5e10  # per CPU core and second
 
 
 def splits(slots: Slots, nodes: Sequence[Node], cells: Sequence[QualityCell]) -> list[Slots]:
-    """List the ways to divide CPUs that leave no core idle; only the one given where nothing is to be chosen."""
+    """List the ways to divide CPUs that give every slot a cell; only the one given where nothing is to be chosen."""
     cores = sum(node.cores for node in nodes)
     work = sum(cell.tokens * cell.model.flops_per_token for cell in cells) / (GUESSED_FLOPS * cores)
     whole_chunks = cells[0].tokens > CHUNK_SIZE
@@ -32,8 +34,10 @@ def splits(slots: Slots, nodes: Sequence[Node], cells: Sequence[QualityCell]) ->
 def together(paces: Sequence[Sequence[float]]) -> float:
     """Tokens per second of replays that ran at once, from the times at which each finished its chunks.
 
-    Counted is the time in which all of them ran.
+    Counted is the time in which all of them ran, and of chunks at its ends the share that lies within.
     """
     start, end = max(pace[0] for pace in paces), min(pace[-1] for pace in paces)
-    chunks = sum(sum(start < done <= end for done in pace) for pace in paces)
-    return chunks * CHUNK_SIZE / (end - start) if end > start else 0.0
+    if end <= start:
+        return 0.0
+    chunks = sum(np.diff(np.interp([start, end], pace, range(len(pace))))[0] for pace in paces)
+    return float(chunks * CHUNK_SIZE / (end - start))

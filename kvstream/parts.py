@@ -32,27 +32,33 @@ class Parts:
     parts: list[dict[str, Any]] = field(default_factory=list)
 
     def load(self) -> Begun | None:
-        """Find where the cell can go on; None where nothing usable was left."""
+        """Find where the cell can go on; None where nothing was left, ValueError naming the file of damage."""
+        name = f"{self.key}.parts.json"
         try:
-            record = json.loads((self.records.folder / f"{self.key}.parts.json").read_bytes())
+            data = (self.records.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            record = json.loads(data)
             parts, state = record["parts"], record["state"]
             for entry in (*parts, state):
-                if sha256_of(self.records.folder / entry["file"]) != entry["sha256"]:
-                    raise ValueError(entry["file"])
-            begun = Begun(parts[-1]["tokens"], load_file(self.records.folder / state["file"]))
+                name = entry["file"]
+                if sha256_of(self.records.folder / name) != entry["sha256"]:
+                    raise ValueError
+            begun = Begun(parts[-1]["tokens"], load_file(self.records.folder / name))
         except (OSError, ValueError, KeyError, TypeError, IndexError):
-            return None
+            raise ValueError(f"{name} is not the file that was committed") from None
         self.parts = parts
         return begun
 
-    def add(self, evaluated: Evaluated, tokens: int) -> None:
-        """Commit a part that ends after `tokens` tokens, with the state to go on from."""
+    def add(self, evaluated: Evaluated, tokens: int, where: dict[str, Any]) -> None:
+        """Commit a part that ends after `tokens` tokens, computed on `where`, with the state to go on from."""
         assert evaluated.state is not None, "the last part is committed with the cell"
         rows, state = f"{self.key}.{tokens}.part.parquet", f"{self.key}.{tokens}.state"
         self.records.write_rows(rows, [evaluated.rows])
         with self.records.replacing(state) as file:
             file.write(save({name: held.contiguous() for name, held in evaluated.state.items()}))
-        part = {"file": rows, "tokens": tokens, "seconds": evaluated.seconds}
+        part = {"file": rows, "tokens": tokens, "seconds": evaluated.seconds, "where": where}
         self.parts = [*self.parts, part | {"sha256": sha256_of(self.records.folder / rows)}]
         record = {
             "schema": SCHEMA,
@@ -71,8 +77,21 @@ class Parts:
         seconds = sum(part["seconds"] for part in self.parts)
         return [*map(pq.read_table, files), last.rows], seconds + last.seconds
 
+    def places(self, last: dict[str, Any]) -> list[dict[str, Any]]:
+        """Where the parts were computed, each place once, the last part's at the end."""
+        found = [part["where"] for part in self.parts]
+        return [place for n, place in enumerate(found) if place != last and place not in found[:n]] + [last]
+
     def clear(self) -> None:
         """Remove what a committed cell no longer needs."""
         for pattern in ("parts.json", "*.part.parquet", "*.state"):
             for file in self.records.folder.glob(f"{self.key}.{pattern}"):
                 file.unlink()
+
+
+def tidy(records: Records, finished: set[str], planned: set[str]) -> int:
+    """Remove parts of cells that are finished; count the cells begun that are none of those planned."""
+    begun = {path.name.partition(".")[0] for path in records.folder.glob("*.parts.json")}
+    for key in begun & finished:
+        Parts(records, key).clear()
+    return len(begun - finished - planned)

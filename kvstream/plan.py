@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvstream.chunks import CHUNK_SIZE, PART_TOKENS
@@ -11,7 +12,7 @@ from kvstream.policies import Full
 from kvstream.records import Records
 from kvstream.text import Document, load_documents
 
-LOGITS_BYTES = 64 << 20  # of logits that exist at once, and what is computed of them
+SCORING_BYTES = {True: 16 << 20, False: 1 << 30}  # logits that exist at once and what is computed of them: CPUs, GPUs
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,21 @@ def needed_bytes(cell: Cell) -> float:
 
 def text_bytes(cell: QualityCell) -> float:
     """Estimate what each text of a quality cell needs beside the weights."""
-    working = 32 * CHUNK_SIZE * cell.model.hidden_size * DTYPE_BYTES[cell.dtype] + LOGITS_BYTES
-    in_parts = cell.tokens - 1 > PART_TOKENS  # then the cache is also on its way from part to part
-    return (3 if in_parts else 1) * cell.kv_bytes(cell.policy, cell.tokens) + working
+    model, size = cell.model, DTYPE_BYTES[cell.dtype]
+    cache, on_cpu = cell.kv_bytes(cell.policy, cell.tokens), cell.device == "cpu"
+    working = 32 * CHUNK_SIZE * model.hidden_size * size + SCORING_BYTES[on_cpu]
+    if not on_cpu:  # where no fused attention is used, the scores of a block of queries exist
+        kept = max(cell.policy.kept(layer, cell.tokens) for layer in range(model.num_layers))
+        working += 3 * model.hidden_size // model.head_dim * 128 * (kept + CHUNK_SIZE) * size
+    elif cell.tokens - 1 > PART_TOKENS:
+        cache *= 6  # also on its way from part to part: in the worker, in Ray's store, in the driver that writes it
+    return cache + working
 
 
-def side_by_side(cells: list[Cell], memory: float) -> int:
-    """How many texts to take along at once: as many as half of a GPU's memory holds beside the weights."""
-    sizes = [(needed_bytes(cell), text_bytes(cell)) for cell in cells if isinstance(cell, QualityCell)]
+def side_by_side(cells: Sequence[Cell], memory: float) -> int:
+    """How many texts of one model to take along at once: as many as half of a GPU's memory holds beside the weights."""
+    short = [cell for cell in cells if isinstance(cell, QualityCell) and cell.tokens - 1 <= PART_TOKENS]
+    sizes = [(needed_bytes(cell), text_bytes(cell)) for cell in short]
     return int(min((max(1, (memory / 2 - (all_ - text)) // text) for all_, text in sizes), default=1))
 
 

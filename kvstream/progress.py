@@ -42,6 +42,11 @@ class Reporter:
         self.done += 1
         self.part(line, tokens)
 
+    def spare(self, line: str, tokens: int) -> None:
+        """Tell that so many tokens need not be computed, as an earlier sweep has."""
+        self.tokens -= tokens
+        self.part(line, 0)
+
     def part(self, line: str, tokens: int) -> None:
         """Report so many more tokens of a cell as done."""
         self.done_tokens += tokens

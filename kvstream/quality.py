@@ -36,27 +36,29 @@ State = dict[str, torch.Tensor]
 @dataclass(frozen=True)
 class Begun:
     """The first `tokens` tokens of some texts, replayed: the cache's state after them and, where they are still to
-    become rows, the scores of the tokens they predict, each of shape (B, tokens)."""
+    become rows, the scores of the tokens they predict, each (B, tokens), and the seconds these took per text."""
 
     tokens: int
     state: State
     nll_nats: np.ndarray | None = None
     correct: np.ndarray | None = None
+    seconds: float = 0.0
 
     def first(self, tokens: int) -> Begun:
         """Fewer of them; of a full cache, whose state after some tokens holds its states after fewer."""
         assert self.nll_nats is not None
         assert self.correct is not None
         state = {name: held if held.ndim < 3 else held[:, :, :tokens] for name, held in self.state.items()}
-        seen = {"seen": torch.tensor(tokens)}
-        return Begun(tokens, state | seen, self.nll_nats[:, :tokens], self.correct[:, :tokens])
+        state |= {"seen": torch.tensor(tokens)}
+        seconds = self.seconds * tokens / self.tokens
+        return Begun(tokens, state, self.nll_nats[:, :tokens], self.correct[:, :tokens], seconds)
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The rows of a cell's text or of a part of it, one per predicted token, and the seconds they took.
+    """The rows of a cell's text or of a part of it, one per predicted token, and the seconds it took to compute them.
 
-    state: of the cache after this part; None after the last.
+    state: of the cache after this part, if another follows.
     """
 
     rows: pa.Table
@@ -69,51 +71,56 @@ class Evaluated:
         return float(np.exp(self.rows["nll_nats"].to_numpy().astype(np.float64).mean()))
 
 
-def begin(model: PreTrainedModel, token_ids_BT: np.ndarray, tokens: int, device: str) -> Begun:
-    """Replay the first tokens with a full cache, for any policy to go on from."""
+def begin(model: PreTrainedModel, token_ids_BN: np.ndarray, device: str) -> Begun:
+    """Replay the first tokens, all but the last of these, with a full cache, for any policy to go on from."""
+    started = time.perf_counter()
+    tokens = token_ids_BN.shape[1] - 1
     cache = KVStreamCache(model, Full(), capacity=tokens)
-    nll, correct = _replayed(model, cache, token_ids_BT[:, : tokens + 1], device)
-    return Begun(tokens, cache.state(), nll, correct)
+    nll, correct = _replayed(model, cache, token_ids_BN, device)
+    seconds = (time.perf_counter() - started) / len(token_ids_BN)
+    return Begun(tokens, cache.state(), nll, correct, seconds)
 
 
 def evaluate(
     model: PreTrainedModel,
-    token_ids_BT: np.ndarray,
+    token_ids_BN: np.ndarray,
     policy: Policy,
     *,
     cells: Sequence[str],
     documents: Sequence[str],
     device: str,
+    start: int = 0,
     begun: Begun | None = None,
-    stop: int | None = None,
+    goes_on: bool = False,
 ) -> list[Evaluated]:
-    """Replay texts of equal length, (B, T), side by side under `policy`; one result per text.
+    """Replay a stretch of texts side by side under `policy`; one result per text.
 
-    begun: where to go on. stop: the number of tokens after which to stop, by default T − 1: the last predicts nothing.
+    token_ids_BN: the tokens from `start` on; the last is only predicted. begun: what has been replayed of the texts:
+    all that comes before `start`, or with its scores some tokens more. goes_on: whether a state is to be returned.
     """
-    started = time.perf_counter()
-    last = token_ids_BT.shape[1] - 1
-    start, stop = begun.tokens if begun else 0, min(stop or last, last)
-    cache = KVStreamCache(model, policy, capacity=last)
+    clock = time.perf_counter()
+    replayed = begun.tokens - start if begun else 0
+    cache = KVStreamCache(model, policy, capacity=start + token_ids_BN.shape[1])
     if begun:
         cache.restore(begun.state)
-    nll, correct = _replayed(model, cache, token_ids_BT[:, start : stop + 1], device)
+    nll, correct = _replayed(model, cache, token_ids_BN[:, replayed:], device)
     if begun and begun.nll_nats is not None and begun.correct is not None:
-        start, nll = 0, np.concatenate((begun.nll_nats, nll), axis=1)
+        nll = np.concatenate((begun.nll_nats, nll), axis=1)
         correct = np.concatenate((begun.correct, correct), axis=1)
-    state = cache.state() if stop < last else None
-    seconds = (time.perf_counter() - started) / len(cells)
+    state = cache.state() if goes_on else None
+    seconds = (time.perf_counter() - clock) / len(cells) + (begun.seconds if begun else 0.0)
+    count = token_ids_BN.shape[1] - 1
     results = []
     for row, (cell, document) in enumerate(zip(cells, documents, strict=True)):
         columns = {
-            "cell": [cell] * (stop - start),
-            "document": [document] * (stop - start),
-            "position": np.arange(start + 1, stop + 1, dtype=np.int32),
-            "token": np.asarray(token_ids_BT[row, start + 1 : stop + 1], dtype=np.int32),
+            "cell": [cell] * count,
+            "document": [document] * count,
+            "position": np.arange(start + 1, start + 1 + count, dtype=np.int32),
+            "token": np.asarray(token_ids_BN[row, 1:], dtype=np.int32),
             "nll_nats": nll[row],
             "correct": correct[row],
         }
-        own = state and {name: held[row : row + 1] if held.ndim else held for name, held in state.items()}
+        own = state and {name: held[row : row + 1] if held.ndim > 1 else held for name, held in state.items()}
         results.append(Evaluated(pa.table(columns, schema=TOKEN_ROWS), seconds, own))
     return results
 
@@ -121,7 +128,7 @@ def evaluate(
 def _replayed(
     model: PreTrainedModel, cache: KVStreamCache, token_ids_BN: np.ndarray, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """NLL and correctness, (B, N − 1), of tokens that `cache` has not seen but for those before them."""
+    """NLL and correctness, (B, N − 1), of all these tokens but the first, which `cache` has not seen either."""
     ids_BN = torch.as_tensor(token_ids_BN, dtype=torch.int64, device=device)
     scored = list(replay_windows(model, windows([ids_BN], CHUNK_SIZE), cache))
     nll = torch.cat([part.nll_nats for part in scored], dim=1).float().cpu().numpy()

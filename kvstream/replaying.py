@@ -57,7 +57,7 @@ def replay_chunks(
 ) -> Iterator[Scored]:
     """Yield the scored tokens chunk by chunk, in order; see `replay`. Takes no more of an iterable than it needs.
 
-    cache: goes on with a text whose tokens before these it has seen.
+    cache: goes on with a text whose tokens before these it has seen, under the same policy.
     """
     if type(chunk_size) is not int or chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size!r} is not valid; give a whole number of at least 1")
@@ -65,7 +65,10 @@ def replay_chunks(
     if isinstance(input_ids, torch.Tensor):
         input_ids = [one_text(input_ids)]
         capacity = input_ids[0].shape[1]
-    cache = cache or KVStreamCache(model, policy, capacity=capacity)
+    if cache is None:
+        cache = KVStreamCache(model, policy, capacity=capacity)
+    elif cache.policy != policy:
+        raise ValueError(f"cache: it is under {cache.policy}, not under {policy}; give one under the same policy")
     rows = windows((one_row(piece) for piece in input_ids), chunk_size)
     for scored in replay_windows(model, rows, cache):
         yield Scored(scored.nll_nats[0], scored.correct[0])

@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -45,6 +44,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
     Raises ValueError for whatever can be known to fail before a model is loaded.
     """
     from kvstream import cluster, plan
+    from kvstream.parts import tidy
     from kvstream.records import Records
 
     sources = plan.prepare(grid)
@@ -71,11 +71,11 @@ def run(grid: Grid, question: str, options: Options) -> int:
         if len(refused) == len(keys):
             raise ValueError(next(iter(refused.values())))
         todo = [cell for cell in missing if cell not in refused]
-        slots = cluster.divide(device, nodes, options.threads, len(todo))
-        if device != "cpu":  # one text after the other would leave a GPU idle; CPUs are busy with one
-            slots = replace(slots, side_by_side=plan.side_by_side(todo, min(node.memory for node in nodes)))
+        slots = cluster.divide(device, nodes, options.threads, sum(isinstance(cell, QualityCell) for cell in todo))
         records.plan(grid.name, question, grid.lengths, keys)
         print(f"{grid.name}: {len(keys)} cells, {len(finished)} finished before, {len(todo)} to do → {options.out}")
+        if others := tidy(records, finished, set(keys)):
+            print(f"{others} long cells that other code or another grid has begun lie in {options.out}, unfinished")
         for cell, why in refused.items():
             records.fail(cell.key, cell.fields, why, 0)
             print(f"not run: {why}", file=sys.stderr)

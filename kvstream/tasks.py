@@ -12,7 +12,6 @@ import torch
 from kvstream.chunks import CHUNK_SIZE
 from kvstream.environment import environment
 from kvstream.grid import LatencyCell, QualityCell
-from kvstream.jobs import Job, seeded
 from kvstream.latency import Measured, Progress, Protocol, Reload
 from kvstream.latency import evaluate as evaluate_latency
 from kvstream.models import load_model
@@ -22,7 +21,6 @@ from kvstream.replaying import replay_chunks
 from kvstream.weights import from_arrays, to_arrays
 
 Weights = tuple[Any, dict[str, np.ndarray]]
-PACE_S = 3.0  # how long a pace is taken
 TELL_S = 2.0  # progress is told this often: telling is work, too, and may disturb what is measured
 
 
@@ -32,37 +30,38 @@ def weights_of(cell: QualityCell | LatencyCell) -> Weights:
     return to_arrays(model)
 
 
-def quality(weights: Weights, job: Job, begun: Begun | None, threads: int) -> tuple[list[Evaluated], dict[str, Any]]:
-    """Evaluate a job's next part: a result per cell, and where it was computed. `begun` is the job's, resolved."""
+def quality(
+    weights: Weights, stretch: dict[str, Any], begun: Begun | None, shared: int, threads: int
+) -> tuple[list[Evaluated], dict[str, Any]]:
+    """Evaluate a job's next part: a result per cell, and where it was computed.
+
+    begun: what it goes on from, of which `shared` tokens if that is given.
+    """
     where = environment()
-    model = _model(weights, job.cells[0].device, threads)
-    if begun and job.shared:
-        begun = begun.first(job.shared)
-    names = {"cells": [c.key for c in job.cells], "documents": [c.document.name for c in job.cells]}
-    policy = seeded(job.cells[0].policy, job.cells[0].document.name)
-    about: Any = names | {"device": job.cells[0].device, "begun": begun, "stop": job.stop}
-    return evaluate_quality(model, job.token_ids_BT, policy, **about), where
+    model = _model(weights, stretch["device"], threads)
+    if begun and shared:
+        begun = begun.first(shared)
+    return evaluate_quality(model, begun=begun, **stretch), where
 
 
-def first_tokens(weights: Weights, job: Job, tokens: int, threads: int) -> Begun:
-    """Replay the first tokens of a job's texts, for all jobs on the same texts to go on from."""
-    model = _model(weights, job.cells[0].device, threads)
-    return begin(model, job.token_ids_BT[:, : tokens + 1], tokens, job.cells[0].device)
+def first_tokens(weights: Weights, token_ids_BN: np.ndarray, device: str, threads: int) -> Begun:
+    """Replay the first tokens of texts, for all jobs on these texts to go on from."""
+    return begin(_model(weights, device, threads), token_ids_BN, device)
 
 
-def pace(weights: Weights, cell: QualityCell, threads: int) -> list[float]:
-    """Replay a cell's text for some seconds, chunk by chunk: the times at which chunks were done, the first at 0.
+def pace(weights: Weights, cell: QualityCell, threads: int, seconds: float) -> list[float]:
+    """Replay a cell's text so long, two chunks at least: the times at which chunks were done.
 
     Times are the machine's clock, so that those of tasks that ran at once can be laid side by side.
     """
     model = _model(weights, cell.device, threads)
     done: list[float] = []
     ids = torch.as_tensor(cell.document.token_ids, dtype=torch.int64, device=cell.device)
-    while not done or done[-1] - done[0] < PACE_S:
+    while len(done) < 2 or done[-1] - done[0] < seconds:
         for scored in replay_chunks(model, ids, cell.policy):
             if scored.nll_nats.cpu().numel() == CHUNK_SIZE:
                 done.append(time.time())
-            if done and done[-1] - done[0] > PACE_S:
+            if len(done) > 1 and done[-1] - done[0] > seconds:
                 break
     return done
 

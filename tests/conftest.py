@@ -5,13 +5,24 @@ and norm weights are drawn too, so that one forgotten shows. Both dtypes of a mo
 Models are built once and shared: no test may change one.
 """
 
+import random
 from functools import lru_cache
 
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 VOCAB = 97
+WORDS = [f"w{number}" for number in range(96)]
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -84,3 +95,18 @@ def tokens():
         return torch.randint(vocab, (length,), generator=generator)
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, tiny_model):
+    """A folder with a tiny model and three texts of 500 words."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny_model("neox", torch.float32).save_pretrained(folder / "model")
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate([*WORDS, "?"])}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder / "model")
+    (folder / "texts").mkdir()
+    for seed, name in enumerate(("one", "two", "three")):
+        text = " ".join(random.Random(seed).choices(WORDS, k=500))
+        (folder / "texts" / f"{name}.txt").write_text(text)
+    return folder

@@ -79,6 +79,41 @@ def test_a_state_goes_on_in_another_cache(tiny_model, tokens, policy, family):
             assert_close(one, truth[token : token + 1], TOLERANCE[FLOAT64], f"cut at {cut}, token {token}")
 
 
+def test_a_state_goes_to_the_models_device(tiny_neox, tokens):
+    cache = KVStreamCache(tiny_neox(), FixSizeL2(8, 0.5, "keep_low"))
+    cache.hidden_states(tiny_neox(), tokens(20)[None])
+    other = KVStreamCache(tiny_neox(), FixSizeL2(8, 0.5, "keep_low"))
+    other.device = torch.device("meta")
+    other.restore(cache.state())
+    assert {getattr(layer, name).device.type for layer in other.layers for name in layer.row_tensors} == {"meta"}
+
+
+def test_a_state_of_another_policy_or_model_is_refused(tiny_model, tokens):
+    model, ids = tiny_model("neox", torch.float32), tokens(20)[None]
+    absolute, full = KVStreamCache(model, StreamingLLM(2, 6, position="absolute")), KVStreamCache(model, Full())
+    for cache in (absolute, full):
+        cache.hidden_states(model, ids)
+    for state, words in ((absolute.state(), "20 tokens under streaming_llm"), (full.state(), "20 tokens under full")):
+        with pytest.raises(
+            ValueError, match=words + r".* this cache is under streaming_llm\(2,6\); .* at most 8 tokens"
+        ):
+            KVStreamCache(model, StreamingLLM(2, 6)).restore(state)
+    fewer = {name: tensor for name, tensor in full.state().items() if not name.startswith("2.")}
+    with pytest.raises(ValueError, match="state: of 2 layers, the model has 3"):
+        KVStreamCache(model, Full()).restore(fewer)
+    with pytest.raises(ValueError, match=r"cache: it is under full, not under recent_only\(4\)"):
+        next(replay_chunks(model, ids, RecentOnly(4), cache=full))
+
+
+def test_a_state_of_nothing_starts_a_text(tiny_neox, tokens):
+    model, ids = tiny_neox(), tokens(20)
+    cache = KVStreamCache(model, RecentOnly(4))
+    cache.hidden_states(model, ids[None])
+    cache.restore(KVStreamCache(model, RecentOnly(4)).state())
+    found = torch.cat([part.nll_nats for part in replay_chunks(model, ids, RecentOnly(4), cache=cache)])
+    assert torch.equal(found, replay(model, ids, RecentOnly(4)))
+
+
 def test_a_state_does_not_change_when_its_cache_goes_on(tiny_neox, tokens):
     model, ids = tiny_neox(), tokens(40)
     cache = KVStreamCache(model, StreamingLLM(2, 6))
@@ -104,7 +139,7 @@ def test_a_full_caches_first_tokens_serve_every_policy(tiny_neox, tokens, policy
 
 
 def first_tokens(state, count):
-    kept = {name: tensor if name == "seen" else tensor[:, :, :count] for name, tensor in state.items()}
+    kept = {name: tensor[:, :, :count] if tensor.ndim == 4 else tensor for name, tensor in state.items()}
     return kept | {"seen": torch.tensor(count)}
 
 

@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from conftest import WORDS
 
 from kvstream import load_model, parse_policy, replay
 from kvstream.chunks import PART_TOKENS
@@ -31,22 +30,6 @@ from kvstream.policies import FixSizeL2, Full, RecentOnly, StreamingLLM
 
 ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "sweeps" / "quick.py"
-WORDS = [f"w{number}" for number in range(96)]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_model):
-    """A folder with a tiny model and three texts of 500 words."""
-    folder = tmp_path_factory.mktemp("world")
-    tiny_model("neox", torch.float32).save_pretrained(folder / "model")
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate([*WORDS, "?"])}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder / "model")
-    (folder / "texts").mkdir()
-    for seed, name in enumerate(("one", "two", "three")):
-        text = " ".join(random.Random(seed).choices(WORDS, k=500))
-        (folder / "texts" / f"{name}.txt").write_text(text)
-    return folder
 
 
 def arguments(world, out, *more):
@@ -200,6 +183,58 @@ def test_a_long_text_goes_on_from_its_last_part(world):
     assert f"goes on after {reached:,} of {2 * PART_TOKENS + 5000:,} tokens" in again.stdout
     assert digest(cut) == digest(whole)
     assert not list(cut.glob("*.part*")) + list(cut.glob("*.state"))
+
+
+@pytest.mark.parametrize("length", [1025, 1700])
+def test_policies_that_share_first_tokens_have_the_rows_of_each_alone(world, tmp_path, length):
+    out = tmp_path / "records"
+    labels = ["full", "streaming_llm(4,1020)", "recent_only(700)", "fix_size_l2(64,0.5,keep_low)"]
+    result = run(long_text(world, out, "--policies", ",".join(labels), "--lengths", str(length)))
+    assert result.returncode == 0, result.stderr
+    model, tokenizer = load_model(str(world / "model"))
+    ids = torch.tensor(tokenizer((world / "long" / "long.txt").read_text()[: 9 * length]).input_ids[:length])
+    records = [json.loads(path.read_text()) for path in out.glob("????????????????.json")]
+    assert sorted(record["fields"]["policy"] for record in records) == sorted(labels)
+    for record in records:
+        table = pq.read_table(out / record["file"])
+        assert table["position"].to_pylist() == list(range(1, length))
+        assert table["token"].to_pylist() == ids[1:].tolist()
+        nll = replay(model, ids, parse_policy(record["fields"]["policy"]))
+        assert np.abs(nll.numpy() - table["nll_nats"].to_numpy()).max() < 1e-5
+
+
+DEADLY = """
+import os, pathlib
+from dataclasses import dataclass
+from kvstream import FixSizeL2, Full, RecentOnly
+from kvstream.grid import Grid
+from kvstream.sweep import main
+
+@dataclass(frozen=True)
+class Deadly(FixSizeL2):
+    def scores(self, keys_BHSD):
+        marker = pathlib.Path("{marker}")
+        if {always} or not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), 9)
+        return super().scores(keys_BHSD)
+
+GRID = Grid("deadly", ("{model}",), (Full(), Deadly(8, 0.5, "keep_low"), RecentOnly(8)), "{texts}", 1, (300,))
+main(GRID, "Does a worker's death stop the others?\\n\\nNo.")
+"""
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_a_worker_that_dies_is_replaced_once(world, tmp_path, always):
+    script, out = tmp_path / "deadly.py", tmp_path / "records"
+    names = {"marker": tmp_path / "marker", "model": world / "model", "texts": world / "texts", "always": always}
+    script.write_text(DEADLY.format(**names))
+    result = run([sys.executable, str(script), "--out", str(out), "--device", "cpu"])
+    assert result.returncode == int(always), result.stderr
+    assert len(digest(out)) == 3 - always
+    failures = [json.loads(path.read_text()) for path in out.glob("*.failed.json")]
+    assert [failure["attempts"] for failure in failures] == [2] * always
+    assert "Traceback" not in result.stdout + result.stderr
 
 
 def test_a_cell_that_no_machine_can_hold_is_not_run_and_the_others_are(world, tmp_path):

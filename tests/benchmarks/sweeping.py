@@ -67,11 +67,11 @@ def _labelled(label: str, count: int, threads: int) -> dict[str, float]:
 def _rate(count: int, threads: int) -> float:
     """Tokens per second of so many processes together."""
     context = get_context("spawn")
-    barrier, told = context.Barrier(count), context.SimpleQueue()
+    barrier, told = context.Barrier(count), context.Queue()
     started = [context.Process(target=_pace, args=(threads, barrier, told)) for _ in range(count)]
     for process in started:
         process.start()
-    paces = [told.get() for _ in started]
+    paces = [told.get(timeout=300) for _ in started]
     for process in started:
         process.join()
     return together(paces)
@@ -82,7 +82,7 @@ def _pace(threads: int, barrier, told) -> None:
     weights = weights_of(cell)
     torch.set_num_threads(threads)
     barrier.wait()
-    told.put(pace(weights, cell, threads))
+    told.put(pace(weights, cell, threads, 3.0))
 
 
 def driver() -> None:
