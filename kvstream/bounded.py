@@ -128,7 +128,7 @@ class BoundedLayer(Layer):
         here = token if self.cap is None else min(token, self.cap)
         shift = max(0, token - self.budget) if self.by_rank else 0  # how much nearer than by index the older keys are
         if shift and self.sinks:
-            self.clock.sinks.turn(shift)
+            self.clock.sinks.turn(shift, self.clock.rotation_of)
         ring_end = min(token + 1, self.contested_at)
         end = ring_end + members
         if self.ranks and members and not self.turned:  # ranks have changed

@@ -26,7 +26,7 @@ class Clock:
 
     def __init__(self, rope: Rope) -> None:
         self.rope = rope
-        self.sinks = Sinks(self.rotation_of)
+        self.sinks = Sinks()
         self.model_rotates = True
         self.in_call = False  # between the first layer's keys and the last layer's answer
         self._rotations: dict[tuple[int | str | None, ...], Rotation] = {}

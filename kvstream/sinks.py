@@ -9,6 +9,7 @@ Shape legend: L layers, B batch, H kv-heads, S sinks or slots, D head size.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,30 +26,34 @@ class Anchored(Protocol):
 
 
 class Sinks:
-    """The sinks of the layers that have joined."""
+    """The sinks of the layers that have joined.
 
-    def __init__(self, rotation_of: Callable[[tuple[int, ...], torch.Tensor], Rotation]) -> None:
-        self.rotation_of = rotation_of
-        self.layers: list[Anchored] = []
+    Layers are held weakly: they hold this, and in a ring of references their memory would outlive them.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[weakref.ref[Anchored]] = []
         self.forget()
 
     def join(self, layer: Anchored) -> None:
         """Add a layer."""
-        self.layers.append(layer)
+        self.layers.append(weakref.ref(layer))
 
     def forget(self) -> None:
         """Look at the layers again when next asked: their sinks or slots have changed."""
         self.shift: int | None = None
         self.held: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def turn(self, shift: int) -> None:
+    def turn(self, shift: int, rotation_of: Callable[[tuple[int, ...], torch.Tensor], Rotation]) -> None:
         """Have the sinks of all layers stand `shift` positions further on in their slots."""
         if self.shift == shift:  # another layer has asked before
             return
-        rotate = self.rotation_of((shift,), self.layers[0].anchors_BHSD)
         if self.held is None:
-            self.held = rotate.parts(torch.stack([layer.anchors_BHSD for layer in self.layers]))
+            layers = [layer for held in self.layers if (layer := held()) is not None]
+            anchors_LBHSD = torch.stack([layer.anchors_BHSD for layer in layers])
+            self.held = rotation_of((shift,), anchors_LBHSD).parts(anchors_LBHSD)
             size = self.held[0].shape[-1]  # the rest of a head is never turned
-            self.slots = [layer.keys[:, :, : layer.anchors_BHSD.shape[2], :size] for layer in self.layers]
+            self.slots = [layer.keys[:, :, : layer.anchors_BHSD.shape[2], :size] for layer in layers]
+        rotate = rotation_of((shift,), self.held[0])
         torch._foreach_copy_(self.slots, list(rotate.of_parts(*self.held).unbind()))
         self.shift = shift

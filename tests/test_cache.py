@@ -1,5 +1,8 @@
 """KVStreamCache as a citizen of transformers: generate, beams, resets, padding, other caches on the same model."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
@@ -186,3 +189,19 @@ def test_models_that_compute_something_else_are_refused():
         for _ in range(2):  # the second time, too
             with pytest.raises(ValueError, match="computes something that kvstream does not"):
                 KVStreamCache(model, RecentOnly(4))
+
+
+@pytest.mark.parametrize("policy", [Full(), StreamingLLM(2, 6), FixSizeL2(8, 0.5, "keep_low")], ids=str)
+def test_a_cache_is_freed_with_its_last_reference(tiny_neox, tokens, policy):
+    """Without waiting for the garbage collector, which latency cells switch off."""
+    cache = KVStreamCache(tiny_neox(), policy)
+    for part in tokens(30)[None].split([20, *[1] * 10], dim=1):
+        cache.hidden_states(tiny_neox(), part)
+    layers = [weakref.ref(layer) for layer in cache.layers]
+    gc.collect()
+    gc.disable()
+    try:
+        del cache
+        assert not any(layer() for layer in layers)
+    finally:
+        gc.enable()
