@@ -2,7 +2,7 @@
 
 Hypothesis: with four attention sinks, 256 cached tokens stay within 15 % of the full cache's perplexity; without
 sinks, the same 256 tokens lose half as much again or more. https://arxiv.org/abs/2309.17453
-Cost: 18 quality cells of 4,096 tokens and 2 latency cells; about nine minutes on two CPU cores.
+Cost: 18 quality cells of 4,096 tokens and 2 latency cells; about ten minutes on two CPU cores.
 
     python sweeps/quick.py                  starts Ray by itself, or uses one that runs
     python sweeps/quick.py --dry-run        prints the cells and what they would cost

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 import measuring
 import replay
+import tables
 
 from kvstream import Full, RecentOnly, StreamingLLM
 
@@ -81,11 +82,11 @@ def test_a_replay_is_timed_at_every_length_and_with_a_full_budget():
 
 def test_the_readmes_block_is_written_from_the_report(report, tmp_path, capsys):
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{replay.BEGIN}\nold\n{replay.END}\nafter\n")
-    replay.rewrite(path, json.loads(json.dumps(report)))
+    path.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    tables.rewrite(path, json.loads(json.dumps(report)))
     text = path.read_text()
-    assert text.startswith(f"before\n{replay.BEGIN}\n| Replay under | 70m, 4,096 tokens | of 150 GFLOP/s |\n")
-    assert text.endswith(f"{replay.END}\nafter\n")
+    assert text.startswith(f"before\n{tables.BEGIN}\n| Replay under | 70m, 4,096 tokens | of 150 GFLOP/s |\n")
+    assert text.endswith(f"{tables.END}\nafter\n")
     assert "old" not in text
     for said in (
         "| `recent_only(256)` | 1,234 tokens/s | 84 % [80, 90] |",
@@ -101,20 +102,20 @@ def test_the_readmes_block_is_written_from_the_report(report, tmp_path, capsys):
         assert said in text, said
     assert "Not a quiet machine" not in text
     report["machine"] |= {"steal": 0.05, "others": 0.4}
-    assert "Not a quiet machine: 5.0 % of processor time was stolen and other" in "\n".join(replay.block_of(report))
+    assert "Not a quiet machine: 5.0 % of processor time was stolen and other" in "\n".join(tables.block_of(report))
 
 
 def test_a_readme_without_markers_is_left_alone(report, tmp_path):
     path = tmp_path / "README.md"
     path.write_text("nothing")
     with pytest.raises(ValueError, match="must hold one"):
-        replay.rewrite(path, report)
+        tables.rewrite(path, report)
     assert path.read_text() == "nothing"
 
 
 def test_the_readme_has_a_place_for_the_table():
     text = README.read_text()
-    assert text.count(replay.BEGIN) == text.count(replay.END) == 1
+    assert text.count(tables.BEGIN) == text.count(tables.END) == 1
 
 
 def test_the_command_is_the_one_that_measures_the_same_again():
@@ -126,3 +127,15 @@ def test_the_command_is_the_one_that_measures_the_same_again():
     for wrong in ("1000", "512", "few"):
         with pytest.raises(SystemExit):
             flags.parse_args(["--lengths", wrong])
+
+
+def test_of_several_reports_the_later_has_a_part(report):
+    later = {
+        "command": "other", "file": "b.json",
+        "results": [{"part": "growth", "ratio": 1.5, "low": 1.4, "high": 1.6}, {"label": "x", "median_s": 1.0}],
+    }  # fmt: skip
+    both = replay.merged([report, later])
+    assert [entry["ratio"] for entry in both["results"] if entry.get("part") == "growth"] == [1.5]
+    assert both["command"] == f"{report['command']} and other"
+    assert len(both["results"]) == len(report["results"]) + 1
+    assert replay.merged([report]) == report

@@ -11,6 +11,7 @@
     dynamic  times faster than transformers' DynamicCache, a token at a time, at the same context
     memory   peak bytes above the weights, and how the process's peak grows with the length
     workers, driver   see sweeping.py
+    profile  where replay's time goes, by torch's profiler, at the shape of 70m
     grid     the policies of sweeps/quick.py on its number of documents, against the same grid token by token
 
 All contenders of a model take turns in one process, in another random order each round. A ratio is the median of its
@@ -34,6 +35,7 @@ import psutil
 import torch
 from measuring import Peer, clocked, interleaved, ratio, results, step_seconds
 from sweeping import driver, workers
+from tables import BEGIN, END, rewrite
 from torch import nn
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedModel
 
@@ -49,8 +51,7 @@ from kvstream.replaying import replay_chunks, score
 from kvstream.thin import all_cores
 
 ROOT = Path(__file__).parent.parent.parent
-BEGIN, END = "<!-- replay:begin -->", "<!-- replay:end -->"
-PARTS = ("memory", "workers", "driver", "peak", "decode", "peer", "dynamic", "grid")
+PARTS = ("memory", "workers", "driver", "profile", "peak", "decode", "peer", "dynamic", "grid")
 LENGTHS = {"70m": (2048, 4096), "160m": (2048,), "410m": (2048,)}
 ROUNDS = {"70m": 3, "160m": 3, "410m": 2}
 POLICIES: tuple[Policy, ...] = (
@@ -238,6 +239,7 @@ def grid(rounds: int) -> None:
     for policy in GRID.policies:
         turns += [replaying(model, policy, (GRID_TOKENS,), False) for _ in range(GRID.documents)]
         turns += [decoding(f"{policy} at {c}", PolicyContender, model, policy, c) for c in GRID_CONTEXTS]
+    turns.append(lambda: {"peak": peak_of(model)})
     found = interleaved(turns, rounds)
     # A step's time grows with the keys it sees, up to the budget; between the contexts measured, in a straight line.
     contexts = np.arange(GRID_TOKENS)
@@ -251,6 +253,9 @@ def grid(rounds: int) -> None:
     about = {"policies": len(GRID.policies), "documents": GRID.documents, "tokens": GRID_TOKENS, "model": "70m"}
     print(f"  {about}, seconds {medians}; token by token is estimated from steps at {GRID_CONTEXTS} tokens")
     ratio(total, "grid token by token", "grid replayed", "target ≥ 20", part="grid", **about, **medians)
+    work = GRID.documents * sum(flops(model, policy, GRID_TOKENS) for policy in GRID.policies)
+    total["grid at the peak"] = work / found["peak"]
+    ratio(total, "grid token by token", "grid at the peak", part="grid limit")
 
 
 def memory(rounds: int) -> None:
@@ -275,6 +280,34 @@ def memory(rounds: int) -> None:
     # Of the whole process: it takes malloc some 60,000 tokens to have room for whatever order things come and go in.
     long, short = (f"small, {tokens} tokens, process" for tokens in ("200,000", "20,000"))
     ratio(found, long, short, "target ≤ 1.02", part="growth", policy=str(policy))
+
+
+KINDS = {
+    "linear products": ("aten::mm", "aten::addmm"),
+    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::logaddexp"),
+    "softmax over the vocabulary": ("aten::exp_", "aten::amax", "aten::sum", "aten::gather"),
+    "GELU": ("aten::gelu",),
+    "copies": ("aten::copy_", "aten::cat", "aten::_index_put_impl_"),
+}
+
+
+def profile() -> None:
+    """Shares of replay's processor time, by kind of operation."""
+    model, _ = load_model("shape:pythia-70m")
+    for policy in (StreamingLLM(4, 1020), FixSizeL2(512, 0.7, "keep_low", position="absolute")):
+        ids = tokens_of(model, 4097)
+        for _ in replay_chunks(model, ids, policy):
+            pass
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as watched:
+            for _ in replay_chunks(model, ids, policy):
+                pass
+        spent = {event.key: event.self_cpu_time_total for event in watched.key_averages()}
+        whole = sum(spent.values())
+        shares = {kind: sum(spent.get(name, 0) for name in names) / whole for kind, names in KINDS.items()}
+        shares["the rest"] = 1 - sum(shares.values())
+        told = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in shares.items())
+        print(f"  {policy}, 4,096 tokens: {told}", flush=True)
+        results.append({"part": "profile", "policy": str(policy), "told": told})
 
 
 def peak_of_replay(name: str, tokens: int, policy: Policy) -> tuple[float, float]:
@@ -322,106 +355,6 @@ def command(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
     return f"python tests/benchmarks/replay.py{''.join(flags)}" if flags else "make bench-replay"
 
 
-def rewrite(readme: Path, report: dict) -> None:
-    """Replace what the README says between its markers."""
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"--readme: {str(readme)!r} must hold one {BEGIN} and after it one {END}; add these two lines")
-    block = "\n".join([BEGIN, *block_of(report), END])
-    readme.write_text(text.split(BEGIN)[0] + block + text.split(END)[1], encoding="utf-8")
-    print(f"wrote {readme}, between its replay markers")
-
-
-def block_of(report: dict) -> list[str]:
-    """The README's lines."""
-    found, where = report["results"], report["machine"]
-    lines = share_table(found)
-    lines += speedup_table([entry for entry in found if entry.get("part") in ("decode", "peer", "dynamic")])
-    lines += sentences(found)
-    noisy = []
-    if (where["steal"] or 0) > noise.STEAL_LIMIT:
-        noisy.append(f"{100 * where['steal']:.1f} % of processor time was stolen")
-    if (where["others"] or 0) > noise.OTHERS_LIMIT:
-        noisy.append(f"other processes used {where['others']:.1f} cores")
-    about = (
-        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, torch {where['torch']}, float32; "
-        "Pythia’s shapes with random weights, random tokens; medians and 95 % intervals over rounds."
-    )
-    source = (
-        f"`{report['command']}`, then `python tests/benchmarks/replay.py --from {report['file']} --readme README.md`"
-    )
-    quiet = f" Not a quiet machine: {' and '.join(noisy)}." if noisy else ""
-    return [*lines, "", f"{about}{quiet} From {source}."]
-
-
-def share_table(found: list[dict]) -> list[str]:
-    """Tokens per second and the share of the peak, at each model's longest length."""
-    entries = [entry for entry in found if entry.get("part") == "peak"]
-    if not entries:
-        return []
-    models = list(dict.fromkeys(entry["model"] for entry in entries))
-    longest = {model: max(e["tokens"] for e in entries if e["model"] == model) for model in models}
-    peaks = {e["model"]: e["peak_gflops"] for e in found if e.get("part") == "peak of products"}
-    head = [f"{model}, {longest[model]:,} tokens | of {peaks[model]:,.0f} GFLOP/s" for model in models]
-    lines = [f"| Replay under | {' | '.join(head)} |", "|---|" + "---:|---:|" * len(models)]
-    for policy in dict.fromkeys(entry["policy"] for entry in entries):
-        cells = []
-        for model in models:
-            [e] = [e for e in entries if (e["model"], e["policy"], e["tokens"]) == (model, policy, longest[model])]
-            share = f"{100 * e['ratio']:.0f} % [{100 * e['low']:.0f}, {100 * e['high']:.0f}]"
-            cells += [f"{e['tokens_per_s']:,.0f} tokens/s", share]
-        lines.append(f"| `{policy}` | {' | '.join(cells)} |")
-    return lines
-
-
-def speedup_table(entries: list[dict]) -> list[str]:
-    """How many times faster than token by token."""
-    if not entries:
-        return []
-    names = {
-        "decode": "`decode`, {policy}",
-        "peer": "attention-sinks 0.4.0, {policy}",
-        "dynamic": "DynamicCache at {context:,} tokens, {policy}",
-    }
-    rows: dict[str, dict[str, str]] = {}
-    for e in entries:
-        row = names[e["part"]].format(policy=f"`{e['policy']}`", context=e.get("context", 0))
-        rows.setdefault(row, {})[e["model"]] = f"{e['ratio']:.1f} × [{e['low']:.1f}, {e['high']:.1f}]"
-    models = list(dict.fromkeys(entry["model"] for entry in entries))
-    lines = ["", f"| Replay, times faster than | {' | '.join(models)} |", "|---|" + "---:|" * len(models)]
-    return lines + [f"| {row} | {' | '.join(cells.get(m, '–') for m in models)} |" for row, cells in rows.items()]
-
-
-def sentences(found: list[dict]) -> list[str]:
-    """The grid and the memory."""
-    lines = []
-    for e in found:
-        if e.get("part") == "grid":
-            lines.append(
-                f"The grid of `sweeps/quick.py` ({e['policies']} policies, {e['documents']} documents) on "
-                f"{e['tokens']:,} tokens at the shape of {e['model']}: {e['replayed_s']:.0f} s, {e['ratio']:.1f} × "
-                f"[{e['low']:.1f}, {e['high']:.1f}] faster than token by token, which is estimated at "
-                f"{e['token_by_token_s']:.0f} s from steps at a few contexts."
-            )
-        if e.get("part") == "memory" and e["model"] != "small":
-            lines.append(
-                f"Peak memory above the weights, {e['model']}, `{e['policy']}`, {e['tokens']:,} tokens: "
-                f"{e['peak_bytes'] / 1e6:.0f} MB."
-            )
-        if e.get("part") == "workers" and e["above"] == "the better":
-            efficiency = f"{e['ratio']:.2f} × [{e['low']:.2f}, {e['high']:.2f}]"
-            lines.append(f"All cores together run at {efficiency} the rate of one alone times their number.")
-        if e.get("part") == "driver":
-            lines.append(
-                f"A sweep’s own process takes {e['ms_per_cell']:.0f} ms per cell, and finds {e['cells']:,} finished "
-                f"cells in {e['resume_s']:.1f} s."
-            )
-        if e.get("part") == "growth":
-            growth = f"{e['ratio']:.3f} × [{e['low']:.3f}, {e['high']:.3f}]"
-            lines.append(f"A process with a small model peaks at 200,000 tokens at {growth} what it does at 20,000.")
-    return ["", " ".join(lines)] if lines else []
-
-
 def lengths_of(text: str) -> tuple[int, ...]:
     """Parse a comma list of lengths."""
     lengths = tuple(sorted({int(word) for word in text.split(",")}))
@@ -438,7 +371,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--lengths", type=lengths_of, help="comma list, multiples of 512; longer for small models")
     flags.add_argument("--rounds", type=int, help="of turns; three by default, fewer for 410m")
     flags.add_argument("--out", type=Path, default=Path("benchmarks/replay.json"))
-    flags.add_argument("--from", dest="source", type=Path, metavar="FILE", help="measure nothing, take what FILE holds")
+    flags.add_argument("--from", dest="sources", type=Path, nargs="+", metavar="FILE",
+                       help="measure nothing, take what FILE holds; of several the last that has a part")  # fmt: skip
     flags.add_argument("--readme", type=Path, metavar="FILE", help=f"also rewrite FILE between {BEGIN} and {END}")
     return flags
 
@@ -453,14 +387,14 @@ def measured(options: argparse.Namespace, flags: argparse.ArgumentParser) -> dic
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     rounds = options.rounds or max(ROUNDS.values())
     alone = {"memory": lambda: memory(rounds), "workers": lambda: workers(rounds), "driver": driver,
-             "grid": lambda: grid(rounds)}  # fmt: skip
+             "profile": profile, "grid": lambda: grid(rounds)}  # fmt: skip
 
     def run(part: str) -> None:
         if part in parts:
             print(part, flush=True)
             alone[part]()
 
-    for part in ("memory", "workers", "driver"):
+    for part in ("memory", "workers", "driver", "profile"):
         run(part)
     if set(parts) - set(alone):
         warm_up()
@@ -470,6 +404,18 @@ def measured(options: argparse.Namespace, flags: argparse.ArgumentParser) -> dic
     run("grid")
     asked = command(options, flags.parse_args([]))
     return {"command": asked, "file": options.out.as_posix(), "machine": machine(before), "results": results}
+
+
+def merged(reports: list[dict]) -> dict:
+    """One report of several; where two have a part, the later one's counts."""
+    result = reports[0]
+    for later in reports[1:]:
+        fresh = {entry.get("part") for entry in later["results"]} - {None}
+        kept = [entry for entry in result["results"] if entry.get("part") not in fresh]
+        words = {"command": " and ".join((result["command"], later["command"])),
+                 "file": " ".join((result["file"], later["file"]))}  # fmt: skip
+        result = result | words | {"results": kept + later["results"]}
+    return result
 
 
 def warm_up() -> None:
@@ -484,8 +430,8 @@ def main() -> None:
     """Measure or read, write the numbers down, and put them into the README if asked to."""
     flags = parser()
     options = flags.parse_args()
-    if options.source:
-        report = json.loads(options.source.read_text())
+    if options.sources:
+        report = merged([json.loads(source.read_text()) for source in options.sources])
     else:
         report = measured(options, flags)
         options.out.parent.mkdir(parents=True, exist_ok=True)
