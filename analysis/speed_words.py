@@ -31,6 +31,8 @@ def beside_quality(row: Row) -> Row:
     if row["noisy"]:
         busy = f"Its speed was measured on a busy machine ({row['noisy']}), so no number of it is given here."
         return {"headline": "", "more": [busy], "tiles": []}
+    if unfilled(row):
+        return {"headline": "", "more": [f"{sentence(row)} {again_words(row)}"], "tiles": []}
     ratio = times(row["tpot_ratio"]).replace("×", "× the time per token")
     joined = {"faster": "and", "slower": "but"}.get(verdict(row), "and about")
     if joined == "and about":
@@ -49,7 +51,9 @@ def sentence(row: Row) -> str:
         "same": f"Its decoding cannot be told from the full cache’s: {pace(row)}.",
         "unsure": f"It takes {pace(row)}.",
     }[kind]
-    if kind in ("slower", "same") and row["context"] <= 4 * row["budget"]:
+    if unfilled(row):
+        start += f" At {row['context']:,} tokens its budget of {row['budget']:,} is not full, so there is nothing to save yet."
+    elif kind in ("slower", "same") and row["context"] <= 4 * row["budget"]:
         start += f" With {row['budget']:,} of {row['context']:,} tokens kept, there is little to save."
     if row["contexts"] and row["contexts"] > 1 and row["contexts_not_faster"]:
         faster = row["contexts"] - row["contexts_not_faster"]
@@ -57,6 +61,11 @@ def sentence(row: Row) -> str:
             f" Of {row['contexts']} contexts measured without noise, it is faster at {faster if faster else 'none'}."
         )
     return start
+
+
+def unfilled(row: Row) -> bool:
+    """Whether a bounded policy was timed where it still keeps every token."""
+    return bool(row["budget"]) and row["context"] <= row["budget"]
 
 
 def again_words(row: Row) -> str:

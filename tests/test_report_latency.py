@@ -420,6 +420,9 @@ def test_no_more_is_said_of_speed_than_its_interval_supports(ratio, low, high, w
     near = "256 of 300 tokens kept, there is little to save"
     assert (near in said["more"][0]) == (ratio > 1 and low is not None)
     assert wording.times(1.0, 0.999, 1.001) == "1.000\u00a0× [0.999, 1.001]"
+    early = speed_words.beside_quality(row | {"context": 256})
+    assert (early["headline"], early["tiles"]) == ("", [])
+    assert "At 256 tokens its budget of 256 is not full, so there is nothing to save yet." in early["more"][0]
 
 
 def test_the_seeds_claims_stand_beside_what_is_measured(tmp_path):
