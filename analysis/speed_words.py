@@ -52,7 +52,8 @@ def sentence(row: Row) -> str:
         "unsure": f"It takes {pace(row)}.",
     }[kind]
     if unfilled(row):
-        start += f" At {row['context']:,} tokens its budget of {row['budget']:,} is not full, so there is nothing to save yet."
+        start += f" At {row['context']:,} tokens its budget of {row['budget']:,} is not full, so there is nothing to "
+        start += "save yet."
     elif kind in ("slower", "same") and row["context"] <= 4 * row["budget"]:
         start += f" With {row['budget']:,} of {row['context']:,} tokens kept, there is little to save."
     if row["contexts"] and row["contexts"] > 1 and row["contexts_not_faster"]:
