@@ -89,6 +89,13 @@ class BoundedLayer(Layer):
         super().reorder_cache(beam_idx)
         self._forget_plans()
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything this layer holds; where the next token goes, nothing instead of what memory happened to hold."""
+        if self.seen >= self.contested_at:
+            for slots in (self.keys, self.values):
+                slots[:, :, self._slot(self.seen)] = 0
+        return super().state()
+
     def restore(self, state: dict[str, torch.Tensor], seen: int) -> None:
         """Go on from a state of a layer like this; or of a full one, whose first sinks + recent tokens are the same."""
         super().restore(state, seen)
