@@ -51,7 +51,7 @@ class Reporter:
         """Report so many more tokens of a cell as done."""
         self.done_tokens += tokens
         self.last = self.said = time.monotonic()
-        left = _duration(self._seconds_left())
+        left = _duration(self._seconds_left()) if self.done_tokens else "unknown time"
         if self.bar:
             self.bar.console.print(line, highlight=False, markup=False)
             self.bar.update(self.task, completed=self.done, description=f"{left} left")
