@@ -28,7 +28,7 @@ bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against othe
 	$(BIN)/python tests/benchmarks/decode.py
 
 .PHONY: bench-replay
-bench-replay: $(READY) ## Time replay: share of the machine's peak, against token by token, memory (15 minutes, quiet)
+bench-replay: $(READY) ## Time replay: share of the machine's peak, against token by token, memory (25 minutes, quiet)
 	$(BIN)/python tests/benchmarks/replay.py
 
 .PHONY: check

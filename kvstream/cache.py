@@ -82,7 +82,7 @@ class KVStreamCache(Cache):
         """Go on where the cache stood whose `state` this is.
 
         The state of a full cache serves any policy while all of its layers still keep, uncontested, every token.
-        Raises ValueError for the state of another model or of a policy that this cache cannot go on from.
+        Raises ValueError for another number of layers and for a policy that this cache cannot go on from.
         """
         self.reset()
         seen, label = int(state["seen"]), bytes(state["policy"].tolist()).decode()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -40,6 +41,17 @@ def arguments(world, out, *more):
 
 def run(command, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=ROOT, **options)
+
+
+def kill_once_there_is(out, pattern, command):
+    """Start a sweep, and kill it and all its processes as soon as its folder holds such a file."""
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **silent)
+    deadline = time.monotonic() + 120
+    while not list(out.glob(pattern)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
 
 
 def digest(out):
@@ -138,14 +150,7 @@ def parse_label(out, key):
 
 def test_a_killed_driver_and_a_rerun_give_the_same_rows(swept, world):
     out = world / "killed"
-    driver = subprocess.Popen(
-        arguments(world, out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while not list(out.glob("????????????????.json")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+    kill_once_there_is(out, "????????????????.json", arguments(world, out))
     finished = len(list(out.glob("????????????????.json")))
     assert 0 < finished < 33, "the kill came in the middle"
     again = run(arguments(world, out))
@@ -167,14 +172,7 @@ def long_text(world, out, *more):
 def test_a_long_text_goes_on_from_its_last_part(world):
     whole, cut = world / "whole", world / "cut"
     assert run(long_text(world, whole)).returncode == 0
-    driver = subprocess.Popen(
-        long_text(world, cut), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while not list(cut.glob("*.parts.json")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+    kill_once_there_is(cut, "*.parts.json", long_text(world, cut))
     [parts] = [json.loads(path.read_text()) for path in cut.glob("*.parts.json")]
     reached = parts["parts"][-1]["tokens"]
     assert reached in (PART_TOKENS, 2 * PART_TOKENS)
@@ -201,6 +199,23 @@ def test_policies_that_share_first_tokens_have_the_rows_of_each_alone(world, tmp
         assert table["token"].to_pylist() == ids[1:].tolist()
         nll = replay(model, ids, parse_policy(record["fields"]["policy"]))
         assert np.abs(nll.numpy() - table["nll_nats"].to_numpy()).max() < 1e-5
+
+
+def test_the_number_of_threads_is_measured_and_taken(world, tmp_path):
+    out = tmp_path / "records"
+    flags = long_text(world, out, "--policies", "full,streaming_llm(4,60)", "--lengths", "1700")[2:]
+    script = (
+        "import ray; ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)\n"
+        "import sys; sys.path.insert(0, 'sweeps'); from kvstream import pacing, sweep; import quick\n"
+        f"pacing.WORTH_PACING_S = 0; sweep.main(quick.GRID, quick.__doc__, {flags!r})"
+    )
+    result = run([sys.executable, "-c", script])
+    assert result.returncode == 0, result.stderr
+    [told] = re.findall(r"tokens/s by threads per cell: 1: ([\d,]+), 2: ([\d,]+); taking ([12])", result.stdout)
+    rates = [int(rate.replace(",", "")) for rate in told[:2]]
+    assert rates[int(told[2]) - 1] == max(rates) > 0
+    records = [json.loads(path.read_text()) for path in out.glob("????????????????.json")]
+    assert [record["fields"]["threads"] for record in records] == [int(told[2])] * 2
 
 
 DEADLY = """
