@@ -47,8 +47,9 @@ def run(grid: Grid, question: str, options: Options) -> int:
     from kvstream.parts import tidy
     from kvstream.records import Records
 
-    sources = plan.prepare(grid)
+    cluster.refuse_lost(options.out)
     records = Records(options.out)
+    sources = plan.prepare(grid)
 
     def span(device: str) -> tuple[list[QualityCell], list[LatencyCell]]:
         axes = grid, sources, device, options.dtype
