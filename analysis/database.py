@@ -25,7 +25,7 @@ PUBLISHED = Path(__file__).parent / "published"
 NAMED = ("policies", "settings", "focus", "cells")  # what cells are, without their rows
 PREPARED = ("prefixes", "documents", "latency_cells", "rounds")
 RESULTS = ("main", "rivals", "answer", "noise", "latency", "pairs")
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "allow_community_extensions": "false",

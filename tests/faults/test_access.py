@@ -157,7 +157,9 @@ def test_an_address_without_a_ray_is_one_clear_error_at_once(folder, request, wh
     code += "try:\n    connect()\nexcept ValueError as error:\n    refuse(error)"
     began = time.monotonic()
     environment = shell(folder, RAY_ADDRESS=address)
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert time.monotonic() - began < 10
     assert told.returncode == 2
     [line] = told.stderr.splitlines()
@@ -178,6 +180,7 @@ def test_a_sweep_says_so_too_and_waits_no_longer(world, folder, closed, silent):
             env=shell(folder, RAY_ADDRESS=address),
             capture_output=True,
             text=True,
+            timeout=60,
         )
         took[address] = time.monotonic() - began
         assert told.returncode == 2

@@ -47,7 +47,9 @@ class Answers(http.server.BaseHTTPRequestHandler):
             content = {"id": "o/n", "sha": self.server.sha, "siblings": [{"rfilename": name} for name in files]}
             return self.send(json.dumps(content).encode())
         if stage == "tree":
-            listed = [{"type": "file", "path": name, "size": len(data), "oid": oid(data)} for name, data in files.items()]
+            listed = [
+                {"type": "file", "path": name, "size": len(data), "oid": oid(data)} for name, data in files.items()
+            ]
             return self.send(json.dumps(listed).encode())
         name = path.partition(f"/resolve/{COMMIT}/")[2]
         if name not in files:
@@ -163,7 +165,8 @@ def test_a_listing_that_does_not_come(stand_in, monkeypatch, what, fault):
 
 @pytest.mark.parametrize("what", ACTS)
 @pytest.mark.parametrize(
-    "garbage", [b"", b"{", b"<html>502</html>", b"[]", b"null", b'"x"', b"{}", b'{"id": "o/n", "siblings": 5}', b"\xff\xfe"]
+    "garbage",
+    [b"", b"{", b"<html>502</html>", b"[]", b"null", b'"x"', b"{}", b'{"id": "o/n", "siblings": 5}', b"\xff\xfe"],
 )
 def test_a_listing_that_is_garbage(stand_in, what, garbage):
     stand_in.fault, stand_in.garbage = "garbage", garbage
@@ -188,7 +191,9 @@ def test_names_that_lead_elsewhere(stand_in, tmp_path, what, name):
 
 def test_a_model_of_pickles_alone_is_not_downloaded(stand_in):
     stand_in.files = {"config.json": b"{}", "pytorch_model.bin": b"x", "tokenizer.json": b"{}"}
-    with pytest.raises(ValueError, match=r"^models: 'o/n@v1' has only pickled weights \(pytorch_model.bin\).*; convert"):
+    with pytest.raises(
+        ValueError, match=r"^models: 'o/n@v1' has only pickled weights \(pytorch_model.bin\).*; convert"
+    ):
         resolve("o/n@v1")
     assert [path for path in stand_in.asked if "/resolve/" in path] == []
 
@@ -275,7 +280,9 @@ def test_a_sweep_says_so_in_ten_seconds(stand_in, world, tmp_path, flags, words,
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_canary"}
     flags = [str(world / "model") if flag == "WORLD" else flag for flag in flags]
     clock = time.monotonic()
-    done = run([sys.executable, str(QUICK), *flags, "--contexts", "none", "--out", str(tmp_path / "out")], env=environment)
+    done = run(
+        [sys.executable, str(QUICK), *flags, "--contexts", "none", "--out", str(tmp_path / "out")], env=environment
+    )
     seconds = time.monotonic() - clock
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert all(word in done.stderr for word in (*words, "; ")), done.stderr

@@ -63,7 +63,25 @@ def checked(code, out, error, seconds, start="error: "):
 
 COUNTS = ("--budgets", "--start-sizes", "--skip-layers", "--lengths", "--contexts", "--batches", "--documents")
 COUNTS += ("--prefills", "--rounds", "--steps", "--threads")
-NO_COUNTS = ("-1", "", str(HUGE), "9" * 5000, "٣", "²", "٣,8", "1,,2", "8,", " 8", "8 ", "1.5", "1e3", "0x8", "1_000", "+8", "x")
+NO_COUNTS = (
+    "-1",
+    "",
+    str(HUGE),
+    "9" * 5000,
+    "٣",
+    "²",
+    "٣,8",
+    "1,,2",
+    "8,",
+    " 8",
+    "8 ",
+    "1.5",
+    "1e3",
+    "0x8",
+    "1_000",
+    "+8",
+    "x",
+)
 
 
 @pytest.mark.parametrize("value", NO_COUNTS, ids=lambda value: value[:9] or "empty")
@@ -156,7 +174,9 @@ FLAGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("flags", "words"), FLAGS, ids=lambda value: " ".join(value)[:40].encode("unicode_escape").decode())
+@pytest.mark.parametrize(
+    ("flags", "words"), FLAGS, ids=lambda value: " ".join(value)[:40].encode("unicode_escape").decode()
+)
 def test_a_bad_flag(refused, flags, words):
     line = refused(*flags)
     assert all(word in line for word in words), line
@@ -211,7 +231,13 @@ def test_one_model_under_two_names(refused, world, tmp_path):
 
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_head": 4, "n_embd": 64, "n_positions": 64, "vocab_size": 97}
-SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 97}
+SIZES = {
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "vocab_size": 97,
+}
 SIZES |= {"max_position_embeddings": 256}
 BERT, OPT = SIZES | {"model_type": "bert"}, SIZES | {"model_type": "opt", "ffn_dim": 128, "word_embed_proj_dim": 64}
 MISTRAL = SIZES | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 16}
@@ -467,7 +493,9 @@ def test_a_folder_without_a_sweep(act, folder, tmp_path, monkeypatch, capfd):
     assert repr(folder) in line
 
 
-@pytest.mark.parametrize("cell", ["", "x", "../../etc/passwd", "0" * 15, "0" * 16, "0" * 17, "G" * 16, "nul\0", "*", "٣" * 16])
+@pytest.mark.parametrize(
+    "cell", ["", "x", "../../etc/passwd", "0" * 15, "0" * 16, "0" * 17, "G" * 16, "nul\0", "*", "٣" * 16]
+)
 def test_a_bad_cell_name(cell, tmp_path, capfd):
     clock = time.monotonic()
     with pytest.raises(SystemExit) as ended:
@@ -477,7 +505,9 @@ def test_a_bad_cell_name(cell, tmp_path, capfd):
     assert "16 hex digits" in line
 
 
-@pytest.mark.parametrize("arguments", [[], ["mend"], ["verify"], ["rerun", "x"], ["verify", "x", "y"], ["--x"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [[], ["mend"], ["verify"], ["rerun", "x"], ["verify", "x", "y"], ["--x"]], ids=str
+)
 def test_bad_arguments(arguments, capfd):
     clock = time.monotonic()
     with pytest.raises(SystemExit) as ended:

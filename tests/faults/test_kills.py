@@ -1,4 +1,4 @@
-"""Workers, drivers and whole sweeps are killed, and clocks jump: nothing is lost that was finished, nothing stays behind.
+"""Workers, drivers and whole sweeps are killed, and clocks jump: nothing finished is lost, and nothing stays behind.
 
 Each sweep here has a session of its own, as one in a terminal has, and a Ray folder of its own: whatever it leaves
 running is found by its session, and a Ray that somebody runs on this machine is neither found nor touched.
@@ -74,7 +74,7 @@ class Gated(FixSizeL2):
         return super().scores(keys_BHSD)
 
 GATED = tuple(Gated(budget, 0.5, "keep_low") for budget in range(8, 16))
-GRID = Grid("gated", ({model!r},), (Full(), *GATED), {texts!r}, {documents}, (300,))
+GRID = Grid("gated", ({model!r},), (Full(), *GATED), {texts!r}, {documents}, (300,){more})
 if __name__ == "__main__":
     {before}
     main(GRID, "Do cells survive?\\n\\nYes.")
@@ -82,10 +82,10 @@ if __name__ == "__main__":
 OWN_RAY = "import ray; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)"
 
 
-def gated(world, folder, before=OWN_RAY, then="pass", documents=1):
+def gated(world, folder, before=OWN_RAY, then="pass", documents=1, more=""):
     """Write that script into `folder`, closed; returns the command that runs it with records in folder/records."""
     names = {"model": str(world / "model"), "texts": str(world / "texts"), "folder": str(folder)}
-    (folder / "gated.py").write_text(GATED.format(**names, before=before, then=then, documents=documents))
+    (folder / "gated.py").write_text(GATED.format(**names, before=before, then=then, documents=documents, more=more))
     (folder / "gate").touch()
     return [sys.executable, str(folder / "gated.py"), "--out", str(folder / "records"), "--device", "cpu"]
 
@@ -125,7 +125,7 @@ class Started:
     """A command in a session of its own; what it says goes to files, which no orphan can hold open."""
 
     def __init__(self, command, env):
-        self.said = [tempfile.TemporaryFile("w+") for _ in range(2)]
+        self.said = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115  # they live as long as this does
         self.env = env
         out, err = self.said
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=err, start_new_session=True)
@@ -415,14 +415,15 @@ def test_what_a_grid_names_twice_is_computed_once(start, world, tmp_path):
     assert drawn[0] != drawn[1], "draws follow the document's name"
 
 
-def head(start, *flags):
+def head(start, *flags, ip="127.0.0.1"):
     """Start a Ray of its own for sweeps to find, as a user does; returns what was started, and its address."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    options = ["--include-dashboard=false", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
-    begun = start([RAY, "start", "--head", f"--port={port}", *options, *(flags or ["--num-cpus=2"])])
+    with socket.create_server((ip, 0)) as server:
+        address = f"{ip}:{server.getsockname()[1]}"
+    options = ["--include-dashboard=false", "--disable-usage-stats", f"--node-ip-address={ip}"]
+    port = f"--port={address.partition(':')[2]}"
+    begun = start([RAY, "start", "--head", port, *options, *(flags or ["--num-cpus=2"])])
     assert begun.ended() == 0, begun.err()
-    return begun, f"127.0.0.1:{port}"
+    return begun, address
 
 
 # Forks sweeps that have imported everything before, so that a hundred of them take minutes. Each line that it reads is

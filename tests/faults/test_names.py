@@ -89,7 +89,10 @@ def swept(world, tmp_path_factory):
         texts[kind] = place / f"{kind}.jsonl"
         rows = [{"name": name, "text": f"w1 w2 w3 {name} w4 w5 w6 w7 w8 w9 w10".replace("\0", "")} for name in names]
         texts[kind].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    models = {"harmless": place / "model", "hostile": place / "mo'del \"; DROP TABLE main; -- {{7*7}} ${x} [a]*<b>&amp;"}
+    models = {
+        "harmless": place / "model",
+        "hostile": place / "mo'del \"; DROP TABLE main; -- {{7*7}} ${x} [a]*<b>&amp;",
+    }
     for model in models.values():
         shutil.copytree(world / "model", model)
     outs = {"harmless": place / "records", "hostile": place / "o'ut \"; DROP -- {{7*7}} [a]*<b>&amp; 🦙"}
@@ -100,7 +103,9 @@ def swept(world, tmp_path_factory):
     done = run([sys.executable, "-c", script, *given])
     reports = {kind: place / f"report {out.name}" for kind, out in outs.items()}
     told = {
-        kind: run([sys.executable, str(ROOT / "analysis" / "report.py"), "--records", str(out), "--out", str(reports[kind])])
+        kind: run(
+            [sys.executable, str(ROOT / "analysis" / "report.py"), "--records", str(out), "--out", str(reports[kind])]
+        )
         for kind, out in outs.items()
     }
     after = tree(base, *outs.values(), *reports.values())
@@ -130,7 +135,9 @@ def test_the_terminal_shows_lines_and_nothing_else(swept):
     assert all(line.isprintable() for line in out.split("\n"))
     cells = [line for line in out.split("\n") if line.startswith("[")]
     assert len(cells) == 4 * len(HOSTILE)
-    counted = [re.match(r"\[(\d+)/(\d+), [^\]]* left\] .* · .* · .*: PPL [\d.]+, [\d,]+ tokens/s$", line) for line in cells]
+    counted = [
+        re.match(r"\[(\d+)/(\d+), [^\]]* left\] .* · .* · .*: PPL [\d.]+, [\d,]+ tokens/s$", line) for line in cells
+    ]
     assert all(counted)
     assert [int(match[1]) for match in counted] == [*range(1, 2 * len(HOSTILE) + 1)] * 2
     assert f" · {visible(FORGED)}: PPL" in out
@@ -166,7 +173,10 @@ def test_the_tables_hold_the_names_as_they_are(swept):
 
 
 def test_the_folder_of_the_report_holds_the_same_files(swept):
-    names = {kind: sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for kind, folder in swept["reports"].items()}
+    names = {
+        kind: sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+        for kind, folder in swept["reports"].items()
+    }
     assert names["hostile"] == names["harmless"]
 
 
