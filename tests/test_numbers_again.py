@@ -199,8 +199,8 @@ def spread(columns, statistic, seed):
     if count < 10 or each.min() == each.max():
         return each.min(), each.max()
     ends = bootstrap(
-        columns, lambda *drawn, axis: np.round(statistic(drawn), 10), n_resamples=4999, paired=True, vectorized=True, method="BCa",
-        confidence_level=level(count), rng=np.random.default_rng(seed),
+        columns, lambda *drawn, axis: np.round(statistic(drawn), 10), n_resamples=4999, paired=True, vectorized=True,
+        method="BCa", confidence_level=level(count), rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return ends.low, ends.high
 
