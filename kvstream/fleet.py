@@ -187,7 +187,10 @@ class Fleet:
     def _paced(self, weights: Any, cells: list[QualityCell]) -> Slots:
         """Choose between few threads for many cells and many threads for few, by measuring, where that is worth it."""
         node = max(self.watch.nodes, key=lambda node: node.cores)
-        candidates = splits(self.slots, self.watch.nodes, cells)
+        needed = max(map(needed_bytes, cells))
+        roomy = [node for node in self.watch.nodes if node.memory >= needed]
+        ways = splits(self.slots, self.watch.nodes, cells)
+        candidates = [way for way in ways if any(node.cores >= way.threads for node in roomy)] or [self.slots]
         if len(candidates) < 2:
             return candidates[0]
         self.ledger.reporter.say(f"measuring how many threads a cell of {cells[0].model.spec} should take")

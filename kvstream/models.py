@@ -65,7 +65,7 @@ def resolve(spec: str) -> ModelInfo:
     within ten seconds.
     """
     if not spec.isprintable():
-        raise ValueError(f"models: {spec!r} is not a model; give {KINDS}, in characters that can be shown")
+        raise ValueError(f"models: {spec!r} is not a model; give {KINDS}, or rename it in characters that can be shown")
     if spec in shapes.SHAPES:
         identity = f"{spec} seed {shapes.SEED}"
         return _info(

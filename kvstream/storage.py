@@ -63,6 +63,8 @@ def storage_at(where: str | Path) -> Storage:
     """The folder or prefix that `where` names; ValueError if its scheme is unknown or it holds credentials."""
     if not (text := str(where)):
         raise ValueError("out: '' names no folder; give one, or leave the flag away")
+    if not text.isprintable():
+        raise ValueError(f"out: {text!r} holds characters that no folder should have; give another")
     if not re.match(r"[a-z][a-z0-9+.-]*://", text):
         return Folder(Path(where))
     if "@" in urlsplit(text).netloc or re.search(r"[?&](access|secret)_key=", text):

@@ -48,8 +48,8 @@ def run(grid: Grid, question: str, options: Options) -> int:
     from kvstream.records import Records
 
     cluster.refuse_lost(options.out)
-    records = Records(options.out)
     sources = plan.prepare(grid)
+    records = Records(options.out)
 
     def span(device: str) -> tuple[list[QualityCell], list[LatencyCell]]:
         axes = grid, sources, device, options.dtype

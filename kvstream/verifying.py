@@ -64,6 +64,8 @@ def _planned(records: Records) -> list[str]:
     where = records.storage.where
     try:
         plan = records.read_json("sweep.json")
+    except ValueError as error:
+        raise ValueError(f"records: {where!r} is damaged ({error}); run the sweep again") from None
     except OSError as error:
         raise ValueError(f"records: {where!r} holds no sweep ({error}); give the folder of a sweep's --out") from None
     if plan["schema"] != SCHEMA:

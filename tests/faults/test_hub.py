@@ -1,4 +1,4 @@
-"""A hub that is away, slow, full, closed or wrong: one line with a remedy within ten seconds; what is cached asks nothing.
+"""A hub that is away, slow, full, closed or wrong: one line with a remedy in ten seconds; what is cached asks nobody.
 
 A stand-in server plays the hub, for models and for datasets alike. Plain refusals of models are in test_models.py.
 """
@@ -23,12 +23,14 @@ from kvstream import hub, sources
 from kvstream.models import load_model, resolve
 from kvstream.text import load_documents
 
+pytestmark = pytest.mark.long
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LIMIT_S = 10.0
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does: a listing of `server.files`, a tree of them, the files; or fails as `server.fault` says."""
+    """Answers as the hub does, a listing of `server.files`, a tree of them, the files; or fails by `server.fault`."""
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)

@@ -1,4 +1,4 @@
-"""Bad configurations and flags: one line with field, value and remedy, exit code 2, in two seconds, before a model loads.
+"""Bad configurations and flags: one line with field, value and remedy, exit code 2, in two seconds, no model loaded.
 
 Most run in this process, where whatever would start Ray or read weights fails the test; some as a user would.
 """
@@ -17,6 +17,8 @@ from kvstream import __main__ as command
 from kvstream import cluster, sweep
 from kvstream.grid import Grid, Repeats
 from kvstream.policies import Full, RecentOnly, StreamingLLM, parse_policy
+
+pytestmark = pytest.mark.long
 
 LIMIT_S = 2.0
 HUGE = 10**30
@@ -297,7 +299,7 @@ def test_a_bad_config(refused, world, tmp_path, content, words):
     else:
         config.write_text(content)
     line = refused(model=folder)
-    assert f"models: " in line
+    assert "models: " in line
     assert repr(str(folder)) in line
     assert all(word in line for word in words), line
 
@@ -527,7 +529,7 @@ def test_a_report_on_nothing(folder, tmp_path, monkeypatch, capfd):
     clock = time.monotonic()
     code = report.main(["--records", folder])
     line = checked(code, *capfd.readouterr(), time.monotonic() - clock, "report: ")
-    assert f"--records: " in line
+    assert "--records: " in line
     assert not (tmp_path / "report").exists()
 
 

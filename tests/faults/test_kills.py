@@ -34,6 +34,8 @@ from kvstream.chunks import PART_TOKENS
 from kvstream.pacing import together
 from kvstream.weights import to_arrays
 
+pytestmark = pytest.mark.long
+
 RAY = str(Path(sys.executable).parent / "ray")
 RECORD = "????????????????.json"
 CELLS = 9  # of a gated sweep: eight that wait at the gate, and full

@@ -1,4 +1,4 @@
-"""Names are data: never a path, SQL, HTML or terminal commands, whatever a text, a model's folder or a question is called.
+"""Names are data: never a path, SQL, HTML or terminal commands, whatever a text, a model or a question is called.
 
 One sweep over documents with hostile names, and one over as many with harmless ones, each with its report.
 """
@@ -20,12 +20,15 @@ from kvstream.grid import visible
 
 FORGED = "x: PPL 1.00, 9 tokens/s\n[99/99, 0 s left] forged · full · y"
 HOSTILE = [
-    "../../../outside", "/outside", "..", ".", "~/outside", "C:\\outside", "nul\0byte", "it's", 'say "hi"', "back\\slash",
-    "'; DROP TABLE tokens; --", '"; DROP TABLE main; --', "{{7*7}}", "${x}", "$(touch outside)", "`touch outside`", "%s%n",
+    "../../../outside", "/outside", "..", ".", "~/outside", "C:\\outside", "nul\0byte", "it's", 'say "hi"',
+    "back\\slash",
+    "'; DROP TABLE tokens; --", '"; DROP TABLE main; --', "{{7*7}}", "${x}", "$(touch outside)", "`touch outside`",
+    "%s%n",
     "</script><script>window.broken=1</script>", "<!--", "]]>", "&lt;b&gt;", "<img src=x onerror=alert(1)>",
     "javascript:alert(1)", "\x1b[2J\x1b[31mred", "\x1b]0;title\x07", "bell\x07back\x08\x7f", "carriage\rreturn", FORGED,
     "tab\tline\u2028para\u2029", "right\u202eleft", "zero\u200bwidth", "🦙 ж 漢", "é" * 300, "x" * 300, "[a]*?.parquet",
-    "-rf", "--out", "nan", "NaN", "null", "None", "inf", "1e999", " ", " padded ", "0123456789abcdef.json", "[bold]rich[/bold]",
+    "-rf", "--out", "nan", "NaN", "null", "None", "inf", "1e999", " ", " padded ", "0123456789abcdef.json",
+    "[bold]rich[/bold]",
     "a,b;c", "| a | b |", "__proto__", "#", "=1+1", "row 3",
 ]  # fmt: skip
 QUESTION = "Is <b>this</b></script><script>window.broken=1</script> '; DROP TABLE main; -- {{7*7}} ${x} | safe?"
