@@ -67,7 +67,7 @@ HARMS = {
     "flipped": (lambda folder, key: flip(folder / f"{key}.parquet"), "is not the file that was committed"),
     "no file": (lambda folder, key: (folder / f"{key}.parquet").unlink(), "No such file"),
     "no record": (lambda folder, key: (folder / f"{key}.json").unlink(), "planned, but not finished"),
-    "broken record": (lambda folder, key: (folder / f"{key}.json").write_text("{"), "is not the file that was committed"),
+    "broken record": (lambda folder, key: (folder / f"{key}.json").write_text("{"), "not the file that was committed"),
     "rows missing": (lambda folder, key: rewritten(folder, key, lambda rows: rows.slice(1)), "298 rows, 299 were"),
     "rows twice": (
         lambda folder, key: rewritten(folder, key, lambda rows: pa.concat_tables([rows.slice(1), rows.slice(0, 1)])),
