@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 
 
-def tests_in(path: Path) -> set[str]:
+def functions_in(path: Path) -> set[str]:
     tree = ast.parse(path.read_text())
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
@@ -18,14 +18,14 @@ def listed() -> list[tuple[str, str]]:
 
 
 def test_every_test_of_a_fault_is_in_the_table():
-    there = {(path.name, name) for path in Path(__file__).parent.glob("test_*.py") for name in tests_in(path)}
-    there -= {(Path(__file__).name, name) for name in tests_in(Path(__file__))}
+    there = {(path.name, name) for path in Path(__file__).parent.glob("test_*.py") for name in functions_in(path)}
+    there -= {(Path(__file__).name, name) for name in functions_in(Path(__file__))}
     assert len(there) > 50
     assert there - set(listed()) == set()
 
 
 def test_every_test_in_the_table_exists():
-    files = {path.name: tests_in(path) for path in (ROOT / "tests").rglob("test_*.py")}
+    files = {path.name: functions_in(path) for path in (ROOT / "tests").rglob("test_*.py")}
     assert [pair for pair in listed() if pair[1] not in files.get(pair[0], ())] == []
     assert len(listed()) == len(set(listed()))
 
