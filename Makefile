@@ -20,8 +20,12 @@ run: $(READY) ## Sweep the demo model over two real books, then write report/ind
 	$(BIN)/python analysis/report.py --records $(RECORDS)/quick --out $(REPORT)
 
 .PHONY: test
-test: $(READY) ## Run every test
+test: $(READY) ## Run the tests, but for the long ones of faults
 	$(BIN)/python -m pytest
+
+.PHONY: test-faults
+test-faults: $(READY) ## Run the long tests of faults: kills, clusters, damage
+	$(BIN)/python -m pytest -m long
 
 .PHONY: bench-decode
 bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against other caches (20 minutes, quiet machine)

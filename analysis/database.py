@@ -1,11 +1,14 @@
 """A locked-down DuckDB over checked records, and the only way to run a query from `queries/`.
 
-The connection reads the given folder and nothing else. Tables from the commit records: `commits` (quality),
-`latency_commits`, `contenders`, `environment`; `published_*` from other people's numbers; then the prepared queries and
-`intervals`, `round_intervals` from the statistics. Raw rows: `tokens` (quality) and `samples` (latency).
+Two connections, so that none with queries to answer can reach a file. The reader sees the records folder and nothing
+else, adds the rows of all cells up to `pieces` and copies `samples`, and is closed. The other has no access to files at
+all: its tables are `commits` (quality), `latency_commits`, `contenders`, `environment` from the commit records,
+`published_*` from other people's numbers, those two, the prepared queries, and from the statistics `intervals`,
+`rival_intervals` and `round_intervals`. Neither installs or loads an extension, or lets a setting be changed.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,17 @@ from analysis.stats import intervals
 
 QUERIES = Path(__file__).parent / "queries"
 PUBLISHED = Path(__file__).parent / "published"
-PREPARED = ("policies", "settings", "focus", "cells", "prefixes", "documents", "latency_cells", "rounds")
+NAMED = ("policies", "settings", "focus", "cells")  # what cells are, without their rows
+PREPARED = ("prefixes", "documents", "latency_cells", "rounds")
+RESULTS = ("main", "rivals", "answer", "noise", "latency", "pairs")
+LIMITS: dict[str, Any] = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "memory_limit": "1GB",
+}
+WITHIN, QUALITY_WITHIN, MEMORY = 5.0, 1.0, 10.0  # thresholds of the recommendations, in percent
+SAMPLES = "SELECT cell, policy, phase, round, seconds FROM samples"
 # What a folder without cells of a kind reads instead of their files.
 NO_ROWS = {
     "tokens": "''::VARCHAR AS cell, 0::INTEGER AS position, 0::FLOAT AS nll_nats, false AS correct",
@@ -43,38 +56,66 @@ def rows(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any
     return connection.sql(sql(name)).to_arrow_table().to_pylist()
 
 
-def open_database(records: Records, within: float) -> duckdb.DuckDBPyConnection:
-    """Load `records` into DuckDB, lock it, prepare the tables of `queries/`; `within` is the answer's PPL tolerance."""
-    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
+def open_database(
+    records: Records, within: float, quality_within: float = QUALITY_WITHIN, memory: float = MEMORY
+) -> duckdb.DuckDBPyConnection:
+    """Load `records` into DuckDB, lock it, prepare the tables of `queries/`.
+
+    within: what a recommended policy's perplexity may be above full's, in percent; quality_within: the same where
+    quality comes first; memory: the share of full's KV bytes where memory is limited, in percent.
+    """
+    connection = duckdb.connect(config=LIMITS)
     load(connection, "commits", commits_table(records, "quality"))
     load(connection, "latency_commits", commits_table(records, "latency"))
     load(connection, "contenders", contenders_table(records))
     load(connection, "environment", environment_table(records))
     for path in sorted(PUBLISHED.glob("*.csv")):
-        load(connection, f"published_{path.stem}", pyarrow.csv.read_csv(path))
-    connection.execute("SET VARIABLE within = ?::DOUBLE", [within])
-    files = {"tokens": records.files(records.quality), "samples": records.files(records.latency)}
-    for name, paths in files.items():
-        connection.execute(f"SET VARIABLE {name}_files = ?", [[literal_path(path) for path in paths]])
-    # DuckDB checks the pattern and the file it finds, so both spellings of the folder are allowed.
-    allowed = ", ".join(quoted(name) for name in (str(records.folder.resolve()), literal_path(records.folder)))
-    connection.execute(f"SET allowed_directories = [{allowed}]")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    for name, paths in files.items():
-        source = (
-            f"SELECT * FROM read_parquet(getvariable('{name}_files'))" if paths else f"SELECT {NO_ROWS[name]} LIMIT 0"
-        )
-        connection.execute(f"CREATE VIEW {name} AS {source}")
-    for name in PREPARED:
-        connection.execute(f"CREATE TABLE {name} AS {sql(name)}")
-    documents = connection.sql("FROM documents ORDER BY setting, policy, length, document").to_arrow_table()
+        load(connection, f"published_{path.stem}", read_published(path))
+    for name, percent in (("within", within), ("quality_within", quality_within), ("memory", memory)):
+        connection.execute(f"SET VARIABLE {name} = ?::DOUBLE", [percent])
+    lock(connection)
+    create(connection, NAMED)
+    for name, table in read_rows(records, connection.sql("FROM cells").to_arrow_table()).items():
+        load(connection, name, table)
+    create(connection, PREPARED)
+    documents = connection.sql("FROM documents ORDER BY setting, length, policy, document").to_arrow_table()
     load(connection, "intervals", intervals(documents.to_pylist()))
     rounds = connection.sql("FROM rounds ORDER BY cell, phase, label, round").to_arrow_table()
     load(connection, "round_intervals", round_intervals(rounds.to_pylist()))
-    for name in ("main", "answer", "noise", "latency", "pairs"):
-        connection.execute(f"CREATE TABLE {name} AS {sql(name)}")
+    create(connection, RESULTS)
+    load(connection, "rival_intervals", intervals(rows(connection, "rivals")))
     return connection
+
+
+def read_rows(records: Records, cells: pa.Table) -> dict[str, pa.Table]:
+    """`pieces` of the quality cells and `samples` of the latency cells, from their files."""
+    files = {"tokens": records.files(records.quality), "samples": records.files(records.latency)}
+    with duckdb.connect(config=LIMITS) as reader:
+        load(reader, "cells", cells)
+        for name, paths in files.items():
+            reader.execute(f"SET VARIABLE {name} = ?", [[literal_path(path) for path in paths]])
+        # DuckDB checks the pattern and the file it finds, so both spellings of the folder are allowed.
+        lock(reader, [str(records.folder.resolve()), literal_path(records.folder)])
+        for name, paths in files.items():
+            source = f"* FROM read_parquet(getvariable('{name}'))" if paths else f"{NO_ROWS[name]} LIMIT 0"
+            reader.execute(f"CREATE VIEW {name} AS SELECT {source}")
+        return {
+            name: reader.sql(text).to_arrow_table() for name, text in (("pieces", sql("pieces")), ("samples", SAMPLES))
+        }
+
+
+def lock(connection: duckdb.DuckDBPyConnection, folders: Sequence[str] = ()) -> None:
+    """Leave a connection these folders of all that is outside it, and no way to change that."""
+    if folders:
+        connection.execute("SET allowed_directories = ?", [list(folders)])
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
+def create(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -> None:
+    """Keep the rows of these queries as tables of the same names."""
+    for name in names:
+        connection.execute(f"CREATE TABLE {name} AS {sql(name)}")
 
 
 def load(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
@@ -84,14 +125,14 @@ def load(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> N
     connection.unregister("incoming")
 
 
+def read_published(path: Path) -> pa.Table:
+    """Other people's numbers from a CSV file; what is empty is null, in columns of text too."""
+    return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True))
+
+
 def literal_path(path: Path) -> str:
     """An absolute path in which DuckDB's glob characters stand for themselves."""
     return re.sub(r"([*?\[])", r"[\1]", str(path.resolve()))
-
-
-def quoted(text: str) -> str:
-    """A SQL string literal; settings take no bound values."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def commits_table(records: Records, kind: str) -> pa.Table:

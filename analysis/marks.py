@@ -1,41 +1,72 @@
-"""The marks that every figure is made of: panels, lines with points, reference rules, log axes, labels.
+"""The marks that every figure is made of: panels, lines with points, whiskers, reference rules, tooltips.
 
-Knows the theme and nothing of policies or queries.
+Knows the theme and nothing of policies or queries. Each mark of a series fades while another series is emphasised; the
+page sets which (the signal `emphasis`), and a file never does.
 """
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import altair as alt
+from altair.utils.schemapi import debug_mode
 
-from analysis.theme import INK, MUTED, Style, order, style
+from analysis.theme import MUTED, RULE, Style, order, style
 
 Row = dict[str, Any]
 HEIGHT = 270
+WHISKER = 1.5
+SPOKEN = 14  # as many values of a chart are read out; beyond, its table serves better
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small chart: what sets it apart (may be empty) and the layers."""
+    """One small chart: whose it is, what sets it apart from the figure's others (may be empty), its Vega-Lite spec."""
 
+    setting: str
     title: str
-    chart: Any
+    spec: Row
 
 
 @dataclass(frozen=True)
 class Figure:
-    """The panels of one figure and its legend: (name, style) in reading order, lines or points."""
+    """The panels of one figure and its legend: (name, style) in reading order; `named` if an axis names the series."""
 
     panels: list[Panel]
     legend: list[tuple[str, Style]]
     columns: int = 1
+    named: bool = False
+
+    @property
+    def several(self) -> bool:
+        """Whether panels must say whose they are."""
+        return len({one.setting for one in self.panels}) > 1
+
+
+class Rows:
+    """Rows that Altair passes on as they are: it copies and checks each value of a list again and again."""
+
+    _schema = {"type": "array"}  # noqa: RUF012  what Altair tells its own kind by
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = list(rows)
+
+    def to_dict(self) -> list[Row]:
+        """The rows, for the spec."""
+        return self.rows
 
 
 def values(rows: Iterable[Row]) -> alt.Data:
     """Inline data; the queries have already aggregated it."""
-    return alt.Data(values=list(rows))
+    return alt.Data(values=Rows(rows))
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Draw without Altair's checks of every object that is built; the tests draw with them."""
+    with debug_mode(False), alt.data_transformers.enable(consolidate_datasets=False):
+        yield
 
 
 def groups(rows: list[Row], *names: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
@@ -51,11 +82,9 @@ def most_budgets(rows: list[Row]) -> int:
     return min(3, max(len(groups(mine, "budget")) for _, mine in groups(rows, "setting")))
 
 
-def heading(rows: list[Row], setting: str, budget: int | None = None) -> str:
-    """What a panel must say about itself: the model when there are several, and the budget when panels go by it."""
-    several = len({row["setting"] for row in rows}) > 1
-    parts = ([setting] if several else []) + ([f"budget {budget:,} tokens"] if budget is not None else [])
-    return " · ".join(parts)
+def budget_title(budget: int) -> str:
+    """The title of a panel when panels go by budget."""
+    return f"budget {budget:,} tokens"
 
 
 def legend_of(names: Iterable[str], find: Callable[[str], Style] = style) -> list[tuple[str, Style]]:
@@ -73,6 +102,12 @@ def scales(legend: list[tuple[str, Style]]) -> dict[str, alt.Scale]:
     }
 
 
+def emphasis(field: str) -> Any:
+    """Opacity: full for every series while none is emphasised, else for that one only."""
+    test = f"!isValid(emphasis) || datum[{field!r}] === emphasis"
+    return alt.condition(test, alt.value(1), alt.value(0.13))
+
+
 def lines(
     data: alt.Data, x: alt.X, y: alt.Y, field: str, legend: list[tuple[str, Style]], marks: alt.Data | None = None
 ) -> list[alt.Chart]:
@@ -80,13 +115,26 @@ def lines(
     scale = scales(legend)
     named = alt.Legend(title=None, columns=3)
     colour = alt.Color(f"{field}:N", scale=scale["color"], legend=named)
-    base = alt.Chart(data).encode(x=x, y=y, color=colour)
-    drawn = base.mark_line(strokeWidth=2).encode(
+    base = alt.Chart(data).encode(x=x, y=y, color=colour, opacity=emphasis(field))
+    drawn = base.mark_line(strokeWidth=2, clip=True).encode(
         strokeDash=alt.StrokeDash(f"{field}:N", scale=scale["strokeDash"], legend=None)
     )
-    points = base.mark_point(filled=True, size=75 if marks is None else 55, opacity=1)
+    points = base.mark_point(filled=True, size=75 if marks is None else 55, clip=marks is not None)
     points = points if marks is None else points.properties(data=marks)
     return [drawn, points.encode(shape=alt.Shape(f"{field}:N", scale=scale["shape"], legend=named))]
+
+
+def whiskers(
+    rows: list[Row], field: str, x: Any, y: alt.Y, legend: list[tuple[str, Style]], by: str = "series"
+) -> list[alt.Chart]:
+    """Upright intervals of `field` (its `_low` and `_high`), for the rows that have one."""
+    known = [row for row in rows if row[f"{field}_low"] is not None]
+    if not known:
+        return []
+    colour = alt.Color(f"{by}:N", scale=scales(legend)["color"], legend=alt.Legend(title=None, columns=3))
+    rule = alt.Chart(values(known)).mark_rule(strokeWidth=WHISKER).encode(x=x, color=colour, opacity=emphasis(by))
+    low = alt.Y(f"{field}_low:Q", scale=y["scale"], title=y["title"], axis=y["axis"])
+    return [rule.encode(y=low, y2=f"{field}_high:Q")]
 
 
 def rule(
@@ -95,51 +143,13 @@ def rule(
     """A thin reference line at the one field of `position`, named at its end, on the left of it if `leftward`."""
     (name,) = position
     data = values([{**position, "label": label}])
-    line = alt.Chart(data).mark_rule(color="#868b94", strokeDash=[5, 3], strokeWidth=1.5)
+    line = alt.Chart(data).mark_rule(color=RULE, strokeDash=[5, 3], strokeWidth=1.5, clip=True)
     if horizontal:
         text = alt.Chart(data).mark_text(align="right", baseline="top", dx=-2, dy=4, color=MUTED)
         return [line.encode(y=f"{name}:Q"), text.encode(y=f"{name}:Q", x=alt.value("width"), text="label:N")]
-    text = alt.Chart(data).mark_text(
-        align="right" if leftward else "left", baseline="top", dx=-4 if leftward else 4, color=MUTED
-    )
+    align: Literal["left", "right"] = "right" if leftward else "left"
+    text = alt.Chart(data).mark_text(align=align, baseline="top", dx=-4 if leftward else 4, color=MUTED, clip=True)
     return [line.encode(x=f"{name}:Q"), text.encode(x=f"{name}:Q", y=alt.value(16 * line_of_text), text="label:N")]
-
-
-def log_ticks(numbers: Iterable[float]) -> list[float]:
-    """At most seven round tick values that span `numbers` on a log axis."""
-    found = sorted(numbers)
-    low, high = found[0], found[-1]
-    for steps in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        ticks = [step * 10.0**power for power in range(-3, 12) for step in steps]
-        inside = [tick for tick in ticks if low / 1.02 <= tick <= high * 1.02]
-        if len(inside) <= 7:
-            break
-    if len(inside) >= 3:
-        return inside
-    power = 10.0 ** math.floor(math.log10(max(high - low, 1e-9)))
-    for step in (power * part for part in (1, 0.5, 0.2, 0.1)):
-        inside = [round(step * place, 9) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
-        if len(inside) >= 3:
-            break
-    return inside[:: max(1, len(inside) // 6)]
-
-
-def log_y(field: str, title: str, rows: list[Row], least: float = 1) -> alt.Y:
-    """A log axis just around the data, its ends at least a factor of `least` apart: noise should not fill a panel."""
-    numbers = [row[field] for row in rows if row[field] is not None and row[field] > 0]
-    low, high = min(numbers), max(numbers)
-    if high < least * low:
-        low, high = (low * high / least) ** 0.5, (low * high * least) ** 0.5
-    room = max((high / low) ** 0.08, 1.01)
-    scale = alt.Scale(type="log", domain=[low / room, high * room], nice=False)
-    return alt.Y(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=log_ticks([low, high]), format="~g"))
-
-
-def log2_x(field: str, title: str, rows: list[Row]) -> alt.X:
-    """A log2 axis that marks exactly the values present."""
-    found = sorted({row[field] for row in rows})
-    scale = alt.Scale(type="log", base=2, domain=[found[0] / 1.15, found[-1] * 1.15], nice=False)
-    return alt.X(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=found, format=",d"))
 
 
 def tips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:
@@ -154,18 +164,22 @@ def rings(rows: list[Row], x: alt.X, y: alt.Y) -> list[alt.Chart]:
     return [ring.encode(x=x, y=y, tooltip=tips(("noisy:N", "noisy", "")))] if noisy else []
 
 
-def panel(title: str, layers: list[alt.Chart], description: str, height: int = HEIGHT) -> Panel:
-    """Layers of one panel, described for readers who do not see it."""
-    return Panel(
-        title, alt.layer(*layers).properties(height=height, description=f"{title}: {description}".removeprefix(": "))
-    )
+def panel(
+    setting: str, title: str, layers: list[Any], description: str, height: int = HEIGHT, signals: Row | None = None
+) -> Panel:
+    """Layers of one panel, described for readers who do not see it; `signals`: what the page sets, and first values."""
+    about = ": ".join((", ".join(filter(None, (setting, title))), description))
+    spec = alt.layer(*layers).properties(height=height, description=about).to_dict(validate=False)
+    set_by_page = [{"name": name, "value": value} for name, value in ({"emphasis": None} | (signals or {})).items()]
+    return Panel(setting, title, spec | {"params": [*spec.get("params", []), *set_by_page]})
 
 
-def slim(rows: list[Row], *names: str) -> list[Row]:
-    """Only the fields that a dense chart draws, numbers to five decimals: the page carries each of them."""
-    return [
-        {name: round(row[name], 5) if isinstance(row[name], float) else row[name] for name in names} for row in rows
-    ]
+def spoken(rows: list[Row], name: str, field: str, form: str = ".3g", unit: str = "") -> str:
+    """The values of a small chart in words; where there are too many, how many, and that its table has them."""
+    known = [row for row in rows if row[field] is not None]
+    if len(known) > SPOKEN:
+        return f" {len(known)} points; the CSV beside the chart holds them."
+    return " " + "; ".join(f"{row[name]} {row[field]:{form}}{unit}" for row in known) + "."
 
 
 def sparse(rows: list[Row]) -> list[Row]:
@@ -175,42 +189,3 @@ def sparse(rows: list[Row]) -> list[Row]:
         step = max(1, len(mine) // 8)
         found += mine[(index * step // 3) % step :: step]
     return found
-
-
-def beside(rows: list[Row], field: str, y: alt.Y, across: alt.Scale, middle: float) -> list[alt.Chart]:
-    """The labels of a forest plot, on the roomier side of the whisker, neither covering it nor leaving the panel."""
-    found = []
-    sides: tuple[tuple[str, Literal["left", "right"], int], ...] = (("high", "left", 9), ("low", "right", -9))
-    for end, align, shift in sides:
-        mine = [row for row in rows if (row[field] <= middle) == (align == "left")]
-        text = alt.Chart(values(mine)).mark_text(align=align, dx=shift, color=INK)
-        found += [text.encode(y=y, x=alt.X(f"{end}:Q", scale=across), text="label:N")] if mine else []
-    return found
-
-
-def forest(
-    rows: list[Row],
-    field: str,
-    x: alt.X,
-    across: alt.Scale,
-    middle: float,
-    origin: float | None,
-    tooltip: list[alt.Tooltip],
-) -> list[alt.Chart]:
-    """A point per series, its whisker from `low` to `high`, its `label`; and a rule at `origin`, if any."""
-    scale = scales(legend_of(row["series"] for row in rows))
-    # Where nothing is known of the spread, the label stands beside the point.
-    placed = [row | {end: row[field] if row[end] is None else row[end] for end in ("low", "high")} for row in rows]
-    y = alt.Y(
-        "series:N",
-        title=None,
-        sort=[row["series"] for row in rows],
-        axis=alt.Axis(labelLimit=240, domain=False, ticks=False, labelPadding=8),
-    )
-    line = alt.Chart(values([{"origin": origin}])).mark_rule(color="#868b94", strokeDash=[5, 3], strokeWidth=1.5)
-    base = alt.Chart(values(placed)).encode(y=y, color=alt.Color("series:N", scale=scale["color"], legend=None))
-    whisker = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=across), x2="high:Q")
-    shape = alt.Shape("series:N", scale=scale["shape"], legend=None)
-    point = base.mark_point(filled=True, size=95, opacity=1).encode(x=x, shape=shape, tooltip=tooltip)
-    around = [] if origin is None else [line.encode(x="origin:Q")]
-    return [*around, whisker, point, *beside(placed, field, y, across, middle)]

@@ -7,8 +7,10 @@ position once, a latency cell must hold every prefill and step of every contende
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
         "seconds": ("double",),
     },
 }
+# What is decoded to check a file; losses and hits are read once, by the queries.
+CHECKED = {"quality": ["cell", "position"], "latency": list(COLUMNS["latency"])}
 MODEL = {"model": pa.string(), "model_note": pa.string(), "trained_context": pa.int64()}
 PLACE = {"device": pa.string(), "dtype": pa.string()}
 POLICY = {
@@ -88,9 +92,13 @@ class RecordsError(ValueError):
 
 @dataclass(frozen=True)
 class Records:
-    """What a records folder holds: checked commit records by kind, and by name what is failed, missing or excluded."""
+    """What a records folder holds: checked commit records by kind, and by name what is failed, missing or excluded.
+
+    folder: where the files are now. where: how the user calls that place, a folder or an address.
+    """
 
     folder: Path
+    where: str
     quality: list[dict[str, Any]]
     latency: list[dict[str, Any]]
     failed: list[dict[str, Any]]
@@ -108,23 +116,23 @@ class Records:
         return [self.folder / commit["file"] for commit in commits]
 
 
-def read_records(folder: Path) -> Records:
-    """Read and check `folder`; RecordsError when there is no folder or not one usable cell in it."""
+def read_records(folder: Path, where: str | None = None) -> Records:
+    """Read and check `folder`, called `where`; RecordsError when there is no folder or not one usable cell in it."""
+    where = where or str(folder)
     if not folder.is_dir():
-        raise RecordsError(f"--records: no folder '{folder}'; run `make run`, or pass a folder written by a sweep")
+        raise RecordsError(f"--records: no folder '{where}'; run `make run`, or pass a folder written by a sweep")
     names = sorted(entry.name for entry in folder.iterdir())
     commits: dict[str, list[dict[str, Any]]] = {kind: [] for kind in FIELDS}
     excluded = []
-    for name in filter(COMMIT.fullmatch, names):
-        try:
-            commit = read_commit(folder / name)
-        except (ValueError, OSError, pa.ArrowException) as problem:
-            excluded.append((name, str(problem)))
-            continue
-        commits[commit["fields"]["kind"]].append(commit)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing and decoding are done outside Python
+        for read in pool.map(lambda name: try_commit(folder / name), filter(COMMIT.fullmatch, names)):
+            if isinstance(read, tuple):
+                excluded.append(read)
+            else:
+                commits[read["fields"]["kind"]].append(read)
     if not any(commits.values()):
         found = "; ".join(f"{name}: {why}" for name, why in excluded[:1]) or "no finished cell"
-        raise RecordsError(f"--records: nothing to report in '{folder}' ({found}); run `make run` or a sweep again")
+        raise RecordsError(f"--records: nothing to report in '{where}' ({found}); run `make run` or a sweep again")
     committed = {name.split(".")[0] for name in filter(COMMIT.fullmatch, names)}
     failed = [
         read_json(folder / name) for name in filter(FAILED.fullmatch, names) if name.split(".")[0] not in committed
@@ -137,7 +145,7 @@ def read_records(folder: Path) -> Records:
             fields["lengths"] = sorted(asked | {fields["tokens"]})
     known = committed | {record.get("cell") for record in failed}
     missing = [key for key in sweep.get("cells", []) if key not in known]
-    return Records(folder, commits["quality"], commits["latency"], failed, missing, excluded, sweep)
+    return Records(folder, where, commits["quality"], commits["latency"], failed, missing, excluded, sweep)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -148,7 +156,19 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RecordsError(f"{path.name}: not JSON ({problem}); delete it and run the sweep again") from None
     if not isinstance(value, dict):
         raise RecordsError(f"{path.name}: not a JSON object; delete it and run the sweep again")
+    seal = value.pop("checksum", None)  # of the file's name and the same JSON without it; older records have none
+    written = f"{path.name}\n{json.dumps(value, indent=1, ensure_ascii=False)}"
+    if seal and seal != hashlib.sha256(written.encode()).hexdigest():
+        raise RecordsError(f"checksum: {path.name} is not what was written; delete it and run the sweep again")
     return value
+
+
+def try_commit(path: Path) -> dict[str, Any] | tuple[str, str]:
+    """A checked commit record, or the name of one that does not count and why."""
+    try:
+        return read_commit(path)
+    except (ValueError, OSError, pa.ArrowException) as problem:
+        return path.name, str(problem)
 
 
 def read_commit(path: Path) -> dict[str, Any]:
@@ -167,7 +187,7 @@ def read_commit(path: Path) -> dict[str, Any]:
         raise RecordsError(f"fields.kind: missing, or not one of {', '.join(FIELDS)}; run the sweep again")
     kind = fields["kind"]
     check_fields(fields, FIELDS[kind])
-    table = read_table(commit, path.parent / commit["file"], COLUMNS[kind])
+    table = read_table(commit, path.parent / commit["file"], kind)
     problem = quality_problem(fields, table) if kind == "quality" else latency_problem(fields, table)
     if problem:
         raise RecordsError(f"{problem}; delete {path.name} and run the sweep again")
@@ -186,8 +206,8 @@ def check_fields(fields: dict[str, Any], contract: dict[str, pa.DataType], where
             raise RecordsError(f"{where}.{name}: {value!r} is no {kind}; run the sweep again") from None
 
 
-def read_table(commit: dict[str, Any], path: Path, columns: dict[str, tuple[str, ...]]) -> pa.Table:
-    """Read the Parquet file of a commit record and check it: bytes, row count, columns, whose rows they are."""
+def read_table(commit: dict[str, Any], path: Path, kind: str) -> pa.Table:
+    """Check a commit record's Parquet file, its bytes, row count, columns and whose rows they are; read CHECKED."""
     remedy = f"delete {path.stem}.json and run the sweep again"
     if not path.is_file():
         raise RecordsError(f"file: {path.name} is missing; {remedy}")
@@ -197,13 +217,15 @@ def read_table(commit: dict[str, Any], path: Path, columns: dict[str, tuple[str,
         raise RecordsError(
             f"sha256: {path.name} is {digest[:12]}…, committed {str(commit.get('sha256'))[:12]}…; {remedy}"
         )
-    table = pq.read_table(pa.BufferReader(content))
-    if table.num_rows != commit.get("rows"):
-        raise RecordsError(f"rows: {path.name} has {table.num_rows}, committed {commit.get('rows')}; {remedy}")
-    for name, kinds in columns.items():
-        kind = str(table.schema.field(name).type).split("<")[0] if name in table.column_names else "missing"
-        if kind not in kinds:
-            raise RecordsError(f"{name}: column of {path.name} is {kind}, must be {kinds[0]}; {remedy}")
+    file = pq.ParquetFile(pa.BufferReader(content))
+    if file.metadata.num_rows != commit.get("rows"):
+        raise RecordsError(f"rows: {path.name} has {file.metadata.num_rows}, committed {commit.get('rows')}; {remedy}")
+    schema = file.schema_arrow
+    for name, types in COLUMNS[kind].items():
+        found = str(schema.field(name).type).split("<")[0] if name in schema.names else "missing"
+        if found not in types:
+            raise RecordsError(f"{name}: column of {path.name} is {found}, must be {types[0]}; {remedy}")
+    table = file.read(columns=CHECKED[kind], use_threads=False)
     if table["cell"].unique().to_pylist() != [commit["cell"]]:
         raise RecordsError(f"cell: {path.name} holds rows of another cell; {remedy}")
     return table

@@ -2,8 +2,9 @@
 
 A ratio is taken within each round, a policy's seconds over full's (or over its twin's that does not evict) in the same
 round; the median of these ratios is what the report gives, with a 95 % percentile bootstrap interval over rounds
-(https://docs.scipy.org/doc/scipy/reference/generated/scipy.stats.bootstrap.html). Below five rounds no interval is
-claimed. All contenders of a cell are resampled at once. Knows no SQL and no files.
+(https://docs.scipy.org/doc/scipy/reference/generated/scipy.stats.bootstrap.html), its level widened for few rounds as
+in `stats`: it covers the truth in 94 to 98 % of cases from five rounds on. Below that no interval is claimed. All
+contenders of a cell are resampled at once. Knows no SQL and no files.
 """
 
 import zlib
@@ -15,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import bootstrap
 
+from analysis.stats import widened
+
 MIN_ROUNDS = 5
-CONFIDENCE = 0.95
 RESAMPLES = 1999
 AGAINST = {"full": "full_ratio", "twin": "twin_ratio"}
 SCHEMA = pa.schema(
@@ -54,7 +56,7 @@ def spread(ratios_CR: Any, seed: int) -> tuple[Any, Any]:
         vectorized=True,
         axis=-1,
         method="percentile",
-        confidence_level=CONFIDENCE,
+        confidence_level=widened(ratios_CR.shape[-1]),
         rng=np.random.default_rng(seed),
     )
     return result.confidence_interval.low, result.confidence_interval.high

@@ -30,22 +30,29 @@ class Column:
 
 
 SECTIONS: dict[str, Section] = {
-    "tradeoff": Section(
-        "Perplexity against time per token",
-        "1 is the full cache on both axes. The step line joins the policies worth a choice: nothing of lower "
-        "perplexity is as fast, as far as can be told. "
-        "Numbers are budgets; whiskers are 95 % intervals, or the range over documents where these are few.",
-        "quality and latency of the same model, device and dtype",
-        LATENCY,
-    ),
-    "budget": Section(
-        "Perplexity against budget",
-        "Lower is better; the dashed line is the full cache.",
+    **{
+        f"tradeoff_{axis}": Section(
+            f"Perplexity against {what}",
+            "Full is at 1 and 0 %. The step line joins what nothing measured beats on both axes, as far as can be "
+            "told. Numbers are budgets in tokens; whiskers are 95 % intervals, or the range over few documents.",
+            needs,
+            LATENCY if axis != "kv" else QUALITY,
+        )
+        for axis, what, needs in (
+            ("tpot", "time per token", "quality and latency of the same model, device and dtype"),
+            ("kv", "KV memory", "the full cache and another policy on the same document"),
+            ("ttft", "time to the first token", "quality and latency of the same model, device and dtype"),
+        )
+    },
+    "multiples": Section(
+        "What a larger budget buys",
+        "Dashed: the full cache. Points at one budget stand side by side so that whiskers can be told apart.",
         "a policy with a budget",
     ),
+    "overview": Section("Zoom", "", "the full cache and another policy on the same document"),
     "cross_method": Section(
         "Methods at equal budget",
-        "1 is the full cache; further right is worse. Labels: change of perplexity.",
+        "Further right is worse. “tie”: cannot be told from the best at that budget (known from ten documents on).",
         "two methods at one budget",
     ),
     "position": Section(
@@ -60,7 +67,8 @@ SECTIONS: dict[str, Section] = {
     ),
     "start_size": Section(
         "How many attention sinks",
-        "Sinks and recent tokens share one budget; zero sinks is recent_only. Lower is better.",
+        "Sinks, the first tokens of the text, share one budget with the recent ones; zero sinks is recent_only. "
+        "Lower is better.",
         "several start sizes at one budget",
         QUALITY + " --start-sizes 0,1,2,4,8",
     ),
@@ -72,9 +80,10 @@ SECTIONS: dict[str, Section] = {
     ),
     "position_modes": Section(
         "Position modes",
-        "How cached keys are numbered. “cache”: by their place in the cache, as StreamingLLM is published. "
-        "“absolute”: by their place in the text, as the seed report measured. "
-        "“frozen”: never renumbered, the bug of naive implementations.",
+        "RoPE tells a model how far apart two tokens are; once tokens leave the cache, their numbers must be chosen. "
+        "“cache” numbers kept keys by their place in the cache, as StreamingLLM is published. "
+        "“absolute” keeps their place in the text, which is what the seed report measured. "
+        "“frozen” never renumbers, the bug of naive implementations.",
         "one policy in several position modes",
         QUALITY + " --positions cache,absolute,frozen",
     ),

@@ -1,102 +1,29 @@
-"""The charts of speed and memory, and the trade-off of speed against perplexity. As in `charts`, rows in, panels out.
+"""The charts of speed and memory against the context or the batch. Rows in, panels out.
 
 Points measured on a busy machine wear a ring.
 """
 
-from typing import Any
-
 import altair as alt
 
+from analysis.axes import log2_x, log_y
+from analysis.forest import LINE, forest
 from analysis.marks import (
     Figure,
     Panel,
     Row,
-    forest,
+    budget_title,
     groups,
-    heading,
     legend_of,
     lines,
-    log2_x,
-    log_ticks,
-    log_y,
     most_budgets,
     panel,
     rings,
     rule,
-    scales,
+    spoken,
     tips,
     values,
 )
-from analysis.theme import INK, MUTED
 from analysis.wording import change, with_caveat
-
-
-def tradeoff(rows: list[Row]) -> Figure:
-    """Perplexity against time per token, both as multiples of full's, with the front that nothing measured beats."""
-    legend = legend_of(row["series"] for row in rows)
-    scale = scales(legend)
-    named = alt.Legend(title=None, columns=3)
-    rows = with_caveat(rows, "policy")
-    panels = []
-    for (setting,), mine in groups(rows, "setting"):
-        x = ratio_axis(alt.X, "tpot_ratio", "time per token ÷ full's (log scale)", mine)
-        y = ratio_axis(alt.Y, "ppl_ratio", "perplexity ÷ full's (log scale)", mine)
-        marked = [{**row, "label": "full" if row["budget"] is None else f"{row['budget']:,}"} for row in mine]
-        front = alt.Chart(values(row for row in marked if row["unbeaten"]))
-        layers: list[Any] = [
-            front.mark_line(interpolate="step-after", color="#868b94", strokeWidth=1.5, opacity=0.8).encode(x=x, y=y)
-        ]
-        base = alt.Chart(values(marked)).encode(color=alt.Color("series:N", scale=scale["color"], legend=named))
-        layers.append(base.mark_rule(strokeWidth=1.5).encode(x="tpot_ratio_low:Q", x2="tpot_ratio_high:Q", y=y))
-        layers.append(base.mark_rule(strokeWidth=1.5).encode(y="ppl_ratio_low:Q", y2="ppl_ratio_high:Q", x=x))
-        point = base.mark_point(filled=True, size=100, opacity=1).encode(
-            x=x,
-            y=y,
-            shape=alt.Shape("series:N", scale=scale["shape"], legend=named),
-            tooltip=tips(
-                ("policy:N", "policy", ""),
-                ("tpot_ratio:Q", "time per token ÷ full's", ".3f"),
-                ("ppl_ratio:Q", "perplexity ÷ full's", ".3f"),
-                ("tpot_ms:Q", "TPOT, ms", ".2f"),
-                ("kv_percent:Q", "KV kept, %", ".1f"),
-            ),
-        )
-        name = alt.Chart(values(apart(marked))).mark_text(
-            align="left", baseline="bottom", dx=6, dy=-4, color=INK, fontSize=11
-        )
-        layers += [point, name.encode(x=x, y=y, text="label:N"), *rings(marked, x, y)]
-        corner = alt.Chart(values([{"better": "faster, better"}])).mark_text(
-            align="left", baseline="bottom", color=MUTED, fontWeight="bold"
-        )
-        layers.append(corner.encode(x=alt.value(6), y=alt.value(340 - 6), text="better:N"))
-        where = f"{mine[0]['context']:,} tokens of context"
-        title = " · ".join(filter(None, (heading(rows, setting), where)))
-        about = "perplexity against time per token of each policy, both as multiples of the full cache's"
-        panels.append(panel(title, layers, about, 340))
-    return Figure(panels, legend, min(2, len(panels)))
-
-
-def apart(rows: list[Row]) -> list[Row]:
-    """Rows without those whose label would lie upon the same label of an earlier one."""
-    found: list[Row] = []
-    spans = {name: [row[name] for row in rows] for name in ("tpot_ratio", "ppl_ratio")}
-    near = {name: (max(span) / min(span)) ** 0.06 for name, span in spans.items()}
-    for row in rows:
-        same = [other for other in found if other["label"] == row["label"]]
-        if not any(all(max(row[n], o[n]) / min(row[n], o[n]) < near[n] for n in near) for o in same):
-            found.append(row)
-    return found
-
-
-def ratio_axis(channel: Any, field: str, title: str, rows: list[Row]) -> Any:
-    """A log axis around all ratios, their whiskers, and one."""
-    names = (field, f"{field}_low", f"{field}_high")
-    numbers = [1.0, *(row[name] for row in rows for name in names if row[name] is not None)]
-    low, high = min(numbers), max(numbers)
-    room = max((high / low) ** 0.09, 1.01)
-    scale = alt.Scale(type="log", domain=[low / room, high * room], nice=False)
-    axis = alt.Axis(values=log_ticks([low, high]), format="~g", grid=True)
-    return channel(f"{field}:Q", title=title, scale=scale, axis=axis)
 
 
 def against_context(
@@ -110,7 +37,7 @@ def against_context(
         whole = [row for row in rows if row["setting"] == setting]
         contexts = sorted({row["context"] for row in whole})
         if len(contexts) == 1:
-            panels.append(at_one_context(mine, whole, field, title, heading(rows, setting, size), about))
+            panels.append(at_one_context(mine, whole, field, title, budget_title(size), about))
             continue
         x = log2_x("context", "context, tokens (log scale)", whole)
         y = log_y(field, f"{title} (log scale)", whole, least=2)
@@ -120,9 +47,9 @@ def against_context(
         layers += [] if field in ("kv_mb", "peak_mb") else rings(mine, x, y)
         if contexts[0] < size < contexts[-1]:
             layers += rule({"context": size}, "budget full", leftward=size * size > contexts[0] * contexts[-1])
-        panels.append(panel(heading(rows, setting, size), layers, about))
-    curves = len({row["context"] for row in rows}) > 1
-    return Figure(panels, legend if curves else [], most_budgets(rows))
+        panels.append(panel(setting, budget_title(size), layers, about))
+    alone = len({row["context"] for row in rows}) == 1
+    return Figure(panels, legend, most_budgets(rows), named=alone)
 
 
 def at_one_context(mine: list[Row], whole: list[Row], field: str, title: str, name: str, about: str) -> Panel:
@@ -141,7 +68,8 @@ def at_one_context(mine: list[Row], whole: list[Row], field: str, title: str, na
     ]
     layers = forest(placed, field, x, across, top, None, tips(("contender:N", "policy", ""), (f"{field}:Q", title, "")))
     where = f"{mine[0]['context']:,} tokens of context"
-    return panel(" · ".join(filter(None, (name, where))), layers, about, 30 * len(mine))
+    said = about + ":" + spoken(placed, "contender", field)
+    return panel(mine[0]["setting"], f"{name} · {where}", layers, said, LINE * len(mine))
 
 
 def beside_value(row: Row, field: str) -> str:
@@ -197,8 +125,8 @@ def throughput(rows: list[Row]) -> Figure:
             )
         )
         layers += rings(mine, x, y)
-        title = f"{heading(rows, setting, size)} · {mine[0]['context']:,} tokens of context"
-        panels.append(panel(title, layers, "output tokens per second against the batch size"))
+        title = f"{budget_title(size)} · {mine[0]['context']:,} tokens of context"
+        panels.append(panel(setting, title, layers, "output tokens per second against the batch size"))
     return Figure(panels, legend, most_budgets(rows))
 
 
@@ -226,6 +154,7 @@ def eviction(rows: list[Row]) -> Figure:
             ("context:Q", "context", ",d"),
         )
         layers = forest(placed, "eviction_percent", x, across, (low + high) / 2, 0, tooltip)
-        about = "what eviction adds to a step, least first"
-        panels.append(panel(heading(rows, setting, size), layers, about, 30 * len(mine)))
-    return Figure(panels, [], most_budgets(rows))
+        about = "what eviction adds to a step in per cent, least first:"
+        about += spoken(mine, "contender", "eviction_percent", "+.1f", " %")
+        panels.append(panel(setting, budget_title(size), layers, about, LINE * len(mine)))
+    return Figure(panels, legend_of(row["series"] for row in rows), most_budgets(rows), named=True)

@@ -5,7 +5,7 @@ Says of a difference only what its interval supports, and nothing in a headline 
 
 from typing import Any
 
-from analysis.wording import NONE, caveat, change, fixed, percent, times, tokens_of, with_caveat
+from analysis.wording import NONE, capital, caveat, change, fixed, percent, times, tokens_of, with_caveat
 
 Row = dict[str, Any]
 
@@ -27,19 +27,18 @@ def pace(row: Row) -> str:
 
 
 def beside_quality(row: Row) -> Row:
-    """What speed adds to the answer of a model with quality: the headline's end, sentences, a figure."""
+    """What speed adds to the answer of a model with quality: the headline's end and sentences."""
     if row["noisy"]:
         busy = f"Its speed was measured on a busy machine ({row['noisy']}), so no number of it is given here."
-        return {"headline": "", "more": [busy], "tiles": []}
+        return {"headline": "", "more": [busy]}
     if unfilled(row):
-        return {"headline": "", "more": [f"{sentence(row)} {again_words(row)}"], "tiles": []}
+        return {"headline": "", "more": [f"{sentence(row)} {again_words(row)}"]}
     ratio = times(row["tpot_ratio"]).replace("×", "× the time per token")
     joined = {"faster": "and", "slower": "but"}.get(verdict(row), "and about")
     if joined == "and about":
         ratio = "the same time per token" if verdict(row) == "same" else ratio
     at = f" at {row['context']:,}" if verdict(row) != "same" else ""
-    tile = (times(row["tpot_ratio"]), f"full’s time per token, at {tokens_of(row)}{sureness(row)}")
-    return {"headline": f", {joined} {ratio}{at}", "more": [f"{sentence(row)} {again_words(row)}"], "tiles": [tile]}
+    return {"headline": f", {joined} {ratio}{at}", "more": [f"{sentence(row)} {again_words(row)}"]}
 
 
 def sentence(row: Row) -> str:
@@ -92,7 +91,7 @@ def alone(row: Row, several: bool) -> Row:
     if row["noisy"]:
         headline = f"{where}speed was measured on a busy machine, so no number stands here."
         more = [f"Reason: {row['noisy']}. The tables below hold what was measured.", unknown]
-        return {"headline": headline[:1].upper() + headline[1:], "more": more, "tiles": [], "call": None}
+        return {"setting": row["setting"], "headline": capital(headline), "more": more, "tiles": []}
     kind = verdict(row)
     tied = f"As fast, as far as can be told: {', '.join(row['tied'][:4])}." if row["tied"] else ""
     if kind in ("faster", "unsure"):
@@ -107,8 +106,8 @@ def alone(row: Row, several: bool) -> Row:
         (times(row["tpot_ratio"]), f"full’s time per token, {row['policy']}{sureness(row)}"),
         (percent(row["kv_percent"]), f"of the full KV memory, at {tokens_of(row)}{grows}"),
     ]
-    headline = headline if where or headline.startswith(row["policy"]) else headline[:1].upper() + headline[1:]
-    return {"headline": headline, "more": [line for line in more if line], "tiles": tiles, "call": None}
+    headline = headline if where or headline.startswith(row["policy"]) else capital(headline)
+    return {"setting": row["setting"], "headline": headline, "more": [line for line in more if line], "tiles": tiles}
 
 
 def again(row: Row) -> Row:
@@ -136,29 +135,22 @@ def again_span(rows: list[Row]) -> Row | None:
     return {"cells": len(found), "low": f"{min(found):.3f}", "high": f"{max(found):.3f}"} if found else None
 
 
-def fronts(rows: list[Row]) -> list[str]:
-    """Per setting: which policies nothing measured beats on both axes, or why that is not said."""
-    found = []
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        mine = [row for row in rows if row["setting"] == setting]
+DEARER = {"tpot": "slower", "kv": "larger", "ttft": "later"}
+
+
+def fronts(rows: list[Row]) -> dict[str, list[Row]]:
+    """Per axis and setting: which policies nothing measured beats on both axes, or why that is not said."""
+    found: dict[str, list[Row]] = {axis: [] for axis in DEARER}
+    for axis, setting in dict.fromkeys((row["axis"], row["setting"]) for row in rows):
+        mine = [row for row in rows if row["setting"] == setting and row["axis"] == axis]
         where = f"{setting}: " if len({row["setting"] for row in rows}) > 1 else ""
         if mine[0]["noisy"]:
-            found.append(f"{where}the speed was measured on a busy machine ({mine[0]['noisy']}): read it with care.")
-            continue
-        front = [row["policy"] for row in with_caveat(mine, "policy") if row["unbeaten"]]
-        found.append(
-            f"{where}worth a choice: {', '.join(front)}. Any other has a better one that is not measurably slower."
-        )
-    return [line[:1].upper() + line[1:] if line.startswith(("the ", "worth ")) else line for line in found]
-
-
-def claims(rows: list[Row]) -> dict[str, list[str]]:
-    """By metric: what we measure where the seed claimed a change."""
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        busy = f"; noisy: {row['noisy']}" if row["noisy"] else ""
-        few = "; too few rounds for an interval" if row["low"] is None else ""
-        claimed, ours = f"{row['published']:.2f}\u00a0×", times(row["ours"], row["low"], row["high"])
-        line = f"{row['policy']}: {ours} full’s on {row['setting']} at {tokens_of(row)}{few}{busy}; the seed: {claimed}"
-        found.setdefault(row["metric"], []).append(line)
+            said = f"{where}the speed was measured on a busy machine ({mine[0]['noisy']}): read it with care."
+        else:
+            front = ", ".join(row["policy"] for row in with_caveat(mine, "policy") if row["unbeaten"])
+            sure = "" if axis == "kv" else "measurably "
+            said = (
+                f"{where}worth a choice: {front}. For any other there is a better one that is not {sure}{DEARER[axis]}."
+            )
+        found[axis].append({"setting": setting, "said": said if where else capital(said)})
     return found

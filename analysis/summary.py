@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from analysis import speed_words, wording
+from analysis import cards, speed_words, wording
 from analysis.records import Records, RecordsError
+from analysis.visible import in_markdown, visible
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+SAID = ("overview", "answer", "speed", "cards", "main", "pareto", "latency", "models", "noise", "invalid")
 Row = dict[str, Any]
 
 
@@ -58,9 +60,15 @@ def answers(frames: dict[str, list[Row]]) -> list[Row]:
 
 def summarise(records: Records, frames: dict[str, list[Row]]) -> str:
     """The answer, the main table at the longest length, the latency table of models without quality, as Markdown."""
-    lines = [f"**{answer['headline']}** {' '.join(answer['more'])}\n" for answer in answers(frames)]
+    frames = {name: in_markdown(frames[name]) for name in SAID}
+    lines = []
+    for answer in answers(frames):
+        first, *further = answer["more"]
+        lines += [f"**{answer['headline']}** {first}\n", *(f"- {line}" for line in further), ""]
     several = len(frames["overview"][0]["settings"]) > 1
     if frames["main"]:
+        measured = {row["setting"] for row in frames["main"]}
+        lines += cards.table([row for row in frames["cards"] if row["setting"] in measured], several)
         lines += quality_table(frames, several)
     alone = {row["setting"] for row in frames["speed"] if not row["has_quality"]}
     if alone:
@@ -78,7 +86,7 @@ def summarise(records: Records, frames: dict[str, list[Row]]) -> str:
 def quality_table(frames: dict[str, list[Row]], several: bool) -> list[str]:
     """Perplexity, accuracy and memory at the longest length, and beside them the time per token where it is known."""
     overview = frames["overview"][0]
-    paces = {(row["setting"], row["policy"]): row for row in frames["tradeoff"]}
+    paces = {(row["setting"], row["policy"]): row for row in frames["pareto"] if row["axis"] == "tpot"}
     lines = [
         f"\n| {'Model | ' if several else ''}Policy | KV kept, MB | of full | PPL | against full | Accuracy | points |"
         f"{' TPOT against full |' if paces else ''}",
@@ -120,7 +128,8 @@ def latency_table(rows: list[Row], several: bool) -> list[str]:
 
 def times_of(row: Row) -> str:
     """The time per token against full's, with its interval."""
-    shown = wording.times(row["tpot_ratio"], row["tpot_ratio_low"], row["tpot_ratio_high"])
+    low, high = (row[f"x_{end}"] if "x_low" in row else row[f"tpot_ratio_{end}"] for end in ("low", "high"))
+    shown = wording.times(row["tpot_ratio"], low, high)
     return f"{shown} (noisy)" if row["noisy"] else shown
 
 
@@ -140,9 +149,10 @@ def speed_lines(frames: dict[str, list[Row]]) -> list[str]:
 
 def provenance(records: Records) -> str:
     """The commands behind the README's block."""
-    name = records.sweep.get("name")
+    name = in_markdown(records.sweep.get("name"))
     sweep = f"`python sweeps/{name}.py`, then " if name else ""
-    return f"From {sweep}`python analysis/report.py --records {records.folder.as_posix()} --readme README.md`."
+    folder = in_markdown(records.folder.as_posix())
+    return f"From {sweep}`python analysis/report.py --records {folder} --readme README.md`."
 
 
 def readme_parts(readme: Path) -> tuple[str, str]:
@@ -157,4 +167,4 @@ def readme_parts(readme: Path) -> tuple[str, str]:
 
 def title_of(records: Records) -> str:
     """The sweep's name, or the folder's."""
-    return str(records.sweep.get("name") or records.folder.name)
+    return str(visible(records.sweep.get("name") or records.folder.name))

@@ -5,7 +5,7 @@ has a contrast of about 3:1 on both grounds; shape and dash repeat the distincti
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import altair as alt
@@ -23,9 +23,9 @@ class Style:
 STYLES: dict[str, Style] = {
     "full": Style("#868b94", "square", (6, 3)),
     "DynamicCache": Style("#8a6d4b", "triangle-right", (1, 3)),
-    "streaming_llm, 0 sinks": Style("#6aaed6", "cross", (2, 2)),
-    "streaming_llm, 1 sink": Style("#45a5e6", "triangle-up", (4, 2)),
-    "streaming_llm, 2 sinks": Style("#3f8fd8", "diamond", (8, 2)),
+    "streaming_llm, 0 sinks": Style("#5e8fa3", "cross", (2, 2)),
+    "streaming_llm, 1 sink": Style("#2b98c9", "triangle-up", (4, 2)),
+    "streaming_llm, 2 sinks": Style("#4a86e0", "diamond", (8, 2)),
     "streaming_llm, 4 sinks": Style("#2273c3", "circle"),
     "streaming_llm, 8 sinks": Style("#5a5fd0", "triangle-down", (8, 2, 2, 2)),
     "recent_only": Style("#d55e00", "square", (9, 2)),
@@ -50,14 +50,30 @@ VARIANT_STYLES = {
     "absolute": Style("#009e73", "diamond"),
     "frozen": Style("#d55e00", "square"),
 }
-INK, MUTED, GRID = "#22262b", "#5b626c", "#e4e7eb"
+INK, MUTED, GRID, RULE = "#22262b", "#5b626c", "#e4e7eb", "#868b94"
 FONT = "Helvetica, Arial, sans-serif"
 
 
+SHAPES = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down", "triangle-right", "triangle-left")
+DASHES = ((1, 0), (6, 3), (2, 2), (8, 2, 2, 2), (4, 2))
+
+
 def style(series: str) -> Style:
-    """The style of a policy series; unknown ones get a spare style that depends on the name only."""
+    """The style of a policy series, which depends on its name only; unknown ones get a spare style.
+
+    A series that carries more in its name than a known one, such as another keep_ratio, has that one's colour with a
+    shape and dash of its own.
+    """
     known = sorted((name for name in STYLES if series.startswith(name)), key=len)
-    return STYLES[known[-1]] if known else SPARE[sum(map(ord, series)) % len(SPARE)]
+    if not known:
+        return SPARE[sum(map(ord, series)) % len(SPARE)]
+    look = STYLES[known[-1]]
+    more = series.removeprefix(known[-1])
+    if not more:
+        return look
+    digits = re.findall(r"\d+", more)
+    place = int(digits[-1][-2:]) if digits else sum(map(ord, more))
+    return replace(look, shape=SHAPES[place % len(SHAPES)], dash=DASHES[place % len(DASHES)])
 
 
 def order(series: str) -> tuple[int, list[int], str]:
@@ -69,7 +85,9 @@ def order(series: str) -> tuple[int, list[int], str]:
 
 def variant_style(variant: str) -> Style:
     """The style of a position mode, whatever follows its name."""
-    return VARIANT_STYLES.get(variant.split(",")[0], SPARE[0])
+    mode, _, rest = variant.partition(",")
+    look = VARIANT_STYLES.get(mode, SPARE[0])
+    return replace(look, shape="triangle-up", dash=(4, 2)) if rest else look
 
 
 @alt.theme.register("kvstream", enable=True)

@@ -112,15 +112,19 @@ def kept(row: Row) -> str:
         return f"It keeps the first {first} of the text (the attention sinks) and the last {recent:,}."
     if row["policy_name"] in ("streaming_llm", "recent_only"):
         return f"It keeps the last {row['budget']:,} tokens."
+    if row["policy_name"] == "fix_size_l2":
+        older = {"keep_low": "those with the smallest keys", "keep_high": "those with the largest keys"}
+        rest = older.get(row["strategy"], "random ones")
+        return f"It keeps {row['budget']:,} tokens: the last ones and, of the older, {rest}."
     return f"It keeps {row['budget']:,} tokens."
 
 
 def answer(row: Row, several: bool, speed: Row | None = None) -> Row:
-    """The answer for one setting: a headline, what else a reader should know, some figures and the line of Python.
+    """The answer for one setting: a headline and what else a reader should know.
 
     speed: what `speed_words.beside_quality` adds.
     """
-    added = speed or {"headline": "", "more": [], "tiles": []}
+    added = speed or {"headline": "", "more": []}
     where = f"For {row['setting']}: " if several else ""
     cost = f"{change(row['ppl_change_percent'])} perplexity"
     length, tolerance = f"{row['length']:,} tokens", f"{row['tolerance_percent']:g}\u00a0%"
@@ -137,25 +141,11 @@ def answer(row: Row, several: bool, speed: Row | None = None) -> Row:
         squeezed = f"{change(row['tight_change_percent'])} with {percent(row['tight_kv_percent'])} of the memory"
         squeezed += caveat(row["tight_skip_layers"])
         more.append(f"At {row['tight_budget']:,} tokens the best is {row['tight_policy']}: {squeezed}.")
-    tiles = [
-        (change(row["ppl_change_percent"]), f"perplexity, {row['policy']}{sureness(row)}"),
-        (percent(row["kv_percent"]), f"of the full KV memory, at {at_length}"),
-        *added["tiles"],
-    ]
     if row["sinks_budget"]:
         bare, kept = row["bare_ratio"], row["sinks_ratio"]
         less = f"With {row['sinks_budget']:,} tokens but no attention sinks, {row['bare_policy']} is at {bare:.2f} ×"
         more.append(f"{less} full’s perplexity; {row['sinks_policy']} is at {kept:.2f} ×.")
-        tiles.append((f"{bare:.2f} ×", f"full’s perplexity without sinks, {row['bare_policy']}"))
-    return {"headline": capital(headline), "more": more, "tiles": tiles, "call": call(row)}
-
-
-def sureness(row: Row) -> str:
-    """How sure the change of an answer row is, in small print."""
-    ends = between(row["ppl_change_low_percent"], row["ppl_change_high_percent"], change)
-    if row["spread"] == "interval":
-        return f"; 95\u00a0% interval {ends}"
-    return f"; {ends} over {row['paired_documents']} documents" if row["paired_documents"] > 1 else "; 1 document"
+    return {"setting": row["setting"], "headline": capital(headline), "more": more, "tiles": []}
 
 
 def capital(text: str) -> str:

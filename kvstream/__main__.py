@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from kvstream.command import Parser, refuse
+from kvstream.records import Records
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,31 +17,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verify = commands.add_parser("verify", help="hash and count the records of a sweep again")
     rerun = commands.add_parser("rerun", help="compute one quality cell again and compare its rows")
     for command in (verify, rerun):
-        command.add_argument("folder", type=Path, metavar="DIR", help="what the sweep was given as --out")
+        command.add_argument("folder", metavar="DIR", help="what the sweep was given as --out")
     rerun.add_argument("cell", metavar="CELL", help="16 hex digits, the name of the cell's files")
     given = parser.parse_args(arguments)
     try:
-        good = _verify(given.folder) if given.command == "verify" else _rerun(given.folder, given.cell)
+        good = (
+            _verify(Records(given.folder)) if given.command == "verify" else _rerun(Records(given.folder), given.cell)
+        )
     except (ValueError, OSError) as error:
         refuse(error)
     sys.exit(0 if good else 1)
 
 
-def _verify(folder: Path) -> bool:
+def _verify(records: Records) -> bool:
     from kvstream.verifying import verify
 
-    verdict = verify(folder)
+    verdict = verify(records)
     for problem in verdict.problems:
         print(problem)
     counted = f"{verdict.cells:,} cells with {verdict.rows:,} rows are what was committed"
-    print(f"{folder}: {counted}, {len(verdict.problems):,} problems")
+    print(f"{records.storage.where}: {counted}, {len(verdict.problems):,} problems")
     return not verdict.problems
 
 
-def _rerun(folder: Path, cell: str) -> bool:
+def _rerun(records: Records, cell: str) -> bool:
     from kvstream.verifying import rerun
 
-    again = rerun(folder, cell)
+    again = rerun(records, cell)
     same = (
         "identical" if not again.worst_nats and not again.other_hits else f"at most {again.worst_nats:.1e} nats apart"
     )

@@ -14,6 +14,7 @@ from typing import Any
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MOST, MOST_LAYERS = 2**24, 1000  # no model comes near; beyond, its shape alone would fill the memory
 
 
 def read_config(spec: str, folder: Path) -> dict[str, Any]:
@@ -35,21 +36,26 @@ def read_config(spec: str, folder: Path) -> dict[str, Any]:
 def shape(spec: str, config: dict[str, Any]) -> dict[str, int]:
     """The sizes in a configuration, by their names in `models.ModelInfo`; `ValueError` if one is not there."""
 
-    def number(*names: str) -> int:
+    def number(*names: str, most: int = MOST) -> int:
         value = next((config[name] for name in names if config.get(name) is not None), None)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             raise ValueError(
-                f"models: {spec!r} has {names[0]} = {value!r} in config.json, not a positive integer; "
+                f"models: {spec!r} has {names[0]} = {value!r} in config.json, not a positive integer up to {most:,}; "
                 "give a GPT-NeoX or Llama-family model"
             )
         return value
 
-    heads = number("num_attention_heads")
+    heads, kv_heads = number("num_attention_heads"), number("num_key_value_heads", "num_attention_heads")
+    if heads % kv_heads or (not config.get("head_dim") and number("hidden_size") % heads):
+        raise ValueError(
+            f"models: {spec!r} has hidden_size = {number('hidden_size')} and {heads} heads on {kv_heads} "
+            "in config.json, which do not divide; give the configuration that belongs to the weights"
+        )
     return {
         "trained_context": number("max_position_embeddings"),
         "hidden_size": number("hidden_size"),
-        "num_layers": number("num_hidden_layers"),
-        "num_kv_heads": number("num_key_value_heads", "num_attention_heads"),
+        "num_layers": number("num_hidden_layers", most=MOST_LAYERS),
+        "num_kv_heads": kv_heads,
         "head_dim": number("head_dim") if config.get("head_dim") else number("hidden_size") // heads,
         "vocab_size": number("vocab_size"),
     }
@@ -69,6 +75,19 @@ def weight_files(spec: str, folder: Path) -> list[Path]:
             "save the model again"
         )
     return [folder / name for name in shards] if all((folder / name).is_file() for name in shards) else []
+
+
+def require_whole(spec: str, files: Iterable[Path]) -> None:
+    """`ValueError` unless each safetensors file is as long as its header says; reads the headers alone."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in files:
+        try:
+            safe_open(file, "np")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"models: {spec!r} cannot be loaded, {file.name} is broken ({error}); are its files whole?"
+            ) from error
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import signal
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kvstream.address import _silence, answering
+from kvstream.interrupt import put_off
 
 MAX_THREADS = 8  # per cell: beyond, matrix products of these sizes gain little
 
@@ -28,27 +35,53 @@ class Node:
 
 
 def connect() -> list[Node]:
-    """Find a running Ray or start one, and look at its machines."""
+    """Find a running Ray or start one that this machine alone can reach, and look at its machines."""
+    where = answering()
+    if where is None:
+        # Else Ray listens on all interfaces. It is read when ray is imported, and so here: a running Ray's is its own.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     try:
         if not ray.is_initialized():
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        where = os.environ.get("RAY_ADDRESS", "the address a local cluster left behind")
+            own: Any = {} if where else {"address": "local", "include_dashboard": False}
+            with put_off():  # torn in two, it leaves processes behind
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray would kill its head first, then abort
+            # Asked for last, so done first when the program ends: a Ctrl-C must not tear Ray's end in two either.
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        why = str(error).strip().splitlines()[0]
+        if where is None:
+            raise ValueError(f"ray: none could be started on this machine ({why})") from None
         raise ValueError(
-            f"ray: no cluster answers at {where} ({str(error).splitlines()[0]}); run `ray stop` or unset RAY_ADDRESS"
+            f"ray: the cluster at {where} lets nobody in ({why}); a sweep runs on one of its machines, with its "
+            "version of Ray, and with RAY_AUTH_MODE=token if it asks for a token"
         ) from None
-    nodes = [
-        Node(node["NodeID"], int(has.get("CPU", 0)), int(has.get("GPU", 0)), has.get("memory", 0))
-        for node in ray.nodes()
-        if node["Alive"] and (has := node["Resources"]) and has.get("CPU", 0) >= 1
-    ]
+    nodes = [node for node in machines() if node.cores]
     if not nodes:
         raise ValueError("ray: no node of the cluster has a CPU for tasks; add one, or start Ray with --num-cpus")
     cores, gpus = sum(node.cores for node in nodes), sum(node.gpus for node in nodes)
     print(f"Ray: {len(nodes)} node(s) with {cores} CPUs and {gpus} GPUs")
     return nodes
+
+
+def machines() -> list[Node]:
+    """The machines of the cluster that live, with or without a CPU for tasks."""
+    import ray
+
+    return [
+        Node(node["NodeID"], int(has.get("CPU", 0)), int(has.get("GPU", 0)), has.get("memory", 0))
+        for node in ray.nodes()
+        if node["Alive"] and (has := node["Resources"]) is not None
+    ]
+
+
+def silence() -> str | None:
+    """Why the head of the cluster cannot be reached; None if it can."""
+    import ray
+
+    return _silence(ray.get_runtime_context().gcs_address)
 
 
 def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
@@ -98,10 +131,24 @@ class Slots:
 
 def divide(device: str, nodes: list[Node], threads: int | None, cells: int) -> Slots:
     """Divide the cluster among cells: one GPU each, or `threads` CPU cores, by default so that all cores are busy."""
-    if device != "cpu":
-        return Slots(device, threads or 1, sum(node.gpus for node in nodes), threads)
     largest = max(node.cores for node in nodes)
     if threads and threads > largest:
         raise ValueError(f"threads: {threads} asked, the largest node has {largest} CPUs; give no more than that")
-    each = threads or max(1, min(MAX_THREADS, largest, sum(node.cores for node in nodes) // max(cells, 1)))
-    return Slots(device, each, sum(node.cores // each for node in nodes), threads)
+    if device != "cpu":
+        return Slots(device, threads or 1, sum(node.gpus for node in nodes), threads)
+
+    def fit(each: int) -> int:
+        return sum(node.cores // each for node in nodes)
+
+    most = min(MAX_THREADS, largest)
+    each = threads or next((each for each in range(most, 1, -1) if fit(each) >= cells), 1)
+    return Slots(device, each, fit(each), threads)
+
+
+def refuse_lost(out: str) -> None:
+    """Raise ValueError for records that would lie in a Ray job's own copy of its working directory: Ray removes it."""
+    if "://" not in out and "working_dir_files" in (folder := Path(out).resolve()).parts:
+        raise ValueError(
+            f"out: {out!r} lies in this job's temporary folder {folder}, which Ray removes; "
+            "give --out an absolute path or a URL, such as /home/ray/records or s3://bucket/prefix"
+        )

@@ -6,13 +6,14 @@ Values are comma lists without spaces or quotes, because `ray submit` joins argu
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
-from kvstream.grid import DTYPE_BYTES, Grid, expand
+from kvstream.grid import DTYPE_BYTES, MOST, Grid, expand, visible
 from kvstream.policies import POLICIES, Axes, BoundedPolicy, Policy, parse_policy
 from kvstream.policies.base import Position
 from kvstream.policies.fix_size_l2 import Strategy
@@ -26,7 +27,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 class Options:
     """How to run a grid: where it computes and where records go. None of this changes what is asked."""
 
-    out: Path
+    out: str
     device: str
     dtype: str
     threads: int | None
@@ -37,13 +38,14 @@ class Parser(argparse.ArgumentParser):
     """One line per error, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong."""
-        refuse(message)
+        """Say what is wrong, and where argparse's own words name no remedy, where to look for it."""
+        refuse(message if "; " in message else f"{message}; --help lists what there is")
 
 
 def refuse(message: object) -> NoReturn:
-    """End the program with one clear line and exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    """End the program with one clear line and exit code 2, whatever the values and errors of others in it hold."""
+    line = " ".join(part.strip() for part in str(message).splitlines())
+    print(f"error: {visible(line)}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -62,7 +64,7 @@ def parse_flags(grid: Grid, question: str, arguments: Sequence[str] | None = Non
         grid = replace(grid, **changes)
     except ValueError as error:
         refuse(error)
-    out = given.out or Path("records") / grid.name
+    out = f"records/{grid.name}" if given.out is None else given.out
     return grid, Options(out, given.device, given.dtype, given.threads, given.dry_run)
 
 
@@ -73,7 +75,7 @@ def _parser(grid: Grid, question: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         epilog="An axis flag replaces that axis; the policies are then the product of all axes.",
     )
-    words, numbers = _listed("names", str), _listed("whole numbers", _count)
+    words, numbers = _listed("names, such as a,b", str), _listed("whole numbers, such as 4,8", _count)
     axes = parser.add_argument_group("axes (comma lists)")
     axes.add_argument("--models", type=words, metavar="A,B", help=f"now {','.join(grid.models)}")
     axes.add_argument(
@@ -84,7 +86,8 @@ def _parser(grid: Grid, question: str) -> argparse.ArgumentParser:
     axes.add_argument(
         "--strategies", type=words, metavar="A,B", help=f"of fix_size_l2: {', '.join(get_args(Strategy))}"
     )
-    axes.add_argument("--keep-ratios", type=_listed("numbers", float), metavar="X,X", help="of fix_size_l2")
+    ratios = _listed("numbers, such as 0.5,0.7", _decimal)
+    axes.add_argument("--keep-ratios", type=ratios, metavar="X,X", help="of fix_size_l2")
     axes.add_argument("--positions", type=words, metavar="A,B", help=", ".join(get_args(Position)))
     axes.add_argument("--skip-layers", type=numbers, metavar="N,N", help="layers that never evict")
     axes.add_argument(
@@ -106,7 +109,12 @@ def _parser(grid: Grid, question: str) -> argparse.ArgumentParser:
     run.add_argument("--device", choices=DEVICES, default="auto", help="auto: the cluster's GPUs, else CPUs")
     run.add_argument("--dtype", choices=tuple(DTYPE_BYTES), default="float32")
     run.add_argument("--threads", type=_positive, metavar="N", help="per cell on a CPU; default: by cores and cells")
-    run.add_argument("--out", type=Path, metavar="DIR", help=f"records folder, default records/{grid.name}")
+    run.add_argument(
+        "--out",
+        type=_place,
+        metavar="DIR",
+        help=f"records folder, default records/{grid.name}; or s3://bucket/prefix, gs://…",
+    )
     run.add_argument("--dry-run", action="store_true", help="print the cells and what they would cost")
     return parser
 
@@ -168,11 +176,8 @@ def _listed(what: str, convert: Callable[[str], T]) -> Callable[[str], tuple[T, 
     def parse(text: str) -> tuple[T, ...]:
         entries = text.split(",")
         if not all(entries):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a comma list of {what}, such as 4,8")
-        try:
-            return tuple(convert(entry) for entry in entries)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a comma list of {what}, such as 4,8") from None
+            raise argparse.ArgumentTypeError(f"{_short(text)} is not valid; give a comma list of {what}")
+        return tuple(convert(entry) for entry in entries)
 
     return parse
 
@@ -182,8 +187,10 @@ def _none_or(parse: Callable[[str], tuple[T, ...]]) -> Callable[[str], tuple[T, 
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write it in digits, such as 8")
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number; write it in digits, such as 8")
+    if len(text) > 4000 or int(text) > MOST:  # Python itself reads no more than 4,300 digits
+        raise argparse.ArgumentTypeError(f"{_short(text)} is too large; give {MOST:,} or less")
     return int(text)
 
 
@@ -191,3 +198,25 @@ def _positive(text: str) -> int:
     if (number := _count(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not valid; give 1 or more")
     return number
+
+
+def _decimal(text: str) -> float:
+    if not re.fullmatch(r"-?[0-9]*\.?[0-9]+(e-?[0-9]+)?|-?inf|nan", text):
+        raise argparse.ArgumentTypeError(f"{_short(text)} is not a number; write it in digits, such as 0.7")
+    return float(text)
+
+
+def _place(text: str) -> str:
+    """Refuse what no folder can be, before anything is computed for it."""
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{_short(text)} holds characters that cannot be shown; give another name")
+    above = text
+    while above and "://" not in text and not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if os.path.lexists(above) and not os.path.isdir(above):
+        raise argparse.ArgumentTypeError(f"{_short(text)} cannot be a folder, {above!r} is a file; give another name")
+    return text
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 100 else text[:99] + "…")

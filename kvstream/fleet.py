@@ -7,14 +7,16 @@ number of threads of a cell are decided here and travel with it, whatever a work
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 
-from kvstream import tasks
+from kvstream import cluster, tasks
 from kvstream.cluster import Node, Slots
 from kvstream.grid import LatencyCell, QualityCell
 from kvstream.interrupt import Interrupt
@@ -26,6 +28,64 @@ from kvstream.plan import needed_bytes, side_by_side, text_bytes
 MAX_ATTEMPTS = 2  # for a worker that died; an error that the cell itself raised would only come again
 PACE_S = 3.0  # for how long a pace is taken
 WAIT_S = 1.0  # how long the driver waits at a time, so that it notices an interrupt
+SILENCE_S = 20.0  # for how long Ray's head may be silent: it may be started again, but after 60 s Ray ends the driver
+ALONE_S = 60.0  # for how long a cell may be without a machine that could run it
+WORDS: tuple[tuple[type[BaseException], str], ...] = (
+    (
+        ray.exceptions.OutOfMemoryError,
+        "its machine ran out of memory, and Ray killed the cell; give fewer or shorter texts, smaller budgets, or more "
+        "--threads, so that fewer cells run at once",
+    ),
+    (ray.exceptions.WorkerCrashedError, "the process that computed it was killed or crashed, or its machine was lost"),
+    (ray.exceptions.NodeDiedError, "the machine that computed it was lost"),
+    (ray.exceptions.TaskCancelledError, "no machine was left that could run it"),
+    (ray.exceptions.ObjectLostError, "what it needs was lost with another machine"),
+)
+
+
+@dataclass
+class Watch:
+    """Looks after the machines while cells run, for Ray lets a task that none of them can run wait for ever."""
+
+    nodes: list[Node]  # that live; on CPUs also those that came later
+    joining: bool
+    lost: bool = False  # whether nothing can be computed any more
+    _looked: float = field(default_factory=time.monotonic)
+    _since: dict[Any, float] = field(default_factory=dict)
+
+    def look(self, *, at_once: bool = False) -> None:
+        """Find out which machines live, once in so many seconds."""
+        if not at_once and time.monotonic() - self._looked < WAIT_S:
+            return
+        self._looked = time.monotonic()
+        if why := cluster.silence():  # asked first, as Ray's own questions then wait for a minute
+            if self.without("head", False, SILENCE_S):
+                self.lose(f"Ray's head does not answer any more ({why})")
+            return
+        self.without("head", True)
+        known = {node.id: node for node in self.nodes}
+        living = cluster.machines()
+        self.nodes = [known.get(node.id, node) for node in living if node.id in known or (self.joining and node.cores)]
+        if ray.get_runtime_context().get_node_id() not in {node.id for node in living}:
+            self.lose("the Ray on this machine has ended")
+
+    def without(self, what: Any, there: bool, patience_s: float | None = None) -> bool:
+        """Whether something has not been there for too long."""
+        if there:
+            self._since.pop(what, None)
+            return False
+        now = time.monotonic()
+        return now - self._since.setdefault(what, now) > (ALONE_S if patience_s is None else patience_s)
+
+    def homeless(self, task: Any, can_run: Callable[[Node], bool]) -> bool:
+        """Whether for too long no machine has been able to run a task."""
+        return self.without(task, any(map(can_run, self.nodes)))
+
+    def lose(self, why: str) -> None:
+        """Say, once, why the sweep cannot go on."""
+        if not self.lost:
+            print(f"\nstopping: {why}; start Ray again and repeat the sweep", file=sys.stderr, flush=True)
+        self.lost = True
 
 
 @dataclass
@@ -37,6 +97,18 @@ class Fleet:
     ledger: Ledger
     interrupt: Interrupt
     stored: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin to watch the nodes."""
+        self.watch = Watch(self.nodes, joining=self.slots.device == "cpu")
+
+    @property
+    def _stopping(self) -> bool:
+        return self.interrupt.stopping or self.watch.lost
+
+    @property
+    def _draining(self) -> bool:
+        return self.interrupt.draining or self.watch.lost
 
     def evaluate(self, cells: list[QualityCell]) -> int:
         """Evaluate quality cells of one model side by side; count those that failed or were not reached."""
@@ -52,8 +124,8 @@ class Fleet:
         again: deque[Job] = deque()  # parts that follow, and what is tried once more
         running: dict[Any, Job] = {}
         finished = 0
-        while not self.interrupt.stopping:
-            while len(running) < 2 * slots.count and not self.interrupt.draining:
+        while not self._stopping:
+            while len(running) < 2 * slots.count and not self._draining:
                 job = again.popleft() if again else next(coming, None)
                 if job is None:
                     break
@@ -61,33 +133,47 @@ class Fleet:
                 running[submit(weights, job.stretch, job.begun, job.shared, slots.threads)] = job
             if not running:
                 break
-            for reference in ray.wait(list(running), num_returns=1, timeout=WAIT_S)[0]:
+            ready: list[Any] = ray.wait(list(running), num_returns=1, timeout=WAIT_S)[0]
+            self.watch.look()
+            if self.watch.homeless(slots, _able(slots)):
+                self.watch.lose(f"no machine with {slots.threads} CPUs for a cell is left")
+            for reference, job in running.items():
+                if self.watch.homeless(reference, _able(slots, job)):
+                    ray.cancel(reference, force=True)  # it then is among those that failed
+            for reference in ready if not self.watch.lost else ():
                 job = running.pop(reference)
                 try:
                     results, environment = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    cause = None if job.shared and job.attempt < MAX_ATTEMPTS else self._final(error, job.attempt)
-                    if cause is None:
-                        again.append(job.once_more())
-                    elif len(job.cells) > 1:
-                        again.extend(job.apart())
-                    else:
-                        self.ledger.failed(job.cells[0], cause, job.attempt, job.length - job.start)
+                    again.extend(self._again(job, error))
                 else:
                     if next_part := self.ledger.evaluated(job, results, environment, slots.threads):
                         again.appendleft(next_part)
                     else:
                         finished += len(job.cells)
-        for reference in running:
+        for reference in running if not self.watch.lost else ():
             ray.cancel(reference, force=True)
         return len(cells) - finished
+
+    def _again(self, job: Job, error: Any) -> list[Job]:
+        """What to try again of a job that failed; its failure is written down if that is nothing."""
+        self.watch.look(at_once=True)
+        if self.watch.lost:
+            return []
+        cause = None if job.shared and job.attempt < MAX_ATTEMPTS else self._final(error, job.attempt)
+        if cause is None:
+            return [job.once_more()]
+        if len(job.cells) > 1:
+            return job.apart()
+        self.ledger.failed(job.cells[0], cause, job.attempt, job.length - job.start)
+        return []
 
     def _coming(self, cells: list[QualityCell], weights: Any, slots: Slots, asked: dict[str, Any]) -> Iterator[Job]:
         """Yield the jobs, text by text; what several of them share is computed when the first of them comes."""
         task: Any = ray.remote(max_retries=MAX_ATTEMPTS - 1, **asked)(tasks.first_tokens)
         at_once = 1  # a CPU is busy with one text
         if slots.device != "cpu":
-            at_once = side_by_side(cells, min(node.memory for node in self.nodes))
+            at_once = side_by_side(cells, min(node.memory for node in self.watch.nodes))
         for group, tokens in by_texts(jobs_of(cells, at_once)):
             begun = None
             if tokens:
@@ -100,8 +186,11 @@ class Fleet:
 
     def _paced(self, weights: Any, cells: list[QualityCell]) -> Slots:
         """Choose between few threads for many cells and many threads for few, by measuring, where that is worth it."""
-        node = max(self.nodes, key=lambda node: node.cores)
-        candidates = splits(self.slots, self.nodes, cells)
+        node = max(self.watch.nodes, key=lambda node: node.cores)
+        needed = max(map(needed_bytes, cells))
+        roomy = [node for node in self.watch.nodes if node.memory >= needed]
+        ways = splits(self.slots, self.watch.nodes, cells)
+        candidates = [way for way in ways if any(node.cores >= way.threads for node in roomy)] or [self.slots]
         if len(candidates) < 2:
             return candidates[0]
         self.ledger.reporter.say(f"measuring how many threads a cell of {cells[0].model.spec} should take")
@@ -112,8 +201,8 @@ class Fleet:
             for seconds in (0.0, PACE_S):  # first only to start workers, so that then they run at the same time
                 each = node.cores // slots.threads
                 asked = [task.remote(weights, cells[0], slots.threads, seconds) for _ in range(each)]
-                paces = self._all_of(asked)
-            if self.interrupt.draining:
+                paces = self._all_of(asked, node)
+            if self._draining:
                 return self.slots
             if paces and (rate := together(paces)):
                 rates[slots] = rate * slots.count / len(paces)  # smaller nodes are taken to be like this one
@@ -122,11 +211,12 @@ class Fleet:
         self.ledger.reporter.say(f"tokens/s by threads per cell: {told}; taking {best.threads}")
         return best
 
-    def _all_of(self, references: list[Any]) -> list[Any]:
-        """Wait for all of these; empty if one of them failed, or if nothing new is to start any more."""
+    def _all_of(self, references: list[Any], node: Node) -> list[Any]:
+        """Wait for all of these on a node; empty if one failed, the node left, or nothing new is to start any more."""
         left = references
-        while left and not self.interrupt.draining:
+        while left and not self._draining and node in self.watch.nodes:
             left = ray.wait(left, num_returns=len(left), timeout=WAIT_S)[1]
+            self.watch.look()
         try:
             return [] if left else ray.get(references)
         except ray.exceptions.RayError:
@@ -141,19 +231,12 @@ class Fleet:
         if weights is None:
             return len(cells)
         task: Any = ray.remote(max_calls=int(self.slots.device != "cpu"), max_retries=0)(tasks.latency)
-        idle = list(self.nodes)
         waiting = deque((cell, 1) for cell in cells)
         running: dict[Any, tuple[LatencyCell, int, Node]] = {}  # by Ray's stream of what the cell tells
         finished = 0
-        while not self.interrupt.stopping:
-            while waiting and idle and not self.interrupt.draining:
+        while not self._stopping and (running or (waiting and not self._draining)):
+            while waiting and not self._draining and (node := self._free_for(waiting[0][0], running.values())):
                 cell, attempt = waiting.popleft()
-                able = [node for node in idle if needed_bytes(cell) <= node.memory]
-                if not able and running:  # wait for a larger node
-                    waiting.appendleft((cell, attempt))
-                    break
-                node = min(able, key=lambda node: node.memory) if able else max(idle, key=lambda node: node.memory)
-                idle.remove(node)
                 alone = task.options(
                     num_cpus=node.cores,
                     num_gpus=node.gpus,
@@ -161,14 +244,25 @@ class Fleet:
                     num_returns="streaming",
                 )
                 running[alone.remote(weights, cell, self._threads(node))] = cell, attempt, node
-            if not running:
-                break
-            ready: list[Any] = ray.wait(list(running), num_returns=1, timeout=WAIT_S)[0]
-            for stream in ready:
+            ready: list[Any] = []
+            if running:
+                ready = ray.wait(list(running), num_returns=1, timeout=WAIT_S)[0]
+            else:
+                time.sleep(WAIT_S)
+            self.watch.look()
+            if self.watch.without("machines", bool(running or self.watch.nodes)):
+                self.watch.lose("no machine is left")
+            for stream, (_, _, node) in running.items():
+                if self.watch.homeless(stream, lambda living, node=node: living.id == node.id):  # type: ignore[misc]
+                    ray.cancel(stream, force=True)  # it then is among those that failed
+            for stream in ready if not self.watch.lost else ():
                 cell, attempt, node = running[stream]
                 try:
                     told: Any = ray.get(next(stream))
                 except ray.exceptions.RayError as error:
+                    self.watch.look(at_once=True)
+                    if self.watch.lost:
+                        break
                     if cause := self._final(error, attempt):
                         self.ledger.failed(cell, cause, attempt)
                     else:
@@ -181,22 +275,25 @@ class Fleet:
                     self.ledger.timed(cell, measured, environment, self._threads(node))
                     finished += 1
                 del running[stream]
-                if any(alive["NodeID"] == node.id and alive["Alive"] for alive in ray.nodes()):
-                    idle.append(node)
-        for stream in running:
+        for stream in running if not self.watch.lost else ():
             ray.cancel(stream, force=True)
-        for cell, attempt in waiting if not idle and not running else ():
-            self.ledger.failed(
-                cell, RuntimeError("no node is left to run this cell; start nodes again and repeat the sweep"), attempt
-            )
         return len(cells) - finished
+
+    def _free_for(self, cell: LatencyCell, running: Iterable[tuple[LatencyCell, int, Node]]) -> Node | None:
+        """Choose the smallest idle machine for a cell, or none, to wait for one that is large enough."""
+        busy = {node.id for _, _, node in running}
+        idle = [node for node in self.watch.nodes if node.id not in busy and node.cores >= self._threads(node)]
+        able = [node for node in idle if needed_bytes(cell) <= node.memory]
+        if able or busy:
+            return min(able, key=lambda node: node.memory, default=None)
+        return max(idle, key=lambda node: node.memory, default=None)
 
     def _threads(self, node: Node) -> int:
         return self.slots.asked_threads or node.cores
 
     def _weights(self, cells: Sequence[QualityCell | LatencyCell]) -> Any:
         """Put a model's weights into the object store, or record why its cells fail and return None."""
-        if self.interrupt.draining:
+        if self._draining:
             return None
         spec = cells[0].model.spec
         if spec in self.stored:
@@ -216,7 +313,21 @@ class Fleet:
         """Why a cell failed for good; None if its worker died for the first time, and it should be tried again."""
         cause = getattr(error, "cause", None)
         died = cause is None or isinstance(cause, ray.exceptions.RayError)
-        return None if died and attempt < MAX_ATTEMPTS else cause or error
+        return None if died and attempt < MAX_ATTEMPTS else _explained(cause or error)
+
+
+def _explained(error: BaseException) -> BaseException:
+    """What happened to a cell in a sweep's words, before Ray's; an error that the cell itself raised is its own."""
+    for kind, told in WORDS:
+        if isinstance(error, kind):
+            return RuntimeError(f"{told}\n{error}")
+    return error
+
+
+def _able(slots: Slots, job: Job | None = None) -> Callable[[Node], bool]:
+    """Which machines can run a job, or any at all."""
+    gpus, memory = int(slots.device != "cpu"), _memory(job).get("memory", 0) if job else 0
+    return lambda node: node.cores >= slots.threads and node.gpus >= gpus and node.memory >= memory
 
 
 def _memory(job: Job) -> dict[str, int]:

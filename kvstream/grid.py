@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -23,11 +24,18 @@ if TYPE_CHECKING:
     from kvstream.text import Document
 
 SCHEMA = 1
+MOST = 2**31 - 1  # positions are 32-bit numbers
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # The modules that decide numbers: a change in one of them makes every cell a new one.
 ENGINE = ("attention", "bounded", "cache", "chunks", "contest", "layer", "replaying", "rope", "sinks", "weights")
 QUALITY = (*ENGINE, "jobs", "quality", "text")
 LATENCY = (*ENGINE, "latency", "memory", "noise", "thin")
+
+
+def _whole(field: str, value: object, least: int) -> None:
+    if type(value) is not int or not least <= value <= MOST:
+        bounds = f"up to {MOST:,}" if type(value) is int and value > MOST else f"of {least} or more"
+        raise ValueError(f"{field}: {value!r} is not valid; give whole numbers {bounds}")
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,11 @@ class Repeats:
     prefills: int = 5
     rounds: int = 40
     steps: int = 4
+
+    def __post_init__(self) -> None:
+        """Check that each is a number of times."""
+        for name, value in vars(self).items():
+            _whole(name, value, 1)
 
 
 @dataclass(frozen=True)
@@ -62,20 +75,33 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Drop repetitions and check the axes; what a model or text decides is checked when they are known."""
-        for axis in ("models", "policies", "lengths", "contexts", "batches"):
-            object.__setattr__(self, axis, tuple(dict.fromkeys(getattr(self, axis))))
+        # Records go to a folder of this name, so it may not lead elsewhere.
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", self.name, re.ASCII):
+            raise ValueError(f"name: {self.name!r} is not valid; give up to 100 letters, digits, -, _ and .")
+        self._check("models", lambda axis, value: _is(axis, value, str, "names of models"))
+        for axis in ("policies", "latency_policies") if self.latency_policies is not None else ("policies",):
+            self._check(axis, _policy)
+        for axis, least in (("lengths", 2), ("contexts", 1), ("batches", 1)):
+            self._check(axis, lambda axis, value, least=least: _whole(axis, value, least))  # type: ignore[misc]
         for axis in ("models", "policies", "batches"):
             if not getattr(self, axis):
                 raise ValueError(f"{axis}: empty; name at least one")
         if not self.lengths and not self.contexts:
             raise ValueError("lengths, contexts: both empty; give lengths to measure quality or contexts for latency")
-        for axis, least in (("lengths", 2), ("contexts", 1), ("batches", 1)):
-            for value in getattr(self, axis):
-                if type(value) is not int or value < least:
-                    raise ValueError(f"{axis}: {value!r} is not valid; give whole numbers of {least} or more")
-        if type(self.documents) is not int or self.documents < 1:
-            raise ValueError(f"documents: {self.documents!r} is not valid; give a whole number of 1 or more")
+        _whole("documents", self.documents, 1)
+        _is("text", self.text, str, "the name of a text")
+        _is("repeats", self.repeats, Repeats, "Repeats(…)")
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
+
+    def _check(self, axis: str, check: Callable[[str, Any], None]) -> None:
+        """Check each value of an axis, and make it a tuple without repetitions."""
+        values = getattr(self, axis)
+        if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+            raise ValueError(f"{axis}: {values!r} is not valid; give a tuple")
+        values = tuple(values)
+        for value in values:
+            check(axis, value)
+        object.__setattr__(self, axis, tuple(dict.fromkeys(values)))
 
 
 @dataclass(frozen=True)
@@ -136,7 +162,7 @@ class QualityCell(Cell):
 
     def __str__(self) -> str:
         """Name the cell in progress lines."""
-        return f"{self.model.spec} · {self.policy} · {self.document.name}"
+        return visible(f"{self.model.spec} · {self.policy} · {self.document.name}")
 
     @property
     def tokens(self) -> int:
@@ -182,7 +208,7 @@ class LatencyCell(Cell):
 
     def __str__(self) -> str:
         """Name the cell in progress lines."""
-        return f"{self.model.spec} · latency · context {self.context:,} · batch {self.batch}"
+        return visible(f"{self.model.spec} · latency · context {self.context:,} · batch {self.batch}")
 
     @property
     def tokens(self) -> int:
@@ -216,6 +242,23 @@ class LatencyCell(Cell):
         held = [Full(), Full(), Full(), *bounded, *bounded]
         held += [Full() for policy in bounded if getattr(policy, "skip_layers", ())]  # whose twins reserve all layers
         return self.batch * sum(self.kv_bytes(policy, self.context + self.repeats.steps + 1) for policy in held)
+
+
+def visible(text: str) -> str:
+    """Write what a terminal would obey or hide, such as line ends, as `repr` does: names come from files."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def _is(field: str, value: object, kind: type, what: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{field}: {value!r} is not valid; give {what}")
+
+
+def _policy(field: str, value: object) -> None:
+    _is(field, value, Policy, "policies such as StreamingLLM(4, 252)")
+    assert isinstance(value, Policy)
+    if value.regions and value.regions.budget > MOST:
+        raise ValueError(f"{field}: {value} keeps more tokens than any text has; give budgets up to {MOST:,}")
 
 
 def policy_fields(policy: Policy) -> dict[str, Any]:

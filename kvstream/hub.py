@@ -7,13 +7,19 @@ https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 PREFLIGHT_S = 7.0
-_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+STALL_S = 60.0  # a download of which nothing comes for so long is given up
+# The hub's own rules for a repository; a revision becomes part of a path in its cache, so it may not lead elsewhere.
+_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
+_ID = re.compile(
+    rf"(?![^@]*--)(?!.*\.\.)(?P<repo>{_PART}/{_PART}(?<!\.git))(?:@(?P<revision>\w[\w.-]*(?:/[\w.-]+)*))?", re.ASCII
+)
 
 
 def split_id(spec: str) -> tuple[str, str | None] | None:
@@ -37,9 +43,9 @@ def fetch(
     """The snapshot folder of `repo` at `revision`; its name is the commit.
 
     If the cached snapshot satisfies `enough` nothing is asked of the network. Otherwise the repository is listed,
-    `check` may refuse the listing, and the files that are `wanted` are downloaded. The listing, and if `quick` the
-    download too, must end within `PREFLIGHT_S`. `ValueError`, in `field` and `remedy`'s words, if the hub refuses,
-    stays silent or cannot be reached.
+    `check` may refuse the listing, and the files that are `wanted` are downloaded. The listing, the files' sizes and,
+    if `quick`, the files must come within `PREFLIGHT_S`. `ValueError`, in `field` and `remedy`'s words, if the hub
+    refuses, stays silent or cannot be reached.
     """
     folder = cached(repo, revision, kind)
     if folder is not None and enough(folder):
@@ -48,21 +54,41 @@ def fetch(
 
     api = huggingface_hub.HfApi()
     end_s = time.monotonic() + PREFLIGHT_S
+
+    def refused(error: Exception) -> ValueError:
+        return ValueError(f"{field}: {repo!r} at {revision!r} {_reason(error)}; {remedy}")
+
     try:
         info = within(PREFLIGHT_S, lambda: api.repo_info(repo, revision=revision, repo_type=kind, timeout=PREFLIGHT_S))
-        names = [file.rfilename for file in getattr(info, "siblings", None) or ()]
-        check(names)
-
-        def download() -> str:
-            return huggingface_hub.snapshot_download(
-                repo, repo_type=kind, revision=info.sha, allow_patterns=[name for name in names if wanted(name)]
-            )
-
-        return Path(within(end_s - time.monotonic(), download) if quick else download())
-    except ValueError:
-        raise
+        commit, names = str(info.sha), [file.rfilename for file in getattr(info, "siblings", None) or ()]
     except Exception as error:
-        raise ValueError(f"{field}: {repo!r} at {revision!r} {_reason(error)}; {remedy}") from error
+        raise refused(error) from error
+    # The commit and the names become paths in the cache.
+    if not re.fullmatch(r"[0-9a-f]{40}", commit) or any(".." in name or name.startswith("/") for name in names):
+        raise refused(TypeError("no listing"))
+    check(names)
+
+    def download(dry_run: bool = False) -> Any:
+        patterns = [name for name in names if wanted(name)]
+        return huggingface_hub.snapshot_download(
+            repo, repo_type=kind, revision=commit, allow_patterns=patterns, dry_run=dry_run
+        )
+
+    try:
+        with _told_in_one_line(bars=not quick):
+            left_s = end_s - time.monotonic()
+            if quick:
+                folder = Path(within(left_s, download))
+            else:
+                within(left_s, lambda: download(dry_run=True))
+                folder = Path(within(STALL_S, download, lambda: _cached_bytes(repo, kind)))
+        if revision != commit:  # else the name would have to be asked for again
+            reference = folder.parent.parent / "refs" / revision
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(commit)
+        return folder
+    except Exception as error:
+        raise refused(error) from error
 
 
 def cached(repo: str, revision: str, kind: Literal["model", "dataset"]) -> Path | None:
@@ -77,8 +103,11 @@ def cached(repo: str, revision: str, kind: Literal["model", "dataset"]) -> Path 
         return None if partial is None else Path(partial)
 
 
-def within(seconds: float, function: Callable[[], T]) -> T:
-    """`function()`, or `TimeoutError` after `seconds`: the hub client retries and waits for longer than a user will."""
+def within(seconds: float, function: Callable[[], T], progress: Callable[[], object] = lambda: None) -> T:
+    """`function()`, or `TimeoutError` if `seconds` pass in which neither it returns nor `progress()` changes.
+
+    The hub client itself retries and waits for longer than a user will: for an hour, where a server asks it to.
+    """
     outcome: list[T] = []
     failure: list[BaseException] = []
 
@@ -90,7 +119,11 @@ def within(seconds: float, function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(max(0.0, seconds))
+    seen, end_s = progress(), time.monotonic() + seconds
+    while thread.is_alive() and (left_s := end_s - time.monotonic()) > 0:
+        thread.join(min(left_s, 1.0))
+        if (now := progress()) != seen:
+            seen, end_s = now, time.monotonic() + seconds
     if failure:
         raise failure[0]
     if not outcome:
@@ -98,7 +131,30 @@ def within(seconds: float, function: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def _reason(error: Exception) -> str:
+def _cached_bytes(repo: str, kind: str) -> list[tuple[str, int]]:
+    from huggingface_hub import constants
+
+    blobs = Path(constants.HF_HUB_CACHE, f"{kind}s--{repo.replace('/', '--')}", "blobs")
+    return [(file.name, file.stat().st_mtime_ns) for file in blobs.glob("*")]
+
+
+@contextmanager
+def _told_in_one_line(*, bars: bool) -> Iterator[None]:
+    """Keep the client's warnings, one per retry, to itself, and unless `bars` its progress bars."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+
+    level, shown = logging.get_verbosity(), not are_progress_bars_disabled()
+    logging.set_verbosity(logging.CRITICAL)
+    if not bars:
+        disable_progress_bars()
+    yield
+    # Not after an error: what was given up goes on retrying in its thread.
+    logging.set_verbosity(level)
+    if shown:
+        enable_progress_bars()
+
+
+def _reason(error: BaseException) -> str:
     from huggingface_hub import errors
 
     absent = "is not in the local Hugging Face cache and the hub"
@@ -111,4 +167,9 @@ def _reason(error: Exception) -> str:
         return "does not exist on the hub, or is private"
     if status is not None:
         return f"{absent} answered {status}"
-    return f"{absent} did not deliver in time" if isinstance(error, TimeoutError) else f"{absent} cannot be reached"
+    if error.__cause__ is not None:
+        return _reason(error.__cause__)
+    if isinstance(error, (TypeError, ValueError, AttributeError, KeyError)):
+        return f"{absent} answered something that is no listing of files"
+    late = isinstance(error, TimeoutError) or type(error).__name__.endswith("Timeout")
+    return f"{absent} did not deliver in time" if late else f"{absent} cannot be reached"

@@ -1,9 +1,14 @@
-"""Ctrl-C, politely: the first lets running cells finish, the second stops them. SIGTERM stops them at once."""
+"""Ctrl-C, politely: the first lets running cells finish, the second stops them, a third what else takes its time.
+
+SIGTERM stops cells at once.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -39,6 +44,28 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.stopping:
+            raise KeyboardInterrupt
         self.count += 1 if number == signal.SIGINT else 2
         what = "stopping" if self.stopping else "finishing the cells that run; once more to stop them"
         print(f"\n{signal.Signals(number).name}: {what}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def put_off() -> Iterator[None]:
+    """Put a Ctrl-C off until the end of what must not be torn in two; a second one is not."""
+    before, came = signal.getsignal(signal.SIGINT), False
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if came:
+            signal.default_int_handler(number, frame)
+        came = True
+
+    signal.signal(signal.SIGINT, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kvstream.chunks import PART_TOKENS
 from kvstream.grid import Cell, LatencyCell
@@ -63,9 +64,7 @@ class Ledger:
             if parts:
                 parts.clear()
                 del self._parts[cell.key]
-            whole = Evaluated(pa.concat_tables(rows), seconds)
-            rate = whole.rows.num_rows / seconds
-            line = f"{cell}: PPL {whole.perplexity:.2f}, {rate:,.0f} tokens/s"
+            line = f"{cell}: {_score(pa.concat_tables(rows))}, {(cell.tokens - 1) / seconds:,.0f} tokens/s"
             self.reporter.cell(line, cell.tokens - job.start)
         if job.ends:
             return None
@@ -90,3 +89,11 @@ class Ledger:
         message = f"{type(error).__name__}: {error}"
         self.records.fail(cell.key, cell.fields, message, attempt)
         self.reporter.cell(f"{cell}: FAILED, {message.splitlines()[0]}", cell.tokens if left is None else left)
+
+
+def _score(rows: pa.Table) -> str:
+    """Perplexity over the tokens whose loss is a number, and how many are without one."""
+    finite = rows.filter(pc.is_finite(rows["nll_nats"]))
+    invalid = rows.num_rows - finite.num_rows
+    ppl = f"PPL {Evaluated(finite, 0.0).perplexity:.2f}" if finite.num_rows else "no PPL"
+    return f"{ppl}, NaN or infinite loss for {invalid:,} of {rows.num_rows:,} tokens" if invalid else ppl

@@ -64,6 +64,8 @@ def resolve(spec: str) -> ModelInfo:
     config.json, weights that are not safetensors, remote code, a missing demo package, and a Hub that does not deliver
     within ten seconds.
     """
+    if not spec.isprintable():
+        raise ValueError(f"models: {spec!r} is not a model; give {KINDS}, or rename it in characters that can be shown")
     if spec in shapes.SHAPES:
         identity = f"{spec} seed {shapes.SEED}"
         return _info(
@@ -103,6 +105,42 @@ def load_model(spec: str, *, dtype: str = "float32", device: str = "cpu") -> tup
     return model.to(device).requires_grad_(False).eval(), load_tokenizer(info)
 
 
+def require_rotary(info: ModelInfo) -> None:
+    """`ValueError` for a model that kvstream cannot serve, as far as its shape tells: no weights are read for it."""
+    if info.kind in {"shape", "demo"}:
+        return
+    from transformers import AutoConfig
+
+    from kvstream import weights
+    from kvstream.rope import Rope
+
+    assert info.folder is not None
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(info.folder, trust_remote_code=False, local_files_only=True)
+            model: Any = weights.skeleton(config)
+        if rotary := getattr(model.base_model, "rotary_emb", None):
+            model.base_model.rotary_emb = type(rotary)(config=model.config)  # frequencies, where the skeleton has none
+    except Exception as error:
+        raise ValueError(
+            f"models: {info.spec!r} is no language model that transformers can build from its config.json ({error}); "
+            "give a GPT-NeoX or Llama-family model"
+        ) from error
+    kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
+    if kinds or getattr(config, "sliding_window", None):
+        what = (
+            f"layer_types {', '.join(map(repr, sorted(kinds)))}" if kinds else f"sliding_window {config.sliding_window}"
+        )
+        raise ValueError(
+            f"models: {info.spec!r} does not attend to everything ({what} in config.json), and kvstream's policies "
+            "presume that; give a model with full attention such as Pythia, Llama or Qwen2"
+        )
+    try:
+        Rope(model)
+    except ValueError as error:
+        raise ValueError(f"models: {info.spec!r} cannot be served: {error}") from None
+
+
 def load_tokenizer(info: ModelInfo) -> Any:
     """The tokenizer of a resolved model, without its weights; None for shapes."""
     if info.folder is None:
@@ -140,8 +178,10 @@ def _info(
 
 def _require_weights(spec: str, folder: Path) -> None:
     checkpoint.require_safetensors(spec, [file.name for file in folder.iterdir()])
-    if not checkpoint.weight_files(spec, folder):
+    files = checkpoint.weight_files(spec, folder)
+    if not files:
         raise ValueError(f"models: {spec!r} lacks files that its {checkpoint.INDEX} names; copy the whole directory")
+    checkpoint.require_whole(spec, files)
 
 
 def _fetch(spec: str, repo: str, revision: str, *, weights: bool) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvstream import sources as texts
 from kvstream.chunks import CHUNK_SIZE, PART_TOKENS
-from kvstream.grid import DTYPE_BYTES, Cell, Grid, LatencyCell, QualityCell
-from kvstream.models import ModelInfo, load_tokenizer, resolve
+from kvstream.grid import DTYPE_BYTES, Cell, Grid, LatencyCell, QualityCell, visible
+from kvstream.models import ModelInfo, load_tokenizer, require_rotary, resolve
 from kvstream.policies import Full
 from kvstream.records import Records
 from kvstream.text import Document, load_documents
@@ -24,8 +26,14 @@ class Source:
 
 
 def prepare(grid: Grid) -> list[Source]:
-    """Find the grid's models and texts. ValueError, with field, value and remedy, for what is missing or unfit."""
+    """Find the grid's models and texts. ValueError, with field, value and remedy, for what is missing or unfit.
+
+    What needs neither torch nor a tokenizer is checked first, as importing these takes seconds.
+    """
     infos = [resolve(model) for model in grid.models]
+    for first, second in itertools.combinations(infos, 2):
+        if first.identity == second.identity:
+            raise ValueError(f"models: {first.spec!r} and {second.spec!r} are the same model; name it once")
     deepest = max((layer for policy in grid.policies for layer in getattr(policy, "skip_layers", ())), default=0)
     for info in infos:
         if grid.lengths and not info.has_quality:
@@ -37,13 +45,28 @@ def prepare(grid: Grid) -> list[Source]:
             raise ValueError(
                 f"skip_layers: {deepest} is not a layer of {info.spec!r}; give numbers from 0 to {info.num_layers - 1}"
             )
+    if (
+        grid.lengths
+        and (there := sum(1 for _ in itertools.islice(texts.read(grid.text), grid.documents))) < grid.documents
+    ):
+        raise ValueError(f"documents: {grid.documents} asked, only {there} in {grid.text!r}; ask for fewer documents")
+    for info in infos:
+        require_rotary(info)
     return [Source(info, _documents(grid, info)) for info in infos]
 
 
 def _documents(grid: Grid, info: ModelInfo) -> list[Document]:
     if not grid.lengths:
         return []
-    return load_documents(grid.text, documents=grid.documents, tokens=grid.lengths[-1], tokenizer=load_tokenizer(info))
+    tokenizer = load_tokenizer(info)
+    documents = load_documents(grid.text, documents=grid.documents, tokens=grid.lengths[-1], tokenizer=tokenizer)
+    for document in documents:
+        if (highest := int(document.token_ids.max())) >= info.vocab_size:
+            raise ValueError(
+                f"models: the tokenizer of {info.spec!r} gives token {highest} in {document.name!r}, the model knows "
+                f"{info.vocab_size:,}; give a directory whose tokenizer and weights belong together"
+            )
+    return documents
 
 
 def quality_cells(grid: Grid, sources: list[Source], device: str, dtype: str) -> list[QualityCell]:
@@ -119,7 +142,7 @@ def too_large(cell: Cell, available_bytes: float) -> str | None:
 def describe(grid: Grid, question: str, cells: list[Cell], records: Records) -> None:
     """Print the cells and what they would cost."""
     finished = records.finished([cell.key for cell in cells])
-    print(question)
+    print(visible(question))
     for cell in cells:
         print(f"  {cell.key}  {cell}  {cell.tokens:,} tokens{'  finished' if cell.key in finished else ''}")
     missing = [cell for cell in cells if cell.key not in finished]

@@ -6,64 +6,40 @@
     <key>.failed.json     the error of a cell whose last attempt failed
     <key>.parts.json      of a long cell on its way: see `kvstream.parts`
 
-A cell is finished once its commit record exists, and that is written last: file to a temporary name, fsync, rename,
-folder fsync, then the same for the commit record. A kill at any moment leaves finished cells and, at worst, files that
-nobody names. Only the driver of a sweep writes here, and a lock keeps a second driver out.
+A cell is finished once its commit record exists, and that is written last. A kill at any moment leaves finished cells
+and, at worst, files that nobody names. Every JSON file ends in a checksum over its name and content, so a bit that
+flips anywhere is seen. Only the driver of a sweep writes here. Where the folder lies, `kvstream.storage` knows.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvstream.grid import SCHEMA
+from kvstream.storage import storage_at
 
-LOCK = ".lock"
+READERS = 8  # files hashed at once
 
 
 class Records:
     """One records folder, created on first write."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, where: str | Path) -> None:
+        self.storage = storage_at(where)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; ValueError, naming the holder, if another sweep writes to it.
-
-        The lock is the kernel's: it ends with the process, however that ends.
-        """
-        self._create()
-        try:
-            lock = open(self.folder / LOCK, "a+")  # noqa: SIM115  # closed below
-        except OSError as error:
-            raise ValueError(
-                f"out: cannot write to {str(self.folder)!r} ({error.strerror}); give another --out"
-            ) from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                holder = lock.read().strip() or "another process"
-                raise ValueError(
-                    f"out: {str(self.folder)!r} is being written by {holder}; wait or give another --out"
-                ) from None
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the folder for this process; ValueError, naming the holder, if another sweep writes to it."""
+        return self.storage.held()
 
     def plan(self, name: str, question: str, lengths: Sequence[int], keys: list[str]) -> None:
         """Write down which cells the sweep consists of, and which prefixes of them to report."""
@@ -74,19 +50,21 @@ class Records:
 
     def finished(self, keys: list[str]) -> set[str]:
         """Which of these cells are committed, with a file that is exactly the one committed."""
-        return {key for key in keys if self._is_whole(key)}
+        there = set(self.storage.names())
+        asked = [key for key in keys if f"{key}.json" in there]
+        with ThreadPoolExecutor(READERS) as readers:
+            return {key for key, whole in zip(asked, readers.map(self._is_whole, asked)) if whole}
 
     def commit(
         self, key: str, fields: dict[str, Any], rows: Sequence[pa.Table], seconds: float, environment: dict[str, Any]
     ) -> None:
         """Write a finished cell, whose rows may come in several tables."""
         name = f"{key}.parquet"
-        self.write_rows(name, rows)
         record = {
             "schema": SCHEMA,
             "cell": key,
             "file": name,
-            "sha256": sha256_of(self.folder / name),
+            "sha256": self.write_rows(name, rows),
             "rows": sum(table.num_rows for table in rows),
             "fields": fields,
             "environment": environment,
@@ -94,7 +72,7 @@ class Records:
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self.write_json(f"{key}.json", record)
-        (self.folder / f"{key}.failed.json").unlink(missing_ok=True)
+        self.storage.remove(f"{key}.failed.json")
 
     def fail(self, key: str, fields: dict[str, Any], error: str, attempts: int) -> None:
         """Write down a failed cell, its error and how often it was tried; a later run tries it again."""
@@ -103,54 +81,61 @@ class Records:
 
     def _is_whole(self, key: str) -> bool:
         try:
-            record = json.loads((self.folder / f"{key}.json").read_bytes())
-            return record["cell"] == key and sha256_of(self.folder / f"{key}.parquet") == record["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
+            record = self.read_json(f"{key}.json")
+            return record["cell"] == key and bool(self.read_committed(f"{key}.parquet", record["sha256"]))
+        except (OSError, ValueError, KeyError):
             return False
 
-    def _create(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"out: cannot create {str(self.folder)!r} ({error.strerror}); give another --out"
-            ) from None
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file; ValueError if it is not exactly what was written."""
+        return unsealed(name, self.storage.read(name))
 
-    def write_rows(self, name: str, rows: Sequence[pa.Table]) -> None:
-        """Write a Parquet file of tables with the same columns, whole or not at all."""
-        with (
-            self.replacing(name) as file,
-            pq.ParquetWriter(file, rows[0].schema, compression="zstd", write_page_checksum=True) as writer,
-        ):
+    def read_committed(self, name: str, sha256: str) -> bytes:
+        """Read a file that a record names; ValueError if it is another."""
+        data = self.storage.read(name)
+        if sha256_of(data) != sha256:
+            raise ValueError(f"{name} is not the file that was committed")
+        return data
+
+    def write_rows(self, name: str, rows: Sequence[pa.Table]) -> str:
+        """Write a Parquet file of tables with the same columns, and return its sha256."""
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(sink, rows[0].schema, compression="zstd", write_page_checksum=True) as writer:
             for table in rows:
                 writer.write_table(table)
+        return self.write_bytes(name, sink.getvalue())
+
+    def write_bytes(self, name: str, data: Any) -> str:
+        """Write a file and return its sha256."""
+        self.storage.write(name, data)
+        return sha256_of(data)
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
-        """Write a JSON file, whole or not at all."""
-        with self.replacing(name) as file:
-            file.write(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False).encode())
-
-    @contextmanager
-    def replacing(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a temporary file that takes the place of `name` once it is written whole and on disk."""
-        self._create()
-        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        """Write a JSON file with its checksum."""
+        self.storage.write(name, sealed(name, record))
 
 
-def sha256_of(path: Path) -> str:
-    """Digest of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sealed(name: str, record: dict[str, Any]) -> bytes:
+    """A record as JSON; its last field, `checksum`, is the sha256 of the file's name and the same JSON without it."""
+    return _json(record | {"checksum": sha256_of(name.encode() + b"\n" + _json(record))})
+
+
+def unsealed(name: str, data: bytes) -> dict[str, Any]:
+    """The record in a JSON file, without its checksum; ValueError, naming the file, if it is not what was written."""
+    try:
+        record = json.loads(data)
+        del record["checksum"]
+        if sealed(name, record) == data:
+            return record
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{name} is not the file that was committed")
+
+
+def _json(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_of(data: Any) -> str:
+    """Digest of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()

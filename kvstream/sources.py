@@ -29,7 +29,9 @@ def read(spec: str) -> Iterator[tuple[str, str]]:
         return
     if spec == "pg19" or spec.startswith("pg19@"):
         repo, pinned = PG19
-        yield from _hub(spec, repo, spec.partition("@")[2] or pinned, "text")
+        if (parts := hub.split_id(spec.replace("pg19", repo, 1))) is None:
+            raise ValueError(f"text: {spec!r} names no revision; write pg19, or pg19@ and a branch, tag or commit")
+        yield from _hub(spec, repo, parts[1] or pinned, "text")
     elif spec.startswith("hub:"):
         name, _, column = spec.removeprefix("hub:").partition(":")
         parts = hub.split_id(name)
@@ -125,7 +127,8 @@ def _expand(path: str) -> list[Path]:
 def _files(spec: str, files: list[Path], column: str) -> Iterator[tuple[str, str]]:
     empty = True
     for file in files:
-        prefix = f"{file.stem} " if len(files) > 1 else ""
+        stem = os.fsencode(file.stem).decode(errors="backslashreplace")  # names on a disk need not be UTF-8
+        prefix = f"{stem} " if len(files) > 1 else ""
         for index, row in enumerate(_rows(file)):
             empty = False
             text = row.get(column)
@@ -139,7 +142,7 @@ def _files(spec: str, files: list[Path], column: str) -> Iterator[tuple[str, str
             title = next(
                 (row[key] for key in TITLES if isinstance(row.get(key), str) and row[key] and key != column), None
             )
-            yield (file.stem if _is_txt(file) else title or f"{prefix}row {index}"), text
+            yield (stem if _is_txt(file) else title or f"{prefix}row {index}"), text
     if empty:
         raise ValueError(f"text: {spec!r} is empty; give a file with documents in it")
 
@@ -148,6 +151,7 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
     if file.stat().st_size == 0:
         return
     import datasets
+    from pyarrow import parquet
 
     options = {"sample_by": "document"} if _is_txt(file) else {}
     # `datasets` takes names for patterns: x[1].txt would silently read x1.txt.
@@ -155,7 +159,10 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
     builder = BUILDERS[file.suffix.lower()]
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else it asks the internet, once per file that it reads here
     try:
+        if builder == "parquet" and not parquet.read_metadata(file).num_rows:  # `datasets` takes it for broken
+            return
         yield from datasets.load_dataset(builder, data_files=[source], split="train", streaming=True, **options)
     except UnicodeDecodeError as error:
         raise ValueError(f"text: {str(file)!r} is binary or not UTF-8 ({error.reason}); give a UTF-8 text") from error

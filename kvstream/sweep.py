@@ -47,6 +47,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
     from kvstream.parts import tidy
     from kvstream.records import Records
 
+    cluster.refuse_lost(options.out)
     sources = plan.prepare(grid)
     records = Records(options.out)
 

@@ -8,9 +8,7 @@ Nothing is written. Knows no Ray: `rerun` computes where it is started.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,10 @@ import pyarrow.parquet as pq
 
 from kvstream.grid import SCHEMA, QualityCell
 from kvstream.models import load_model, load_tokenizer, resolve
+from kvstream.parts import Parts
 from kvstream.policies import parse_policy
-from kvstream.records import sha256_of
+from kvstream.records import Records
+from kvstream.storage import LOCK
 from kvstream.text import load_documents
 
 SAME_NATS = 1e-4  # between machines and thread numbers, whose roundings differ
@@ -35,36 +35,42 @@ class Verdict:
     problems: list[str]
 
 
-def verify(folder: Path) -> Verdict:
-    """Check each record of `folder` and each cell that its sweep planned; ValueError where there is no sweep."""
-    planned = _planned(folder)
-    found = {path.stem: path for path in sorted(folder.glob("*.json")) if _is_key(path.stem)}
+def verify(records: Records) -> Verdict:
+    """Check each record and each cell that the sweep planned; ValueError where there is no sweep."""
+    planned = _planned(records)
+    names = records.storage.names()
+    found = {name.removesuffix(".json") for name in names if _is_key(name.removesuffix(".json"))}
+    failed = {name.partition(".")[0] for name in names if name.endswith(".failed.json")}
+    begun = {name.partition(".")[0] for name in names if name.endswith(".parts.json")}
     problems, rows, cells = [], 0, 0
-    for key in dict.fromkeys((*planned, *found)):
-        if key not in found:
-            problems.append(_unfinished(folder, key))
-            continue
+    for key in dict.fromkeys((*planned, *sorted(found | failed | begun))):
         try:
-            rows += _checked(folder, key)
-            cells += 1
+            if key in found:
+                rows += _checked(records, key).num_rows
+                cells += 1
+            elif key in failed:
+                problems.append(f"{key}: failed, {_line(records.read_json(f'{key}.failed.json')['error'])}")
+            elif key in planned:
+                problems.append(f"{key}: planned, but not finished; run the sweep again")
+            if key in begun:
+                Parts(records, key).load()
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             problems.append(f"{key}: {error}")
-    strays = [path.name for path in sorted(folder.glob("*.parquet")) if path.stem.partition(".")[0] not in found]
-    on_their_way = {path.name.partition(".")[0] for path in folder.glob("*.parts.json")}
-    problems += [f"{name}: no record names it" for name in strays if name.partition(".")[0] not in on_their_way]
+    problems += [f"{name}: no record names it" for name in names if _is_stray(name, found, begun)]
     return Verdict(cells, rows, problems)
 
 
-def _planned(folder: Path) -> list[str]:
+def _planned(records: Records) -> list[str]:
+    where = records.storage.where
     try:
-        plan = json.loads((folder / "sweep.json").read_bytes())
-        keys = plan["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"records: {str(folder)!r} holds no sweep ({error}); give the folder of a sweep's --out"
-        ) from None
-    if plan.get("schema") != SCHEMA:
-        raise ValueError(f"records: {str(folder)!r} has schema {plan.get('schema')!r}, this kvstream reads {SCHEMA}")
+        plan = records.read_json("sweep.json")
+    except ValueError as error:
+        raise ValueError(f"records: {where!r} is damaged ({error}); run the sweep again") from None
+    except OSError as error:
+        raise ValueError(f"records: {where!r} holds no sweep ({error}); give the folder of a sweep's --out") from None
+    if plan["schema"] != SCHEMA:
+        raise ValueError(f"records: {where!r} has schema {plan['schema']!r}, this kvstream reads {SCHEMA}")
+    keys: list[str] = plan["cells"]
     return keys
 
 
@@ -72,32 +78,36 @@ def _is_key(name: str) -> bool:
     return len(name) == 16 and not set(name) - set("0123456789abcdef")
 
 
-def _unfinished(folder: Path, key: str) -> str:
-    try:
-        failed = json.loads((folder / f"{key}.failed.json").read_bytes())
-        return f"{key}: failed, {str(failed['error']).splitlines()[0]}"
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return f"{key}: planned, but not finished; run the sweep again"
+def _is_stray(name: str, found: set[str], begun: set[str]) -> bool:
+    """Whether neither a record nor the sweep itself accounts for a file."""
+    key, _, kind = name.partition(".")
+    if kind in ("json", "failed.json", "parts.json") or name.startswith("."):
+        return not (_is_key(key) or name in ("sweep.json", LOCK))
+    if kind == "parquet":
+        return key not in found
+    return key not in begun or not kind.endswith((".part.parquet", ".state"))
 
 
-def _checked(folder: Path, key: str) -> int:
+def _line(error: object) -> str:
+    return (str(error).splitlines() or ["without a word"])[0]
+
+
+def _checked(records: Records, key: str) -> pa.Table:
     """Rows of one cell, if its record, its file and its rows agree."""
-    record = json.loads((folder / f"{key}.json").read_bytes())
-    if record["cell"] != key or record["file"] != f"{key}.parquet":
+    record = records.read_json(f"{key}.json")
+    name = f"{key}.parquet"
+    if record["cell"] != key or record["file"] != name:
         raise ValueError(f"its record is of {record['cell']}, {record['file']}")
-    file = folder / record["file"]
-    if sha256_of(file) != record["sha256"]:
-        raise ValueError(f"{file.name} is not the file that was committed")
-    table = pq.read_table(file)
+    table = pq.read_table(pa.BufferReader(records.read_committed(name, record["sha256"])))
     if table.num_rows != record["rows"]:
-        raise ValueError(f"{file.name} has {table.num_rows:,} rows, {record['rows']:,} were committed")
+        raise ValueError(f"{name} has {table.num_rows:,} rows, {record['rows']:,} were committed")
     if table.num_rows and set(table["cell"].unique().to_pylist()) != {key}:
-        raise ValueError(f"{file.name} holds rows of other cells")
+        raise ValueError(f"{name} holds rows of other cells")
     if record["fields"]["kind"] == "quality":
         expected = np.arange(1, record["fields"]["tokens"])
         if not np.array_equal(table["position"].to_numpy(), expected):
-            raise ValueError(f"{file.name} does not hold each position from 1 to {len(expected):,} once")
-    return table.num_rows
+            raise ValueError(f"{name} does not hold each position from 1 to {len(expected):,} once")
+    return table
 
 
 @dataclass(frozen=True)
@@ -116,19 +126,18 @@ class Rerun:
         return self.worst_nats <= SAME_NATS
 
 
-def rerun(folder: Path, key: str) -> Rerun:
-    """Compute a finished quality cell of `folder` again; ValueError where that is impossible."""
-    if not _is_key(key) or not (folder / f"{key}.json").is_file():
-        raise ValueError(f"cell: {key!r} is not finished in {str(folder)!r}; give 16 hex digits, as in its file names")
-    _checked(folder, key)
-    record = json.loads((folder / f"{key}.json").read_bytes())
-    fields = record["fields"]
+def rerun(records: Records, key: str) -> Rerun:
+    """Compute a finished quality cell again; ValueError where that is impossible."""
+    if not _is_key(key) or f"{key}.json" not in records.storage.names():
+        where = records.storage.where
+        raise ValueError(f"cell: {key!r} is not finished in {where!r}; give 16 hex digits, as in its file names")
+    before = _checked(records, key)
+    fields = records.read_json(f"{key}.json")["fields"]
     if fields["kind"] != "quality":
         raise ValueError(f"cell: {key!r} holds times, which never come again; give a quality cell")
     cell = _cell_of(fields)
     model, _ = load_model(fields["model"], dtype=fields["dtype"], device=fields["device"])
     again = _rows_of(cell, model)
-    before = pq.read_table(folder / record["file"])
     if not before["token"].equals(again["token"]):
         raise ValueError(f"cell: {key!r} was computed on other tokens than {fields['text']!r} gives now")
     then, now = before["nll_nats"].to_numpy().astype(np.float64), again["nll_nats"].to_numpy()

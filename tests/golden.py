@@ -114,7 +114,10 @@ GOLDEN = Plan(
         l2(256, "keep_low", 0.3),
     ),
     models=(("tiny-neox", None, 512), ("tiny-llama", "Golden note: <b>weights</b> & made up", 2048)),
-    documents=("Genesis", "Exodus", "Leviticus", "Numbers", "Job", "Psalms"),
+    documents=(
+        *("Genesis", "Exodus", "Leviticus", "Numbers", "Joshua", "Judges"),
+        *("Ruth", "Ezra", "Esther", "Job", "Psalms", "Daniel"),
+    ),
     tokens=600,
     lengths=(150, 300, 600),
     invalid=True,

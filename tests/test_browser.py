@@ -1,7 +1,9 @@
-"""The page in a real browser: every chart drawn, nothing logged, nothing requested, nothing wider than the window."""
+"""The page in a real browser: what a reader sees, presses, drags and prints; nothing logged, requested or too wide."""
 
 import os
+import re
 import shutil
+import time
 
 import pytest
 from golden import built
@@ -12,6 +14,9 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on PATH: install Debian's `chromium`, or set CHROMIUM"
 )
+CHARTS = {"golden": 64, "quick": 14, "shapes": 28}
+VISIBLE = "[...document.querySelectorAll('[data-spec]')].filter(place => place.offsetParent)"
+UNDRAWN = f"{VISIBLE}.filter(place => !place.querySelector('svg')).length"
 
 
 @pytest.fixture(scope="module")
@@ -24,59 +29,208 @@ def browser():
         chromium.close()
 
 
+@pytest.fixture
+def visit(browser, tmp_path_factory):
+    """Opens a report's page, and in the end checks that it said nothing and asked for nothing."""
+    pages = []
+
+    def open_page(name, width=1440, scheme="light"):
+        _, report = built(name, tmp_path_factory)
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        seen = []
+        page.on("console", lambda message: seen.append(message.text))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("request", lambda request: seen.append(request.url))
+        pages.append((page, seen, (report / "index.html").as_uri()))
+        page.goto(pages[-1][2])
+        return page
+
+    yield open_page
+    for page, seen, address in pages:
+        assert [one for one in seen if not one.startswith("data:")] == [address]
+        page.close()
+
+
+def drawn(page):
+    """The page, once every chart that can be seen, now or by scrolling, is drawn."""
+    until = time.monotonic() + 20
+    while page.evaluate(UNDRAWN):  # the page's policy forbids what playwright's own waiting does
+        assert time.monotonic() < until, page.evaluate(UNDRAWN)
+        page.wait_for_timeout(50)
+    return page
+
+
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["golden", "quick", "shapes"])
-def test_page(browser, tmp_path_factory, name, scheme, width):
-    _, report = built(name, tmp_path_factory)
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    messages, requests = [], []
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto((report / "index.html").as_uri())
+def test_page(visit, tmp_path, name, scheme, width):
+    page = drawn(visit(name, width, scheme))
+    if name != "quick":  # which holds one model
+        page.locator("#pick-model").select_option("all")
+        drawn(page)
+    page.screenshot(path=tmp_path / f"{name}-{scheme}-{width}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for axis in page.locator(".axis input:enabled").all():
+        axis.check()
+        drawn(page)
     charts = page.locator("[data-spec]")
-    undrawn = "[...document.querySelectorAll('[data-spec]')].filter(place => !place.querySelector('svg')).length"
-    page.wait_for_function(f"{undrawn} === 0")
-    assert charts.count() == {"golden": 48, "quick": 10, "shapes": 20}[name]
+    assert charts.count() == CHARTS[name]
     for index in range(charts.count()):
         chart = charts.nth(index)
         assert chart.locator("svg .mark-line path, svg .mark-symbol path").count() > 0
-        assert chart.locator("svg").bounding_box()["width"] <= width
-        assert chart.locator("svg").get_attribute("aria-label") or chart.locator("svg [aria-label]").count()
+        assert len(chart.get_attribute("aria-label") or "") > 40
+        box = chart.locator("svg").bounding_box()
+        assert box is None or box["x"] + box["width"] <= width
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert [url for url in requests if not url.startswith("data:")] == [(report / "index.html").as_uri()]
-    assert messages == []
-    page.close()
 
 
-def test_table_sorts_filters_and_changes_length(browser, tmp_path_factory):
-    _, report = built("golden", tmp_path_factory)
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.goto((report / "index.html").as_uri())
+@pytest.mark.parametrize("name", ["golden", "quick", "shapes"])
+def test_page_is_small_and_its_first_chart_comes_soon(visit, tmp_path_factory, name):
+    assert (built(name, tmp_path_factory)[1] / "index.html").stat().st_size <= 3_000_000
+    taken = []
+    while len(taken) < 3 and min(taken, default=9) > 2:  # the best of three: a busy machine delays any page
+        started = time.monotonic()
+        visit(name).wait_for_selector("[data-spec] svg .mark-symbol path")
+        taken.append(time.monotonic() - started)
+    assert min(taken) <= 2, taken
+
+
+def faint(page, figure):
+    """Points of the figure's visible charts that are drawn faint, and all of them."""
+    marks = f"[...document.querySelectorAll('#{figure} .panel:not(.elsewhere) .mark-symbol path')]"
+    found = page.evaluate(f"{marks}.map(mark => +(mark.getAttribute('opacity') ?? 1))")
+    return sum(one < 0.5 for one in found), len(found)
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_a_legend_entry_singles_its_series_out_in_every_chart(visit, by):
+    page = drawn(visit("golden"))
+    entry = page.locator("#multiples .entry", has_text="recent_only")
+
+    def press():
+        if by == "mouse":
+            entry.click()
+        else:
+            entry.focus()
+            page.keyboard.press("Enter")
+        page.wait_for_timeout(200)
+
+    figures = ("multiples", "tradeoff_tpot", "position", "cross_method")
+    assert [faint(page, figure)[0] for figure in figures] == [0, 0, 0, 0]
+    press()
+    assert entry.get_attribute("aria-pressed") == "true"
+    assert page.locator("#position .entry[aria-pressed=true]").inner_text() == "recent_only"
+    for figure in figures:
+        some, every = faint(page, figure)
+        assert 0 < some < every, figure
+    assert faint(page, "start_size")[0] == 0  # its series are budgets, of which none was singled out
+    press()
+    assert [faint(page, figure)[0] for figure in figures] == [0, 0, 0, 0]
+    assert page.locator(".entry[aria-pressed=true]").count() == 0
+
+
+def test_the_tradeoff_changes_its_axis_by_keyboard(visit):
+    page = drawn(visit("golden"))
+    shown = "[...document.querySelectorAll('[data-axis]')].filter(one => one.offsetParent).map(one => one.dataset.axis)"
+    title = "#tradeoff_{} .panel:not(.elsewhere) svg .role-axis-title text"
+    assert page.evaluate(shown) == ["tpot"]
+    page.locator(".axis input:checked").focus()
+    for axis, words in (("kv", "KV memory ÷ full’s"), ("ttft", "time to first token ÷ full’s")):
+        page.keyboard.press("ArrowRight")
+        drawn(page)
+        assert page.evaluate(shown) == [axis]
+        assert any(words in text for text in page.locator(title.format(axis)).all_text_contents())
+        assert page.locator(f"#tradeoff_{axis} .panel:not(.elsewhere) .mark-line path").count() == 1  # the step line
+
+
+def ends_of(page, figure):
+    """First and last number on the x axis of a figure's first visible chart."""
+    axis = page.locator(f"#{figure} .panel:not(.elsewhere) .role-axis").filter(has_text="position in the text").last
+    numbers = [int(text.replace(",", "")) for text in axis.locator(".role-axis-label text").all_text_contents() if text]
+    return min(numbers), max(numbers)
+
+
+def test_the_overviews_brush_zooms_the_charts_below(visit):
+    page = drawn(visit("golden"))
+    zoom = page.locator(".zoom:not(.elsewhere)")
+    assert ends_of(page, "position") == (0, 600)
+    zoom.scroll_into_view_if_needed()
+    box = zoom.locator("svg").bounding_box()
+    level = box["y"] + box["height"] / 3
+    page.mouse.move(box["x"] + 0.5 * box["width"], level)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.9 * box["width"], level, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(300)
+    for figure in ("position", "excess"):
+        low, high = ends_of(page, figure)
+        assert low >= 250
+        assert high <= 560
+    assert 250 <= int(zoom.locator(".from").input_value()) <= 320
+    zoom.locator(".reset").click()
+    page.wait_for_timeout(300)
+    assert ends_of(page, "excess") == (0, 600)
+    zoom.locator(".from").fill("100")
+    zoom.locator(".to").fill("200")
+    zoom.locator(".to").press("Tab")
+    page.wait_for_timeout(300)
+    assert ends_of(page, "position") == (100, 200)
+    brush = zoom.locator("svg .mark-rect path").last
+    assert 0.1 < brush.bounding_box()["width"] / box["width"] < 0.25  # it shows what was typed
+
+
+def test_the_model_switch_shows_one_model_or_all(visit):
+    page = visit("golden")
+    of = f"new Set({VISIBLE}.map(place => place.dataset.setting))"
+    assert page.evaluate(f"[...{of}]") == ["tiny-llama"]
+    rows = "#results tbody tr:visible"
+    assert page.locator(rows).count() == 12
+    page.locator("#pick-model").select_option("tiny-neox")
+    drawn(page)
+    assert page.evaluate(f"[...{of}]") == ["tiny-neox"]
+    assert page.locator(".headline:visible").all_inner_texts()[0].startswith("For tiny-neox: take")
+    page.locator("#pick-model").select_option("all")
+    drawn(page)
+    assert page.evaluate(f"{of}.size") == 2
+    assert page.locator(rows).count() == 24
+    assert page.locator(".headline:visible").count() == 2
+
+
+def test_table_sorts_filters_and_changes_length(visit):
+    page = visit("golden")
+    page.locator("#pick-model").select_option("all")
     cells = "#results tbody tr:not([hidden]) td[data-column=ppl_corpus]"
-    values = f"[...document.querySelectorAll('{cells}')].map(cell => +cell.dataset.value)"
+    values = f"[...document.querySelectorAll('{cells}')].map(cell => +cell.textContent)"
     shown = page.evaluate(values)
     assert len(shown) == 24
+    assert shown != sorted(shown)
     head = page.locator("#results th button", has_text="PPL corpus")
     head.click()
     assert page.evaluate(values) == sorted(shown)
-    head.click()
+    head.press("Enter")
     assert page.evaluate(values) == sorted(shown, reverse=True)
+    page.locator("#results th button", has_text="vs full, %").first.click()
+    changes = "[...document.querySelectorAll('#results tbody tr:not([hidden]) td[data-column=ppl_change_percent]')]"
+    texts = page.evaluate(f"{changes}.map(cell => cell.childNodes[0].nodeValue.trim())")
+    known = [float(text.replace("−", "-").replace("\u00a0%", "")) for text in texts if text != "–"]
+    assert known == sorted(known)
+    assert texts[len(known) :] == ["–", "–"]  # full has no change; what is not known comes last
+    page.locator("#results th button", has_text="Policy").click()
+    names = [text.split()[0] for text in page.locator("#results tbody tr:not([hidden]) td.name").all_inner_texts()]
+    assert [name[0] for name in names] == sorted(name[0] for name in names)
     page.locator("#pick-length").select_option("150")
     assert len(page.evaluate(values)) == 24
-    assert not set(page.evaluate(values)) & set(shown)
+    assert set(page.evaluate(values)) != set(shown)
     page.locator("#pick-words").fill("neox recent")
     assert len(page.evaluate(values)) == 2
-    page.close()
+    assert page.locator("[data-table=results] .count").inner_text() == "2 of 72 rows"
 
 
-def test_latency_table_sorts_and_shows_every_cell(browser, tmp_path_factory):
-    _, report = built("golden", tmp_path_factory)
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.goto((report / "index.html").as_uri())
+def test_latency_table_sorts_and_shows_every_cell(visit):
+    page = visit("golden")
+    page.locator("#pick-model").select_option("all")
     cells = "#latency tbody tr:not([hidden]) td[data-column=tpot_ms]"
-    values = f"[...document.querySelectorAll('{cells}')].map(cell => +cell.dataset.value)"
+    values = f"[...document.querySelectorAll('{cells}')].map(cell => +cell.textContent)"
     shown = page.evaluate(values)
     assert len(shown) == 28  # one cell of each model: twelve policies, full again, DynamicCache
     page.locator("#latency th button", has_text="TPOT").click()
@@ -87,19 +241,42 @@ def test_latency_table_sorts_and_shows_every_cell(browser, tmp_path_factory):
     assert len(page.evaluate(values)) == 14
     assert page.locator("#results tbody tr:not([hidden])").count() == 24  # the other table keeps its own filter
     assert page.locator("#latency .tag.busy:visible").first.get_attribute("title").startswith("other processes")
-    page.close()
 
 
-def test_dark_page_has_light_text_on_dark_ground(browser, tmp_path_factory):
-    _, report = built("quick", tmp_path_factory)
-    colours = {}
-    for scheme in ("light", "dark"):
-        page = browser.new_page(color_scheme=scheme)
-        page.goto((report / "index.html").as_uri())
-        page.wait_for_selector("[data-spec] svg text")
-        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        text = page.evaluate("getComputedStyle(document.querySelector('[data-spec] svg text')).fill")
-        colours[scheme] = (ground, text)
-        page.close()
-    assert colours["light"][0] != colours["dark"][0]
-    assert colours["light"][1] != colours["dark"][1]
+def test_printing_draws_every_chart_of_every_model(visit, tmp_path):
+    page = visit("golden")
+    page.wait_for_selector("[data-spec] svg")
+    page.pdf(path=tmp_path / "page.pdf")
+    hidden = "[...document.querySelectorAll('[data-spec]:not(.overview)')].filter(place => !place.querySelector('svg'))"
+    assert page.evaluate(f"{hidden}.length") == 0
+    assert not page.evaluate("document.body.classList.contains('printing')")
+
+
+def test_what_can_be_pressed_shows_its_focus(visit):
+    page = visit("golden")
+    for wanted in ("#multiples .entry", ".axis input:checked", "#results th button", "#pick-model", "nav a"):
+        page.locator(wanted).first.focus()
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Tab")
+        ring = "(() => { const one = document.activeElement.closest('.axis label') ?? document.activeElement;"
+        ring += " return getComputedStyle(one).outlineStyle; })()"
+        assert page.evaluate(ring) in ("solid", "auto"), wanted
+
+
+def luminance(colour):
+    """Relative luminance of a colour as the browser prints it, rgb(1, 2, 3)."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_print_in_charts_stands_out_from_its_ground(visit, scheme):
+    page = drawn(visit("quick", scheme=scheme))
+    ground = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert (ground > 0.5) == (scheme == "light")
+    colours = page.evaluate("[...document.querySelectorAll('.chart svg text')].map(one => getComputedStyle(one).fill)")
+    assert len(colours) > 100
+    for colour in set(colours):
+        low, high = sorted((ground, luminance(colour)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, colour

@@ -39,4 +39,4 @@ def test_the_package_is_shipped_where_it_shadows_nothing(config):
     mounted = [remote for remote, local in config["file_mounts"].items() if local == "."]
     assert mounted == ["~/kvstream-src"]
     assert any("kvstream-src[demo]" in command for command in config["setup_commands"])
-    assert {".venv", ".git", "records"} <= set(config["rsync_exclude"])
+    assert {".venv", ".git", "/records*", "/report*"} <= set(config["rsync_exclude"])

@@ -23,15 +23,15 @@ def records(tmp_path):
 
 def test_a_committed_cell_is_finished_and_reads_back(records):
     assert records.finished([KEY, "f" * 16]) == {KEY}
-    record = json.loads((records.folder / f"{KEY}.json").read_text())
+    record = json.loads((records.storage.folder / f"{KEY}.json").read_text())
     assert (record["rows"], record["fields"], record["schema"]) == (3, {"model": "a"}, 1)
-    assert pq.read_table(records.folder / record["file"]).equals(ROWS)
-    assert sorted(path.name for path in records.folder.iterdir()) == [f"{KEY}.json", f"{KEY}.parquet"]
+    assert pq.read_table(records.storage.folder / record["file"]).equals(ROWS)
+    assert sorted(path.name for path in records.storage.folder.iterdir()) == [f"{KEY}.json", f"{KEY}.parquet"]
 
 
 @pytest.mark.parametrize("harm", ["flip", "empty", "truncate", "remove", "swap", "no record", "broken record", "list"])
 def test_whatever_is_not_what_was_committed_counts_as_missing(records, harm):
-    parquet, record = records.folder / f"{KEY}.parquet", records.folder / f"{KEY}.json"
+    parquet, record = records.storage.folder / f"{KEY}.parquet", records.storage.folder / f"{KEY}.json"
     data = bytearray(parquet.read_bytes())
     if harm == "flip":
         data[len(data) // 2] ^= 1
@@ -51,26 +51,26 @@ def test_whatever_is_not_what_was_committed_counts_as_missing(records, harm):
 
 def test_a_failure_is_recorded_until_the_cell_succeeds(records):
     records.fail("f" * 16, {"model": "a"}, "ValueError: no", 2)
-    failed = json.loads((records.folder / ("f" * 16 + ".failed.json")).read_text())
+    failed = json.loads((records.storage.folder / ("f" * 16 + ".failed.json")).read_text())
     assert (failed["error"], failed["attempts"]) == ("ValueError: no", 2)
     assert records.finished(["f" * 16]) == set()
     records.commit("f" * 16, {}, [ROWS], 0.5, {})
-    assert not (records.folder / ("f" * 16 + ".failed.json")).exists()
+    assert not (records.storage.folder / ("f" * 16 + ".failed.json")).exists()
 
 
 def test_a_write_that_fails_leaves_what_was_there(records, monkeypatch):
-    monkeypatch.setattr("kvstream.records.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("kvstream.storage.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         records.commit(KEY, {"model": "b"}, [ROWS], 0.5, {})
     monkeypatch.undo()
     assert records.finished([KEY]) == {KEY}
-    assert not list(records.folder.glob(".*.tmp"))
+    assert not list(records.storage.folder.glob(".*.tmp"))
 
 
 def test_a_second_sweep_is_told_who_holds_the_folder(records):
     code = "import sys; from kvstream.records import Records; from pathlib import Path\n"
     code += "with Records(Path(sys.argv[1])).locked(): pass"
-    command = [sys.executable, "-c", code, str(records.folder)]
+    command = [sys.executable, "-c", code, str(records.storage.folder)]
     with records.locked():
         second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 1
@@ -81,7 +81,7 @@ def test_a_second_sweep_is_told_who_holds_the_folder(records):
 def test_a_folder_that_cannot_be_created_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(ValueError, match=r"out: cannot create .* give another --out"),
+        pytest.raises(ValueError, match=r"out: cannot write to .* give another --out"),
         Records(tmp_path / "file").locked(),
     ):
         pass

@@ -1,6 +1,7 @@
 """The report's command line: what it writes, what it refuses, and that nothing drops out in silence."""
 
 import ast
+import csv
 import json
 import re
 import shutil
@@ -9,13 +10,17 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from golden import FULL, GOLDEN, QUICK, ROOT, built, run_report, streaming, write, write_cell
+from golden import FULL, GOLDEN, QUICK, ROOT, Latency, built, run_report, streaming, write, write_cell
 
-from analysis import charts, database, wording
+from analysis import database, wording
 from analysis.records import read_records
+from analysis.report import TABLES
+from analysis.visible import visible
 
-CHARTS = ["budget", "cross_method", "position", "excess", "start_size", "length"]
+CHARTS = ["tradeoff_tpot", "tradeoff_kv", "tradeoff_ttft", "multiples", "cross_method", "position", "excess"]
+CHARTS += ["start_size", "length", "position_modes"]
 
 
 def page_of(report):
@@ -24,10 +29,15 @@ def page_of(report):
 
 def test_writes_page_charts_tables_and_summary(tmp_path_factory):
     _, report = built("golden", tmp_path_factory)
-    for name in [*CHARTS, "position_modes"]:
+    for name in CHARTS:
         assert (report / "charts" / f"{name}.svg").read_text(encoding="utf-8").startswith("<svg")
         assert (report / "charts" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert len(list((report / "tables").glob("*.csv"))) == 16
+    assert {path.stem for path in (report / "tables").glob("*.csv")} == set(TABLES)
+    for name in TABLES:
+        table = pq.read_table(report / "tables" / f"{name}.parquet")
+        with (report / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            printed = list(csv.DictReader(file))
+        assert (len(printed), list(printed[0])) == (table.num_rows, table.column_names), name
     assert "take streaming_llm(4," in (report / "summary.md").read_text(encoding="utf-8")
 
 
@@ -174,10 +184,22 @@ def test_of_two_cells_for_the_same_run_the_planned_one_counts(tmp_path):
     assert "2 cells repeat" in page_of(tmp_path / "two")
 
 
-def test_report_is_reproducible(tmp_path, tmp_path_factory):
+def test_report_is_reproducible(tmp_path_factory):
     records, report = built("quick", tmp_path_factory)
-    assert run_report("--records", records, "--out", tmp_path).returncode == 0
-    assert page_of(tmp_path) == page_of(report)
+    again = report.with_name("again")  # beside the first, for a page links to the records that lie beside it
+    assert run_report("--records", records, "--out", again).returncode == 0
+    assert page_of(again) == page_of(report)
+
+
+def test_the_page_links_to_token_level_records_beside_it_and_names_those_elsewhere(tmp_path, tmp_path_factory):
+    records, report = built("quick", tmp_path_factory)
+    assert f'<a href="../records/">{records}</a>' in page_of(report)
+    assert (report / "../records").resolve() == records
+    assert run_report("--records", records, "--out", tmp_path / "far" / "off").returncode == 0
+    page = page_of(tmp_path / "far" / "off")
+    assert f"<code>{records}</code>" in page
+    assert ">Token-level records" in page
+    assert "../records/" not in page
 
 
 def test_a_folder_with_glob_characters_and_quotes_is_read(tmp_path):
@@ -187,27 +209,6 @@ def test_a_folder_with_glob_characters_and_quotes_is_read(tmp_path):
     done = run_report("--records", folder, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "598 scored tokens" in page_of(tmp_path / "out")
-
-
-def test_every_encoded_field_exists_in_its_data(tmp_path_factory):
-    records, _ = built("golden", tmp_path_factory)
-    connection = database.open_database(read_records(records), 5.0)
-    for name, (query, draw) in charts.FIGURES.items():
-        figure = draw(database.rows(connection, query))
-        assert figure.panels, name
-        for panel in figure.panels:
-            spec = charts.for_page(panel)
-            for layer in spec["layer"]:
-                data = layer.get("data", spec.get("data"))
-                rows = data["values"] if "values" in data else spec["datasets"][data["name"]]
-                assert rows, name
-                channels = [
-                    e for each in layer["encoding"].values() for e in (each if isinstance(each, list) else [each])
-                ]
-                fields = {channel["field"] for channel in channels if "field" in channel}
-                assert fields, name
-                for row in rows:
-                    assert fields <= set(row), (name, fields - set(row))
 
 
 def test_database_reads_nothing_but_the_records(tmp_path, tmp_path_factory):
@@ -253,19 +254,20 @@ def test_no_answer_calls_memory_bounded_that_grows(tmp_path, tmp_path_factory):
     records = write(replace(QUICK, policies=policies, tokens=300, lengths=(300,)), tmp_path / "records")
     for within, start in ((1, "No policy measured here stays"), (50, "Take streaming_llm(4,60,skip_layers=(0,1))")):
         out = tmp_path / f"out{within}"
-        assert run_report("--records", records, "--out", out, "--within", within).returncode == 0
+        flags = ("--within", within, "--quality-within", within)
+        assert run_report("--records", records, "--out", out, *flags).returncode == 0
         page = page_of(out).replace("\u00a0", " ")
         answer = page.partition('id="answer"')[2].partition("</section>")[0]
         assert start in answer
         assert "of the KV memory at 300 tokens (memory grows with the text)" in answer
-        assert "of the full KV memory, at 300 tokens (memory grows with the text)" in answer
+        assert ("MB kept at 300 tokens (memory grows with the text)" in answer) == (within == 50)
         assert "Its memory grows with the text all the same: layers 0, 1 never evict." in answer
         tight = "At 64 tokens the best is" in answer
         assert tight == ("of the memory (memory grows with the text)." in answer) == (within == 1)
         cross = page.partition('id="cross"')[2].partition("</table>")[0]
         assert cross.count('<span class="tag grows"') == 2
     _, bounded = built("quick", tmp_path_factory)
-    assert "memory grows" not in page_of(bounded)
+    assert "memory grows" not in re.sub(r"<pre>.*?</pre>", "", page_of(bounded), flags=re.S)  # but for the queries
 
 
 @pytest.mark.parametrize(
@@ -308,3 +310,33 @@ def test_the_latest_sweep_says_which_prefixes_are_reported(tmp_path):
     (folder / "sweep.json").write_text(json.dumps(sweep | {"lengths": [50, 200, 300]}))
     records = read_records(folder)
     assert {tuple(commit["fields"]["lengths"]) for commit in records.quality} == {(50, 200, 300)}
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\x00\x1b[31m\u202e|x\u2028\n<!--"
+
+
+def test_hostile_names_are_escaped_and_their_control_characters_shown(tmp_path):
+    latency = Latency(contexts=(128, 300), rounds=6)
+    plan = replace(QUICK, models=((HOSTILE, HOSTILE, 512),), documents=(HOSTILE,), text=HOSTILE, question=HOSTILE)
+    records = write(replace(plan, tokens=300, lengths=(150, 300), latency=latency), tmp_path / "records")
+    failure = {"schema": 1, "cell": "0" * 16, "fields": {"model": HOSTILE}, "error": HOSTILE, "attempts": 1}
+    (records / f"{'0' * 16}.failed.json").write_text(json.dumps(failure))
+    assert run_report("--records", records, "--out", tmp_path / "out").returncode == 0
+    texts = [page_of(tmp_path / "out"), (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")]
+    texts += [path.read_text(encoding="utf-8") for path in (tmp_path / "out" / "charts").glob("*.svg")]
+    assert len(texts) > 10
+    for text in texts:
+        assert not set("\x00\x1b\u202e\u2028") & set(re.sub(r"<script>.*?</script>", "", text, flags=re.S))
+        assert "<img src=x" not in text
+    assert "␀␛[31m⟨U+202E⟩|x⟨U+2028⟩␊" in texts[0]
+    assert "␀␛[31m⟨U+202E⟩\\|x" in texts[1]  # a bar would end a cell of the table
+    assert texts[0].count("<script>") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("plain name", "plain name"), ("é ü 字", "é ü 字"), ("a\tb\x7f", "a␉b␡"), ("\ufeffx\x85", "⟨U+FEFF⟩x⟨U+0085⟩")],
+)
+def test_what_cannot_be_seen_gets_a_symbol(text, shown):
+    assert visible(text) == shown
+    assert visible({"names": [text], "other": 1.5}) == {"names": [shown], "other": 1.5}

@@ -131,7 +131,7 @@ def test_latency_csv_at_full_precision(case):
     assert {row["itl_p99_ms"] == "" for row in rows} == {len(cells) > 2}  # 700 gaps in shapes, 72 in golden
 
 
-@pytest.mark.parametrize("name", ["context", "eviction", "throughput", "tradeoff"])
+@pytest.mark.parametrize("name", ["context", "eviction", "throughput"])
 def test_figure_tables(case, name):
     cells, report = case
     for row in rows_of(report, name):
@@ -204,7 +204,9 @@ def test_a_model_whose_only_cell_is_noisy_gets_no_number(tmp_path):
     answer = page.partition('id="answer"')[2].partition("</section>")[0]
     assert "busy machine (other processes used 0.7 CPU cores), so no number of it" in answer
     assert "time per token" not in answer
-    assert "Worth a choice" not in page
+    fronts = page.partition('id="tradeoff_tpot"')[2].partition("</figure>")[0]
+    assert "busy machine (other processes used 0.7 CPU cores): read it with care" in fronts
+    assert "orth a choice" not in fronts
 
 
 def test_failed_latency_cells_are_named(tmp_path_factory):
@@ -232,7 +234,8 @@ def test_speed_without_quality(tmp_path_factory):
     assert 'id="results"' not in page
     for name in FIGURES:
         assert (report / "charts" / f"{name}.svg").exists()
-    for name in ("tradeoff", "throughput", "budget"):
+    assert (report / "charts" / "multiples.svg").exists()
+    for name in ("tradeoff_tpot", "tradeoff_kv", "throughput", "cross_method"):
         assert not (report / "charts" / f"{name}.svg").exists()
     assert {row["ttft_ratio_low"] for row in rows_of(report, "latency")} == {""}  # three prefills carry no interval
 
@@ -256,10 +259,10 @@ def test_the_tradeoff_and_its_tooltips_say_whose_memory_grows(tmp_path):
     plan = replace(GOLDEN, policies=(FULL, growing), models=GOLDEN.models[:1], tokens=300, lengths=(300,))
     plan = replace(plan, latency=Latency(contexts=(100, 300), rounds=6))
     connection = database.open_database(read_records(write(plan, tmp_path)), 5.0)
-    [worth] = speed_words.fronts(database.rows(connection, "tradeoff"))
-    assert f"{growing.label} (memory grows with the text)" in worth
-    assert "full (memory" not in worth
-    for name in ("tradeoff", "budget", "kv_memory", "peak_memory"):
+    for [worth] in speed_words.fronts(database.rows(connection, "pareto")).values():
+        assert f"{growing.label} (memory grows with the text)" in worth["said"]
+        assert "full (memory" not in worth["said"]
+    for name in ("tradeoff_tpot", "tradeoff_kv", "multiples", "kv_memory", "peak_memory"):
         query, draw = charts.FIGURES[name]
         drawn = json.dumps([charts.for_page(panel) for panel in draw(database.rows(connection, query)).panels])
         assert f'"{growing.label} (memory grows with the text)"' in drawn
@@ -272,7 +275,9 @@ def test_quality_without_speed(tmp_path_factory):
     assert "No latency in these records" in page
     assert "time per token, at" not in page
     assert 'id="latency"' not in page
-    assert "TPOT" not in (report / "summary.md").read_text(encoding="utf-8")
+    summary = (report / "summary.md").read_text(encoding="utf-8")
+    assert summary.count("TPOT") == 1  # the cards' heading, and below it what was not measured
+    assert "| not measured |" in summary
     assert rows_of(report, "latency") == []
 
 
@@ -325,32 +330,13 @@ def test_incomplete_or_impossible_samples_are_left_out(tmp_path, damage):
     assert '<li class="badge">1 left out</li>' in page_of(tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["golden", "shapes"])
-def test_every_encoded_field_exists_in_its_data(name, tmp_path_factory):
-    records, _ = built(name, tmp_path_factory)
-    connection = database.open_database(read_records(records), 5.0)
-    for figure_name in [*FIGURES, *(["tradeoff", "throughput"] if name == "golden" else [])]:
-        query, draw = charts.FIGURES[figure_name]
-        figure = draw(database.rows(connection, query))
-        assert figure.panels, figure_name
-        for panel in figure.panels:
-            for layer in charts.for_page(panel)["layer"]:
-                rows = layer["data"]["values"]
-                assert rows, figure_name
-                listed = [
-                    e for each in layer["encoding"].values() for e in (each if isinstance(each, list) else [each])
-                ]
-                fields = {channel["field"] for channel in listed if "field" in channel}
-                for row in rows:
-                    assert fields <= set(row), (figure_name, fields - set(row))
-
-
-def test_tradeoff_front_is_what_none_better_matches_in_speed(tmp_path_factory):
+@pytest.mark.parametrize("axis", ["tpot", "kv", "ttft"])
+def test_tradeoff_front_is_what_none_better_matches(axis, tmp_path_factory):
     _, report = built("golden", tmp_path_factory)
-    rows = rows_of(report, "tradeoff")
+    rows = [row for row in rows_of(report, "pareto") if row["axis"] == axis]
 
     def end(row, name):
-        return float(row[f"tpot_ratio_{name}"] or row["tpot_ratio"])
+        return float(row[f"x_{name}"] or row["x"])
 
     for row in rows:
         better = [
@@ -362,6 +348,25 @@ def test_tradeoff_front_is_what_none_better_matches_in_speed(tmp_path_factory):
         ]
         assert (row["unbeaten"] == "True") == (not better), row
     assert {row["policy"] for row in rows if row["unbeaten"] == "True"} >= {"full", "streaming_llm(4,124)"}
+
+
+def test_the_tradeoff_and_the_multiples_stand_on_the_samples(tmp_path_factory):
+    records, report = built("golden", tmp_path_factory)
+    cells = cells_of(records)
+    for row in rows_of(report, "pareto"):
+        if row["axis"] == "kv":
+            continue
+        expected = cells[row["setting"], int(row["context"]), int(row["batch"])].totals(row["policy"])
+        assert float(row["x"]) == pytest.approx(expected[f"{row['axis']}_ratio"], rel=1e-9), row
+        assert float(row["value"]) == pytest.approx(expected[f"{row['axis']}_ms"], rel=1e-9), row
+    rows = rows_of(report, "multiples")
+    for row in rows:
+        headline = cells[row["setting"], int(row["context"]), 1].totals(row["policy"])
+        packed = cells[row["setting"], int(row["packed_context"]), int(row["packed"])].totals(row["policy"])
+        assert float(row["tpot_ratio"]) == pytest.approx(headline["tpot_ratio"], rel=1e-9), row
+        assert float(row["ttft_ratio"]) == pytest.approx(headline["ttft_ratio"], rel=1e-9), row
+        assert float(row["throughput"]) == pytest.approx(packed["throughput"], rel=1e-9), row
+    assert {int(row["packed"]) for row in rows} == {4}
 
 
 def rounds_with(ratio, random, rounds=30):
@@ -421,7 +426,7 @@ def test_no_more_is_said_of_speed_than_its_interval_supports(ratio, low, high, w
     assert (near in said["more"][0]) == (ratio > 1 and low is not None)
     assert wording.times(1.0, 0.999, 1.001) == "1.000\u00a0× [0.999, 1.001]"
     early = speed_words.beside_quality(row | {"context": 256})
-    assert (early["headline"], early["tiles"]) == ("", [])
+    assert early["headline"] == ""
     assert "At 256 tokens its budget of 256 is not full, so there is nothing to save yet." in early["more"][0]
 
 
@@ -442,6 +447,14 @@ def test_the_seeds_claims_stand_beside_what_is_measured(tmp_path):
         phase, power = ("ttft", 1) if row["metric"].startswith("TTFT") else ("step", -1)
         assert float(row["ours"]) == pytest.approx(timed.ratio(row["policy"], phase, "full") ** power, rel=1e-9)
         assert float(row["low"]) <= float(row["ours"]) <= float(row["high"])
-    said = page_of(tmp_path / "out").partition('class="said"')[2].partition("</dl>")[0]
+    said = page_of(tmp_path / "out").partition('class="said"')[2].partition("<details")[0]
     assert "the seed: 0.72" in said.replace("\u00a0", " ")
-    assert said.count("Measured here") == 2
+    assert said.count("<dt>Measured here</dt>") == said.count("<dt>Why</dt>") == 3
+    ranked = said.rpartition("<dt>Measured here</dt>")[2].partition("</dd>")[0]
+    assert "budget 256: streaming_llm(4,252) +" in ranked
+    assert (
+        ranked.index("streaming_llm(4,252)")
+        < ranked.index("fix_size_l2(256,0.7,random)")
+        < ranked.index("recent_only(256)")
+    )
+    assert "Nothing of it in these records" not in said

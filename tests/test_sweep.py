@@ -1,26 +1,21 @@
 """Real Ray sweeps of a tiny model: complete, resumable after a kill, honest about failures, clear about bad input."""
 
-import hashlib
 import json
-import os
 import random
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import WORDS
+from driving import QUICK, ROOT, arguments, digest, kill_once_there_is, run
 
 from kvstream import load_model, parse_policy, replay
 from kvstream.chunks import PART_TOKENS
@@ -28,42 +23,6 @@ from kvstream.cluster import Node, choose_device, divide
 from kvstream.command import parse_flags
 from kvstream.grid import Grid
 from kvstream.policies import FixSizeL2, Full, RecentOnly, StreamingLLM
-
-ROOT = Path(__file__).parent.parent
-QUICK = ROOT / "sweeps" / "quick.py"
-
-
-def arguments(world, out, *more):
-    where = ["--models", str(world / "model"), "--text", str(world / "texts"), "--out", str(out), "--device", "cpu"]
-    axes = ["--budgets", "8,32", "--lengths", "50,400", "--documents", "3", "--contexts", "none"]
-    return [sys.executable, str(QUICK), *where, *axes, *more]
-
-
-def run(command, **options):
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=ROOT, **options)
-
-
-def kill_once_there_is(out, pattern, command):
-    """Start a sweep, and kill it and all its processes as soon as its folder holds such a file."""
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **silent)
-    deadline = time.monotonic() + 120
-    while not list(out.glob(pattern)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-
-
-def digest(out):
-    """Digest of every finished cell's rows, whatever the files' bytes."""
-    cells = {}
-    for record in sorted(out.glob("????????????????.json")):
-        table = pq.read_table(out / json.loads(record.read_text())["file"])
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table.combine_chunks())
-        cells[record.stem] = hashlib.sha256(sink.getvalue()).hexdigest()
-    return cells
 
 
 @pytest.fixture(scope="module")

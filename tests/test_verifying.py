@@ -1,6 +1,5 @@
 """`kvstream verify` and `kvstream rerun`: what they find, what they say, and how they exit."""
 
-import json
 import shutil
 
 import pyarrow as pa
@@ -12,7 +11,7 @@ from kvstream.__main__ import main
 from kvstream.grid import Grid
 from kvstream.policies import FixSizeL2, Full
 from kvstream.quality import evaluate
-from kvstream.records import Records
+from kvstream.records import Records, sha256_of
 from kvstream.verifying import rerun, verify
 
 
@@ -31,7 +30,7 @@ def swept(world, tiny_neox, tmp_path_factory):
         ids = cell.document.token_ids[None]
         [result] = evaluate(tiny_neox(), ids, policy, cells=[cell.key], documents=[name], device="cpu")
         records.commit(cell.key, cell.fields, [result.rows], result.seconds, {})
-    return records.folder, [cell.key for cell in cells]
+    return records.storage.folder, [cell.key for cell in cells]
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def run(capsys, *arguments):
 
 
 def test_whole_records_are_whole(swept, capsys):
-    verdict = verify(swept[0])
+    verdict = verify(Records(swept[0]))
     assert (verdict.cells, verdict.rows, verdict.problems) == (4, 4 * 299, [])
     code, out, _ = run(capsys, "verify", swept[0])
     assert code == 0
@@ -58,19 +57,17 @@ def test_whole_records_are_whole(swept, capsys):
 
 def rewritten(folder, key, change):
     """Replace a cell's rows and have its record agree, as nobody's accident would."""
-    from kvstream.records import sha256_of
-
-    path = folder / f"{key}.parquet"
+    records, path = Records(folder), folder / f"{key}.parquet"
     pq.write_table(change(pq.read_table(path)), path)
-    record = json.loads((folder / f"{key}.json").read_text()) | {"sha256": sha256_of(path)}
-    (folder / f"{key}.json").write_text(json.dumps(record))
+    record = records.read_json(f"{key}.json") | {"sha256": sha256_of(path.read_bytes())}
+    records.write_json(f"{key}.json", record)
 
 
 HARMS = {
     "flipped": (lambda folder, key: flip(folder / f"{key}.parquet"), "is not the file that was committed"),
     "no file": (lambda folder, key: (folder / f"{key}.parquet").unlink(), "No such file"),
     "no record": (lambda folder, key: (folder / f"{key}.json").unlink(), "planned, but not finished"),
-    "broken record": (lambda folder, key: (folder / f"{key}.json").write_text("{"), "Expecting property name"),
+    "broken record": (lambda folder, key: (folder / f"{key}.json").write_text("{"), "not the file that was committed"),
     "rows missing": (lambda folder, key: rewritten(folder, key, lambda rows: rows.slice(1)), "298 rows, 299 were"),
     "rows twice": (
         lambda folder, key: rewritten(folder, key, lambda rows: pa.concat_tables([rows.slice(1), rows.slice(0, 1)])),
@@ -85,7 +82,7 @@ HARMS = {
     "failed": (
         lambda folder, key: (
             (folder / f"{key}.json").rename(folder / f"{key}.old"),
-            (folder / f"{key}.failed.json").write_text('{"error": "ValueError: no"}'),
+            Records(folder).write_json(f"{key}.failed.json", {"error": "ValueError: no"}),
         ),
         "failed, ValueError: no",
     ),
@@ -116,7 +113,7 @@ def test_what_is_wrong_is_named(copy, capsys, harm):
 def test_a_cell_gives_the_same_again(swept, capsys):
     folder, keys = swept
     for key in keys[:2]:  # the second draws at random
-        again = rerun(folder, key)
+        again = rerun(Records(folder), key)
         assert (again.rows, again.worst_nats, again.other_hits, again.same_code) == (299, 0.0, 0, True)
     code, out, _ = run(capsys, "rerun", folder, keys[0])
     assert code == 0

@@ -1,7 +1,7 @@
 -- In which runs did a token's loss come out as NaN or infinite?
-SELECT setting, policy, cells.document, count(*) AS invalid, min(position) AS first_position
-FROM tokens
+SELECT setting, policy, document, sum(pieces.invalid)::BIGINT AS invalid, min(first_invalid) AS first_position
+FROM pieces
 JOIN cells USING (cell)
-WHERE nll_nats IS NULL OR NOT isfinite(nll_nats)
+WHERE pieces.invalid > 0
 GROUP BY ALL
-ORDER BY setting, policy, cells.document
+ORDER BY setting, policy, document

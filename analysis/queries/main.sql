@@ -32,7 +32,7 @@ SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_
     100 * (mean_ratio - 1) AS ppl_mean_change_percent,
     100 * (accuracy / nullif(full_accuracy, 0) - 1) AS accuracy_change_percent,
     100 * (accuracy - full_accuracy) AS accuracy_change_points,
-    spread, (max(documents) FILTER (policy_name = 'full') OVER prefix)::BIGINT AS full_documents,
+    CASE WHEN policy_name <> 'full' THEN spread END AS spread, (max(documents) FILTER (policy_name = 'full') OVER prefix)::BIGINT AS full_documents,
     100 * ppl_change_low AS ppl_change_low_percent,
     100 * ppl_change_high AS ppl_change_high_percent,
     1 + ppl_change_low AS ppl_ratio_low,
@@ -40,8 +40,17 @@ SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_
     100 * ppl_mean_change_low AS ppl_mean_change_low_percent,
     100 * ppl_mean_change_high AS ppl_mean_change_high_percent,
     points_low AS accuracy_change_low_points,
-    points_high AS accuracy_change_high_points
-FROM totals
-LEFT JOIN intervals USING (setting, policy, length)
+    points_high AS accuracy_change_high_points,
+    100 * accuracy_change_low AS accuracy_change_low_percent,
+    100 * accuracy_change_high AS accuracy_change_high_percent,
+    -- Of the levels, over documents: given where every document is paired, since only these are resampled.
+    CASE WHEN complete THEN ppl_corpus_low END AS ppl_corpus_low,
+    CASE WHEN complete THEN ppl_corpus_high END AS ppl_corpus_high,
+    CASE WHEN complete THEN ppl_mean_low END AS ppl_mean_low,
+    CASE WHEN complete THEN ppl_mean_high END AS ppl_mean_high,
+    CASE WHEN complete THEN 100 * accuracy_low END AS accuracy_low_percent,
+    CASE WHEN complete THEN 100 * accuracy_high END AS accuracy_high_percent
+FROM (SELECT *, spread = 'interval' AND documents = paired_documents AS complete
+    FROM totals LEFT JOIN intervals USING (setting, policy, length))
 WINDOW prefix AS (PARTITION BY setting, length)
 ORDER BY setting, length DESC, policy_name <> 'full', budget, ppl_corpus, policy

@@ -11,7 +11,7 @@ SELECT
     (SELECT count(DISTINCT (text, document)) FROM cells) AS documents,
     (SELECT coalesce(sum(tokens - 1), 0)::BIGINT FROM cells) AS tokens,
     (SELECT count(*) FROM samples) AS samples,
-    (SELECT count(*) FROM tokens WHERE nll_nats IS NULL OR NOT isfinite(nll_nats)) AS invalid,
+    (SELECT coalesce(sum(invalid), 0)::BIGINT FROM pieces) AS invalid,
     (SELECT list(DISTINCT model ORDER BY model) FROM places) AS models,
     (SELECT coalesce(list(DISTINCT text ORDER BY text), []) FROM cells) AS texts,
     (SELECT list(DISTINCT device ORDER BY device) FROM places) AS devices,

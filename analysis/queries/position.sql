@@ -1,16 +1,15 @@
 -- Where in the text does a policy lose: what is its loss along the sequence, and how much of it is over full's?
 WITH runs AS (
-    SELECT cell, setting, policy, series, budget, document, trained_context, tokens,
-        greatest(64, (2 ** ceil(log2(max(tokens) OVER (PARTITION BY setting) / 64)))::BIGINT) AS width
+    SELECT cell, setting, policy, series, budget, document, trained_context, tokens
     FROM cells
     WHERE in_focus AND usual_sinks
     QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
 ), binned AS (
-    SELECT setting, policy, series, budget, runs.document, trained_context, width, position // width AS bin,
-        count(*) AS n, fsum(nll_nats::DOUBLE) AS nll_sum
-    FROM tokens
+    SELECT setting, policy, series, budget, document, trained_context, width, bin, sum(pieces.n) AS n,
+        fsum(pieces.nll_sum) AS nll_sum
+    FROM pieces
     JOIN runs USING (cell)
-    WHERE isfinite(nll_nats)
+    WHERE pieces.n > 0
     GROUP BY ALL
 ), paired AS (
     SELECT binned.setting, binned.policy, binned.series, binned.budget, binned.trained_context, binned.width, binned.bin,

@@ -1,22 +1,14 @@
 -- What do loss and correct guesses add up to within the first L tokens of each run?
 WITH asked AS (
-    SELECT DISTINCT setting, unnest(lengths) AS length FROM cells
-), wanted AS (
-    SELECT cell, length FROM cells JOIN asked USING (setting) WHERE length <= tokens
-), pieces AS (  -- each token belongs to the shortest prefix that holds it
-    SELECT wanted.cell, wanted.length,
-        count(*) FILTER (isfinite(nll_nats)) AS n,
-        coalesce(fsum(nll_nats::DOUBLE) FILTER (isfinite(nll_nats)), 0) AS nll_sum,
-        count(*) FILTER (isfinite(nll_nats) AND correct) AS correct,
-        count(*) FILTER (nll_nats IS NULL OR NOT isfinite(nll_nats)) AS invalid
-    FROM tokens
-    ASOF JOIN wanted ON tokens.cell = wanted.cell AND tokens.position < wanted.length
-    GROUP BY wanted.cell, wanted.length
+    SELECT *, row_number() OVER (PARTITION BY setting ORDER BY length) AS place
+    FROM (SELECT DISTINCT setting, unnest(lengths) AS length FROM cells)
 )
-SELECT cell, length,
-    (sum(n) OVER prefix)::BIGINT AS n,
-    sum(nll_sum) OVER prefix AS nll_sum,
-    (sum(correct) OVER prefix)::BIGINT AS correct,
-    (sum(invalid) OVER prefix)::BIGINT AS invalid
-FROM pieces
-WINDOW prefix AS (PARTITION BY cell ORDER BY length)
+SELECT cells.cell, length,
+    sum(n)::BIGINT AS n,
+    fsum(nll_sum) AS nll_sum,
+    sum(correct)::BIGINT AS correct,
+    sum(invalid)::BIGINT AS invalid
+FROM cells
+JOIN asked ON asked.setting = cells.setting AND length <= tokens
+JOIN pieces ON pieces.cell = cells.cell AND prefix < place
+GROUP BY cells.cell, length

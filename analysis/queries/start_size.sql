@@ -1,6 +1,7 @@
 -- How many attention sinks are enough, when sinks and recent tokens share one budget?
 WITH candidates AS (
-    SELECT setting, budget, start_size, policy, ppl_corpus, ppl_placed, ppl_change_percent, length
+    SELECT setting, budget, start_size, policy, ppl_corpus, ppl_placed, ppl_change_percent,
+        ppl_change_low_percent, ppl_change_high_percent, spread, paired_documents, length
     FROM main
     WHERE longest AND in_focus AND policy_name IN ('streaming_llm', 'recent_only')
     QUALIFY row_number() OVER (PARTITION BY setting, budget, start_size ORDER BY policy_name, policy) = 1

@@ -164,6 +164,8 @@ def parse_call(label: str) -> tuple[str, list[object], dict[str, object]]:
     problem = ValueError(
         f"policy={label!r} cannot be read; write it as name(value, …, field=value), e.g. streaming_llm(4,252)"
     )
+    if not isinstance(label, str):
+        raise problem
     try:
         node = ast.parse(label.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):

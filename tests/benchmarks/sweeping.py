@@ -8,7 +8,6 @@ driver   processor time of the sweep's own process per cell, and the seconds unt
 """
 
 import hashlib
-import json
 import tempfile
 import time
 from functools import partial
@@ -30,7 +29,7 @@ from kvstream.models import resolve
 from kvstream.pacing import together
 from kvstream.progress import Reporter
 from kvstream.quality import TOKEN_ROWS
-from kvstream.records import Records
+from kvstream.records import Records, sealed
 from kvstream.tasks import pace, weights_of
 from kvstream.text import Document
 
@@ -116,8 +115,9 @@ def _finish(records: Records, cells: list[QualityCell]) -> None:
     columns = (["k" * 16] * count, ["random"] * count, range(1, TOKENS), random.integers(0, 50_000, count))
     rows = pa.table([*columns, random.random(count, np.float32), random.random(count) < 0.4], schema=TOKEN_ROWS)
     records.commit(cells[0].key, cells[0].fields, [rows], 1.0, {})
-    data = (records.folder / f"{cells[0].key}.parquet").read_bytes()
-    record = json.loads((records.folder / f"{cells[0].key}.json").read_bytes())
+    data, record = records.storage.read(f"{cells[0].key}.parquet"), records.read_json(f"{cells[0].key}.json")
     for key in (cell.key for cell in cells):
-        (records.folder / f"{key}.parquet").write_bytes(data)
-        (records.folder / f"{key}.json").write_text(json.dumps(record | {"cell": key, "file": f"{key}.parquet"}))
+        (Path(records.storage.where) / f"{key}.parquet").write_bytes(data)
+        (Path(records.storage.where) / f"{key}.json").write_bytes(
+            sealed(f"{key}.json", record | {"cell": key, "file": f"{key}.parquet"})
+        )

@@ -1,0 +1,125 @@
+"""Axes: where they begin and end, and which of their values are named. Log axes need care, or they show one number.
+
+Knows rows and fields, nothing of policies or queries.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import altair as alt
+
+Row = dict[str, Any]
+STEPS = (
+    (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, *range(2, 10)),
+    (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
+    (1, 1.5, 2, 3, 4, 5, 6, 8),
+    (1, 2, 3, 5, 7),
+    (1, 2, 5),
+    (1, 3),
+    (1,),
+)
+CHANGES: tuple[float, ...] = (
+    -90,
+    -80,
+    -70,
+    -60,
+    -50,
+    -40,
+    -30,
+    -20,
+    -10,
+    -5,
+    -2,
+    -1,
+    0,
+    0.5,
+    1,
+    2,
+    5,
+    10,
+    20,
+    30,
+    50,
+    75,
+    100,
+    150,
+    200,
+)
+CHANGES += (300, 400, 600, 900, 1400, 1900, 2900, 4900, 9900, 99_900, 999_900)
+
+
+def log_ticks(numbers: Iterable[float]) -> list[float]:
+    """At most seven round tick values that span `numbers` on a log axis, where there is room for them at least four."""
+    found = sorted(numbers)
+    low, high = found[0], found[-1]
+    for steps in STEPS:
+        ticks = [round(step * 10.0**power, 9) for power in range(-4, 12) for step in steps]
+        inside = [tick for tick in ticks if low / 1.02 <= tick <= high * 1.02]
+        if len(inside) <= 7:
+            break
+    if len(inside) >= 4:
+        return inside
+    power = 10.0 ** math.floor(math.log10(max(high - low, 1e-9)))
+    for step in (power * part for part in (1, 0.5, 0.2, 0.1, 0.05)):
+        inside = [round(step * place, 9) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        if len(inside) >= 4:
+            break
+    return inside[:: max(1, len(inside) // 6)]
+
+
+def ends(rows: Iterable[Row], *names: str) -> list[float]:
+    """All known values of these fields."""
+    return [row[name] for row in rows for name in names if row[name] is not None]
+
+
+def log_scale(numbers: list[float], least: float = 1, room: float = 0.08) -> tuple[alt.Scale, list[float]]:
+    """A log scale just around `numbers`, its ends at least a factor `least` apart (noise fills no panel), and ticks."""
+    low, high = min(numbers), max(numbers)
+    if high < least * low:
+        low, high = (low * high / least) ** 0.5, (low * high * least) ** 0.5
+    margin = max((high / low) ** room, 1.01)
+    domain = [low / margin, high * margin]
+    return alt.Scale(type="log", domain=domain, nice=False), log_ticks(domain)
+
+
+def log_y(field: str, title: str, rows: list[Row], least: float = 1) -> alt.Y:
+    """A log axis just around the data."""
+    scale, ticks = log_scale([value for value in ends(rows, field) if value > 0], least)
+    return alt.Y(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="~g"))
+
+
+def log2_x(field: str, title: str, rows: list[Row]) -> alt.X:
+    """A log2 axis that marks exactly the values present."""
+    found = sorted({row[field] for row in rows})
+    scale = alt.Scale(type="log", base=2, domain=[found[0] / 1.15, found[-1] * 1.15], nice=False)
+    return alt.X(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=found, format=",d", labelOverlap=True))
+
+
+def ratio_axis(channel: Any, field: str, title: str, rows: list[Row], around: float = 1.02) -> Any:
+    """A log axis around all ratios, their whiskers, and one."""
+    scale, ticks = log_scale([1.0, *ends(rows, field, f"{field}_low", f"{field}_high")], around, 0.09)
+    return channel(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="~g", grid=True))
+
+
+def change_axis(channel: Any, field: str, title: str, rows: list[Row], around: float = 1.02) -> Any:
+    """The axis of a ratio, its ticks named as changes in per cent: 1.5 is +50 %."""
+    numbers = [1.0, *ends(rows, field, f"{field}_low", f"{field}_high")]
+    scale, _ = log_scale(numbers, around, 0.09)
+    low, high = scale["domain"]
+    ticks = change_ticks(low, high, most=9 if channel is alt.X else 16)
+    sign = "abs(datum.value - 1) < 1e-9 ? '0 %' : "
+    fine = ".1f" if any(abs(100 * tick % 1 - 0.5) < 0.4 for tick in ticks) else ",.0f"
+    axis = alt.Axis(values=ticks, labelExpr=f"{sign}format(100 * (datum.value - 1), '+{fine}') + ' %'", grid=True)
+    return channel(f"{field}:Q", title=title, scale=scale, axis=axis)
+
+
+def change_ticks(low: float, high: float, most: int) -> list[float]:
+    """Ratios that are round changes, at least a `most`th of the axis apart; no change is always among them."""
+    apart = (high / low) ** (1 / most)
+    found = [1.0]
+    for percent in sorted(CHANGES, key=lambda one: -abs(one) if one % 50 == 0 else -abs(one) / 10):
+        ratio = 1 + percent / 100
+        if low <= ratio <= high and all(max(ratio / other, other / ratio) >= apart for other in found):
+            found.append(ratio)
+    return sorted(found) if len(found) > 2 else log_ticks([low, high])

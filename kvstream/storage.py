@@ -1,0 +1,269 @@
+"""Where a records folder lies: on a disk, or in an object store. Reads and writes whole files, by name.
+
+    ./records/mine        a folder
+    s3://bucket/mine      a prefix of a bucket; also gs:// and whatever else pyarrow knows, with the provider's own
+                          environment variables for credentials
+                          https://arrow.apache.org/docs/python/filesystems.html
+
+Either way a file appears whole or not at all, and one process at a time may hold the place. Knows nothing of records.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from kvstream.hub import within
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+LOCK = ".lock"
+ANSWER_S = 20.0  # a store that is silent for so long at the beginning is not there
+BEAT_S = 10.0  # how often the holder of a bucket says that it lives
+SILENT_BEATS = 3  # after which it does not
+
+
+class Storage(Protocol):
+    """What both kinds of place can do. OSError, naming place and file, where reading or writing fails."""
+
+    where: str
+
+    def names(self) -> list[str]:
+        """Names of the files, sorted; empty if the place does not exist."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """All of a file; FileNotFoundError if there is none."""
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a file, whole or not at all, on disk when this returns."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if there is one."""
+        ...
+
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the place; ValueError, naming the holder, if another process does."""
+        ...
+
+
+def storage_at(where: str | Path) -> Storage:
+    """The folder or prefix that `where` names; ValueError if its scheme is unknown or it holds credentials."""
+    if not (text := str(where)):
+        raise ValueError("out: '' names no folder; give one, or leave the flag away")
+    if not text.isprintable():
+        raise ValueError(f"out: {text!r} holds characters that no folder should have; give another")
+    if not re.match(r"[a-z][a-z0-9+.-]*://", text):
+        return Folder(Path(where))
+    if "@" in urlsplit(text).netloc or re.search(r"[?&](access|secret)_key=", text):
+        raise ValueError("out: the address holds credentials; give them in the environment, such as AWS_ACCESS_KEY_ID")
+    return Bucket(text)
+
+
+class Folder:
+    """A folder on a disk, created on first write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.where = folder, str(folder)
+
+    def names(self) -> list[str]:
+        """Names of its files."""
+        return sorted(os.listdir(self.folder)) if self.folder.is_dir() else []
+
+    def read(self, name: str) -> bytes:
+        """All of a file."""
+        return (self.folder / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write to a temporary name, sync, rename, sync the folder: a kill leaves the old file or the new."""
+        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(self.folder / name)
+            finally:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+            folder = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise _unwritten(self.where, name, error) from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder by a lock of the kernel's, which ends with the process, however that ends."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = open(self.folder / LOCK, "a+")  # noqa: SIM115  # closed below
+        except OSError as error:
+            raise ValueError(f"out: cannot write to {self.where!r} ({error.strerror}); give another --out") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise _is_held(self.where, lock.read().strip() or "another process") from None
+            lock.truncate(0)
+            with suppress(OSError):  # on a full disk the lock holds all the same, only without a name
+                lock.write(_me())
+                lock.flush()
+            for left in self.folder.glob(".*.tmp"):  # by a writer that was killed: nobody else writes now
+                left.unlink(missing_ok=True)
+            yield
+
+
+class Bucket:
+    """A prefix in an object store. An object appears when its upload is complete."""
+
+    def __init__(self, url: str) -> None:
+        from pyarrow import fs
+
+        self.where = url
+        self._usurper: str | None = None  # who took the place while we were silent for too long
+        try:
+            self._store, self._prefix = self._ask(lambda: fs.FileSystem.from_uri(url))
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"out: {url!r} is no place for records ({_first(error)}); give a folder or s3://…"
+            ) from None
+
+    def names(self) -> list[str]:
+        """Names of the objects under the prefix, those of deeper levels aside."""
+        from pyarrow import fs
+
+        found = self._store.get_file_info(fs.FileSelector(self._prefix, allow_not_found=True))
+        return sorted(entry.base_name for entry in found if entry.is_file)
+
+    def read(self, name: str) -> bytes:
+        """All of an object."""
+        with self._store.open_input_file(self._path(name)) as file:
+            data: bytes = file.read()
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Upload an object. One whose upload broke off may be short: it is named by no record, as those come last."""
+        try:
+            if self._usurper:
+                raise OSError(f"{self._usurper} has taken the place, because nothing was heard of us")
+            with self._store.open_output_stream(self._path(name)) as file:
+                file.write(data)
+        except OSError as error:
+            raise _unwritten(self.where, name, error) from error
+
+    def remove(self, name: str) -> None:
+        """Remove an object."""
+        with suppress(FileNotFoundError):
+            self._store.delete_file(self._path(name))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the prefix by an object that its holder writes again every few seconds.
+
+        Object stores have no locks that pyarrow could ask for. So whoever finds such an object watches whether it
+        changes; if not, its writer is gone. Clocks are not compared.
+        """
+        mine, over = f"{_me()}, sweep {uuid.uuid4().hex[:8]}", threading.Event()
+        try:
+            before = self._ask(self._holder)
+            if before and self._changes(before, over):
+                raise _is_held(self.where, _name_in(before))
+            self._ask(lambda: self._beat(mine, 0))
+            over.wait(1.0)  # two that began at once: the last to write stays
+            if _name_in(now := self._holder() or "nobody, ") != mine:
+                raise _is_held(self.where, _name_in(now))
+        except OSError as error:
+            raise ValueError(f"out: {self.where!r} cannot be written ({_first(error)}); give another --out") from None
+        beats = threading.Thread(target=self._keep_beating, args=(mine, over), daemon=True)
+        beats.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beats.join()
+            if not self._usurper:
+                with suppress(OSError):
+                    self.remove(LOCK)
+
+    def _path(self, name: str) -> str:
+        return f"{self._prefix}/{name}"
+
+    def _holder(self) -> str | None:
+        try:
+            return self.read(LOCK).decode(errors="replace")
+        except FileNotFoundError:
+            return None
+
+    def _changes(self, before: str, over: threading.Event) -> bool:
+        log.warning("%s: held by %s; seeing whether that still lives", self.where, _name_in(before))
+        for _ in range(2 * SILENT_BEATS):
+            over.wait(BEAT_S / 2)
+            if (now := self._holder()) != before:
+                return now is not None
+        return False
+
+    def _beat(self, mine: str, beat: int) -> None:
+        self.write(LOCK, f"{mine}, {beat}".encode())
+
+    def _keep_beating(self, mine: str, over: threading.Event) -> None:
+        beat = 0
+        while not over.wait(BEAT_S):
+            beat += 1
+            with suppress(OSError):  # the next write of records meets the same error and tells it
+                now = self._holder()
+                if now and _name_in(now) != mine:
+                    self._usurper = _name_in(now)
+                    return
+                self._beat(mine, beat)
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        try:
+            return within(ANSWER_S, question)
+        except TimeoutError:
+            raise OSError(f"no answer within {ANSWER_S:.0f} s") from None
+
+
+def _me() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _name_in(lock: str) -> str:
+    return lock.rpartition(", ")[0]
+
+
+def _is_held(where: str, holder: str) -> ValueError:
+    return ValueError(f"out: {where!r} is being written by {holder}; wait or give another --out")
+
+
+def _unwritten(where: str, name: str, error: OSError) -> OSError:
+    return OSError(
+        f"out: cannot write {name} to {where!r} ({_first(error)}); everything written before is kept: "
+        "make room there, or mend what is wrong, and run the same command again"
+    )
+
+
+def _first(error: Any) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__

@@ -1,0 +1,51 @@
+"""Sweeps as a user starts them, for tests: commands, kills, and what a records folder holds in the end."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parent.parent
+QUICK = ROOT / "sweeps" / "quick.py"
+
+
+def arguments(world, out, *more):
+    """The command of a sweep over the tiny model and its three texts; `more` flags may replace those given here."""
+    where = ["--models", str(world / "model"), "--text", str(world / "texts"), "--out", str(out), "--device", "cpu"]
+    axes = ["--budgets", "8,32", "--lengths", "50,400", "--documents", "3", "--contexts", "none"]
+    return [sys.executable, str(QUICK), *where, *axes, *more]
+
+
+def run(command, **options):
+    """Run a command from the checkout, as a user would, and wait for it."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=ROOT, **options)
+
+
+def kill_once_there_is(out, pattern, command):
+    """Start a sweep, and kill it and all its processes as soon as its folder holds such a file."""
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **silent)
+    deadline = time.monotonic() + 120
+    while not list(out.glob(pattern)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+
+def digest(out):
+    """Digest of every finished cell's rows, whatever the files' bytes."""
+    cells = {}
+    for record in sorted(out.glob("????????????????.json")):
+        table = pq.read_table(out / json.loads(record.read_text())["file"])
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        cells[record.stem] = hashlib.sha256(sink.getvalue()).hexdigest()
+    return cells

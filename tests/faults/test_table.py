@@ -1,0 +1,38 @@
+"""docs/faults.md lists every test of this folder once, and every test it lists exists."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def functions_in(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+
+
+def listed() -> list[tuple[str, str]]:
+    rows = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")]
+    return [pair for row in rows for pair in re.findall(r"`(\w+\.py)::(test_\w+)`", row)]
+
+
+def test_every_test_of_a_fault_is_in_the_table():
+    there = {(path.name, name) for path in Path(__file__).parent.glob("test_*.py") for name in functions_in(path)}
+    there -= {(Path(__file__).name, name) for name in functions_in(Path(__file__))}
+    assert len(there) > 50
+    assert there - set(listed()) == set()
+
+
+def test_every_test_in_the_table_exists():
+    files = {path.name: functions_in(path) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [pair for pair in listed() if pair[1] not in files.get(pair[0], ())] == []
+    assert len(listed()) == len(set(listed()))
+
+
+def test_every_row_says_what_the_user_sees():
+    rows = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")]
+    for row in rows[1:]:
+        cells = [cell.strip() for cell in row.strip("|").split(" | ")]
+        assert len(cells) == 3, row
+        assert all(cells), row

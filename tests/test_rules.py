@@ -1,0 +1,234 @@
+"""The rules by which the report recommends and compares: three cards, thresholds, verdicts on published numbers."""
+
+from dataclasses import replace
+
+import pytest
+from golden import FULL, GOLDEN, QUICK, built, recent, run_report, streaming, write
+from test_queries import rows_of
+
+from analysis import database
+from analysis.records import read_records
+
+
+def thresholds(folder, *percent):
+    connection = database.open_database(read_records(folder), *percent)
+    return {(row["setting"], row["card"]): row for row in database.rows(connection, "cards")}
+
+
+def test_three_cards_for_every_setting(tmp_path_factory):
+    for name in ("golden", "quick", "shapes"):
+        _, report = built(name, tmp_path_factory)
+        rows = rows_of(report, "cards")
+        settings = list(dict.fromkeys(row["setting"] for row in rows))
+        assert [(row["setting"], row["card"]) for row in rows] == [
+            (setting, card) for setting in settings for card in ("quality", "speed", "memory")
+        ]
+        assert settings
+        for row in rows:
+            assert (row["policy"] == "") == (row["why"] != "")
+    assert {row["why"] for row in rows} == {"no perplexity measured"}
+
+
+@pytest.fixture(scope="module")
+def choice(tmp_path_factory):
+    """Policies of which the three cards should pick three; twelve documents, two contexts, the longer one noisy."""
+    policies = (
+        FULL,
+        streaming(4, 196, 0.002),  # within 1 %, and the smaller of the two that are
+        streaming(4, 396, 0.001),
+        streaming(4, 96, 0.05),
+        recent(80, 0.2),
+        streaming(4, 28, 0.7),  # the one that is small
+    )
+    plan = replace(
+        GOLDEN, policies=policies, models=GOLDEN.models[:1], tokens=600, lengths=(600,), invalid=False, failed=0,
+        missing=0,
+        latency=replace(GOLDEN.latency, contexts=(300, 600), batches=(1,), blemishes={("tiny-neox", 600, 1): "busy"}),
+    )  # fmt: skip
+    return write(plan, tmp_path_factory.mktemp("choice"))
+
+
+def test_each_card_picks_by_its_rule(choice):
+    cards = thresholds(choice, 10.0)
+    assert {card: row["policy"] for (_, card), row in cards.items()} == {
+        "quality": "streaming_llm(4,196)",
+        "speed": "streaming_llm(4,96)",
+        "memory": "streaming_llm(4,28)",
+    }
+    quality, speed = cards["tiny-neox", "quality"], cards["tiny-neox", "speed"]
+    assert quality["ppl_change_high_percent"] <= quality["threshold_percent"] == 1
+    assert (speed["context"], speed["noisy"], speed["threshold_percent"]) == (
+        300,
+        None,
+        10,
+    )  # 600 was measured on a busy machine
+    assert speed["tpot_ratio_high"] < 1
+    memory = cards["tiny-neox", "memory"]
+    assert memory["kv_percent"] <= memory["threshold_percent"] == 10
+    assert memory["kv_saved_percent"] == 100 - memory["kv_percent"]
+
+
+@pytest.mark.parametrize(
+    ("percent", "card", "expected"),
+    [
+        ((0.0,), "speed", "no policy within 0 % of full"),
+        ((300.0,), "speed", "streaming_llm(4,28)"),
+        ((5.0, 0.0), "quality", "no policy within 0 % of full"),
+        ((5.0, 100.0), "quality", "streaming_llm(4,28)"),
+        ((5.0, 1.0, 1.0), "memory", "no policy within 1 % of full’s memory"),
+        ((5.0, 1.0, 100.0), "memory", "streaming_llm(4,396)"),
+    ],
+)
+def test_thresholds_decide(choice, percent, card, expected):
+    row = thresholds(choice, *percent)["tiny-neox", card]
+    assert expected in (row["policy"], row["why"])
+
+
+def test_memory_that_grows_is_no_answer_where_memory_is_limited(tmp_path):
+    policies = (FULL, streaming(4, 8, 0.3, skip="0,1"), streaming(4, 28, 0.3, skip="0,1"))
+    plan = replace(QUICK, policies=policies, tokens=600, lengths=(600,))
+    folder = write(plan, tmp_path)
+    row = thresholds(folder, 5.0)["smollm2-135m", "memory"]
+    assert (row["policy"], row["why"]) == (None, "none that stays within 10 % of full’s memory as the text grows")
+    assert thresholds(folder, 5.0, 100.0)["smollm2-135m", "quality"]["skip_layers"] == "0,1"
+
+
+def test_an_interval_must_be_within_and_not_only_the_point(choice):
+    row = thresholds(choice, 5.0, 100.0)["tiny-neox", "quality"]
+    between = (row["ppl_change_percent"] + row["ppl_change_high_percent"]) / 2
+    assert row["ppl_change_percent"] < between < row["ppl_change_high_percent"]
+    assert thresholds(choice, 5.0, between)["tiny-neox", "quality"]["policy"] != row["policy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"latency": None}, "no time per token measured"),
+        ({"blemish": "busy"}, "time per token measured on a busy machine only"),
+        ({"contexts": (60,)}, "no budget is full at the contexts timed"),
+        ({"rounds": 4}, "too few rounds to tell which is faster"),
+        ({"evicting": 30.0}, "none is measurably faster"),
+        ({"policies": (FULL,)}, "no policy with a budget measured beside full"),
+        ({"tokens": 100}, "no budget is exceeded by the texts"),
+    ],
+)
+def test_a_card_without_a_policy_says_why(tmp_path, change, why):
+    plan = replace(
+        GOLDEN, policies=(FULL, streaming(4, 96, 0.01)), models=GOLDEN.models[:1], invalid=False, failed=0, missing=0
+    )
+    latency = replace(GOLDEN.latency, contexts=(300,), batches=(1,), blemishes={})
+    if "blemish" in change:
+        latency = replace(latency, blemishes={("tiny-neox", 300, 1): change["blemish"]})
+    latency = replace(latency, **{name: change[name] for name in ("contexts", "rounds", "evicting") if name in change})
+    tokens = change.get("tokens", 300)
+    plan = replace(plan, policies=change.get("policies", plan.policies), tokens=tokens, lengths=(tokens,))
+    plan = replace(plan, latency=None if "latency" in change else latency)
+    assert thresholds(write(plan, tmp_path), 5.0)["tiny-neox", "speed"]["why"] == why
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "remedy"),
+    [
+        ("--quality-within", "-1", "at least 0"),
+        ("--quality-within", "some", "pass a number"),
+        ("--within", "nan", "pass a number"),
+        ("--memory", "101", "up to 100"),
+        ("--memory", "inf", "pass a number"),
+    ],
+)
+def test_a_threshold_that_is_none_is_one_clear_error(flag, value, remedy):
+    done = run_report(flag, value)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert all(word in last for word in (f"argument {flag}", repr(value), remedy)), last
+
+
+CLAIM = replace(
+    QUICK,
+    models=(("EleutherAI/pythia-70m-deduped", None, 2048),),
+    text="pg19",
+    policies=(FULL, streaming(4, 252, 0.07, "absolute", "0,1")),
+    documents=tuple(f"book {number:02}" for number in range(12)),
+    tokens=2048,
+    lengths=(1024, 2048),
+)
+
+
+def claims_of(folder, method, budget):
+    connection = database.open_database(read_records(folder), 5.0)
+    rows = [row for row in database.rows(connection, "published") if (row["method"], row["budget"]) == (method, budget)]
+    return {row["metric"]: row for row in rows if row["source"] == "seed §3.1"}
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "reproduced"), (1.019, "reproduced"), (3.0, "differs")])
+def test_a_published_number_is_reproduced_or_differs(tmp_path, monkeypatch, factor, verdict):
+    folder = write(CLAIM, tmp_path / "records")
+    ours = claims_of(folder, "streaming_llm", 256)["PPL, mean of documents"]
+    monkeypatch.setattr(database, "PUBLISHED", altered(tmp_path, ours["ours"] * factor))
+    row = claims_of(folder, "streaming_llm", 256)["PPL, mean of documents"]
+    assert row["verdict"] == verdict
+    assert ("outside our interval and more than 2 % apart" in row["reason"]) == (verdict == "differs")
+    assert row["reason"].endswith("; documents: ours are 12, theirs 10")
+    assert row["difference_percent"] == pytest.approx(100 * (1 / factor - 1), abs=1e-6)
+    assert row["ours_low"] < row["ours"] < row["ours_high"]
+    assert row["caveat"]
+
+
+def test_what_lies_in_our_interval_is_reproduced_however_far_the_point(tmp_path, monkeypatch):
+    folder = write(CLAIM, tmp_path / "records")
+    ours = claims_of(folder, "streaming_llm", 256)["PPL, mean of documents"]
+    monkeypatch.setattr(database, "PUBLISHED", altered(tmp_path, 0.99 * ours["ours_high"]))
+    row = claims_of(folder, "streaming_llm", 256)["PPL, mean of documents"]
+    assert abs(row["ours"] - row["published"]) > row["tolerance"]
+    assert (row["verdict"], row["reason"].split("; ")[0]) == ("reproduced", "within our interval")
+
+
+def altered(tmp_path, value):
+    """The published files, with another perplexity for the seed's policy of budget 256."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for path in database.PUBLISHED.glob("*.csv"):
+        (folder / path.name).write_text(
+            path.read_text(encoding="utf-8").replace("43.06", f"{value:.12f}"), encoding="utf-8"
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"models": (("smollm2-135m", None, 2048),)}, "model: ours is smollm2-135m"),
+        ({"text": "kjv"}, "text: ours is kjv"),
+        ({"tokens": 1500, "lengths": (1500,)}, "length: ours is 1,500 tokens"),
+        (
+            {"policies": (FULL, streaming(4, 252, 0.07))},
+            "positions: ours are “cache”, theirs “absolute, layers 0,1 never evict”",
+        ),
+        (
+            {"policies": (FULL, streaming(4, 124, 0.07, "absolute", "0,1"))},
+            "no such policy and budget in these records",
+        ),
+    ],
+)
+def test_what_must_agree_to_be_compared(tmp_path, change, reason):
+    folder = write(replace(CLAIM, documents=CLAIM.documents[:2], **change), tmp_path)
+    row = claims_of(folder, "streaming_llm", 256)["PPL, mean of documents"]
+    assert row["verdict"] == "not comparable"
+    assert row["reason"].split("; ")[0] == reason
+
+
+def test_an_ablation_of_sinks_and_lengths_of_the_issue(tmp_path):
+    """start_size 0, 1, 2, 4, 8 at one budget for each model; PPL at 512, 1k, 2k, 4k, 8k from one run."""
+    policies = (FULL, *(streaming(start, 64 - start, 0.1) for start in (0, 1, 2, 4, 8)), recent(64, 0.1))
+    plan = replace(GOLDEN, policies=policies, documents=("Job",), tokens=8192, lengths=(512, 1024, 2048, 4096, 8192))
+    plan = replace(plan, latency=None, invalid=False, failed=0, missing=0)
+    connection = database.open_database(read_records(write(plan, tmp_path)), 5.0)
+    rows = database.rows(connection, "start_size")
+    assert {(row["setting"], row["start_size"]) for row in rows} == {
+        (model, start) for model in ("tiny-neox", "tiny-llama") for start in (0, 1, 2, 4, 8)
+    }
+    assert len(rows) == 10
+    assert {row["policy"] for row in rows if row["start_size"] == 0} == {"recent_only(64)"}
+    lengths = {(row["setting"], row["series"], row["length"]) for row in database.rows(connection, "length")}
+    assert {length for *_, length in lengths} == set(plan.lengths)
+    assert len(lengths) == 2 * 5 * 3  # full, recent_only, and streaming_llm with its usual four sinks
