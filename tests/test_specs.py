@@ -33,15 +33,16 @@ def figures_of(records):
 
 
 def outline(value):
-    """A spec without its rows, numbers to four digits: what is drawn how, not what was measured."""
+    """A spec without its rows and without where its axes end: what is drawn how, not what was measured."""
     if isinstance(value, dict):
         return {
             name: counted(one) if name in ("values", "columns") and rows_like(one) else outline(one)
             for name, one in sorted(value.items())
         }
     if isinstance(value, list):
-        return [outline(one) for one in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+        measured = any(isinstance(one, float) for one in value)  # the ends of an axis, its ticks: they follow the data
+        return f"{len(value)} numbers" if measured else [outline(one) for one in value]
+    return value
 
 
 def rows_like(value):
