@@ -89,7 +89,7 @@ def page(
                 path.stem: code(path.read_text(encoding="utf-8")) for path in sorted(database.QUERIES.glob("*.sql"))
             },
             shown={"main", "latency", "noise", "published", "cards", *(query for query, _ in charts.FIGURES.values())},
-            folder=folder_of(records.folder, out),
+            folder=folder_of(records, out),
             show=wording,
             symbols=SYMBOLS,
             look=escape_json(theme()["config"]),
@@ -127,11 +127,11 @@ def picks(frames: dict[str, list[Row]]) -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def folder_of(records: Path, out: Path) -> Row:
-    """Where the token-level records are: a link when they lie beside the report, else only the path in words."""
-    where = os.path.relpath(records.resolve(), out.resolve())
-    beside = where.split(os.sep).count("..") <= 1
-    return {"path": records.as_posix(), "link": Path(where).as_posix() if beside else None}
+def folder_of(records: Records, out: Path) -> Row:
+    """Where the token-level records are: a link when they lie beside the report, else only in words."""
+    path = os.path.relpath(records.folder.resolve(), out.resolve())
+    beside = "://" not in records.where and path.split(os.sep).count("..") <= 1
+    return {"path": records.where, "link": Path(path).as_posix() if beside else None}
 
 
 def script_hash(text: str) -> str:

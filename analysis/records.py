@@ -156,9 +156,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RecordsError(f"{path.name}: not JSON ({problem}); delete it and run the sweep again") from None
     if not isinstance(value, dict):
         raise RecordsError(f"{path.name}: not a JSON object; delete it and run the sweep again")
-    seal = value.pop("checksum", None)  # of the file's name and the same JSON without it; older records have none
+    seal = value.pop("checksum", None)  # of the file's name and the same JSON without it
     written = f"{path.name}\n{json.dumps(value, indent=1, ensure_ascii=False)}"
-    if seal and seal != hashlib.sha256(written.encode()).hexdigest():
+    if seal != hashlib.sha256(written.encode()).hexdigest():
         raise RecordsError(f"checksum: {path.name} is not what was written; delete it and run the sweep again")
     return value
 

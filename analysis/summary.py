@@ -151,7 +151,7 @@ def provenance(records: Records) -> str:
     """The commands behind the README's block."""
     name = in_markdown(records.sweep.get("name"))
     sweep = f"`python sweeps/{name}.py`, then " if name else ""
-    folder = in_markdown(records.folder.as_posix())
+    folder = in_markdown(records.where)
     return f"From {sweep}`python analysis/report.py --records {folder} --readme README.md`."
 
 

@@ -31,7 +31,7 @@ def answering() -> str | None:
         _check(asked)
         return asked
     left = _left_behind()
-    why = _silence(left) if left else "no Ray was started on this machine"
+    why = unanswered(left) if left else "no Ray was started on this machine"
     if not why:
         return left
     if asked:
@@ -50,7 +50,7 @@ def _check(asked: str) -> None:
         )
     if not _parts(asked):
         raise ValueError(f"RAY_ADDRESS: {asked!r} is not host:port, such as 10.0.0.1:6379; correct or unset it")
-    if why := _silence(asked):
+    if why := unanswered(asked):
         raise ValueError(
             f"RAY_ADDRESS: no Ray answers at {asked!r} ({why}); start that cluster again, or unset RAY_ADDRESS"
         )
@@ -70,7 +70,7 @@ def _parts(address: str) -> tuple[str, int] | None:
     return (match[1].strip("[]"), int(match[2])) if match and 0 < int(match[2]) < 65536 else None
 
 
-def _silence(address: str) -> str | None:
+def unanswered(address: str) -> str | None:
     """Why no Ray seems to be there; None if one greets."""
     if not (parts := _parts(address)):
         return f"{address!r} is not host:port"

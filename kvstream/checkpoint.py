@@ -18,7 +18,10 @@ MOST, MOST_LAYERS = 2**24, 1000  # no model comes near; beyond, its shape alone 
 
 
 def read_config(spec: str, folder: Path) -> dict[str, Any]:
-    """config.json of a folder. `ValueError` if it is missing or broken, or asks to run code (`auto_map`)."""
+    """config.json of a folder. `ValueError` if it is missing or broken, quantised, or asks to run code.
+
+    Code: `auto_map` names some beside the model, an attention with a slash in its name is downloaded from the Hub.
+    """
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"models: {spec!r} has no config.json in {folder}; give a directory that save_pretrained() wrote"
@@ -30,6 +33,17 @@ def read_config(spec: str, folder: Path) -> dict[str, Any]:
                 f"models: {spec!r} asks to run its own code (auto_map in {name}), which kvstream never does; "
                 "use a model of an architecture that transformers itself contains"
             )
+    for name in ("attn_implementation", "_attn_implementation"):
+        if "/" in str(config.get(name)):
+            raise ValueError(
+                f"models: {spec!r} asks to run code from the Hub ({name} = {config[name]!r} in config.json), which "
+                "kvstream never does; remove that line"
+            )
+    if config.get("quantization_config"):
+        raise ValueError(
+            f"models: {spec!r} has quantised weights (quantization_config in config.json), which kvstream does not "
+            "read; give the model in float32, float16 or bfloat16"
+        )
     return config
 
 

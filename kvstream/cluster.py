@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvstream.address import _silence, answering
+from kvstream.address import unanswered
 from kvstream.interrupt import put_off
 
 MAX_THREADS = 8  # per cell: beyond, matrix products of these sizes gain little
@@ -34,9 +34,8 @@ class Node:
     memory: float
 
 
-def connect() -> list[Node]:
-    """Find a running Ray or start one that this machine alone can reach, and look at its machines."""
-    where = answering()
+def connect(where: str | None) -> list[Node]:
+    """Join the Ray that answers there, or start one that this machine alone can reach, and look at its machines."""
     if where is None:
         # Else Ray listens on all interfaces. It is read when ray is imported, and so here: a running Ray's is its own.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -81,7 +80,7 @@ def silence() -> str | None:
     """Why the head of the cluster cannot be reached; None if it can."""
     import ray
 
-    return _silence(ray.get_runtime_context().gcs_address)
+    return unanswered(ray.get_runtime_context().gcs_address)
 
 
 def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:

@@ -186,13 +186,12 @@ class Fleet:
 
     def _paced(self, weights: Any, cells: list[QualityCell]) -> Slots:
         """Choose between few threads for many cells and many threads for few, by measuring, where that is worth it."""
-        node = max(self.watch.nodes, key=lambda node: node.cores)
         needed = max(map(needed_bytes, cells))
-        roomy = [node for node in self.watch.nodes if node.memory >= needed]
-        ways = splits(self.slots, self.watch.nodes, cells)
-        candidates = [way for way in ways if any(node.cores >= way.threads for node in roomy)] or [self.slots]
+        roomy = [node for node in self.watch.nodes if node.memory >= needed] or self.watch.nodes
+        node = max(roomy, key=lambda node: node.cores)
+        candidates = [way for way in splits(self.slots, self.watch.nodes, cells) if way.threads <= node.cores]
         if len(candidates) < 2:
-            return candidates[0]
+            return candidates[0] if candidates else self.slots
         self.ledger.reporter.say(f"measuring how many threads a cell of {cells[0].model.spec} should take")
         rates: dict[Slots, float] = {}
         for slots in candidates:

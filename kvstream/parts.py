@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.torch import load, save
 
 from kvstream.grid import SCHEMA
-from kvstream.quality import Begun, Evaluated
 from kvstream.records import Records
+
+if TYPE_CHECKING:  # else whoever only looks at records would wait for torch
+    from kvstream.quality import Begun, Evaluated
 
 
 @dataclass
@@ -43,11 +44,17 @@ class Parts:
                 data = self.records.read_committed(name, entry["sha256"])
         except OSError as error:
             raise ValueError(f"{name} cannot be read ({error})") from None
+        from safetensors.torch import load
+
+        from kvstream.quality import Begun
+
         self.parts = record["parts"]
         return Begun(self.parts[-1]["tokens"], load(data))
 
     def add(self, evaluated: Evaluated, tokens: int, where: dict[str, Any]) -> None:
         """Commit a part that ends after `tokens` tokens, computed on `where`, with the state to go on from."""
+        from safetensors.torch import save
+
         assert evaluated.state is not None, "the last part is committed with the cell"
         rows, state = f"{self.key}.{tokens}.part.parquet", f"{self.key}.{tokens}.state"
         part = {"file": rows, "tokens": tokens, "seconds": evaluated.seconds, "where": where}

@@ -7,7 +7,7 @@ the rows that one run over the whole text would give.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from kvstream.cache import KVStreamCache
 from kvstream.chunks import CHUNK_SIZE
 from kvstream.policies import Full, Policy
-from kvstream.replaying import replay_windows, windows
+from kvstream.replaying import Scored, replay_windows, windows
 
 TOKEN_ROWS = pa.schema(
     [
@@ -130,6 +130,27 @@ def _replayed(
 ) -> tuple[np.ndarray, np.ndarray]:
     """NLL and correctness, (B, N − 1), of all these tokens but the first, which `cache` has not seen either."""
     ids_BN = torch.as_tensor(token_ids_BN, dtype=torch.int64, device=device)
+    before = cache.state()
     scored = list(replay_windows(model, windows([ids_BN], CHUNK_SIZE), cache))
+    if any(part.nll_nats.isnan().any() for part in scored):
+        cache.restore(before)
+        scored = list(_carefully(model, windows([ids_BN], CHUNK_SIZE), cache))
     nll = torch.cat([part.nll_nats for part in scored], dim=1).float().cpu().numpy()
     return nll, torch.cat([part.correct for part in scored], dim=1).cpu().numpy()
+
+
+def _carefully(model: PreTrainedModel, windows_BN: Iterable[torch.Tensor], cache: KVStreamCache) -> Iterator[Scored]:
+    """Replay where NaN occurs: a window with some goes token by token, as in products NaN reaches earlier tokens, too.
+
+    Not so where all of a window must be NaN, because nothing that was ever cached is evicted.
+    """
+    lost = False
+    for window_BN in windows_BN:
+        before = None if lost else cache.state()
+        [part] = replay_windows(model, [window_BN], cache)
+        if before is not None and part.nll_nats.isnan().any():
+            cache.restore(before)
+            steps = list(replay_windows(model, windows([window_BN], 1), cache))
+            part = Scored(*(torch.cat(each, dim=1) for each in zip(*((s.nll_nats, s.correct) for s in steps))))
+            lost = isinstance(cache.policy, Full) and bool(part.nll_nats[:, -1].isnan().all())
+        yield part

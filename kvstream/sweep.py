@@ -44,10 +44,12 @@ def run(grid: Grid, question: str, options: Options) -> int:
     Raises ValueError for whatever can be known to fail before a model is loaded.
     """
     from kvstream import cluster, plan
+    from kvstream.address import answering
     from kvstream.parts import tidy
     from kvstream.records import Records
 
     cluster.refuse_lost(options.out)
+    where = None if options.dry_run else answering()
     sources = plan.prepare(grid)
     records = Records(options.out)
 
@@ -60,7 +62,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
         plan.describe(grid, question, [*quality, *latency], records)
         return 0
     with records.locked():
-        nodes = cluster.connect()
+        nodes = cluster.connect(where)
         device = cluster.choose_device(options.device, options.dtype, nodes)
         nodes = cluster.fit_for(device, nodes)
         quality, latency = span(device)

@@ -203,7 +203,7 @@ def write(plan: Plan, folder: Path) -> Path:
                 "error": "RuntimeError: golden failure",
                 "attempts": 2,
             }
-            (folder / f"{key}.failed.json").write_text(json.dumps(failure), encoding="utf-8")
+            write_json(folder / f"{key}.failed.json", failure)
             continue
         token, nll, correct = rows_of(plan, model[0], document, policy)
         if plan.invalid and index in (1, len(plan.policies) + 2):
@@ -211,7 +211,7 @@ def write(plan: Plan, folder: Path) -> Path:
         write_cell(folder, key, fields, token, nll, correct, plan.environment)
     keys += write_latency(plan, folder) if plan.latency else []
     sweep = {"name": "golden", "question": plan.question, "cells": keys}
-    (folder / "sweep.json").write_text(json.dumps(sweep), encoding="utf-8")
+    write_json(folder / "sweep.json", sweep)
     return folder
 
 
@@ -252,7 +252,7 @@ def write_latency(plan: Plan, folder: Path) -> list[str]:
                 }  # fmt: skip
                 if blemish == "failed":
                     failure = {"schema": 1, "cell": key, "fields": fields, "error": "golden failure", "attempts": 2}
-                    (folder / f"{key}.failed.json").write_text(json.dumps(failure), encoding="utf-8")
+                    write_json(folder / f"{key}.failed.json", failure)
                     continue
                 fields["contenders"] = contenders_of(plan.policies, context, batch)
                 busy = "other processes used 0.7 CPU cores" if blemish == "busy" else None
@@ -348,7 +348,15 @@ def commit(folder: Path, key: str, fields: dict[str, Any], table: pa.Table, envi
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "fields": fields, "environment": environment, "seconds": 1.5, "written_at": "2026-01-02T03:04:05+00:00",
     }  # fmt: skip
-    (folder / f"{key}.json").write_text(json.dumps(record), encoding="utf-8")
+    write_json(folder / f"{key}.json", record)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a JSON file of a records folder, with a checksum over its name and content as its last field."""
+    content = {name: value for name, value in record.items() if name != "checksum"}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    content["checksum"] = hashlib.sha256(f"{path.name}\n{text}".encode()).hexdigest()
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def run_report(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,7 @@
 WITH candidates AS (
     SELECT *, row_number() OVER (PARTITION BY setting, budget ORDER BY ppl_ratio, policy) AS place
     FROM main
-    WHERE longest AND in_focus AND budget IS NOT NULL AND ppl_ratio IS NOT NULL
+    WHERE longest AND in_focus AND budget < length AND ppl_ratio IS NOT NULL
 ), within AS (
     SELECT * FROM candidates
     WHERE ppl_change_percent <= getvariable('within')

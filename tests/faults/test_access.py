@@ -153,8 +153,8 @@ def web():
 )
 def test_an_address_without_a_ray_is_one_clear_error_at_once(folder, request, where, words):
     address = request.getfixturevalue(where) if where in ("closed", "silent", "web") else where
-    code = "from kvstream.command import refuse\nfrom kvstream.cluster import connect\n"
-    code += "try:\n    connect()\nexcept ValueError as error:\n    refuse(error)"
+    code = "from kvstream.command import refuse\nfrom kvstream.address import answering\n"
+    code += "try:\n    answering()\nexcept ValueError as error:\n    refuse(error)"
     began = time.monotonic()
     environment = shell(folder, RAY_ADDRESS=address)
     told = subprocess.run(

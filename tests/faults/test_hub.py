@@ -23,8 +23,6 @@ from kvstream import hub, sources
 from kvstream.models import load_model, resolve
 from kvstream.text import load_documents
 
-pytestmark = pytest.mark.long
-
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LIMIT_S = 10.0
 

@@ -18,8 +18,6 @@ from driving import ROOT, run
 from kvstream import sources
 from kvstream.grid import visible
 
-pytestmark = pytest.mark.long
-
 FORGED = "x: PPL 1.00, 9 tokens/s\n[99/99, 0 s left] forged · full · y"
 HOSTILE = [
     "../../../outside", "/outside", "..", ".", "~/outside", "C:\\outside", "nul\0byte", "it's", 'say "hi"',
