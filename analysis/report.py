@@ -59,19 +59,21 @@ def main(arguments: list[str] | None = None) -> int:
             records = read_records(folder, options.records)
             written = build(records, options.out, thresholds, options.readme)
     except (RecordsError, OSError) as problem:
-        print(f"report: {problem}", file=sys.stderr)
-        return 2
+        return refuse(str(problem))
     except duckdb.Error as problem:
         reason = str(problem).splitlines()[0]
-        print(
-            f"report: --records: '{options.records}' cannot be queried ({reason}); run the sweep again", file=sys.stderr
-        )
-        return 2
+        return refuse(f"--records: '{options.records}' cannot be queried ({reason}); run the sweep again")
     for name, why in records.excluded:
-        print(f"report: left out {name}: {why}", file=sys.stderr)
+        refuse(f"left out {name}: {why}")
     print("\n".join(f"wrote {line}" for line in written))
     print(f"open {(options.out / 'index.html').resolve().as_uri()}")
     return 2 if records.excluded else 0
+
+
+def refuse(why: str) -> int:
+    """Say in one line what is wrong; the exit code."""
+    print(f"report: {visible(' '.join(why.splitlines()))}", file=sys.stderr)
+    return 2
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
-PREFLIGHT_S = 5.0
+PREFLIGHT_S = 7.0
 STALL_S = 60.0  # a download of which nothing comes for so long is given up
 # The hub's own rules for a repository; a revision becomes part of a path in its cache, so it may not lead elsewhere.
 _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
