@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,9 @@ def test_the_report_is_the_same_wherever_its_records_lie(lying, tmp_path):
         {path.name: path.read_bytes() for path in (tmp_path / out / "tables").glob("*.csv")} for out in ("near", "far")
     ]
     assert tables[0] == tables[1]
+    page = (tmp_path / "far" / "index.html").read_text(encoding="utf-8")
+    assert lying.as_uri() in page
+    assert f"{tempfile.gettempdir()}/kvstream-" not in page, "it names where they lie, not where they were brought"
     assert "main.csv" in tables[0]
 
 

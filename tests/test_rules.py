@@ -93,6 +93,15 @@ def test_memory_that_grows_is_no_answer_where_memory_is_limited(tmp_path):
     assert thresholds(folder, 5.0, 100.0)["smollm2-135m", "quality"]["skip_layers"] == "0,1"
 
 
+def test_a_budget_that_no_text_exceeds_is_no_answer(tmp_path):
+    """It evicts nothing: that it is as good as full, with all of full's memory, recommends nothing."""
+    for tokens, expected in ((600, ["streaming_llm(4,96)"]), (100, [])):
+        policies = (FULL, streaming(4, 96, 0.01), streaming(4, 996, 0.0))
+        folder = write(replace(QUICK, policies=policies, tokens=tokens, lengths=(tokens,)), tmp_path / str(tokens))
+        connection = database.open_database(read_records(folder), 0.5)
+        assert [row["policy"] for row in database.rows(connection, "answer")] == expected
+
+
 def test_an_interval_must_be_within_and_not_only_the_point(choice):
     row = thresholds(choice, 5.0, 100.0)["tiny-neox", "quality"]
     between = (row["ppl_change_percent"] + row["ppl_change_high_percent"]) / 2
