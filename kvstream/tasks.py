@@ -52,7 +52,7 @@ def first_tokens(weights: Weights, token_ids_BN: np.ndarray, device: str, thread
 def pace(weights: Weights, cell: QualityCell, threads: int, seconds: float) -> list[float]:
     """Replay a cell's text so long, two chunks at least: the times at which chunks were done.
 
-    Times are the machine's clock, so that those of tasks that ran at once can be laid side by side.
+    Times are of the monotonic clock, which all processes of a machine share, so that those of tasks that ran at once can be laid side by side.
     """
     model = _model(weights, cell.device, threads)
     done: list[float] = []
@@ -60,7 +60,7 @@ def pace(weights: Weights, cell: QualityCell, threads: int, seconds: float) -> l
     while len(done) < 2 or done[-1] - done[0] < seconds:
         for scored in replay_chunks(model, ids, cell.policy):
             if scored.nll_nats.cpu().numel() == CHUNK_SIZE:
-                done.append(time.time())
+                done.append(time.monotonic())
             if len(done) > 1 and done[-1] - done[0] > seconds:
                 break
     return done
