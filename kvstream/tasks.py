@@ -52,7 +52,8 @@ def first_tokens(weights: Weights, token_ids_BN: np.ndarray, device: str, thread
 def pace(weights: Weights, cell: QualityCell, threads: int, seconds: float) -> list[float]:
     """Replay a cell's text so long, two chunks at least: the times at which chunks were done.
 
-    Times are of the monotonic clock, which all processes of a machine share, so that those of tasks that ran at once can be laid side by side.
+    Times are of the monotonic clock, which all processes of a machine share: those of tasks that ran at once can be
+    laid side by side.
     """
     model = _model(weights, cell.device, threads)
     done: list[float] = []

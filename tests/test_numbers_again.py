@@ -147,15 +147,7 @@ class Again(Oracle):
                 other = "full" if against == "full" else twins.get(label)
                 if label != against and other and timed.rounds(label, phase):
                     pairs[label] = [a / b for a, b in zip(timed.rounds(label, phase), timed.rounds(other, phase))]
-            ratios = np.array(list(pairs.values()))
-            seed = zlib.crc32(f"{timed.cell}|{phase}|{against}".encode())
-            self.known[key] = {}
-            if ratios.shape[-1] >= 5:
-                ends = bootstrap(
-                    (ratios,), np.median, n_resamples=1999, batch=max(1, 2_000_000 // ratios.size), axis=-1,
-                    method="percentile", confidence_level=level(ratios.shape[-1]), rng=np.random.default_rng(seed),
-                ).confidence_interval  # fmt: skip
-                self.known[key] = dict(zip(pairs, zip(ends.low, ends.high)))
+            self.known[key] = {label: of_ranks(mine) for label, mine in pairs.items() if len(mine) >= 5}
         return self.known[key]
 
     def noise(self, model, context, batch):
@@ -190,6 +182,22 @@ class Again(Oracle):
         if key not in self.known:
             self.known[key] = self.runs[model, policy, document].sums(index * width, (index + 1) * width)[:2]
         return self.known[key]
+
+
+def of_ranks(values):
+    """Between which two ranks, and points between ranks, the median lies in 95 % of cases."""
+    ordered, n = sorted(values), len(values)
+    held = [1 - sum(math.comb(n, few) for few in range(k)) / 2 ** (n - 1) for k in range(n // 2 + 1)]  # k … n + 1 − k
+    k = max((k for k in range(1, n // 2 + 1) if held[k] >= 0.95), default=0)
+    if not k:
+        return ordered[0], ordered[-1]
+    share = (held[k] - 0.95) / (held[k] - held[k + 1]) if held[k] > 0.95 else 0.0
+    inward = (n - k) * share / (k + (n - 2 * k) * share)
+    low, high = (
+        kept + inward * (inner - kept)
+        for kept, inner in ((ordered[k - 1], ordered[k]), (ordered[n - k], ordered[n - k - 1]))
+    )
+    return low, high
 
 
 def spread(columns, statistic, seed):
