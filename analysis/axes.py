@@ -86,7 +86,7 @@ def log_scale(numbers: list[float], least: float = 1, room: float = 0.08) -> tup
 def log_y(field: str, title: str, rows: list[Row], least: float = 1) -> alt.Y:
     """A log axis just around the data."""
     scale, ticks = log_scale([value for value in ends(rows, field) if value > 0], least)
-    return alt.Y(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="~g"))
+    return alt.Y(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format=",~g"))
 
 
 def log2_x(field: str, title: str, rows: list[Row]) -> alt.X:
@@ -111,6 +111,8 @@ def change_axis(channel: Any, field: str, title: str, rows: list[Row], around: f
     sign = "abs(datum.value - 1) < 1e-9 ? '0 %' : "
     fine = ".1f" if any(abs(100 * tick % 1 - 0.5) < 0.4 for tick in ticks) else ",.0f"
     axis = alt.Axis(values=ticks, labelExpr=f"{sign}format(100 * (datum.value - 1), '+{fine}') + ' %'", grid=True)
+    if channel is alt.X:
+        axis.labelBound = True  # a name is left out rather than cut off
     return channel(f"{field}:Q", title=title, scale=scale, axis=axis)
 
 
