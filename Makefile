@@ -24,7 +24,7 @@ test: $(READY) ## Run the tests, but for the long ones of faults
 	$(BIN)/python -m pytest
 
 .PHONY: test-faults
-test-faults: $(READY) ## Run the long tests of faults: kills, clusters, damage
+test-faults: $(READY) ## Run the long tests: kills, clusters, full disks, a report of ten million rows
 	$(BIN)/python -m pytest -m long
 
 .PHONY: bench-decode

@@ -1,4 +1,4 @@
-"""`python -m kvstream`: looks after the records of sweeps. Sweeps themselves are files of their own, see the README."""
+"""The command `kvstream`: looks after the records of sweeps. Sweeps are files of their own, see the README."""
 
 from __future__ import annotations
 

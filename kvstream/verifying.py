@@ -1,7 +1,7 @@
 """Is a records folder whole, and does a cell give the same rows again?
 
-    python -m kvstream verify DIR          hashes and counts every record again
-    python -m kvstream rerun DIR CELL      computes one quality cell again and compares
+    kvstream verify DIR          hashes and counts every record again
+    kvstream rerun DIR CELL      computes one quality cell again and compares
 
 Nothing is written. Knows no Ray: `rerun` computes where it is started.
 """

@@ -1,6 +1,7 @@
 """`kvstream verify` and `kvstream rerun`: what they find, what they say, and how they exit."""
 
 import shutil
+from importlib.metadata import entry_points
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -146,3 +147,8 @@ def test_bad_input_is_one_line(swept, capsys, arguments, words):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert all(word in error for word in words), error
+
+
+def test_the_command_is_installed():
+    [command] = entry_points(group="console_scripts", name="kvstream")
+    assert command.load() is main
