@@ -97,8 +97,15 @@ def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
     return device
 
 
-def fit_for(device: str, nodes: list[Node]) -> list[Node]:
-    """Keep the nodes that have the device, with its memory in place of the machine's where it is a GPU."""
+def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
+    """Keep the nodes that have the cores and the device, with its memory in place of the machine's where it is a GPU.
+
+    Raises ValueError if there is none.
+    """
+    largest = max(node.cores for node in nodes)
+    if threads and threads > largest:
+        raise ValueError(f"threads: {threads} asked, the largest node has {largest} CPUs; give no more than that")
+    nodes = [node for node in nodes if node.cores >= (threads or 1)]
     if device == "cpu":
         return nodes
     import ray
@@ -130,18 +137,18 @@ class Slots:
     asked_threads: int | None = None
 
 
-def divide(device: str, nodes: list[Node], threads: int | None, cells: int) -> Slots:
-    """Divide the cluster among cells: one GPU each, or `threads` CPU cores, by default so that all cores are busy."""
-    largest = max(node.cores for node in nodes)
-    if threads and threads > largest:
-        raise ValueError(f"threads: {threads} asked, the largest node has {largest} CPUs; give no more than that")
+def divide(device: str, nodes: list[Node], threads: int | None, cells: int, needed: float = 0.0) -> Slots:
+    """Divide the cluster among cells: one GPU each, or `threads` CPU cores, by default so that all cores are busy.
+
+    needed: the bytes of the largest cell. A node that can hold it must have the cores it takes.
+    """
     if device != "cpu":
         return Slots(device, threads or 1, sum(node.gpus for node in nodes), threads)
 
     def fit(each: int) -> int:
         return sum(node.cores // each for node in nodes)
 
-    most = min(MAX_THREADS, largest)
+    most = min(MAX_THREADS, max(node.cores for node in nodes if node.memory >= needed))
     each = threads or next((each for each in range(most, 1, -1) if fit(each) >= cells), 1)
     return Slots(device, each, fit(each), threads)
 

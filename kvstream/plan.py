@@ -126,7 +126,7 @@ def too_large(cell: Cell, available_bytes: float) -> str | None:
     needed = needed_bytes(cell)
     if needed <= available_bytes:
         return None
-    sizes = f"about {needed / 1e9:,.1f} GB", f"{available_bytes / 1e9:,.1f} GB are available"
+    sizes = f"about {_size(needed)}", f"{_size(available_bytes)} are available"
     if isinstance(cell, LatencyCell):
         return (
             f"contexts: {cell.context} × batch {cell.batch} of {cell.model.spec!r} needs {sizes[0]} with all policies "
@@ -137,6 +137,10 @@ def too_large(cell: Cell, available_bytes: float) -> str | None:
         f"lengths: {cell.tokens} tokens of {cell.model.spec!r} under {cell.policy} need {sizes[0]}, {sizes[1]}; "
         "give shorter lengths, or a policy that bounds the cache"
     )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.0f} MB"
 
 
 def describe(grid: Grid, question: str, cells: list[Cell], records: Records) -> None:

@@ -64,7 +64,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
     with records.locked():
         nodes = cluster.connect(where)
         device = cluster.choose_device(options.device, options.dtype, nodes)
-        nodes = cluster.fit_for(device, nodes)
+        nodes = cluster.fit_for(device, nodes, options.threads)
         quality, latency = span(device)
         keys = [cell.key for cell in (*quality, *latency)]
         finished = records.finished(keys)
@@ -74,7 +74,9 @@ def run(grid: Grid, question: str, options: Options) -> int:
         if len(refused) == len(keys):
             raise ValueError(next(iter(refused.values())))
         todo = [cell for cell in missing if cell not in refused]
-        slots = cluster.divide(device, nodes, options.threads, sum(isinstance(cell, QualityCell) for cell in todo))
+        evaluated = [cell for cell in todo if isinstance(cell, QualityCell)]
+        largest = max(map(plan.needed_bytes, evaluated), default=0.0)
+        slots = cluster.divide(device, nodes, options.threads, len(evaluated), largest)
         records.plan(grid.name, question, grid.lengths, keys)
         print(f"{grid.name}: {len(keys)} cells, {len(finished)} finished before, {len(todo)} to do → {options.out}")
         if others := tidy(records, finished, set(keys)):

@@ -19,7 +19,7 @@ from driving import QUICK, ROOT, arguments, digest, kill_once_there_is, run
 
 from kvstream import load_model, parse_policy, replay
 from kvstream.chunks import PART_TOKENS
-from kvstream.cluster import Node, choose_device, divide
+from kvstream.cluster import Node, choose_device, divide, fit_for
 from kvstream.command import parse_flags
 from kvstream.grid import Grid
 from kvstream.policies import FixSizeL2, Full, RecentOnly, StreamingLLM
@@ -379,7 +379,14 @@ def test_cores_are_divided_so_that_all_are_busy(per_node, threads, cells, expect
 
 def test_more_threads_than_a_node_has_are_refused():
     with pytest.raises(ValueError, match=r"threads: 3 asked, the largest node has 2 CPUs"):
-        divide("cpu", nodes([2, 2]), 3, 10)
+        fit_for("cpu", nodes([2, 2]), 3)
+    assert [node.cores for node in fit_for("cpu", nodes([2, 4, 8]), 3)] == [4, 8]
+
+
+def test_a_cell_takes_no_more_cores_than_a_node_that_can_hold_it_has():
+    machines = [Node("small", 8, 0, 1e9), Node("large", 2, 0, 1e12)]
+    assert divide("cpu", machines, None, 1, needed=1e8).threads == 8
+    assert divide("cpu", machines, None, 1, needed=1e11).threads == 2
 
 
 def nodes(cores):
