@@ -76,7 +76,7 @@ def begin(model: PreTrainedModel, token_ids_BN: np.ndarray, device: str) -> Begu
     started = time.perf_counter()
     tokens = token_ids_BN.shape[1] - 1
     cache = KVStreamCache(model, Full(), capacity=tokens)
-    nll, correct = _replayed(model, cache, token_ids_BN, device)
+    nll, correct = _replayed(model, cache, None, token_ids_BN, device)
     seconds = (time.perf_counter() - started) / len(token_ids_BN)
     return Begun(tokens, cache.state(), nll, correct, seconds)
 
@@ -101,9 +101,7 @@ def evaluate(
     clock = time.perf_counter()
     replayed = begun.tokens - start if begun else 0
     cache = KVStreamCache(model, policy, capacity=start + token_ids_BN.shape[1])
-    if begun:
-        cache.restore(begun.state)
-    nll, correct = _replayed(model, cache, token_ids_BN[:, replayed:], device)
+    nll, correct = _replayed(model, cache, begun.state if begun else None, token_ids_BN[:, replayed:], device)
     if begun and begun.nll_nats is not None and begun.correct is not None:
         nll = np.concatenate((begun.nll_nats, nll), axis=1)
         correct = np.concatenate((begun.correct, correct), axis=1)
@@ -126,15 +124,15 @@ def evaluate(
 
 
 def _replayed(
-    model: PreTrainedModel, cache: KVStreamCache, token_ids_BN: np.ndarray, device: str
+    model: PreTrainedModel, cache: KVStreamCache, before: State | None, token_ids_BN: np.ndarray, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """NLL and correctness, (B, N − 1), of all these tokens but the first, which `cache` has not seen either."""
+    """NLL and correctness, (B, N − 1), of all these tokens but the first; before: the state they follow, if any."""
     ids_BN = torch.as_tensor(token_ids_BN, dtype=torch.int64, device=device)
-    before = cache.state()
-    scored = list(replay_windows(model, windows([ids_BN], CHUNK_SIZE), cache))
-    if any(part.nll_nats.isnan().any() for part in scored):
-        cache.restore(before)
-        scored = list(_carefully(model, windows([ids_BN], CHUNK_SIZE), cache))
+    for ways in (replay_windows, _carefully):
+        cache.restore(before) if before else cache.reset()
+        scored = list(ways(model, windows([ids_BN], CHUNK_SIZE), cache))
+        if not any(part.nll_nats.isnan().any() for part in scored):
+            break
     nll = torch.cat([part.nll_nats for part in scored], dim=1).float().cpu().numpy()
     return nll, torch.cat([part.correct for part in scored], dim=1).cpu().numpy()
 
