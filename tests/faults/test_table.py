@@ -36,3 +36,18 @@ def test_every_row_says_what_the_user_sees():
         cells = [cell.strip() for cell in row.strip("|").split(" | ")]
         assert len(cells) == 3, row
         assert all(cells), row
+
+
+def long_in(path: Path) -> set[str]:
+    """The tests of a file that `make test-faults` runs: marked so themselves, or all of them."""
+    tree = ast.parse(path.read_text())
+    whole = any(isinstance(node, ast.Assign) and "mark.long" in ast.unparse(node) for node in tree.body)
+    tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    return {node.name for node in tests if whole or "mark.long" in " ".join(map(ast.unparse, node.decorator_list))}
+
+
+def test_the_long_ones_are_marked_so():
+    rows = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if "::test_" in line]
+    for row in rows:
+        [(file, name)] = re.findall(r"`(\w+\.py)::(test_\w+)`", row)
+        assert ("¹" in row) == (name in long_in(Path(__file__).parent / file)), row
