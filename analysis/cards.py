@@ -117,4 +117,8 @@ def table(rows: list[Row], several: bool) -> list[str]:
         speed += f" at {row['context']:,}" if quiet else ""
         name = f"`{row['policy']}`{caveat(row['skip_layers'])}"
         lines.append(f"{place} {name} | {cost} | {speed} | {percent(row['kv_saved_percent'])} |")
+    if few := next((row["paired_documents"] for row in rows if row["policy"] and row["spread"] == "range"), 0):
+        lines.append(
+            f"\nIn brackets behind PPL: the range over {few} document{'s' if few > 1 else ''}, too few for an interval."
+        )
     return lines

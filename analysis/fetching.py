@@ -1,7 +1,7 @@
 """Records that lie in an object store, brought to a temporary folder for as long as a report takes.
 
-    s3://bucket/mine      a prefix of a bucket; also gs:// and whatever else pyarrow knows, with the provider's own
-                          environment variables for credentials
+    s3://bucket/mine      a prefix of a bucket; also gs://, with the provider's own environment variables for
+                          credentials
                           https://arrow.apache.org/docs/python/filesystems.html
 
 Only what a report reads is brought: the sweep's plan, commit records and their Parquet files, errors of failed cells.
@@ -19,13 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from pyarrow import fs
 
 from analysis.records import COMMIT, FAILED, RecordsError
 
 T = TypeVar("T")
+CREDENTIALS = re.compile(r"^[^?]*@|[?&][^=&]*(key|secret|token|password)[^=&]*=", re.IGNORECASE)
 ANSWER_S = 30.0  # a store that is silent for so long is not there
 AT_ONCE = 16  # files on their way; each waits for the store far longer than for this machine
 
@@ -39,7 +39,7 @@ def at_hand(where: str) -> Iterator[Path]:
     if not re.match(r"[a-z][a-z0-9+.-]*://", where):
         yield Path(where)
         return
-    if "@" in urlsplit(where).netloc or re.search(r"[?&](access|secret)_key=", where):
+    if CREDENTIALS.search(where):
         raise RecordsError(
             "--records: the address holds credentials; give them in the environment, such as AWS_ACCESS_KEY_ID"
         )

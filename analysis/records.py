@@ -134,10 +134,15 @@ def read_records(folder: Path, where: str | None = None) -> Records:
         found = "; ".join(f"{name}: {why}" for name, why in excluded[:1]) or "no finished cell"
         raise RecordsError(f"--records: nothing to report in '{where}' ({found}); run `make run` or a sweep again")
     committed = {name.split(".")[0] for name in filter(COMMIT.fullmatch, names)}
-    failed = [
-        read_json(folder / name) for name in filter(FAILED.fullmatch, names) if name.split(".")[0] not in committed
-    ]
-    sweep = read_json(folder / "sweep.json") if "sweep.json" in names else {}
+    failed, sweep = [], {}
+    for name in names:
+        try:
+            if FAILED.fullmatch(name) and name.split(".")[0] not in committed:
+                failed.append(read_json(folder / name))
+            elif name == "sweep.json":
+                sweep = read_json(folder / name)
+        except (ValueError, OSError) as problem:
+            excluded.append((name, str(problem)))
     if sweep.get("lengths"):  # cells do not change with the prefixes that a later sweep asks of them
         for commit in commits["quality"]:
             fields = commit["fields"]
@@ -152,13 +157,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """Parse one JSON object; ValueError naming the file when it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as problem:
+    except (ValueError, RecursionError) as problem:
         raise RecordsError(f"{path.name}: not JSON ({problem}); delete it and run the sweep again") from None
     if not isinstance(value, dict):
         raise RecordsError(f"{path.name}: not a JSON object; delete it and run the sweep again")
     seal = value.pop("checksum", None)  # of the file's name and the same JSON without it
     written = f"{path.name}\n{json.dumps(value, indent=1, ensure_ascii=False)}"
-    if seal != hashlib.sha256(written.encode()).hexdigest():
+    if seal != hashlib.sha256(written.encode(errors="surrogatepass")).hexdigest():
         raise RecordsError(f"checksum: {path.name} is not what was written; delete it and run the sweep again")
     return value
 

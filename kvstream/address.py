@@ -88,6 +88,6 @@ def unanswered(address: str) -> str | None:
                 greeting += more
     except TimeoutError:
         return f"no answer within {PATIENCE_S:.0f} s"
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
+    except (OSError, UnicodeError) as error:  # the latter for names that are none
+        return (getattr(error, "strerror", None) or str(error)).lower()
     return None if greeting[3] == SETTINGS else "what answers there is no Ray"

@@ -142,6 +142,7 @@ class Fleet:
                     ray.cancel(reference, force=True)  # it then is among those that failed
             for reference in ready if not self.watch.lost else ():
                 job = running.pop(reference)
+                self.watch.without(reference, True)  # else what it computed would be kept with it
                 try:
                     results, environment = ray.get(reference)
                 except ray.exceptions.RayError as error:
@@ -173,7 +174,7 @@ class Fleet:
         task: Any = ray.remote(max_retries=MAX_ATTEMPTS - 1, **asked)(tasks.first_tokens)
         at_once = 1  # a CPU is busy with one text
         if slots.device != "cpu":
-            at_once = side_by_side(cells, min(node.memory for node in self.watch.nodes))
+            at_once = side_by_side(cells, min((node.memory for node in self.watch.nodes), default=0.0))
         for group, tokens in by_texts(jobs_of(cells, at_once)):
             begun = None
             if tokens:
@@ -188,6 +189,8 @@ class Fleet:
         """Choose between few threads for many cells and many threads for few, by measuring, where that is worth it."""
         needed = max(map(needed_bytes, cells))
         roomy = [node for node in self.watch.nodes if node.memory >= needed] or self.watch.nodes
+        if not roomy:  # all are lost; that is told once none comes back
+            return self.slots
         node = max(roomy, key=lambda node: node.cores)
         candidates = [way for way in splits(self.slots, self.watch.nodes, cells) if way.threads <= node.cores]
         if len(candidates) < 2:
@@ -249,8 +252,9 @@ class Fleet:
             else:
                 time.sleep(WAIT_S)
             self.watch.look()
-            if self.watch.without("machines", bool(running or self.watch.nodes)):
-                self.watch.lose("no machine is left")
+            able = any(node.cores >= self._threads(node) for node in self.watch.nodes)
+            if self.watch.without("machines", bool(running) or able):
+                self.watch.lose("no machine with enough CPUs for a cell is left")
             for stream, (_, _, node) in running.items():
                 if self.watch.homeless(stream, lambda living, node=node: living.id == node.id):  # type: ignore[misc]
                     ray.cancel(stream, force=True)  # it then is among those that failed
@@ -274,6 +278,7 @@ class Fleet:
                     self.ledger.timed(cell, measured, environment, self._threads(node))
                     finished += 1
                 del running[stream]
+                self.watch.without(stream, True)
         for stream in running if not self.watch.lost else ():
             ray.cancel(stream, force=True)
         return len(cells) - finished

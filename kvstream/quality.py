@@ -140,7 +140,7 @@ def _replayed(
 def _carefully(model: PreTrainedModel, windows_BN: Iterable[torch.Tensor], cache: KVStreamCache) -> Iterator[Scored]:
     """Replay where NaN occurs: a window with some goes token by token, as in products NaN reaches earlier tokens, too.
 
-    Not so where all of a window must be NaN, because nothing that was ever cached is evicted.
+    Not so once all that follows must be NaN, because a key that is will never be evicted.
     """
     lost = False
     for window_BN in windows_BN:
@@ -150,5 +150,9 @@ def _carefully(model: PreTrainedModel, windows_BN: Iterable[torch.Tensor], cache
             cache.restore(before)
             steps = list(replay_windows(model, windows([window_BN], 1), cache))
             part = Scored(*(torch.cat(each, dim=1) for each in zip(*((s.nll_nats, s.correct) for s in steps))))
-            lost = isinstance(cache.policy, Full) and bool(part.nll_nats[:, -1].isnan().all())
+            lost = isinstance(cache.policy, Full) and any(
+                bool(held.isnan().flatten(1).any(1).all())
+                for name, held in cache.state().items()
+                if name.endswith(".keys")
+            )
         yield part

@@ -127,7 +127,7 @@ def unsealed(name: str, data: bytes) -> dict[str, Any]:
         del record["checksum"]
         if sealed(name, record) == data:
             return record
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise ValueError(f"{name} is not the file that was committed")
 

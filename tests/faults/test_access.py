@@ -148,6 +148,7 @@ def web():
         ("http://127.0.0.1:8265", "is an address for `ray job submit` alone"),
         ("nonsense", "is not host:port, such as 10.0.0.1:6379"),
         ("127.0.0.1:99999", "is not host:port"),
+        ("a..b:6379", "no Ray answers at 'a..b:6379'"),
         ("auto", "no Ray was started on this machine"),
     ],
 )

@@ -104,6 +104,24 @@ def test_the_report_takes_no_number_from_damaged_files(whole, tmp_path):
     assert read_records(folder).excluded == []
 
 
+@pytest.mark.parametrize("name", ["sweep.json", f"{'f' * 16}.failed.json"])
+@pytest.mark.parametrize("content", ["{", "[" * 200_000, '{"a": "\\ud800"}', ""])
+def test_what_is_no_cell_may_be_damaged_and_the_report_goes_on(whole, tmp_path, name, content):
+    from analysis.records import read_records
+
+    folder = tmp_path / "records"
+    shutil.copytree(whole, folder)
+    assert (folder / name).exists()
+    (folder / name).write_text(content)
+    found = read_records(folder)
+    assert [file for file, _ in found.excluded] == [name]
+    assert len(found.quality) == len(read_records(whole).quality) > 0
+    try:
+        assert any(name[:16] in problem for problem in verify(Records(folder)).problems)
+    except ValueError as error:
+        assert "sweep.json" in str(error)  # noqa: PT017
+
+
 def test_a_foreign_file_is_named_and_harms_nothing(whole, tmp_path):
     folder = tmp_path / "records"
     shutil.copytree(whole, folder)

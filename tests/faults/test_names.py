@@ -166,7 +166,7 @@ def test_the_page_has_no_element_more(swept):
             assert "window.broken" not in "".join(data)
     shown = "".join(pages["hostile"].text)
     assert QUESTION in shown, "the question is shown as it is"
-    assert "49" not in re.sub(r"[^{}*]*", "", shown)
+    assert "{{7*7}}" in shown, "no template ran it"
     assert "mo'del" in shown
 
 

@@ -152,6 +152,20 @@ def test_latency_cells_are_alone_on_their_machines_also_when_one_is_lost(machine
 
 
 @pytest.mark.long
+def test_latency_cells_that_no_machine_left_can_run_end_the_sweep(machines, world, tmp_path):
+    """The one that had the cores is lost; another lives on that has too few."""
+    cluster = machines("--num-cpus=1", "--num-cpus=2")
+    command = [*gated(world, tmp_path, before=PATIENT, more=TIMED), "--lengths", "none", "--threads", "2"]
+    (tmp_path / "gate").write_text("4")
+    sweep = cluster.sweep(command)
+    until(lambda: [line for line in told(tmp_path) if line[3] == 4], 120, "a latency cell")
+    cluster.lose(cluster.far)
+    assert sweep.ended(75) == 1, sweep.err()
+    assert "stopping: no machine with enough CPUs for a cell is left" in sweep.err()
+    assert "Traceback" not in sweep.out() + sweep.err()
+
+
+@pytest.mark.long
 def test_machines_of_different_sizes_are_used_in_full(machines, world, tmp_path, whole):
     cluster = machines("--num-cpus=1", "--num-cpus=3")
     sweep = cluster.sweep(gated(world, tmp_path, before="pass"))

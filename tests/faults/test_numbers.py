@@ -78,6 +78,25 @@ def test_rows_are_those_of_decoding(policy, shared, monkeypatch):
     assert torch.allclose(nll, expected, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_nan_that_reaches_no_key_ends_with_its_token(policy, monkeypatch):
+    """The last layer's MLP makes it, of a token that ends a chunk; later another comes into the keys."""
+    monkeypatch.setattr(quality, "CHUNK_SIZE", 16)
+    model, ids = poisoned(float("nan")), torch.arange(80) * 7 % 90
+    ids[31], ids[60], seen = 93, POISON, []
+
+    def spoil(module, given, output):
+        output[seen.pop() == 93] = torch.nan
+
+    model.gpt_neox.embed_in.register_forward_hook(lambda module, given, output: seen.append(given[0]))
+    model.gpt_neox.layers[-1].mlp.register_forward_hook(spoil)
+    policy = replace(policy, seed=7) if getattr(policy, "strategy", "") == "random" else policy
+    [found] = quality.evaluate(model, ids[None].numpy(), policy, cells=["c"], documents=["d"], device="cpu")
+    nll, expected = torch.tensor(found.rows["nll_nats"].to_numpy()), decode(model, ids, policy).nll_nats
+    assert (expected[:60].isnan().nonzero().flatten().tolist(), bool(expected[60].isnan())) == ([31], True)
+    assert torch.allclose(nll, expected, atol=1e-5, equal_nan=True)
+
+
 def of_logits(logit):
     """A model that predicts the same at every position, with one logit that is no number."""
     model = build_model.__wrapped__("neox", torch.float32)
