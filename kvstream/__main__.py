@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from kvstream.command import Parser, refuse
+from kvstream.command import Parser, leave, refuse
 from kvstream.records import Records
 
 
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (ValueError, OSError) as error:
         refuse(error)
-    sys.exit(0 if good else 1)
+    leave(0 if good else 1)
 
 
 def _verify(records: Records) -> bool:

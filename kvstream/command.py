@@ -6,6 +6,7 @@ Values are comma lists without spaces or quotes, because `ray submit` joins argu
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar, get_args
 
 from kvstream.grid import DTYPE_BYTES, MOST, Grid, expand, visible
+from kvstream.hub import abandoned
 from kvstream.policies import POLICIES, Axes, BoundedPolicy, Policy, parse_policy
 from kvstream.policies.base import Position
 from kvstream.policies.fix_size_l2 import Strategy
@@ -46,7 +48,17 @@ def refuse(message: object) -> NoReturn:
     """End the program with one clear line and exit code 2, whatever the values and errors of others in it hold."""
     line = " ".join(part.strip() for part in str(message).splitlines())
     print(f"error: {visible(line)}", file=sys.stderr)
-    raise SystemExit(2)
+    leave(2)
+
+
+def leave(code: int) -> NoReturn:
+    """End the program, also where Python would first wait for what was given up: a busy hub may ask for an hour."""
+    if any(thread.is_alive() for thread in abandoned):
+        atexit._run_exitfuncs()  # Ray's end, for one
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
 
 
 def parse_flags(grid: Grid, question: str, arguments: Sequence[str] | None = None) -> tuple[Grid, Options]:

@@ -10,7 +10,6 @@ Either way a file appears whole or not at all, and one process at a time may hol
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import logging
 import os
@@ -247,8 +246,6 @@ class Bucket:
         try:
             return within(ANSWER_S, question)
         except TimeoutError:
-            # Leaving in the usual way would wait for what is on its way; nothing else runs yet that should be ended.
-            atexit.register(os._exit, 2)
             raise OSError(f"no answer within {ANSWER_S:.0f} s") from None
 
 

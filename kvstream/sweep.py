@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from kvstream.command import Options, parse_flags, refuse
+from kvstream.command import Options, leave, parse_flags, refuse
 from kvstream.grid import Cell, Grid, LatencyCell, QualityCell
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def main(grid: Grid, manual: str, arguments: Sequence[str] | None = None) -> Non
     except (ValueError, OSError) as error:
         refuse(error)
     except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(1 if unfinished else 0)
+        leave(130)
+    leave(1 if unfinished else 0)
 
 
 def run(grid: Grid, question: str, options: Options) -> int:

@@ -6,6 +6,7 @@ Models are built once and shared: no test may change one.
 """
 
 import random
+from collections.abc import Iterator
 from functools import lru_cache
 
 import pytest
@@ -20,6 +21,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from kvstream import hub
 
 VOCAB = 97
 WORDS = [f"w{number}" for number in range(96)]
@@ -110,3 +113,10 @@ def world(tmp_path_factory, tiny_model):
         text = " ".join(random.Random(seed).choices(WORDS, k=500))
         (folder / "texts" / f"{name}.txt").write_text(text)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_abandoned() -> Iterator[None]:
+    """What one test gives up must not end the next: `command.leave` ends the process where something still waits."""
+    yield
+    hub.abandoned.clear()

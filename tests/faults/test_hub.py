@@ -14,6 +14,7 @@ import time
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub.constants
+import huggingface_hub.utils._http
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -110,10 +111,29 @@ def stand_in(monkeypatch, tmp_path):
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, "").partition("/{")[2]
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{{template}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.setattr(huggingface_hub.utils._http, "time", Clock(server.stopped))
     yield server
     server.stopped.set()
     server.shutdown()
     server.server_close()
+    for thread in hub.abandoned:
+        thread.join(30)
+        assert not thread.is_alive(), "it would hold up the end of all tests"
+    hub.abandoned.clear()
+
+
+class Clock:
+    """The client's: whoever sleeps on it, for an hour where a hub asks that, is woken when the test is over."""
+
+    def __init__(self, stopped):
+        self.stopped = stopped
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+    def sleep(self, seconds):
+        if self.stopped.wait(seconds):
+            raise RuntimeError("the test is over")
 
 
 def model_files(world):
@@ -289,3 +309,18 @@ def test_a_sweep_says_so_in_ten_seconds(stand_in, world, tmp_path, flags, words,
     assert "hf_canary" not in done.stderr
     assert seconds < LIMIT_S
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fault", ["429", "silent"])
+@pytest.mark.parametrize("at", ["tree", "file"])
+def test_a_sweep_also_ends_in_ten_seconds_where_the_client_would_wait_for_an_hour(stand_in, world, tmp_path, at, fault):
+    """It waits in threads of its own, for which Python would wait, too."""
+    stand_in.fault, stand_in.status, stand_in.headers, _ = FAULTS[fault]
+    stand_in.fault_at, stand_in.files = at, model_files(world)
+    environment = os.environ | {"HF_ENDPOINT": stand_in.url, "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, str(QUICK), "--models", "o/n@v1", "--contexts", "none", "--out", str(tmp_path / "out")]
+    clock = time.monotonic()
+    done = run(command, env=environment)
+    assert time.monotonic() - clock < LIMIT_S
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "models: 'o/n' at 'v1'" in done.stderr
