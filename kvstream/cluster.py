@@ -37,10 +37,8 @@ class Node:
 def connect(where: str | None) -> list[Node]:
     """Join the Ray that answers there, or start one that this machine alone can reach, and look at its machines."""
     if where is None:
-        # Read when ray is imported, and so here; a running Ray has its own. Else Ray listens on all interfaces, and if
-        # it is killed, what is left of it waits for a minute for it to come back.
+        # Else Ray listens on all interfaces. It is read when ray is imported, and so here: a running Ray's is its own.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "25")
     import ray
 
     try:

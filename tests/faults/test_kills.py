@@ -118,9 +118,23 @@ def family(session):
     return found
 
 
+def names_of(processes):
+    """Names of those that still live."""
+    found = set()
+    for process in processes:
+        with suppress(psutil.Error):
+            found.add(process.name())
+    return found
+
+
 def workers(session):
     """Those of them that compute a quality cell."""
-    return [process for process in family(session) if process.name().startswith("ray::quality")]
+    found = []
+    for process in family(session):
+        with suppress(psutil.Error):
+            if process.name().startswith("ray::quality"):
+                found.append(process)
+    return found
 
 
 class Started:
@@ -150,8 +164,12 @@ class Started:
         return self.process.wait(seconds)
 
     def leaves_nothing(self):
-        """Wait for all its processes to be gone, Ray's included."""
-        until(lambda: not family(self.session), 30, "the end of its processes")
+        """Wait for all its processes to be gone, but for Ray's agents: where Ray is killed, they try to tell somebody
+        for a minute, and end.
+        """
+        agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+        until(lambda: names_of(family(self.session)) <= agents, 30, "the end of its processes")
+        until(lambda: not family(self.session), 75, "the end of Ray's agents")
 
 
 @contextmanager
@@ -527,5 +545,5 @@ def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path)
     assert not list(out.glob("*.part*")) + list(out.glob("*.state")) + list(out.glob("*.failed.json"))
     assert min(kills[victim] for victim in ("worker", "driver", "group")) >= 3
     assert "Traceback" not in nursery.log.read_text()
-    until(lambda: not [process for sweep in sweeps for process in family(sweep)], 30, "the end of all sweeps")
+    until(lambda: not [process for sweep in sweeps for process in family(sweep)], 75, "the end of all sweeps")
     until(lambda: not workers(ray.session), 30, "the end of their workers")
