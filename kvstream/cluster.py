@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvstream.address import unanswered
+from kvstream.guardian import Guardian
 from kvstream.interrupt import put_off
 
 MAX_THREADS = 8  # per cell: beyond, matrix products of these sizes gain little
@@ -45,7 +46,10 @@ def connect(where: str | None) -> list[Node]:
         if not ray.is_initialized():
             own: Any = {} if where else {"address": "local", "include_dashboard": False}
             with put_off():  # torn in two, it leaves processes behind
+                guardian = None if where else Guardian()
                 ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
+                if guardian:
+                    guardian.started()
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray would kill its head first, then abort
             # Asked for last, so done first when the program ends: a Ctrl-C must not tear Ray's end in two either.
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)

@@ -29,7 +29,7 @@ import torch
 from conftest import WORDS
 from driving import QUICK, ROOT, arguments, digest
 
-from kvstream import StreamingLLM, tasks
+from kvstream import StreamingLLM, guardian, tasks
 from kvstream.chunks import PART_TOKENS
 from kvstream.pacing import together
 from kvstream.weights import to_arrays
@@ -109,22 +109,19 @@ def until(true, seconds, what):
 
 
 def family(session):
-    """Processes of a session that live."""
+    """Processes of a session that live, and the guardian that its leader started, which has a session of its own."""
     found = []
     for process in psutil.process_iter():
         with suppress(OSError, psutil.Error):
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+            mine = os.getsid(process.pid) == session or is_guardian(process, session)
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
 
-def names_of(processes):
-    """Names of those that still live."""
-    found = set()
-    for process in processes:
-        with suppress(psutil.Error):
-            found.add(process.name())
-    return found
+def is_guardian(process, driver):
+    """Whether a process watches over what that driver leaves."""
+    return process.cmdline()[-2:] == [guardian.__file__, str(driver)]
 
 
 def workers(session):
@@ -164,12 +161,8 @@ class Started:
         return self.process.wait(seconds)
 
     def leaves_nothing(self):
-        """Wait for all its processes to be gone, but for Ray's agents: where Ray is killed, they try to tell somebody
-        for a minute, and end.
-        """
-        agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-        until(lambda: names_of(family(self.session)) <= agents, 30, "the end of its processes")
-        until(lambda: not family(self.session), 75, "the end of Ray's agents")
+        """Wait for all its processes to be gone, the guardian of its Ray among them."""
+        until(lambda: not family(self.session), 30, "the end of its processes")
 
 
 @contextmanager
@@ -545,5 +538,5 @@ def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path)
     assert not list(out.glob("*.part*")) + list(out.glob("*.state")) + list(out.glob("*.failed.json"))
     assert min(kills[victim] for victim in ("worker", "driver", "group")) >= 3
     assert "Traceback" not in nursery.log.read_text()
-    until(lambda: not [process for sweep in sweeps for process in family(sweep)], 75, "the end of all sweeps")
+    until(lambda: not [process for sweep in sweeps for process in family(sweep)], 30, "the end of all sweeps")
     until(lambda: not workers(ray.session), 30, "the end of their workers")
