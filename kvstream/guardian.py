@@ -29,9 +29,9 @@ class Guardian:
     def __init__(self) -> None:
         reading, self._writing = os.pipe()
         command = [sys.executable, "-P", __file__, str(os.getpid())]
+        quiet = subprocess.DEVNULL
         # In a session of its own, no Ctrl-C and no signal to the driver's group reaches it.
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-        self._process = subprocess.Popen(command, stdin=reading, **silent)  # type: ignore[call-overload]
+        subprocess.Popen(command, stdin=reading, stdout=quiet, stderr=quiet, start_new_session=True)
         os.close(reading)
 
     def started(self) -> None:
