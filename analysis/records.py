@@ -2,7 +2,8 @@
 
 A cell counts only when its Parquet file has the committed sha256, row count and columns; a quality cell must score each
 position once, a latency cell must hold every prefill and step of every contender. Everything else is named in
-`Records.excluded`; nothing drops out in silence. Knows JSON and Parquet, no SQL.
+`Records.excluded`, and what is of other code, weights or texts than the rest in `Records.aside`; nothing drops out in
+silence. Knows JSON and Parquet, no SQL.
 """
 
 import hashlib
@@ -65,6 +66,11 @@ FIELDS: dict[str, dict[str, pa.DataType]] = {
     | PLACE
     | {name: pa.int64() for name in ("context", "batch", "prefills", "rounds", "steps", "threads")},
 }
+# What must be the same of all cells of a kind, of a model's name, of a text's name.
+IDENTITY: dict[str, dict[str, pa.DataType]] = {
+    "quality": {name: pa.string() for name in ("code", "model_identity", "document_sha256")},
+    "latency": {name: pa.string() for name in ("code", "model_identity")},
+}
 CONTENDER: dict[str, pa.DataType] = {
     "label": pa.string(),
     "role": pa.string(),
@@ -94,7 +100,8 @@ class RecordsError(ValueError):
 class Records:
     """What a records folder holds: checked commit records by kind, and by name what is failed, missing or excluded.
 
-    folder: where the files are now. where: how the user calls that place, a folder or an address.
+    folder: where the files are now. where: how the user calls that place, a folder or an address. aside: sound cells
+    that must not stand beside the others.
     """
 
     folder: Path
@@ -104,6 +111,7 @@ class Records:
     failed: list[dict[str, Any]]
     missing: list[str]
     excluded: list[tuple[str, str]]
+    aside: list[tuple[str, str]]
     sweep: dict[str, Any]
 
     @property
@@ -148,9 +156,48 @@ def read_records(folder: Path, where: str | None = None) -> Records:
             fields = commit["fields"]
             asked = {length for length in sweep["lengths"] if length < fields["tokens"]}
             fields["lengths"] = sorted(asked | {fields["tokens"]})
+    aside = set_aside(folder, [*commits["quality"], *commits["latency"]], set(sweep.get("cells", [])))
+    quality, latency = ([commit for commit in found if commit["cell"] not in aside] for found in commits.values())
     known = committed | {record.get("cell") for record in failed}
     missing = [key for key in sweep.get("cells", []) if key not in known]
-    return Records(folder, where, commits["quality"], commits["latency"], failed, missing, excluded, sweep)
+    return Records(folder, where, quality, latency, failed, missing, excluded, sorted(aside.items()), sweep)
+
+
+def set_aside(folder: Path, commits: list[dict[str, Any]], planned: set[str]) -> dict[str, str]:
+    """Which cells are not of the code, weights and texts of the planned ones, or the newest, and why.
+
+    Names are all that tables show, and a name may have meant something else when a cell was computed.
+    """
+    code: dict[str, str] = {}
+    weights: dict[str, str] = {}
+    texts: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def trust(commit: dict[str, Any]) -> tuple[Any, ...]:
+        return commit["cell"] in planned, str(commit.get("written_at")), commit["fields"].get("tokens", 0)
+
+    aside = {}
+    for commit in sorted(commits, key=trust, reverse=True):
+        fields = commit["fields"]
+        model = fields["model"]
+        if code.setdefault(fields["kind"], fields["code"]) != fields["code"]:
+            aside[commit["cell"]] = "computed by other code than the rest"
+        elif weights.setdefault(model, fields["model_identity"]) != fields["model_identity"]:
+            aside[commit["cell"]] = f"computed with other weights of {model} than the rest"
+        elif fields["kind"] == "quality":
+            first = texts.setdefault((model, fields["text"], fields["document"]), commit)
+            if not same_text(folder, commit, first):
+                aside[commit["cell"]] = f"computed on another {fields['document']} than the rest"
+    return aside
+
+
+def same_text(folder: Path, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the tokens of one cell are the first ones of another's, or the other way round."""
+    if one["fields"]["document_sha256"] == other["fields"]["document_sha256"]:
+        return True
+    first, second = (pq.read_table(folder / commit["file"], columns=["position", "token"]) for commit in (one, other))
+    common = min(len(first), len(second))
+    tokens = [table.sort_by("position")["token"].slice(0, common) for table in (first, second)]
+    return tokens[0].equals(tokens[1])
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -191,7 +238,7 @@ def read_commit(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict) or fields.get("kind") not in FIELDS:
         raise RecordsError(f"fields.kind: missing, or not one of {', '.join(FIELDS)}; run the sweep again")
     kind = fields["kind"]
-    check_fields(fields, FIELDS[kind])
+    check_fields(fields, FIELDS[kind] | IDENTITY[kind])
     table = read_table(commit, path.parent / commit["file"], kind)
     problem = quality_problem(fields, table) if kind == "quality" else latency_problem(fields, table)
     if problem:

@@ -65,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse(f"--records: '{options.records}' cannot be queried ({reason}); run the sweep again")
     for name, why in records.excluded:
         refuse(f"left out {name}: {why}")
+    if records.aside:
+        name, why = records.aside[0]
+        refuse(f"{len(records.aside)} cells are set aside, which the page names; {name}: {why}")
     print("\n".join(f"wrote {line}" for line in written))
     print(f"open {(options.out / 'index.html').resolve().as_uri()}")
     return 2 if records.excluded else 0

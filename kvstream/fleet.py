@@ -161,11 +161,10 @@ class Fleet:
         self.watch.look(at_once=True)
         if self.watch.lost:
             return []
-        cause = None if job.shared and job.attempt < MAX_ATTEMPTS else self._final(error, job.attempt)
-        if cause is None:
-            return [job.once_more()]
-        if len(job.cells) > 1:
-            return job.apart()
+        cause = self._final(error, job.attempt)
+        together = job.shared or len(job.cells) > 1  # then what a cell raised may be the matter of another
+        if cause is None or (together and job.attempt < MAX_ATTEMPTS):
+            return job.once_more()
         self.ledger.failed(job.cells[0], cause, job.attempt, job.length - job.start)
         return []
 

@@ -27,9 +27,12 @@ SCHEMA = 1
 MOST = 2**31 - 1  # positions are 32-bit numbers
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # The modules that decide numbers: a change in one of them makes every cell a new one.
-ENGINE = ("attention", "bounded", "cache", "chunks", "contest", "layer", "replaying", "rope", "sinks", "weights")
+ENGINE = (
+    *("attention", "bounded", "cache", "chunks", "contest", "demo", "layer", "replaying", "rope", "shapes", "sinks"),
+    *("tasks", "thin", "weights"),
+)
 QUALITY = (*ENGINE, "jobs", "quality", "text")
-LATENCY = (*ENGINE, "latency", "memory", "noise", "thin")
+LATENCY = (*ENGINE, "decoding", "latency", "memory", "noise")
 
 
 def _whole(field: str, value: object, least: int) -> None:
@@ -118,10 +121,16 @@ class Cell(ABC):
         """Tokens that the cell computes."""
 
     @property
+    @abstractmethod
+    def code(self) -> str:
+        """Digest of the code that computes it."""
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result, as plain JSON values."""
         return {
             "schema": SCHEMA,
+            "code": self.code,
             "model": self.model.identity,
             "device": self.device.partition(":")[0],
             "dtype": self.dtype,
@@ -138,6 +147,7 @@ class Cell(ABC):
         return {
             "model": self.model.spec,
             "model_identity": self.model.identity,
+            "code": self.code,
             "model_note": self.model.note,
             "trained_context": self.model.trained_context,
             "device": self.device,
@@ -170,11 +180,15 @@ class QualityCell(Cell):
         return len(self.document.token_ids)
 
     @property
+    def code(self) -> str:
+        """Digest of the engine and of what makes rows of it."""
+        return code_digest(QUALITY)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The engine, the policy and the tokens; the document's name, too, since it seeds random draws."""
         return super().identity | {
             "kind": "quality",
-            "code": code_digest(QUALITY),
             "policy": str(self.policy),
             "document": self.document.name,
             "token_ids": self.document.sha256,
@@ -217,11 +231,15 @@ class LatencyCell(Cell):
         return self.batch * self.context * prefills * (self.repeats.prefills + 1)
 
     @property
+    def code(self) -> str:
+        """Digest of the engine and of the stopwatch."""
+        return code_digest(LATENCY)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The engine, the policies that run side by side, and how they are measured."""
         return super().identity | {
             "kind": "latency",
-            "code": code_digest(LATENCY),
             "policies": [str(policy) for policy in self.policies],
             "context": self.context,
             "batch": self.batch,
@@ -276,12 +294,19 @@ def policy_fields(policy: Policy) -> dict[str, Any]:
     }
 
 
+def code_digest(modules: Iterable[str]) -> str:
+    """Digest of the source of `modules` and of all policies, as this process found it when it first asked."""
+    digests = _source_digests()
+    names = [*modules, *(name for name in digests if name.startswith("policies/"))]
+    return hashlib.sha256("".join(digests[name] for name in names).encode()).hexdigest()
+
+
 @cache
-def code_digest(modules: tuple[str, ...]) -> str:
-    """Digest of the source of `modules` and of all policies."""
+def _source_digests() -> dict[str, str]:
+    """The sha256 of each module of the package, by its name."""
     package = Path(__file__).parent
-    files = [package / f"{name}.py" for name in modules] + sorted((package / "policies").glob("*.py"))
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+    files = {str(path.relative_to(package).with_suffix("")): path for path in sorted(package.rglob("*.py"))}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
 def expand(names: Sequence[str], budgets: Sequence[int], axes: Axes) -> tuple[Policy, ...]:

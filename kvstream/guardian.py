@@ -10,17 +10,18 @@ psutil and waits for its driver without waking up.
 from __future__ import annotations
 
 import os
-import select
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 import psutil
 
 GRACE_S = 5.0  # Ray ends all but its agents within three seconds
-LOOK_S = 0.2  # between two looks while Ray starts
+OF_RAY = re.compile(r"(.*/)?(raylet|gcs_server)|ray::.*|.*/ray/.*\.py")  # a word of a process's command line
 
 
 class Guardian:
@@ -28,48 +29,58 @@ class Guardian:
 
     def __init__(self) -> None:
         reading, self._writing = os.pipe()
-        command = [sys.executable, "-P", __file__, str(os.getpid())]
+        command = [sys.executable, "-P", __file__, str(os.getpid()), str(os.getsid(0))]
         quiet = subprocess.DEVNULL
-        # In a session of its own, no Ctrl-C and no signal to the driver's group reaches it.
-        subprocess.Popen(command, stdin=reading, stdout=quiet, stderr=quiet, start_new_session=True)
+        with suppress(OSError):  # a sweep can do without
+            # In a session of its own, no Ctrl-C and no signal to the driver's group reaches it.
+            subprocess.Popen(command, stdin=reading, stdout=quiet, stderr=quiet, start_new_session=True)
         os.close(reading)
 
     def started(self) -> None:
-        """Tell it that Ray is complete, so that it looks once more and then only waits."""
+        """Tell it that all of Ray's processes are there."""
         with suppress(OSError):  # somebody ended it
             os.write(self._writing, b"!")
 
 
-def guard(driver: psutil.Process) -> None:
-    """Note what processes the driver starts until it tells, wait for its end, and end those that outlive it."""
-    born, family = psutil.Process().create_time(), set()
-    pause: float | None = LOOK_S
-    while True:
-        told = bool(select.select([sys.stdin], [], [], pause)[0])
-        if told and not os.read(sys.stdin.fileno(), 1):
-            break
-        with suppress(psutil.NoSuchProcess):
-            family |= {child for child in driver.children(recursive=True) if child.create_time() >= born}
-        if told:
-            pause = None
-    family.discard(psutil.Process())
+def guard(driver: int, session: int) -> None:
+    """Wait for the end of a driver that leads or belongs to a session, and end what outlives it of its Ray."""
+    family = None
+    if sys.stdin.buffer.read(1):
+        with suppress(psutil.Error):
+            family = list(filter(_is_rays, psutil.Process(driver).children(recursive=True)))
+        sys.stdin.buffer.read()
     end = time.monotonic() + GRACE_S
-    while (left := [process for process in family if _lives(process)]) and time.monotonic() < end:
-        time.sleep(LOOK_S)
-    for process in left:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    while time.monotonic() < end and (family is None or any(map(_lives, family))):
+        time.sleep(0.2)
+    for process in _started_in(session) if family is None else family:
+        with suppress(psutil.Error):
+            if _lives(process):
+                process.kill()
+
+
+def _started_in(session: int) -> Iterator[psutil.Process]:
+    """Find the Ray whose start the driver did not survive: these few seconds, nobody else started one there."""
+    born = psutil.Process().create_time()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == session and process.create_time() >= born and _is_rays(process):
+                yield process
+
+
+def _is_rays(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return any(map(OF_RAY.fullmatch, process.cmdline()))
+    return False
 
 
 def _lives(process: psutil.Process) -> bool:
     """Whether it runs. In a container without an init nobody takes the dead away."""
-    try:
+    with suppress(psutil.Error):
         return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
-        return False
+    return False
 
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # it ends by itself, and not before its driver
-    guard(psutil.Process(int(sys.argv[1])))
+    guard(*map(int, sys.argv[1:]))

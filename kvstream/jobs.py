@@ -62,14 +62,12 @@ class Job:
             "goes_on": not self.ends,
         }
 
-    def once_more(self) -> Job:
-        """Try again what a worker did not live to finish; alone, as what it shared may be what failed."""
+    def once_more(self) -> list[Job]:
+        """Try again, text by text and without what was shared: one of these alone may be what failed."""
+        if len(self.cells) > 1:
+            return [Job((cell,), attempt=self.attempt + 1) for cell in self.cells]
         own = self.begun if not self.shared else None
-        return replace(self, begun=own, shared=0, attempt=self.attempt + 1)
-
-    def apart(self) -> list[Job]:
-        """Try the texts one by one, where something failed that may be the matter of one of them alone."""
-        return [Job((cell,)) for cell in self.cells]
+        return [replace(self, begun=own, shared=0, attempt=self.attempt + 1)]
 
 
 def jobs_of(cells: Sequence[QualityCell], side_by_side: int) -> list[Job]:

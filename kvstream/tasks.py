@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,23 +13,42 @@ import torch
 
 from kvstream.chunks import CHUNK_SIZE
 from kvstream.environment import environment
-from kvstream.grid import LatencyCell, QualityCell
+from kvstream.grid import LATENCY, QUALITY, LatencyCell, QualityCell, code_digest
 from kvstream.latency import Measured, Progress, Protocol, Reload
 from kvstream.latency import evaluate as evaluate_latency
-from kvstream.models import load_model
+from kvstream.models import load_model, resolve
 from kvstream.quality import Begun, Evaluated, begin
 from kvstream.quality import evaluate as evaluate_quality
 from kvstream.replaying import replay_chunks
 from kvstream.weights import from_arrays, to_arrays
 
-Weights = tuple[Any, dict[str, np.ndarray]]
 TELL_S = 2.0  # progress is told this often: telling is work, too, and may disturb what is measured
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A model as arrays that workers can share, and the digest of the code with which they are to use it."""
+
+    config: Any
+    arrays: dict[str, np.ndarray]
+    code: str
+
+
+def _code() -> str:
+    """Digest of all code that decides numbers."""
+    return code_digest(dict.fromkeys(QUALITY + LATENCY))
+
+
 def weights_of(cell: QualityCell | LatencyCell) -> Weights:
-    """Load the configuration and weights of a cell's model, as arrays that workers can share."""
-    model, _ = load_model(cell.model.spec, dtype=cell.dtype)
-    return to_arrays(model)
+    """Load a cell's model. ValueError if that is no longer the one of which the cell's key was made."""
+    spec = cell.model.spec
+    model, _ = load_model(spec, dtype=cell.dtype)
+    if (identity := resolve(spec).identity) != cell.model.identity:
+        raise ValueError(
+            f"models: {spec!r} was changed while the sweep ran (it was {cell.model.identity}, it is {identity}); "
+            "repeat the sweep"
+        )
+    return Weights(*to_arrays(model), _code())
 
 
 def quality(
@@ -69,18 +90,29 @@ def pace(weights: Weights, cell: QualityCell, threads: int, seconds: float) -> l
 
 def _model(weights: Weights, device: str, threads: int) -> Any:
     """Build a model on shared weights, which must not be written to."""
+    _require_code(weights)
     # A reused worker keeps the last cell's number, and Ray's launcher sets OMP_NUM_THREADS to 1.
     torch.set_num_threads(threads)
-    return from_arrays(*weights, device=device)
+    return from_arrays(weights.config, weights.arrays, device=device)
+
+
+def _require_code(weights: Weights) -> None:
+    """ValueError where this process computes with other code than the driver, whose digest the cells' keys hold."""
+    if _code() != weights.code:
+        raise ValueError(
+            f"code: kvstream on {platform.node()} is not the one of the sweep's driver; install the same on all "
+            "machines, change it on none while a sweep runs, and repeat the sweep"
+        )
 
 
 def latency(weights: Weights, cell: LatencyCell, threads: int) -> Iterator[Progress | tuple[Measured, dict[str, Any]]]:
     """Measure a latency cell: yields progress now and then, and last the result and where it was measured."""
     where = environment()
+    _require_code(weights)
     torch.set_num_threads(threads)
-    config, arrays = weights
-    own = {name: np.array(array) for name, array in arrays.items()}  # in this process's memory, as a server's would be
-    model: Any = from_arrays(config, own, device=cell.device)
+    # In this process's memory, as a server's would be.
+    own = {name: np.array(array) for name, array in weights.arrays.items()}
+    model: Any = from_arrays(weights.config, own, device=cell.device)
     protocol = Protocol(cell.context, cell.batch, cell.repeats.prefills, cell.repeats.rounds, cell.repeats.steps)
     reload = Reload(cell.model.spec, cell.dtype, threads, cell.policies)
     told = time.monotonic()

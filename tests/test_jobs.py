@@ -43,7 +43,8 @@ def test_texts_stand_side_by_side_but_for_long_ones_and_random_draws():
         (str(RANDOM), ["a"]), ("full", ["a", "b"]), (str(RANDOM), ["b"]), ("full", ["c"]), (str(RANDOM), ["c"]),
     ]  # fmt: skip
     assert [len(job.cells) for job in jobs_of([cell(FixSizeL2(64, 0.5, "keep_low"), name) for name in "ab"], 2)] == [2]
-    assert [len(job.cells) for job in jobs_of(cells, 2)[1].apart()] == [1, 1]
+    again = jobs_of(cells, 2)[1].once_more()
+    assert [([cell.document.name for cell in job.cells], job.attempt) for job in again] == [(["a"], 2), (["b"], 2)]
     long = [cell(Full(), name, PART_TOKENS + 2) for name in "ab"]
     assert [len(job.cells) for job in jobs_of(long, 8)] == [1, 1]
     assert jobs_of([], 4) == []

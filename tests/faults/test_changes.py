@@ -1,13 +1,21 @@
 """What makes a finished cell another cell, and what does not: results of different code or settings never mix."""
 
+import ast
+import copy
 import hashlib
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import golden
 import numpy as np
 import pytest
+import torch
 
-from kvstream import grid
+from analysis.database import open_database
+from analysis.records import read_records
+from kvstream import grid, tasks
 from kvstream.grid import LatencyCell, QualityCell, Repeats
 from kvstream.models import resolve
 from kvstream.policies import FixSizeL2, Full, StreamingLLM
@@ -75,16 +83,115 @@ def test_what_decides_nothing_leaves_a_cell_as_it_is(quality, change):
     assert replace(quality, **IRRELEVANT[change]).key == quality.key
 
 
-@pytest.mark.parametrize("module", [*grid.QUALITY, "policies/fix_size_l2"])
-def test_a_changed_line_of_the_engine_makes_every_cell_another(quality, monkeypatch, module):
-    before, real = quality.key, Path.read_bytes
-    changed = Path(grid.__file__).parent / f"{module}.py"
+PACKAGE = Path(grid.__file__).parent
+# What these modules compute is in a cell's identity, or decides nothing.
+NAMED_OTHERWISE = {
+    "grid": "makes the identity",
+    "checkpoint": "a model's files are in its identity",
+    "models": "a model's files are in its identity",
+    "hub": "a model's commit is in its identity",
+    "sources": "token ids are in the identity",
+    "probe": "only refuses models",
+    "environment": "describes the machine",
+}
+
+
+def reached(*modules):
+    """The modules of the package that these import, wherever in them and however far away, themselves included."""
+    there = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    found, waiting = set(), list(modules)
+    while waiting:
+        if (module := waiting.pop()) in found:
+            continue
+        found.add(module)
+        for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "kvstream":
+                named = {alias.name for alias in node.names} if node.module == "kvstream" else set()
+                waiting += (named | {node.module.rpartition(".")[2]}) & there
+    return found
+
+
+def test_every_module_that_decides_numbers_is_in_the_digest():
+    assert reached("quality", "jobs", "text", "tasks") - set(grid.QUALITY + grid.LATENCY) == set(NAMED_OTHERWISE)
+    assert reached("quality", "jobs", "text") - set(grid.QUALITY) <= set(NAMED_OTHERWISE)
+    random_prompts = {"text"}
+    assert reached("latency") - set(grid.LATENCY) - random_prompts <= set(NAMED_OTHERWISE)
+
+
+@pytest.mark.parametrize("module", [*dict.fromkeys(grid.QUALITY + grid.LATENCY), "policies/fix_size_l2"])
+def test_a_changed_line_of_the_engine_makes_every_cell_another(quality, latency, monkeypatch, module):
+    cells, real = {"QUALITY": quality, "LATENCY": latency}, Path.read_bytes
+    before = {kind: cell.key for kind, cell in cells.items()}
+    changed = PACKAGE / f"{module}.py"
     monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) + b"#" * (path == changed))
-    grid.code_digest.cache_clear()
-    assert quality.key != before
+    grid._source_digests.cache_clear()
+    for kind, cell in cells.items():
+        assert (cell.key != before[kind]) == (module in getattr(grid, kind) or "/" in module), kind
     monkeypatch.undo()
-    grid.code_digest.cache_clear()
-    assert quality.key == before
+    grid._source_digests.cache_clear()
+    assert {kind: cell.key for kind, cell in cells.items()} == before
+
+
+def test_a_worker_with_other_code_computes_nothing(quality, latency):
+    weights = replace(tasks.weights_of(quality), code="of another version")
+    for compute in (
+        lambda: tasks.quality(weights, {"device": "cpu"}, None, 0, 1),
+        lambda: tasks.first_tokens(weights, IDS[None], "cpu", 1),
+        lambda: tasks.pace(weights, quality, 1, 0.0),
+        lambda: next(tasks.latency(weights, latency, 1)),
+    ):
+        with pytest.raises(ValueError, match=r"^code: kvstream on .* is not the one of the sweep's driver; install"):
+            compute()
+
+
+def test_weights_that_changed_since_the_cells_key_was_made_are_refused(world, tmp_path, quality, tiny_model):
+    shutil.copytree(world / "model", tmp_path, dirs_exist_ok=True)
+    cell = replace(quality, model=resolve(str(tmp_path)))
+    assert tasks.weights_of(cell).arrays
+    other = copy.deepcopy(tiny_model("neox", torch.float32))
+    with torch.no_grad():
+        next(other.parameters())[0, 0] += 1
+    other.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^models: .* was changed while the sweep ran .*; repeat the sweep"):
+        tasks.weights_of(cell)
+
+
+OLD = {
+    "code": {"code": "of an older version"},
+    "weights": {"model_identity": "sha256:of older weights"},
+    "text": {"document_sha256": "of an older text"},
+}
+
+
+@pytest.mark.parametrize("changed", OLD)
+@pytest.mark.parametrize("planned", [True, False])
+def test_the_report_sets_cells_of_other_code_weights_or_texts_aside(tmp_path, changed, planned):
+    """What an older sweep left for a policy that the newer one lacks must not stand beside the newer full cache."""
+    plan = golden.Plan(golden.QUICK.policies[:2], golden.QUICK.models, ("Job",), tokens=300, lengths=(150, 300))
+    folder = golden.write(plan, tmp_path)
+    [full, streaming] = [json.loads(path.read_text()) for path in sorted(folder.glob("?" * 16 + ".json"))]
+    if full["fields"]["policy"] != "full":
+        full, streaming = streaming, full
+    token, nll, correct = golden.rows_of(plan, plan.models[0][0], "Job", plan.policies[1])
+    tokens = token + 1 if changed == "text" else token
+    for suffix in (".json", ".parquet"):
+        (folder / (streaming["cell"] + suffix)).unlink()
+    cells = [full["cell"]] if planned else []  # without a plan the newest count
+    golden.write_json(folder / "sweep.json", {"name": "n", "question": "q", "cells": cells})
+    shorter = streaming["fields"] | {"tokens": 150, "lengths": [150]}
+    same = "a" * 16, shorter | {"document_sha256": "of its first 150 tokens"}, token, nll, correct
+    older = "b" * 16, streaming["fields"] | OLD[changed], tokens, nll, correct
+    for key, fields, *columns in (same, older):
+        count = fields["tokens"] - 1
+        golden.write_cell(folder, key, fields, *(column[:count] for column in columns), plan.environment)
+    path = folder / f"{'b' * 16}.json"
+    golden.write_json(path, json.loads(path.read_text()) | {"written_at": "2025-01-01T00:00:00+00:00"})
+    records = read_records(folder)
+    assert [name for name, _ in records.aside] == ["b" * 16]
+    assert {"code": "other code", "weights": "other weights of", "text": "another Job"}[changed] in records.aside[0][1]
+    assert not records.excluded
+    rows = open_database(records, 5.0).sql("SELECT policy, length, tokens FROM documents ORDER BY ALL").fetchall()
+    assert rows == [("full", 150, 300), ("full", 300, 300), (streaming["fields"]["policy"], 150, 150)]
 
 
 def test_another_schema_makes_every_cell_another_and_is_refused_by_readers(quality, monkeypatch, tmp_path):

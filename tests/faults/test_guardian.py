@@ -1,28 +1,36 @@
 """The guardian of a Ray ends what a killed driver leaves of it, nothing else, and itself."""
 
+import re
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
 from kvstream import guardian
 
-# A driver with a process of before and one of Ray's, which print their ids.
+# A driver with a process of Ray's from before, one from after, and another from after, which print their ids.
 DRIVER = """
-import os, subprocess, sys, time
+import subprocess, sys, time
 from kvstream.guardian import Guardian
 
-def asleep():
-    print(subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, start_new_session=True).pid, flush=True)
+def start(name):
+    print(subprocess.Popen([name, "600"], executable="/bin/sleep", stdout=subprocess.DEVNULL).pid, flush=True)
 
-asleep()
+if not {told}:
+    start("ray::Before")
 time.sleep(0.05)  # the system counts a process's age in hundredths of a second
 guardian = Guardian()
-asleep()
+if {told}:
+    agent = "os.wait() if os.fork() else os.execv('/bin/sleep', ['ray::Agent', '600'])"
+    subprocess.Popen([sys.executable, "-c", f"import os; {{agent}}"])
+    time.sleep(1)
+start("ray::Agent")
+start("sleep")
 if {told}:
     guardian.started()
 sys.stdin.read()
@@ -43,43 +51,66 @@ def ended(process, seconds):
         time.sleep(0.05)
 
 
+def ignores(process, number):
+    """Whether a process has come so far that it ignores a signal."""
+    [mask] = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    return int(mask, 16) >> (number - 1) & 1
+
+
 @pytest.fixture
 def driver():
-    """Start such a driver: (told) → it, the process of before, the one of Ray, the guardian."""
+    """Start such a driver: (told) → it, its guardian, what of its Ray is to end, and what is to live."""
     left = []
 
     def start(told):
         command = [sys.executable, "-c", DRIVER.format(told=told)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        before, ray = [psutil.Process(int(process.stdout.readline())) for _ in range(2)]
-        children = psutil.Process(process.pid).children()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, start_new_session=True, **pipes)
+        pids = [int(process.stdout.readline()) for _ in range(2 if told else 3)]
+        ending, living = [[psutil.Process(pid) for pid in group] for group in (pids[-2:-1], [*pids[:-2], pids[-1]])]
+        children = psutil.Process(process.pid).children(recursive=True)
+        ending += [child for child in children if child.cmdline()[:1] == ["ray::Agent"] and child not in ending]
+        left.extend([*children, psutil.Process(process.pid)])
         [watching] = [child for child in children if guardian.__file__ in child.cmdline()]
-        left.extend([before, ray, watching, psutil.Process(process.pid)])
-        time.sleep(1)  # it starts, and looks
-        return process, before, ray, watching
+        end = time.monotonic() + 20
+        while not ignores(watching, signal.SIGTERM):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        time.sleep(0.5)  # it looks
+        return process, watching, ending, living
 
     yield start
     for process in filter(lives, left):
         process.kill()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("told", [False, True], ids=["while Ray starts", "while Ray runs"])
 def test_what_outlives_a_killed_driver_is_ended(driver, told):
-    process, before, ray, watching = driver(told)
+    process, watching, ending, living = driver(told)
+    assert len(ending) == 1 + told, "the child of a child, too"
     for number in (signal.SIGINT, signal.SIGTERM):
         watching.send_signal(number)
     process.kill()
     process.wait()
     time.sleep(guardian.GRACE_S / 2)
-    assert lives(ray), "Ray has time to end by itself"
+    assert all(map(lives, ending)), "Ray has time to end by itself"
     ended(watching, guardian.GRACE_S)
-    assert not lives(ray)
-    assert lives(before)
+    for one in ending:
+        ended(one, 1)
+    assert all(map(lives, living)), "Rays of before, and what is not Ray's"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_it_ends_at_once_where_nothing_is_left(driver):
-    process, _, ray, watching = driver(True)
-    ray.kill()
+    process, watching, ending, _ = driver(True)
+    for one in ending:
+        one.kill()
     process.stdin.close()
     assert process.wait(5) == 0
     ended(watching, 1)
+
+
+def test_a_sweep_can_do_without_it(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    guardian.Guardian().started()

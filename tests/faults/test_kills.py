@@ -121,7 +121,7 @@ def family(session):
 
 def is_guardian(process, driver):
     """Whether a process watches over what that driver leaves."""
-    return process.cmdline()[-2:] == [guardian.__file__, str(driver)]
+    return process.cmdline()[-3:-1] == [guardian.__file__, str(driver)]
 
 
 def workers(session):
@@ -381,7 +381,7 @@ def test_the_pace_of_threads_does_not_follow_a_clock_that_jumps(tiny_model, monk
     cell = SimpleNamespace(document=SimpleNamespace(token_ids=text), policy=StreamingLLM(4, 60), device="cpu")
     real, begun = time.time, time.monotonic()
     monkeypatch.setattr(time, "time", lambda: real() - 86400 * (0.5 < time.monotonic() - begun < 30))
-    weights = to_arrays(tiny_model("neox", torch.float32))
+    weights = tasks.Weights(*to_arrays(tiny_model("neox", torch.float32)), tasks._code())
     done = tasks.pace(weights, cell, 1, 2.0)
     assert 2.0 <= done[-1] - done[0] < 20
     assert sorted(done) == done
@@ -501,7 +501,7 @@ def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path)
     assert nursery.ended(120) == 0, nursery.log.read_text()
     whole = digest(tmp_path / "whole")
     assert len(whole) == 10
-    while (killed := kills.total()) < 100:
+    while kills.total() < 100 or min(kills[victim] for victim in ("worker", "driver", "group")) < 3:
         out = tmp_path / f"disturbed{finished}"
         own = draw.random() < 0.15
         sweep = nursery.start("local" if own else address, out)
@@ -526,7 +526,6 @@ def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path)
         if code == 0:
             assert digest(out) == whole
             finished += 1
-    assert killed >= 100
     out = tmp_path / f"disturbed{finished}"
     for _ in range(2):  # a cell that was killed twice in a row has failed, and is tried again
         nursery.start(address, out)
@@ -536,7 +535,6 @@ def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path)
     assert code == 0, nursery.log.read_text()[-3000:]
     assert digest(out) == whole
     assert not list(out.glob("*.part*")) + list(out.glob("*.state")) + list(out.glob("*.failed.json"))
-    assert min(kills[victim] for victim in ("worker", "driver", "group")) >= 3
     assert "Traceback" not in nursery.log.read_text()
     until(lambda: not [process for sweep in sweeps for process in family(sweep)], 30, "the end of all sweeps")
     until(lambda: not workers(ray.session), 30, "the end of their workers")

@@ -5,12 +5,15 @@ are not allowed it is one more raylet beside the first. What a user may have run
 """
 
 import random
+import re
+import shutil
 import subprocess
 import time
 from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
+from driving import ROOT
 from test_kills import CELLS, RAY, RECORD, apart, digest, failures, family, gated, head, told, until, whole
 
 from kvstream.cluster import Node, divide
@@ -50,9 +53,9 @@ class Machines:
         if far:
             self.join(far)
 
-    def join(self, flags):
+    def join(self, flags, **more):
         options = [f"--address={self.address}", f"--node-ip-address={self.far_ip}", "--disable-usage-stats"]
-        self.far = self.start([*self.inside, RAY, "start", *options, *flags.split()])
+        self.far = self.start([*self.inside, RAY, "start", *options, *flags.split()], **more)
         assert self.far.ended() == 0, self.far.out() + self.far.err()
 
     def sweep(self, command, **more):
@@ -276,6 +279,34 @@ def test_machines_may_change_between_the_first_look_and_the_first_cell(machines,
     assert len(list((tmp_path / "records").glob(RECORD))) == 4
     if change == "one joins":
         assert len(nodes_at(tmp_path)) == 2, "a machine that came later is used, too"
+
+
+@pytest.mark.long
+def test_a_machine_with_another_kvstream_computes_nothing(machines, world, tmp_path, whole):
+    """It was forgotten when the others were brought up to date."""
+    shutil.copytree(ROOT / "kvstream", tmp_path / "older" / "kvstream")
+    with (tmp_path / "older" / "kvstream" / "attention.py").open("a") as file:
+        file.write("# older\n")
+    cluster = machines("--num-cpus=1")
+    cluster.join("--num-cpus=1", PYTHONPATH=str(tmp_path / "older"))
+    command = gated(world, tmp_path, before="pass")
+    (tmp_path / "gate").unlink()
+    sweep = cluster.sweep(command)
+    assert sweep.ended(120) == 1, sweep.err()
+    failed = failures(tmp_path)
+    assert failed
+    assert all(
+        re.match("ValueError: code: kvstream on .* is not the one of the sweep's driver", each["error"])
+        for each in failed
+    )
+    assert len(nodes_at(tmp_path)) <= 1
+    assert digest(tmp_path / "records").items() <= whole.items()
+    assert "Traceback" not in sweep.out() + sweep.err()
+    cluster.lose(cluster.far)
+    again = cluster.sweep(command)
+    assert again.ended(120) == 0, again.err()
+    assert digest(tmp_path / "records") == whole
+    assert not failures(tmp_path)
 
 
 @pytest.mark.long
