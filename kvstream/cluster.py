@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import signal
 import sys
 from dataclasses import dataclass, replace
@@ -37,17 +36,15 @@ class Node:
 
 def connect(where: str | None) -> list[Node]:
     """Join the Ray that answers there, or start one that this machine alone can reach, and look at its machines."""
-    if where is None:
-        # Else Ray listens on all interfaces. It is read when ray is imported, and so here: a running Ray's is its own.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     try:
         if not ray.is_initialized():
-            own: Any = {} if where else {"address": "local", "include_dashboard": False}
+            own: Any = {"address": "local", "include_dashboard": False}
+            own |= {"_node_ip_address": "127.0.0.1"}  # else Ray listens on all interfaces
             with put_off():  # torn in two, it leaves processes behind
                 guardian = None if where else Guardian()
-                ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if where else own))
                 if guardian:
                     guardian.started()
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray would kill its head first, then abort

@@ -44,9 +44,9 @@ def fetch(
     """The snapshot folder of `repo` at `revision`; its name is the commit.
 
     If the cached snapshot satisfies `enough` nothing is asked of the network. Otherwise the repository is listed,
-    `check` may refuse the listing, and the files that are `wanted` are downloaded. The listing, the files' sizes and,
-    if `quick`, the files must come within `PREFLIGHT_S`. `ValueError`, in `field` and `remedy`'s words, if the hub
-    refuses, stays silent or cannot be reached.
+    `check` may refuse the listing, and the files that are `wanted` are downloaded. The listing, the files' sizes and
+    their first byte, or if `quick` all of them, must come within `PREFLIGHT_S`. `ValueError`, in `field` and `remedy`'s
+    words, if the hub refuses, stays silent or cannot be reached.
     """
     folder = cached(repo, revision, kind)
     if folder is not None and enough(folder):
@@ -76,13 +76,14 @@ def fetch(
         )
 
     try:
-        with _told_in_one_line(bars=not quick):
-            left_s = end_s - time.monotonic()
-            if quick:
-                folder = Path(within(left_s, download))
-            else:
-                within(left_s, lambda: download(dry_run=True))
-                folder = Path(within(STALL_S, download, lambda: _cached_bytes(repo, kind)))
+        with _told_in_one_line(bars=False):
+            first = within(end_s - time.monotonic(), lambda: download(dry_run=not quick))
+        if quick:
+            folder = Path(first)
+        else:
+            with _told_in_one_line(bars=True):
+                left_s = end_s - time.monotonic()
+                folder = Path(within(STALL_S, download, lambda: _cached_bytes(repo, kind), first_s=left_s))
         if revision != commit:  # else the name would have to be asked for again
             reference = folder.parent.parent / "refs" / revision
             reference.parent.mkdir(parents=True, exist_ok=True)
@@ -104,8 +105,15 @@ def cached(repo: str, revision: str, kind: Literal["model", "dataset"]) -> Path 
         return None if partial is None else Path(partial)
 
 
-def within(seconds: float, function: Callable[[], T], progress: Callable[[], object] = lambda: None) -> T:
+def within(
+    seconds: float,
+    function: Callable[[], T],
+    progress: Callable[[], object] = lambda: None,
+    first_s: float | None = None,
+) -> T:
     """`function()`, or `TimeoutError` if `seconds` pass in which neither it returns nor `progress()` changes.
+
+    first_s: for how long it may do neither at first, where that is less.
 
     The hub client itself retries and waits for longer than a user will: for an hour, where a server asks it to.
     """
@@ -120,7 +128,7 @@ def within(seconds: float, function: Callable[[], T], progress: Callable[[], obj
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    seen, end_s = progress(), time.monotonic() + seconds
+    seen, end_s = progress(), time.monotonic() + (seconds if first_s is None else first_s)
     while thread.is_alive() and (left_s := end_s - time.monotonic()) > 0:
         thread.join(min(left_s, 1.0))
         if (now := progress()) != seen:
@@ -137,7 +145,8 @@ def _cached_bytes(repo: str, kind: str) -> list[tuple[str, int]]:
     from huggingface_hub import constants
 
     blobs = Path(constants.HF_HUB_CACHE, f"{kind}s--{repo.replace('/', '--')}", "blobs")
-    return [(file.name, file.stat().st_mtime_ns) for file in blobs.glob("*")]
+    files = [(file.name, file.stat()) for file in blobs.glob("*")]
+    return [(name, status.st_mtime_ns) for name, status in files if status.st_size]
 
 
 @contextmanager

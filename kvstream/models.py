@@ -248,13 +248,15 @@ def _from_folder(info: ModelInfo, dtype: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars from transformers in the meantime."""
+    """No progress bars and no advice from transformers in the meantime: what matters is an error of ours."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

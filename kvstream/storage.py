@@ -111,7 +111,10 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file."""
-        (self.folder / name).unlink(missing_ok=True)
+        try:
+            (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritten(self.where, name, error) from error
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -19,6 +19,32 @@ def test_rays_launcher_accepts_it(config):
     validate_config(prepare_config(config))
 
 
+def variant(name):
+    """What the comments at the top give in place of the provider's lines, as YAML; … is what only the user knows."""
+    top = (ROOT / "cluster.yaml").read_text().partition("\ncluster_name")[0]
+    lines = re.search(rf"^#   {name} (.*(?:\n#   \s+.*)*)", top, re.MULTILINE)[1].replace("\n#", "\n").replace("…", "x")
+    lines = lines.partition(", without")[0]
+    return {
+        key: yaml.safe_load(value)
+        for key, value in re.findall(r"(provider|node_config): (\{[^#]*?\})\s*(?=node_|$)", lines)
+    }
+
+
+def test_rays_launcher_accepts_it_on_gcp(config):
+    other = variant("GCP")
+    assert set(other) == {"provider", "node_config"}
+    config["provider"] = other["provider"]
+    for kind in config["available_node_types"].values():
+        kind["node_config"] = other["node_config"]
+    validate_config(prepare_config(config))
+
+
+def test_rays_launcher_accepts_it_on_prem(config):
+    config["provider"] = variant("on-prem")["provider"] | {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]}
+    del config["available_node_types"], config["head_node_type"]
+    validate_config(prepare_config(config))
+
+
 def test_ray_is_the_pinned_one_and_nothing_is_installed_from_elsewhere(config):
     [pinned] = re.findall(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     text = (ROOT / "cluster.yaml").read_text()

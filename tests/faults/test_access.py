@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from driving import ROOT, arguments
 from standins.head import Head
@@ -53,13 +54,25 @@ def listening(process):
     return found
 
 
+# A sweep of somebody's own, who imports Ray for something else.
+OWN = """
+import ray, runpy, sys
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.long
-def test_a_sweep_listens_on_loopback_alone_and_keeps_a_secret(world, folder):
+@pytest.mark.parametrize("before", ["", OWN], ids=["ours", "one that imports Ray first"])
+def test_a_sweep_listens_on_loopback_alone_and_keeps_a_secret(world, folder, before):
     """With no Ray running. The secret may be in processes' environments, and in nothing that stays or is shown."""
     out = folder / "records"
+    python, *command = small(world, out)
+    (folder / "own.py").write_text(before)
+    command = [python, *([str(folder / "own.py")] if before else []), *command]
     secret = {"HF_TOKEN": CANARY, "HUGGING_FACE_HUB_TOKEN": CANARY}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    sweep = subprocess.Popen(small(world, out), cwd=ROOT, env=shell(folder, **secret), **pipes)
+    sweep = subprocess.Popen(command, cwd=ROOT, env=shell(folder, **secret), **pipes)
     seen = set()
     while sweep.poll() is None:
         try:
@@ -81,6 +94,9 @@ def test_a_sweep_listens_on_loopback_alone_and_keeps_a_secret(world, folder):
     names = {path.name for path in files}
     assert {"gcs_server.out", "raylet.out", "sweep.json", "index.html"} <= names, "Ray's session is among them"
     assert not [path for path in files if CANARY.encode() in path.read_bytes()]
+    rows = [str(pq.read_table(path).to_pylist()) for path in files if path.suffix == ".parquet"]
+    assert rows
+    assert not [row for row in rows if CANARY in row], "what is compressed in files"
 
 
 @pytest.mark.long

@@ -17,8 +17,10 @@ from kvstream.records import Records
 
 KEY, OTHER = "0123456789abcdef", "fedcba9876543210"
 BEFORE, AFTER = (pa.table({"cell": [KEY] * 3, "nll_nats": [start, start + 1, start + 2]}) for start in (1.0, 7.0))
-COMMIT_CALLS = 10  # open, fsync, replace, open and fsync of the folder, for two files
-PART_CALLS = 15
+# Of a file: its folder is made; it is opened, written, flushed, synced, closed, renamed; its folder is opened, synced.
+FILE_CALLS = 9
+COMMIT_CALLS = 2 * FILE_CALLS + 1  # and the failure that is none any more is removed
+PART_CALLS = 3 * FILE_CALLS + 1  # and the state before
 
 
 @pytest.mark.long
@@ -52,22 +54,65 @@ class Nth:
 
     def __init__(self, monkeypatch, number, instead):
         self.calls, self.number, self.instead = 0, number, instead
-        for place, name in ((builtins, "open"), (os, "open"), (os, "fsync"), (Path, "replace")):
+        for place, name in ((os, "open"), (os, "fsync"), (Path, "mkdir"), (Path, "replace"), (Path, "unlink")):
             monkeypatch.setattr(place, name, self.counted(getattr(place, name)))
+        monkeypatch.setattr(builtins, "open", self.opening(builtins.open))
+
+    def count(self):
+        self.calls += 1
+        if self.calls == self.number:
+            self.instead()
 
     def counted(self, real):
-        def call(*arguments, **options):
-            if any(".tmp" in str(one) or str(one).isdecimal() or "records" in str(one) for one in arguments[:1]):
-                self.calls += 1
-                if self.calls == self.number:
-                    self.instead()
-            return real(*arguments, **options)
+        def call(place, *arguments, **options):
+            tidying = real.__name__ == "unlink" and ".tmp" in str(place)
+            if not tidying and (isinstance(place, int) or "records" in str(place)):
+                self.count()
+            return real(place, *arguments, **options)
+
+        return call
+
+    def opening(self, real):
+        def call(path, *arguments, **options):
+            if "records" not in str(path):
+                return real(path, *arguments, **options)
+            self.count()
+            return Written(real(path, *arguments, **options), self)
 
         return call
 
 
+class Written:
+    """A file whose calls count; like any other it is closed even where closing fails."""
+
+    def __init__(self, file, nth):
+        self.file, self.nth, self.fileno = file, nth, file.fileno
+
+    def write(self, data):
+        self.nth.count()
+        self.file.write(data)
+
+    def flush(self):
+        self.nth.count()
+        self.file.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        self.file.close()
+        if kind is None:
+            self.nth.count()
+
+
 def fail():
     raise OSError(errno.EIO, "Input/output error")
+
+
+def left_before(folder):
+    """What a commit finds and removes: the record of a failure, the state after an earlier part."""
+    Records(folder).fail(KEY, {}, "ValueError: no", 1)
+    (folder / f"{OTHER}.256.state").touch()
 
 
 def commit_anew(folder):
@@ -99,12 +144,14 @@ def is_sound(folder):
 @pytest.mark.parametrize(("write", "calls"), [(commit_anew, COMMIT_CALLS), (add_part, PART_CALLS)])
 def test_a_write_may_fail_at_any_call(folder, monkeypatch, write, calls):
     for number in range(1, calls + 1):
+        left_before(folder)
         with monkeypatch.context() as patch:
             Nth(patch, number, fail)
             with pytest.raises(OSError, match=r"out: cannot write .* \(Input/output error\)"):
                 write(folder)
         is_sound(folder)
         assert not list(folder.glob(".*.tmp"))
+    left_before(folder)
     with monkeypatch.context() as patch:
         counted = Nth(patch, 0, fail)
         write(folder)
@@ -116,6 +163,7 @@ def test_a_write_may_fail_at_any_call(folder, monkeypatch, write, calls):
 @pytest.mark.parametrize(("write", "calls"), [(commit_anew, COMMIT_CALLS), (add_part, PART_CALLS)])
 def test_a_kill_may_come_at_any_call(folder, monkeypatch, write, calls):
     for number in range(1, calls + 1):
+        left_before(folder)
         if (child := os.fork()) == 0:
             try:
                 Nth(monkeypatch, number, lambda: os._exit(9))

@@ -313,14 +313,18 @@ def test_a_sweep_says_so_in_ten_seconds(stand_in, world, tmp_path, flags, words,
 
 @pytest.mark.parametrize("fault", ["429", "silent"])
 @pytest.mark.parametrize("at", ["tree", "file"])
-def test_a_sweep_also_ends_in_ten_seconds_where_the_client_would_wait_for_an_hour(stand_in, world, tmp_path, at, fault):
+@pytest.mark.parametrize("what", ["model", "dataset"])
+def test_a_sweep_also_ends_in_ten_seconds_where_the_client_would_wait_for_an_hour(
+    stand_in, world, tmp_path, what, at, fault
+):
     """It waits in threads of its own, for which Python would wait, too."""
     stand_in.fault, stand_in.status, stand_in.headers, _ = FAULTS[fault]
-    stand_in.fault_at, stand_in.files = at, model_files(world)
+    stand_in.fault_at, stand_in.files = at, model_files(world) if what == "model" else {"a.parquet": b"x" * 5000}
     environment = os.environ | {"HF_ENDPOINT": stand_in.url, "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, str(QUICK), "--models", "o/n@v1", "--contexts", "none", "--out", str(tmp_path / "out")]
+    asked = ["--models", "o/n@v1"] if what == "model" else ["--models", str(world / "model"), "--text", "hub:o/n@v1"]
+    command = [sys.executable, str(QUICK), *asked, "--contexts", "none", "--out", str(tmp_path / "out")]
     clock = time.monotonic()
     done = run(command, env=environment)
     assert time.monotonic() - clock < LIMIT_S
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-    assert "models: 'o/n' at 'v1'" in done.stderr
+    assert {"model": "models: 'o/n' at 'v1'", "dataset": "text: 'o/n' at 'v1'"}[what] in done.stderr

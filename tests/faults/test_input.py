@@ -565,3 +565,44 @@ def test_a_process_says_so_in_two_seconds(world, arguments, words):
         times.append(time.monotonic() - clock)
     start = "report: " if "report.py" in arguments[0] else "error: "
     assert words in checked(done.returncode, done.stdout, done.stderr, times[-1], start)
+
+
+@pytest.fixture(scope="module")
+def imports_s():
+    """What importing torch and what the tokenizer and the architecture need takes alone, the best of three."""
+    code = "import torch; from transformers import AutoConfig, AutoTokenizer, AutoModelForCausalLM, GPTNeoXForCausalLM"
+    times = []
+    for _ in range(3):
+        clock = time.monotonic()
+        assert run([sys.executable, "-c", code]).returncode == 0
+        times.append(time.monotonic() - clock)
+    return min(times)
+
+
+def short(world, folder):
+    return str(world / "model"), "5010", "documents: 1 asked, only 0"
+
+
+def of_another_kind(world, folder):
+    shutil.copytree(world / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    return str(folder), "50", f"models: '{folder}'"
+
+
+def with_a_broken_tokenizer(world, folder):
+    shutil.copytree(world / "model", folder)
+    (folder / "tokenizer.json").write_text("{")
+    return str(folder), "50", f"models: '{folder}' has no usable tokenizer"
+
+
+@pytest.mark.parametrize("bad", [short, of_another_kind, with_a_broken_tokenizer])
+def test_what_needs_transformers_takes_two_seconds_beside_its_import(world, tmp_path, imports_s, bad):
+    model, length, words = bad(world, tmp_path / "model")
+    flags = ["--models", model, "--text", str(world / "texts"), "--lengths", length, "--documents", "1"]
+    times = []
+    while not times or (times[-1] > imports_s + LIMIT_S and len(times) < 3):
+        clock = time.monotonic()
+        done = run([sys.executable, *quick(*flags)])
+        times.append(time.monotonic() - clock)
+    assert words in checked(done.returncode, done.stdout, done.stderr, times[-1] - imports_s)

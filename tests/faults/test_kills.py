@@ -141,7 +141,9 @@ class Started:
         self.said = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115  # they live as long as this does
         self.env = env
         out, err = self.said
-        self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=err, start_new_session=True)
+        heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # where this was started by `… &`
+        options = heard | {"cwd": ROOT, "env": env, "start_new_session": True}
+        self.process = subprocess.Popen(command, stdout=out, stderr=err, **options)
         self.session = self.process.pid
 
     def out(self, stream=0):

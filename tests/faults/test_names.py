@@ -4,19 +4,24 @@ One sweep over documents with hostile names, and one over as many with harmless 
 """
 
 import csv
+import hashlib
 import json
 import os
 import re
 import shutil
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
+import golden
 import pyarrow.parquet as pq
 import pytest
 from driving import ROOT, run
 
+from analysis.visible import visible as as_shown
 from kvstream import sources
 from kvstream.grid import visible
+from kvstream.records import Records
 
 FORGED = "x: PPL 1.00, 9 tokens/s\n[99/99, 0 s left] forged · full · y"
 HOSTILE = [
@@ -72,12 +77,12 @@ class Page(HTMLParser):
 
 
 def tree(folder, *aside):
-    """Every file under a folder, with what a change would change, but for what lies under `aside`."""
+    """Every file under a folder with its digest, but for what lies under `aside`."""
     found = {}
     for path in folder.rglob("*"):
         if not any(path.is_relative_to(other) for other in aside):
-            status = path.lstat()
-            found[os.fsencode(path)] = status.st_size if path.is_file() else None
+            content = path.read_bytes() if path.is_file() else b""
+            found[os.fsencode(path)] = hashlib.sha256(content).hexdigest()
     return found
 
 
@@ -100,18 +105,22 @@ def swept(world, tmp_path_factory):
         shutil.copytree(world / "model", model)
     outs = {"harmless": place / "records", "hostile": place / "o'ut \"; DROP -- {{7*7}} [a]*<b>&amp; 🦙"}
     asked = {"harmless": "Is this safe?", "hostile": QUESTION}
+    home = base / "home"
+    home.mkdir()
+    shells = {"cwd": place, "env": os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(base / "cache")}}
     before = tree(base)
     script = SWEEPS.format(documents=len(HOSTILE))
     given = [str(what[kind]) for kind in outs for what in (models, texts, outs, asked)]
-    done = run([sys.executable, "-c", script, *given])
+    done = run([sys.executable, "-c", script, *given], **shells)
     reports = {kind: place / f"report {out.name}" for kind, out in outs.items()}
     told = {
         kind: run(
-            [sys.executable, str(ROOT / "analysis" / "report.py"), "--records", str(out), "--out", str(reports[kind])]
+            [sys.executable, str(ROOT / "analysis" / "report.py"), "--records", str(out), "--out", str(reports[kind])],
+            **shells,
         )
         for kind, out in outs.items()
     }
-    after = tree(base, *outs.values(), *reports.values())
+    after = tree(base, base / "cache", home / ".ray", *outs.values(), *reports.values())
     return {"done": done, "outs": outs, "reports": reports, "told": told, "before": before, "after": after}
 
 
@@ -127,7 +136,8 @@ def test_every_cell_finishes_and_keeps_its_name(swept):
 
 
 def test_nothing_is_written_elsewhere(swept):
-    assert swept["after"] == swept["before"]
+    assert swept["after"] == swept["before"], "around the folders given, in the user's home, where it was started"
+    assert not list(Path("/").glob("outside*"))
     for kind in swept["outs"]:
         for path in swept["outs"][kind].iterdir():
             assert re.fullmatch(r"[0-9a-f]{16}\.(json|parquet)|sweep\.json|\.lock", path.name)
@@ -168,6 +178,7 @@ def test_the_page_has_no_element_more(swept):
     assert QUESTION in shown, "the question is shown as it is"
     assert "{{7*7}}" in shown, "no template ran it"
     assert "mo'del" in shown
+    assert len([name for name in HOSTILE if as_shown(name) in shown]) >= 30, "as many as the page lists"
 
 
 def test_the_tables_hold_the_names_as_they_are(swept):
@@ -181,6 +192,61 @@ def test_the_folder_of_the_report_holds_the_same_files(swept):
         for kind, folder in swept["reports"].items()
     }
     assert names["hostile"] == names["harmless"]
+
+
+# Names of everything else
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Pages of records in which models, notes and texts, or policies, are called so, and of as many harmless ones."""
+    base, pages = tmp_path_factory.mktemp("labels"), {}
+    for kind, names in (("hostile", HOSTILE), ("harmless", [f"harmless {n}" for n in range(len(HOSTILE))])):
+        policies = [golden.P(label, "recent_only", 0.5, 8 + place, 0) for place, label in enumerate(names)]
+        nasty = [names[place] for place, name in enumerate(HOSTILE) if set(name) & set("<>'$`\x1b\u202e🦙")][:8]
+        models = [(model, nasty[-1 - place], 512) for place, model in enumerate(nasty)]
+        for what, plan in {
+            "policies": golden.Plan((golden.FULL, *policies), (("m", None, 512),), ("d",), 90, (90,)),
+            "models": golden.Plan((golden.FULL, policies[0]), tuple(models), ("d",), 90, (90,), text=nasty[0]),
+        }.items():
+            folder = golden.write(plan, base / what / kind)
+            done = golden.run_report("--records", folder, "--out", base / what / f"report {kind}")
+            assert done.returncode == 0, done.stderr
+            assert all(line.isprintable() for line in (done.stdout + done.stderr).split("\n"))
+            pages[what, kind] = Page((base / what / f"report {kind}" / "index.html").read_text())
+    return pages
+
+
+@pytest.mark.parametrize("what", ["policies", "models"])
+def test_models_notes_texts_and_policies_are_shown_and_never_obeyed(labelled, what):
+    hostile, harmless = labelled[what, "hostile"], labelled[what, "harmless"]
+    assert [kind for kind, _ in hostile.scripts] == [kind for kind, _ in harmless.scripts]
+    assert hostile.handlers == harmless.handlers == []
+    shown, expected = "".join(hostile.text), "".join(harmless.text)
+    count = len(set(re.findall(r"harmless \d+", expected)))
+    assert count > {"policies": 15, "models": 8}[what], "of many policies the page shows some"
+    assert len([name for name in HOSTILE if as_shown(name) in shown]) >= count
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if "/" not in name])
+def test_a_folder_to_write_to(tmp_path, monkeypatch, name):
+    """It is made where it was asked for, or refused; nothing else appears."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    refused = made = None
+    try:
+        records = Records(name)
+        with records.locked():
+            records.write_json("sweep.json", {"cells": []})
+        made = (tmp_path / "here" / name).resolve()
+    except ValueError as error:
+        refused = str(error)
+    if refused:
+        assert refused.startswith("out: ")
+        assert visible(refused) == refused, "its own message can be shown"
+        assert list(tmp_path.rglob("*")) == [tmp_path / "here"]
+    else:
+        assert {path.resolve() for path in tmp_path.rglob("sweep.json") if path.is_file()} == {made / "sweep.json"}
 
 
 # Names of files

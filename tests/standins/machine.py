@@ -69,6 +69,19 @@ class Machine:
         path.write_text(yaml.safe_dump(config))
         return path
 
+    def joins(self, config, port):
+        """Become a worker of the cluster of that configuration, as its launcher would have it: mounts and commands."""
+        self.run("docker", "run", *" ".join(config["docker"]["run_options"]).split(), config["docker"]["image"], "bash")
+        excluded = [word for pattern in config["rsync_exclude"] for word in ("--exclude", pattern)]
+        for target, source in config["file_mounts"].items():
+            source = os.path.expanduser(source).rstrip("/")
+            here = f"{source}/" if os.path.isdir(source) else source
+            self.run("rsync", "-avz", *excluded, here, f"container:{target}")
+        starts = [start.replace("6379", str(port)) for start in config["worker_start_ray_commands"]]
+        for command in (*config["setup_commands"], *starts):
+            login = f"export RAY_HEAD_IP=127.0.0.1 && {command}"
+            self.run("docker", "exec", config["docker"]["container_name"], "bash", "--login", "-c", login)
+
     def run(self, *command, timeout=180, cwd=ROOT):
         """What the user types, in the checkout."""
         ran = subprocess.run(
