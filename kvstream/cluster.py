@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import signal
 import sys
 from dataclasses import dataclass, replace
@@ -37,14 +38,18 @@ class Node:
 def connect(where: str | None) -> list[Node]:
     """Join the Ray that answers there, or start one that this machine alone can reach, and look at its machines."""
     import ray
+    from ray._private import ray_constants
 
+    if where is None:
+        # Else Ray listens on all interfaces: what it starts reads this, and it read it when it was imported.
+        os.environ.setdefault(name := ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
+        ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(name, False)
     try:
         if not ray.is_initialized():
-            own: Any = {"address": "local", "include_dashboard": False}
-            own |= {"_node_ip_address": "127.0.0.1"}  # else Ray listens on all interfaces
+            own: Any = {} if where else {"address": "local", "include_dashboard": False}
             with put_off():  # torn in two, it leaves processes behind
                 guardian = None if where else Guardian()
-                ray.init(logging_level=logging.ERROR, log_to_driver=False, **({} if where else own))
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
                 if guardian:
                     guardian.started()
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray would kill its head first, then abort

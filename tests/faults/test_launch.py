@@ -57,6 +57,7 @@ def test_ray_up_and_ray_submit(world, machine):
         " ".join(word if "port=" not in word else "" for word in start.split(" ")).replace("   ", " ")
         for start in config[starts]
     ]
+    worker = Machine()
     bystander = subprocess.Popen(["raylet", "300"], executable="/bin/sleep")  # what another `ray stop` would end
     try:
         machine.run("ray", "get-auth-token", "--generate")
@@ -67,7 +68,13 @@ def test_ray_up_and_ray_submit(world, machine):
         assert (machine.home / "kvstream-src" / "kvstream" / "cluster.py").is_file()
         assert not (machine.home / "kvstream-src" / ".venv").exists()
 
+        [port] = re.findall(r" --port=(\d+) ", " ".join(config[starts]))
+        shutil.copytree(machine.user / ".ray", worker.user / ".ray")
+        worker.joins(shipped, port)  # with no cloud to start one in, by the commands that the launcher would run
+        assert (worker.home / "kvstream-src" / "kvstream" / "cluster.py").is_file()
+
         said = machine.run("ray", "submit", str(path), "sweeps/full.py", "--", *flags(world))
+        assert "Ray: 2 node(s)" in said
         assert "4 cells, 0 finished before, 4 to do" in said
         left = time.monotonic() + 30
         while busy := [line for line in commands(machine) if "full.py" in line or "ray::IDLE" in line]:
@@ -83,10 +90,16 @@ def test_ray_up_and_ray_submit(world, machine):
         assert bystander.poll() is None
     finally:
         bystander.kill()
+        worker.remove()
 
 
 def commands(machine):
     return [" ".join(process.cmdline()) for process in inside(machine.folder) if process.is_running()]
+
+
+def sessions(head):
+    """Folders of all Rays that were started under its address book."""
+    return list((head.folder / "t" / "ray").glob("session_2*"))
 
 
 def sessions(head):

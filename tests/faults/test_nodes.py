@@ -66,8 +66,8 @@ class Machines:
     def node_of(self, machine):
         """Ray's id of a machine."""
         [raylet] = [process for process in family(machine.session) if process.name() == "raylet"]
-        [node_id] = re.findall(r"--node-id=(\w+)|--node_id=(\w+)", " ".join(raylet.cmdline()))
-        return "".join(node_id)
+        [node_id] = set(re.findall(r"--node[-_]id=(\w{20,})", " ".join(raylet.cmdline())))
+        return node_id
 
     def lose(self, machine, *names):
         """Kill all processes of a machine, or those called so, at once."""
@@ -324,9 +324,11 @@ def test_a_machine_with_another_kvstream_computes_nothing(machines, world, tmp_p
         file.write("# older\n")
     cluster = machines("--num-cpus=1")
     cluster.join("--num-cpus=1", PYTHONPATH=str(tmp_path / "older"))
-    command = gated(world, tmp_path, before="pass")
-    (tmp_path / "gate").unlink()
+    # Started elsewhere than in the checkout, which Ray would have workers import from before anything else.
+    command = ["env", "-C", str(tmp_path), *gated(world, tmp_path, before="pass")]
     sweep = cluster.sweep(command)
+    until(lambda: failures(tmp_path), 60, "a cell on the other machine")
+    (tmp_path / "gate").unlink()
     assert sweep.ended(120) == 1, sweep.err()
     failed = failures(tmp_path)
     assert failed

@@ -74,7 +74,7 @@ class Machine:
         self.run("docker", "run", *" ".join(config["docker"]["run_options"]).split(), config["docker"]["image"], "bash")
         excluded = [word for pattern in config["rsync_exclude"] for word in ("--exclude", pattern)]
         for target, source in config["file_mounts"].items():
-            source = os.path.expanduser(source).rstrip("/")
+            source = source.replace("~", str(self.user))
             here = f"{source}/" if os.path.isdir(source) else source
             self.run("rsync", "-avz", *excluded, here, f"container:{target}")
         starts = [start.replace("6379", str(port)) for start in config["worker_start_ray_commands"]]
