@@ -102,34 +102,6 @@ def sessions(head):
     return list((head.folder / "t" / "ray").glob("session_2*"))
 
 
-def sessions(head):
-    """Folders of all Rays that were started under its address book."""
-    return list((head.folder / "t" / "ray").glob("session_2*"))
-
-
-def test_a_worker_joins_as_the_configuration_says(world, machine):
-    """Its set-up and start commands, run as the launcher runs them; the sweep then has two machines."""
-    shipped = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    path = machine.variant(shipped)
-    machine.run("ray", "get-auth-token", "--generate")
-    machine.run("ray", "up", "-y", str(path))
-    [port] = re.findall(r" --port=(\d+) ", " ".join(yaml.safe_load(path.read_text())["head_start_ray_commands"]))
-    worker = Machine()
-    try:
-        shutil.copytree(machine.user / ".ray", worker.user / ".ray")
-        worker.joins(shipped, port)
-        assert (worker.home / "kvstream-src" / "kvstream" / "cluster.py").is_file()
-        said = machine.run("ray", "submit", str(path), "sweeps/full.py", "--", *flags(world))
-        assert "Ray: 2 node(s)" in said
-        finished(machine.home / "records" / "full")
-        (worker.home / ".ray" / "auth_token").write_text("0" * 64)
-        starts = [start.replace("6379", port) for start in shipped["worker_start_ray_commands"]]
-        with pytest.raises(AssertionError, match=r"(?i)auth"):  # with another token nobody joins
-            worker.joins(shipped | {"setup_commands": [], "file_mounts": {}, "worker_start_ray_commands": starts}, port)
-    finally:
-        worker.remove()
-
-
 def test_ray_start_then_a_sweep(world, head):
     out = head.folder / "started"
     swept = head.run("python", "sweeps/full.py", *flags(world), "--out", str(out))
