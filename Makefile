@@ -28,11 +28,11 @@ test-faults: $(READY) ## Run the long tests: kills, clusters, full disks, a repo
 	$(BIN)/python -m pytest -m long
 
 .PHONY: bench-decode
-bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against other caches (20 minutes, quiet machine)
+bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against other caches (wants a quiet machine)
 	$(BIN)/python tests/benchmarks/decode.py
 
 .PHONY: bench-replay
-bench-replay: $(READY) ## Time replay: share of the machine's peak, against token by token, memory (25 minutes, quiet)
+bench-replay: $(READY) ## Time replay: share of the machine's peak, against token by token, memory (wants a quiet machine)
 	$(BIN)/python tests/benchmarks/replay.py
 
 .PHONY: check

@@ -1,6 +1,6 @@
 """How fast is decoding under a bounded cache? Ratios inside one run, interleaved, with 95 % intervals over rounds.
 
-    make bench-decode                                   all of it, about 20 minutes on two cores
+    make bench-decode                                   all of it
     python tests/benchmarks/decode.py --only 70m,aa     some of it: 70m, 410m, peer, aa, ttft
 
 Every ratio is the median over rounds of (mean seconds per token of one) / (the same of the other); the interval is the

@@ -1,6 +1,6 @@
 """How fast is replay? Beside the machine's own matrix products, beside token-by-token decoding, and in which memory.
 
-    make bench-replay                                           all of it, about 25 minutes on two cores
+    make bench-replay                                           all of it
     python tests/benchmarks/replay.py --only peak --models 70m --lengths 2048       some of it
     python tests/benchmarks/replay.py --from benchmarks/replay.json --readme README.md      only the README's table
 
