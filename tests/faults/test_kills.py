@@ -513,7 +513,7 @@ def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path)
         if draw.random() < 0.7:  # else it is killed whatever it does, before it computes, too
             while code is None and not workers(session):
                 code = nursery.ended(0.05)
-        while code is None and (code := nursery.ended(draw.uniform(0.0, 1.0))) is None:
+        while code is None and (code := nursery.ended(draw.uniform(0.0, 1.5))) is None:
             victim = draw.choice(["group", "worker"] if own else ["worker", "worker", "driver"])
             if victim == "worker":
                 for process in workers(session)[:1]:
