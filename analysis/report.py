@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         refuse(f"left out {name}: {why}")
     if records.aside:
         name, why = records.aside[0]
-        refuse(f"{len(records.aside)} cells are set aside, which the page names; {name}: {why}")
+        refuse(f"cells set aside: {len(records.aside)}, all named on the page; {name}: {why}")
     print("\n".join(f"wrote {line}" for line in written))
     print(f"open {(options.out / 'index.html').resolve().as_uri()}")
     return 2 if records.excluded else 0
