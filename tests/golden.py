@@ -84,7 +84,6 @@ class Plan:
     failed: int = 0
     missing: int = 0
     seed: int = 7
-    code: str = "golden"
     latency: Latency | None = None
     question: str = "Which policy, which budget, at what cost?"
     environment: dict[str, str] = field(
@@ -226,7 +225,7 @@ def fields_of(plan: Plan, model: tuple[str, str | None, int], document: str, pol
     per_token = 2 * 30 * 3 * 64 * 4
     return {
         "kind": "quality", "model": model[0], "model_note": model[1], "trained_context": model[2],
-        "model_identity": f"golden {model[0]}", "code": plan.code,
+        "model_identity": f"golden {model[0]}", "code": "golden",
         "document_sha256": key_of(model[0], document, plan.tokens),
         "policy": policy.label, "policy_name": policy.name, "strategy": policy.strategy,
         "position_mode": policy.position, "budget": policy.budget, "start_size": policy.start_size,
@@ -249,7 +248,7 @@ def write_latency(plan: Plan, folder: Path) -> list[str]:
                 blemish = measure.blemishes.get((model[0], context, batch))
                 fields = {
                     "kind": "latency", "model": model[0], "model_note": model[1], "trained_context": model[2],
-                    "model_identity": f"golden {model[0]}", "code": plan.code,
+                    "model_identity": f"golden {model[0]}", "code": "golden",
                     "device": "cpu", "dtype": "float32", "context": context, "batch": batch,
                     "prefills": measure.prefills, "rounds": measure.rounds, "steps": measure.steps,
                     "threads": measure.threads,
