@@ -67,9 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         refuse(f"left out {name}: {why}")
     if records.aside:
         name, why = records.aside[0]
-        refuse(
-            f"cells set aside: {len(records.aside)}, all named on the page ({name}: {why}); sweep again to have them anew"
-        )
+        count = len(records.aside)
+        refuse(f"cells set aside: {count}, all named on the page ({name}: {why}); sweep again to have them anew")
     print("\n".join(f"wrote {line}" for line in written))
     print(f"open {(options.out / 'index.html').resolve().as_uri()}")
     return 2 if records.excluded else 0
