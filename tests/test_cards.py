@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden import FULL, GOLDEN, QUICK, ROOT, Latency, built, l2, recent, run_report, streaming, write
+from golden import FULL, GOLDEN, QUICK, ROOT, Latency, built, l2, quick_report, recent, streaming, write
 from test_queries import rows_of
 
 from analysis import cards
@@ -27,7 +27,7 @@ NEAR = replace(  # every card finds a policy here
 @pytest.fixture(scope="module")
 def near(tmp_path_factory):
     folder = tmp_path_factory.mktemp("near")
-    done = run_report("--records", write(NEAR, folder / "records"), "--out", folder / "report")
+    done = quick_report("--records", write(NEAR, folder / "records"), "--out", folder / "report")
     assert done.returncode == 0, done.stderr
     return folder / "report"
 
@@ -71,7 +71,7 @@ def test_the_cards_print_their_thresholds_and_the_flags_that_change_them(tmp_pat
         assert f"<code>{flag}</code>" in shown[name]
         assert words in shown[name]
     flags = ("--quality-within", "0.01", "--within", "0.02", "--memory", "1")
-    assert run_report("--records", near.with_name("records"), "--out", tmp_path, *flags).returncode == 0
+    assert quick_report("--records", near.with_name("records"), "--out", tmp_path, *flags).returncode == 0
     tight = cards_on(tmp_path)
     for name, flag in (("quality", "--quality-within 0.01"), ("speed", "--within 0.02"), ("memory", "--memory 1")):
         assert f"<code>{flag}</code>" in tight[name]
@@ -111,7 +111,7 @@ def test_the_python_is_that_of_the_policy(policy, tiny_neox):
 
 def test_a_busy_machine_gives_a_card_no_number(tmp_path):
     plan = replace(NEAR, latency=Latency(contexts=(600,), blemishes={("tiny-neox", 600, 1): "busy"}))
-    assert run_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
+    assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
     shown = cards_on(tmp_path / "out")
     assert "Time per token measured on a busy machine only." in shown["speed"]
     for name in ("quality", "memory"):
@@ -139,7 +139,7 @@ def test_the_readmes_results_are_written_by_this_code(tmp_path):
     plan = replace(QUICK, latency=Latency(contexts=(512, 2048), rounds=6))
     (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
     flags = ("--out", tmp_path / "out", "--readme", tmp_path / "README.md")
-    assert run_report("--records", write(plan, tmp_path / "records"), *flags).returncode == 0
+    assert quick_report("--records", write(plan, tmp_path / "records"), *flags).returncode == 0
     mine = (tmp_path / "README.md").read_text(encoding="utf-8")
     headers = [line for line in skeleton(mine) if "---" in line or line.startswith(("| Case", "| Policy"))]
     assert len(headers) == 4

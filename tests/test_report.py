@@ -12,7 +12,20 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from golden import FULL, GOLDEN, QUICK, ROOT, Latency, built, run_report, streaming, write, write_cell, write_json
+from golden import (
+    FULL,
+    GOLDEN,
+    QUICK,
+    ROOT,
+    Latency,
+    built,
+    quick_report,
+    run_report,
+    streaming,
+    write,
+    write_cell,
+    write_json,
+)
 
 from analysis import database, wording
 from analysis.records import read_records
@@ -92,7 +105,7 @@ def test_a_damaged_cell_is_named_excluded_and_counted(tmp_path, damage, field):
     folder = write(small(QUICK), tmp_path / "records")
     key = next(key for key in json.loads((folder / "sweep.json").read_text())["cells"])
     damage(folder, key)
-    done = run_report("--records", folder, "--out", tmp_path / "out")
+    done = quick_report("--records", folder, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert f"left out {key}.json: " in done.stderr
     assert field in done.stderr
@@ -153,7 +166,7 @@ def test_bad_input_is_one_clear_line(tmp_path, arguments, words):
 def test_one_policy_alone_is_reported_without_an_answer(tmp_path):
     for index, policies in enumerate(([GOLDEN.policies[0]], [GOLDEN.policies[1]])):
         plan = type(QUICK)(tuple(policies), QUICK.models, QUICK.documents[:1], tokens=200, lengths=(200,))
-        done = run_report("--records", write(plan, tmp_path / str(index)), "--out", tmp_path / f"out{index}")
+        done = quick_report("--records", write(plan, tmp_path / str(index)), "--out", tmp_path / f"out{index}")
         assert done.returncode == 0, done.stderr
         assert "compare no policy that has to evict with the full cache" in page_of(tmp_path / f"out{index}")
 
@@ -164,7 +177,7 @@ def test_readme_block_is_rewritten_in_place(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results:begin -->\nbygone\n<!-- results:end -->\nafter\n")
     for _ in range(2):
-        assert run_report("--records", records, "--out", tmp_path / "out", "--readme", readme).returncode == 0
+        assert quick_report("--records", records, "--out", tmp_path / "out", "--readme", readme).returncode == 0
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("before\n<!-- results:begin -->\n")
     assert text.endswith("\n<!-- results:end -->\nafter\n")
@@ -176,14 +189,14 @@ def test_readme_block_is_rewritten_in_place(tmp_path):
 def test_of_two_cells_for_the_same_run_the_planned_one_counts(tmp_path):
     plan = type(QUICK)(QUICK.policies[:2], QUICK.models, QUICK.documents[:1], tokens=300, lengths=(300,))
     folder = write(plan, tmp_path / "records")
-    expected = run_report("--records", folder, "--out", tmp_path / "one")
+    expected = quick_report("--records", folder, "--out", tmp_path / "one")
     cell = json.loads(next(path for path in folder.glob("*.json") if path.name != "sweep.json").read_text())
     count = cell["rows"]
     losses = np.full(count, 9, dtype=np.float32)  # an older version's cell, not in the plan any more
     stale = (np.zeros(count, dtype=np.int32), losses, np.zeros(count, dtype=bool))
     for key in ("0" * 16, "f" * 16):
         write_cell(folder, key, cell["fields"], *stale, cell["environment"])
-    done = run_report("--records", folder, "--out", tmp_path / "two")
+    done = quick_report("--records", folder, "--out", tmp_path / "two")
     assert (expected.returncode, done.returncode) == (0, 0), done.stderr
     tables = [(tmp_path / out / "tables" / "main.csv").read_text() for out in ("one", "two")]
     assert tables[0] == tables[1]
@@ -193,7 +206,7 @@ def test_of_two_cells_for_the_same_run_the_planned_one_counts(tmp_path):
 def test_report_is_reproducible(tmp_path_factory):
     records, report = built("quick", tmp_path_factory)
     again = report.with_name("again")  # beside the first, for a page links to the records that lie beside it
-    assert run_report("--records", records, "--out", again).returncode == 0
+    assert quick_report("--records", records, "--out", again).returncode == 0
     assert page_of(again) == page_of(report)
 
 
@@ -201,7 +214,7 @@ def test_the_page_links_to_token_level_records_beside_it_and_names_those_elsewhe
     records, report = built("quick", tmp_path_factory)
     assert f'<a href="../records/">{records}</a>' in page_of(report)
     assert (report / "../records").resolve() == records
-    assert run_report("--records", records, "--out", tmp_path / "far" / "off").returncode == 0
+    assert quick_report("--records", records, "--out", tmp_path / "far" / "off").returncode == 0
     page = page_of(tmp_path / "far" / "off")
     assert f"<code>{records}</code>" in page
     assert ">Token-level records" in page
@@ -212,7 +225,7 @@ def test_a_folder_with_glob_characters_and_quotes_is_read(tmp_path):
     plan = type(QUICK)(QUICK.policies[:2], QUICK.models, QUICK.documents[:1], tokens=300, lengths=(300,))
     folder = write(plan, tmp_path / "it's [1] *?")
     shutil.copy(next(folder.glob("*.parquet")), folder / "stray.parquet")  # uncommitted: must not be read
-    done = run_report("--records", folder, "--out", tmp_path / "out")
+    done = quick_report("--records", folder, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "598 scored tokens" in page_of(tmp_path / "out")
 
@@ -261,7 +274,7 @@ def test_no_answer_calls_memory_bounded_that_grows(tmp_path, tmp_path_factory):
     for within, start in ((1, "No policy measured here stays"), (50, "Take streaming_llm(4,60,skip_layers=(0,1))")):
         out = tmp_path / f"out{within}"
         flags = ("--within", within, "--quality-within", within)
-        assert run_report("--records", records, "--out", out, *flags).returncode == 0
+        assert quick_report("--records", records, "--out", out, *flags).returncode == 0
         page = page_of(out).replace("\u00a0", " ")
         answer = page.partition('id="answer"')[2].partition("</section>")[0]
         assert start in answer

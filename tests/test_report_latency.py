@@ -8,7 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from golden import FULL, GOLDEN, QUICK, SHAPES, Latency, built, commit, recent, run_report, streaming, write
+from golden import (
+    FULL,
+    GOLDEN,
+    QUICK,
+    SHAPES,
+    Latency,
+    built,
+    commit,
+    quick_report,
+    recent,
+    run_report,
+    streaming,
+    write,
+)
 from test_queries import Tables, assert_printed, rows_of
 
 from analysis import charts, database, speed_words, wording
@@ -199,7 +212,7 @@ def test_noisy_cells_are_named_shown_and_kept_out_of_headlines(tmp_path_factory)
 def test_a_model_whose_only_cell_is_noisy_gets_no_number(tmp_path):
     latency = Latency(contexts=(512,), rounds=6, blemishes={("tiny-neox", 512, 1): "busy"})
     plan = type(GOLDEN)(GOLDEN.policies[:3], GOLDEN.models[:1], ("Job",), 200, (200,), latency=latency)
-    assert run_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
+    assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
     page = page_of(tmp_path / "out")
     answer = page.partition('id="answer"')[2].partition("</section>")[0]
     assert "busy machine (other processes used 0.7 CPU cores), so no number of it" in answer
@@ -292,7 +305,7 @@ def test_machines_threads_and_devices_are_never_mixed(tmp_path):
         copy(folder, other, f"{number}" * 16)
     copy(folder, {**record, "environment": {**record["environment"], "cpu": "Another CPU"}}, "e" * 16)
     copy(folder, record, "f" * 16)  # a stale twin, which no plan names
-    assert run_report("--records", folder, "--out", tmp_path / "out").returncode == 0
+    assert quick_report("--records", folder, "--out", tmp_path / "out").returncode == 0
     rows = rows_of(tmp_path / "out", "latency")
     settings = {row["setting"] for row in rows}
     assert len(settings) == 5
@@ -323,7 +336,7 @@ def test_incomplete_or_impossible_samples_are_left_out(tmp_path, damage):
         seconds[5] = 0
         table = table.set_column(table.column_names.index("seconds"), "seconds", [seconds])
     commit(folder, path.stem, record["fields"], table, record["environment"])
-    done = run_report("--records", folder, "--out", tmp_path / "out")
+    done = quick_report("--records", folder, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert f"left out {path.name}: " in done.stderr
     assert {"drop": "every prefill and step", "zero": "positive"}[damage] in done.stderr
@@ -433,7 +446,7 @@ def test_the_seeds_claims_stand_beside_what_is_measured(tmp_path):
     plan = type(QUICK)(
         QUICK.policies, QUICK.models, ("Job",), 1100, (1100,), latency=Latency(contexts=(200, 2048), rounds=6)
     )
-    assert run_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
+    assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
     rows = rows_of(tmp_path / "out", "published_latency")
     first = [row for row in rows if row["metric"].startswith("TTFT")]
     assert {(row["policy"], row["context"]) for row in first} == {

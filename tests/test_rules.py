@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from golden import FULL, GOLDEN, QUICK, built, recent, run_report, streaming, write
+from golden import FULL, GOLDEN, QUICK, built, quick_report, recent, streaming, write
 from test_queries import rows_of
 
 from analysis import database
@@ -146,7 +146,7 @@ def test_a_card_without_a_policy_says_why(tmp_path, change, why):
     ],
 )
 def test_a_threshold_that_is_none_is_one_clear_error(flag, value, remedy):
-    done = run_report(flag, value)
+    done = quick_report(flag, value)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert all(word in last for word in (f"argument {flag}", repr(value), remedy)), last
