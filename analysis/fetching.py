@@ -36,7 +36,7 @@ def at_hand(where: str) -> Iterator[Path]:
 
     Raises RecordsError, naming the URL, if it holds credentials, the store does not answer, or there are no records.
     """
-    if not re.match(r"[a-z][a-z0-9+.-]*://", where):
+    if not re.match(r"[a-z][a-z0-9+.-]*://", where, re.IGNORECASE):
         yield Path(where)
         return
     if CREDENTIALS.search(where):

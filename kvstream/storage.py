@@ -5,7 +5,8 @@
                           credentials
                           https://arrow.apache.org/docs/python/filesystems.html
 
-Either way a file appears whole or not at all, and one process at a time may hold the place. Knows nothing of records.
+A file appears whole or not at all, but for a bucket whose upload breaks off: see `Bucket.write`. One process at a time
+may hold the place. Knows nothing of records.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import re
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -32,6 +34,7 @@ CREDENTIALS = re.compile(r"^[^?]*@|[?&][^=&]*(key|secret|token|password)[^=&]*="
 ANSWER_S = 20.0  # a store that is silent for so long at the beginning is not there
 BEAT_S = 10.0  # how often the holder of a bucket says that it lives
 SILENT_BEATS = 3  # after which it does not
+SETTLE_S = 1.0  # for how long whoever takes a bucket looks out for another who began at the same moment
 
 
 class Storage(Protocol):
@@ -48,7 +51,7 @@ class Storage(Protocol):
         ...
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a file, whole or not at all, on disk when this returns."""
+        """Put a file; it is on disk when this returns."""
         ...
 
     def remove(self, name: str) -> None:
@@ -66,7 +69,7 @@ def storage_at(where: str | Path) -> Storage:
         raise ValueError("out: '' names no folder; give one, or leave the flag away")
     if not text.isprintable():
         raise ValueError(f"out: {text!r} holds characters that no folder should have; give another")
-    if not re.match(r"[a-z][a-z0-9+.-]*://", text):
+    if not re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
         return Folder(Path(where))
     if CREDENTIALS.search(text):
         raise ValueError("out: the address holds credentials; give them in the environment, such as AWS_ACCESS_KEY_ID")
@@ -121,7 +124,8 @@ class Folder:
         """Hold the folder by a lock of the kernel's, which ends with the process, however that ends."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / LOCK, "a+")  # noqa: SIM115  # closed below
+            # Unbuffered, so that closing it does not try once more to write what a full disk has refused.
+            lock = open(self.folder / LOCK, "a+b", buffering=0)  # noqa: SIM115  # closed below
         except OSError as error:
             raise ValueError(f"out: cannot write to {self.where!r} ({error.strerror}); give another --out") from None
         with lock:
@@ -129,11 +133,11 @@ class Folder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
-                raise _is_held(self.where, lock.read().strip() or "another process") from None
-            lock.truncate(0)
+                holder = lock.read().decode(errors="replace").strip()
+                raise _is_held(self.where, holder or "another process") from None
             with suppress(OSError):  # on a full disk the lock holds all the same, only without a name
-                lock.write(_me())
-                lock.flush()
+                lock.truncate(0)
+                lock.write(_me().encode())
             for left in self.folder.glob(".*.tmp"):  # by a writer that was killed: nobody else writes now
                 left.unlink(missing_ok=True)
             yield
@@ -143,17 +147,20 @@ class Bucket:
     """A prefix in an object store. An object appears when its upload is complete."""
 
     def __init__(self, url: str) -> None:
-        from pyarrow import fs
-
         self.where = url
         self._usurper: str | None = None  # who took the place while we were silent for too long
         try:
-            self._store, self._prefix = self._ask(lambda: fs.FileSystem.from_uri(url))
-            self._ask(self.names)
+            self._ask(self._find)
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"out: {url!r} is no place for records ({_first(error)}); give a folder or s3://…"
             ) from None
+
+    def _find(self) -> None:
+        from pyarrow import fs
+
+        self._store, self._prefix = fs.FileSystem.from_uri(self.where)
+        self.names()  # from_uri alone may ask nobody
 
     def names(self) -> list[str]:
         """Names of the objects under the prefix, those of deeper levels aside."""
@@ -169,22 +176,27 @@ class Bucket:
         return data
 
     def write(self, name: str, data: bytes) -> None:
-        """Upload an object. One whose upload broke off may be short: it is named by no record, as those come last."""
+        """Upload an object. One whose upload broke off may be short: records come last, and have checksums."""
+        with self._changing(name):
+            self._put(name, data)
+
+    def remove(self, name: str) -> None:
+        """Remove an object."""
+        with self._changing(name), suppress(FileNotFoundError):
+            self._store.delete_file(self._path(name))
+
+    @contextmanager
+    def _changing(self, name: str) -> Iterator[None]:
         try:
             if self._usurper:
-                raise OSError(f"{self._usurper} has taken the place, because nothing was heard of us")
-            self._put(name, data)
+                raise OSError(f"{self._usurper} has taken the place, as nothing was heard of us in time")
+            yield
         except OSError as error:
             raise _unwritten(self.where, name, error) from error
 
     def _put(self, name: str, data: bytes) -> None:
         with self._store.open_output_stream(self._path(name)) as file:
             file.write(data)
-
-    def remove(self, name: str) -> None:
-        """Remove an object."""
-        with suppress(FileNotFoundError):
-            self._store.delete_file(self._path(name))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -195,13 +207,7 @@ class Bucket:
         """
         mine, over = f"{_me()}, sweep {uuid.uuid4().hex[:8]}", threading.Event()
         try:
-            before = self._ask(self._holder)
-            if before and self._changes(before, over):
-                raise _is_held(self.where, _name_in(before))
-            self._ask(lambda: self._beat(mine, 0))
-            over.wait(1.0)  # two that began at once: the last to write stays
-            if _name_in(now := self._holder() or "nobody, ") != mine:
-                raise _is_held(self.where, _name_in(now))
+            self._take(mine)
         except OSError as error:
             raise ValueError(f"out: {self.where!r} cannot be written ({_first(error)}); give another --out") from None
         beats = threading.Thread(target=self._keep_beating, args=(mine, over), daemon=True)
@@ -224,13 +230,36 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    def _changes(self, before: str, over: threading.Event) -> bool:
+    def _take(self, mine: str) -> None:
+        """Write our name where nobody's is, and see that it stays there; ValueError, naming the holder, if not.
+
+        Of two that began at once the last to write stays, as each looks again when the other has written. If we write
+        so late that the other may have looked before, it holds the place: it sees our name at its next beat and goes.
+        """
+        free_s = self._last_seen_free()
+        self._ask(lambda: self._beat(mine, 0))
+        if time.monotonic() - free_s <= SETTLE_S:
+            time.sleep(SETTLE_S)
+        else:
+            log.warning("%s: slow to answer; seeing whether another sweep began at the same moment", self.where)
+            time.sleep(SILENT_BEATS * BEAT_S)
+        if _name_in(now := self._ask(self._holder) or "nobody, ") != mine:
+            raise _is_held(self.where, _name_in(now))
+
+    def _last_seen_free(self) -> float:
+        """When we began to look and saw nobody, or nobody who lives; ValueError, naming the holder, if one does."""
+        began_s, before = time.monotonic(), self._ask(self._holder)
+        if not before:
+            return began_s
         log.warning("%s: held by %s; seeing whether that still lives", self.where, _name_in(before))
         for _ in range(2 * SILENT_BEATS):
-            over.wait(BEAT_S / 2)
-            if (now := self._holder()) != before:
-                return now is not None
-        return False
+            time.sleep(BEAT_S / 2)
+            began_s, now = time.monotonic(), self._ask(self._holder)
+            if not now:
+                break
+            if now != before:
+                raise _is_held(self.where, _name_in(before))
+        return began_s
 
     def _beat(self, mine: str, beat: int) -> None:
         self._put(LOCK, f"{mine}, {beat}".encode())
