@@ -158,11 +158,28 @@ def read_records(folder: Path, where: str | None = None) -> Records:
             fields = commit["fields"]
             asked = {length for length in sweep["lengths"] if length < fields["tokens"]}
             fields["lengths"] = sorted(asked | {fields["tokens"]})
+    _rename(commits, sweep)
     aside = set_aside(folder, [*commits["quality"], *commits["latency"]], set(sweep.get("cells", [])))
     quality, latency = ([commit for commit in found if commit["cell"] not in aside] for found in commits.values())
     known = committed | {record.get("cell") for record in failed}
     missing = [key for key in sweep.get("cells", []) if key not in known]
     return Records(folder, where, quality, latency, failed, missing, excluded, sorted(aside.items()), sweep)
+
+
+def _rename(commits: dict[str, list[dict[str, Any]]], sweep: dict[str, Any]) -> None:
+    """Call models and texts what the last sweep calls them: a cell computed under another path is the same cell."""
+    for commit in commits["quality"] + commits["latency"]:
+        fields = commit["fields"]
+        fields["model"] = sweep.get("models", {}).get(fields["model_identity"], fields["model"])
+    planned = set(sweep.get("cells", []))
+    same = {_document(commit) for commit in commits["quality"] if commit["cell"] in planned}
+    for commit in commits["quality"]:
+        if _document(commit) in same:
+            commit["fields"]["text"] = sweep.get("text", commit["fields"]["text"])
+
+
+def _document(commit: dict[str, Any]) -> tuple[str, str]:
+    return commit["fields"]["document"], commit["fields"]["document_sha256"]
 
 
 def read_json(path: Path) -> dict[str, Any]:

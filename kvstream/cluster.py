@@ -109,23 +109,27 @@ def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
     largest = max(node.cores for node in nodes)
     if threads and threads > largest:
         raise ValueError(f"threads: {threads} asked, the largest node has {largest} CPUs; give no more than that")
-    nodes = [node for node in nodes if node.cores >= (threads or 1)]
+    able = [node for node in nodes if node.cores >= (threads or 1)]
     if device == "cpu":
-        return nodes
+        return able
     import ray
 
     from kvstream.memory import gpu_bytes
 
-    nodes = [node for node in nodes if node.gpus]
+    if not (able := [node for node in able if node.gpus]):
+        largest = max(node.cores for node in nodes if node.gpus)
+        raise ValueError(
+            f"threads: {threads} asked, the largest node with a GPU has {largest} CPUs; give no more than that"
+        )
     ask = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(gpu_bytes)
-    asked = [ask.options(label_selector={"ray.io/node-id": node.id}).remote(device) for node in nodes]
-    nodes = [replace(node, memory=memory) for node, memory in zip(nodes, ray.get(asked)) if memory]
-    if not nodes:
+    asked = [ask.options(label_selector={"ray.io/node-id": node.id}).remote(device) for node in able]
+    able = [replace(node, memory=memory) for node, memory in zip(able, ray.get(asked)) if memory]
+    if not able:
         raise ValueError(
             f"device: {device!r} asked, and Ray counts GPUs, but torch finds none there; "
             "install a build of torch for them, or use --device cpu"
         )
-    return nodes
+    return able
 
 
 @dataclass(frozen=True)

@@ -320,10 +320,14 @@ class Fleet:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """What happened to a cell in a sweep's words, before Ray's; an error that the cell itself raised is its own."""
+    """What happened to a cell in a sweep's words, before Ray's; an error that the cell itself raised is its own.
+
+    Of Ray's words on a lack of memory no more than the first lines: others list the commands of all processes.
+    """
     for kind, told in WORDS:
         if isinstance(error, kind):
-            return RuntimeError(f"{told}\n{error}")
+            words = str(error).splitlines()[:2] if kind is ray.exceptions.OutOfMemoryError else [str(error)]
+            return RuntimeError("\n".join([told, *words]))
     return error
 
 

@@ -81,7 +81,7 @@ class Grid:
         # Records go to a folder of this name, so it may not lead elsewhere.
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", self.name, re.ASCII):
             raise ValueError(f"name: {self.name!r} is not valid; give up to 100 letters, digits, -, _ and .")
-        self._check("models", lambda axis, value: _is(axis, value, str, "names of models"))
+        self._check("models", lambda axis, value: _name(axis, value, "names of models"))
         for axis in ("policies", "latency_policies") if self.latency_policies is not None else ("policies",):
             self._check(axis, _policy)
         for axis, least in (("lengths", 2), ("contexts", 1), ("batches", 1)):
@@ -92,7 +92,7 @@ class Grid:
         if not self.lengths and not self.contexts:
             raise ValueError("lengths, contexts: both empty; give lengths to measure quality or contexts for latency")
         _whole("documents", self.documents, 1)
-        _is("text", self.text, str, "the name of a text")
+        _name("text", self.text, "the name of a text")
         _is("repeats", self.repeats, Repeats, "Repeats(…)")
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
 
@@ -272,9 +272,23 @@ def _is(field: str, value: object, kind: type, what: str) -> None:
         raise ValueError(f"{field}: {value!r} is not valid; give {what}")
 
 
+def _name(field: str, value: object, what: str) -> None:
+    """A name goes into records, which are UTF-8; a path may hold bytes that are not."""
+    _is(field, value, str, what)
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{field}: {value!r} is not UTF-8; rename it, or give it under a link's name") from None
+
+
 def _policy(field: str, value: object) -> None:
     _is(field, value, Policy, "policies such as StreamingLLM(4, 252)")
     assert isinstance(value, Policy)
+    if POLICIES.get(value.name) is not type(value):  # its code would be in no key, and its name another's
+        raise ValueError(
+            f"{field}: {value} is a {type(value).__name__}, which is not among kvstream's policies; put it into "
+            "kvstream/policies/ and name it in POLICIES: then it has a name of its own, and a change of it new cells"
+        )
     if value.regions and value.regions.budget > MOST:
         raise ValueError(f"{field}: {value} keeps more tokens than any text has; give budgets up to {MOST:,}")
 

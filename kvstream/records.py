@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstream.grid import SCHEMA
+from kvstream.grid import SCHEMA, Cell, Grid
 from kvstream.storage import storage_at
 
 READERS = 8  # files hashed at once
@@ -41,12 +41,18 @@ class Records:
         """Hold the folder for this process; ValueError, naming the holder, if another sweep writes to it."""
         return self.storage.held()
 
-    def plan(self, name: str, question: str, lengths: Sequence[int], keys: list[str]) -> None:
-        """Write down which cells the sweep consists of, and which prefixes of them to report."""
-        self.write_json(
-            "sweep.json",
-            {"schema": SCHEMA, "name": name, "question": question, "lengths": list(lengths), "cells": keys},
-        )
+    def plan(self, grid: Grid, question: str, cells: Sequence[Cell]) -> None:
+        """Write down which cells the sweep consists of, which prefixes of them to report, and under which names."""
+        plan = {
+            "schema": SCHEMA,
+            "name": grid.name,
+            "question": question,
+            "lengths": list(grid.lengths),
+            "text": grid.text,
+            "models": {cell.model.identity: cell.model.spec for cell in cells},
+            "cells": [cell.key for cell in cells],
+        }
+        self.write_json("sweep.json", plan)
 
     def finished(self, keys: list[str]) -> set[str]:
         """Which of these cells are committed, with a file that is exactly the one committed."""
@@ -78,6 +84,14 @@ class Records:
         """Write down a failed cell, its error and how often it was tried; a later run tries it again."""
         record = {"schema": SCHEMA, "cell": key, "fields": fields, "error": error, "attempts": attempts}
         self.write_json(f"{key}.failed.json", record)
+
+    def forget_failures(self, code: set[str]) -> None:
+        """Remove failures of cells of other code than this: what they asked has another key by now."""
+        for name in self.storage.names():
+            if name.endswith(".failed.json"):
+                with suppress(ValueError):  # what is damaged stays, for `verify` to name
+                    if self.read_json(name)["fields"]["code"] not in code:
+                        self.storage.remove(name)
 
     def _is_whole(self, key: str) -> bool:
         try:

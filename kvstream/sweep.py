@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -27,9 +28,10 @@ def main(grid: Grid, manual: str, arguments: Sequence[str] | None = None) -> Non
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    grid, options = parse_flags(grid, manual, arguments)
     question = " ".join(manual.strip().partition("\n\n")[0].split())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        grid, options = parse_flags(grid, manual, arguments)
         unfinished = run(grid, question, options)
     except (ValueError, OSError) as error:
         refuse(error)
@@ -66,9 +68,10 @@ def run(grid: Grid, question: str, options: Options) -> int:
         device = cluster.choose_device(options.device, options.dtype, nodes)
         nodes = cluster.fit_for(device, nodes, options.threads)
         quality, latency = span(device)
-        keys = [cell.key for cell in (*quality, *latency)]
+        cells = [*quality, *latency]
+        keys = [cell.key for cell in cells]
         finished = records.finished(keys)
-        missing = [cell for cell in (*quality, *latency) if cell.key not in finished]
+        missing = [cell for cell in cells if cell.key not in finished]
         available = max(node.memory for node in nodes)
         refused = {cell: why for cell in missing if (why := plan.too_large(cell, available))}
         if len(refused) == len(keys):
@@ -77,7 +80,8 @@ def run(grid: Grid, question: str, options: Options) -> int:
         evaluated = [cell for cell in todo if isinstance(cell, QualityCell)]
         largest = max(map(plan.needed_bytes, evaluated), default=0.0)
         slots = cluster.divide(device, nodes, options.threads, len(evaluated), largest)
-        records.plan(grid.name, question, grid.lengths, keys)
+        records.plan(grid, question, cells)
+        records.forget_failures({cell.code for cell in cells})
         print(f"{grid.name}: {len(keys)} cells, {len(finished)} finished before, {len(todo)} to do → {options.out}")
         if others := tidy(records, finished, set(keys)):
             print(f"{others} long cells that other code or another grid has begun lie in {options.out}, unfinished")

@@ -95,6 +95,8 @@ def _line(error: object) -> str:
 def _checked(records: Records, key: str) -> pa.Table:
     """Rows of one cell, if its record, its file and its rows agree."""
     record = records.read_json(f"{key}.json")
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"it has schema {record['schema']!r}, this kvstream reads {SCHEMA}; run the sweep again")
     name = f"{key}.parquet"
     if record["cell"] != key or record["file"] != name:
         raise ValueError(f"its record is of {record['cell']}, {record['file']}")

@@ -5,7 +5,7 @@ import copy
 import hashlib
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import golden
@@ -16,7 +16,7 @@ import torch
 from analysis.database import open_database
 from analysis.records import read_records
 from kvstream import grid, tasks
-from kvstream.grid import LatencyCell, QualityCell, Repeats
+from kvstream.grid import Grid, LatencyCell, QualityCell, Repeats
 from kvstream.models import resolve
 from kvstream.policies import FixSizeL2, Full, StreamingLLM
 from kvstream.records import Records
@@ -132,6 +132,33 @@ def test_a_changed_line_of_the_engine_makes_every_cell_another(quality, latency,
     assert {kind: cell.key for kind, cell in cells.items()} == before
 
 
+@dataclass(frozen=True)
+class Mine(FixSizeL2):
+    """It inherits its name, too."""
+
+
+def test_a_policy_whose_code_is_in_no_key_is_refused():
+    assert str(Mine(64, 0.5, "keep_low")) == str(FixSizeL2(64, 0.5, "keep_low"))
+    for axis in ("policies", "latency_policies"):
+        policies = {"policies": (Full(),)} | {axis: (Mine(64, 0.5, "keep_low"),)}
+        with pytest.raises(
+            ValueError, match=rf"^{axis}: fix_size_l2\(64.* is a Mine, .* put it into kvstream/policies/"
+        ):
+            Grid("g", ("m",), lengths=(100,), **policies)
+
+
+def test_failures_of_other_code_are_forgotten_and_no_others(quality, tmp_path):
+    """What they asked has another key by now, and an outcome of its own."""
+    records = Records(tmp_path)
+    older = quality.fields | {"code": "of an older version"}
+    for key, fields in (("a" * 16, quality.fields), ("b" * 16, older), ("c" * 16, older)):
+        records.fail(key, fields, "ValueError: no", 1)
+    damaged = tmp_path / f"{'c' * 16}.failed.json"
+    damaged.write_text("{}")
+    records.forget_failures({quality.code})
+    assert sorted(path.name[0] for path in tmp_path.iterdir()) == ["a", "c"]
+
+
 def test_a_worker_with_other_code_computes_nothing(quality, latency):
     weights = replace(tasks.weights_of(quality), code="of another version")
     for compute in (
@@ -194,19 +221,43 @@ def test_the_report_sets_cells_of_other_code_weights_or_texts_aside(tmp_path, ch
     assert rows == [("full", 150, 300), ("full", 300, 300), (streaming["fields"]["policy"], 150, 150)]
 
 
+def test_the_report_calls_a_reused_cell_what_the_last_sweep_calls_it(tmp_path):
+    """The full cache was computed under one path of a text and a model, a policy under another."""
+    folder = golden.write(
+        replace(golden.QUICK, policies=golden.QUICK.policies[:2], tokens=300, lengths=(300,)), tmp_path
+    )
+    commits = [json.loads(path.read_text()) for path in sorted(folder.glob("?" * 16 + ".json"))]
+    for commit in commits:
+        spelled = (
+            {"text": "./t", "model": "./m"} if commit["fields"]["policy"] == "full" else {"text": "t", "model": "m"}
+        )
+        golden.write_json(folder / f"{commit['cell']}.json", commit | {"fields": commit["fields"] | spelled})
+    [identity] = {commit["fields"]["model_identity"] for commit in commits}
+    sweep = {"name": "n", "question": "q", "text": "t", "models": {identity: "m"}}
+    golden.write_json(folder / "sweep.json", sweep | {"cells": [commit["cell"] for commit in commits]})
+    database = open_database(read_records(folder), 5.0)
+    assert database.sql("SELECT DISTINCT model, text FROM commits").fetchall() == [("m", "t")]
+    assert len(database.sql("SELECT DISTINCT setting FROM settings").fetchall()) == 1
+
+
 def test_another_schema_makes_every_cell_another_and_is_refused_by_readers(quality, monkeypatch, tmp_path):
     from analysis.records import RecordsError, read_records
-    from kvstream.verifying import verify
+    from kvstream.verifying import rerun, verify
 
     before = quality.key
     records = Records(tmp_path)
     monkeypatch.setattr("kvstream.grid.SCHEMA", 1000)
     monkeypatch.setattr("kvstream.records.SCHEMA", 1000)
     assert quality.key != before
-    records.plan("g", "Which?", [100], [])
+    records.plan(Grid("g", ("m",), (Full(),), lengths=(100,)), "Which?", [])
     records.fail(quality.key, {}, "ValueError: no", 1)
     with pytest.raises(ValueError, match="has schema 1000, this kvstream reads"):
         verify(records)
+    monkeypatch.setattr("kvstream.verifying.SCHEMA", 1000)  # of the plan; the cell is older
+    records.write_json(f"{quality.key}.json", {"schema": 1})
+    assert f"{quality.key}: it has schema 1, this kvstream reads 1000; run the sweep again" in verify(records).problems
+    with pytest.raises(ValueError, match="it has schema 1, this kvstream reads 1000"):
+        rerun(records, quality.key)
     records.write_json(f"{quality.key}.json", {"schema": 1000})
     with pytest.raises(RecordsError, match="schema: 1000, this report reads"):
         read_records(tmp_path)

@@ -26,7 +26,7 @@ def whole(world, tiny_neox, tmp_path_factory):
     grid = Grid("g", (str(world / "model"),), (Full(), StreamingLLM(2, 14)), str(world / "texts"), 3, (100, 300))
     cells = plan.quality_cells(grid, plan.prepare(grid), "cpu", "float32")
     records = Records(tmp_path_factory.mktemp("damage") / "records")
-    records.plan("g", "Which?", grid.lengths, [cell.key for cell in cells])
+    records.plan(grid, "Which?", cells)
     for cell in cells:
         ids, name = cell.document.token_ids[None], cell.document.name
         [result] = evaluate(tiny_neox(), ids, cell.policy, cells=[cell.key], documents=[name], device="cpu")
