@@ -59,12 +59,12 @@ def rows(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any
 def open_database(
     records: Records, within: float, quality_within: float = QUALITY_WITHIN, memory: float = MEMORY
 ) -> duckdb.DuckDBPyConnection:
-    """Load `records` into DuckDB, lock it, prepare the tables of `queries/`.
+    """Load `records` into a locked DuckDB and prepare the tables of `queries/`.
 
     within: what a recommended policy's perplexity may be above full's, in percent; quality_within: the same where
     quality comes first; memory: the share of full's KV bytes where memory is limited, in percent.
     """
-    connection = duckdb.connect(config=LIMITS)
+    connection = open_locked()
     load(connection, "commits", commits_table(records, "quality"))
     load(connection, "latency_commits", commits_table(records, "latency"))
     load(connection, "contenders", contenders_table(records))
@@ -73,7 +73,6 @@ def open_database(
         load(connection, f"published_{path.stem}", read_published(path))
     for name, percent in (("within", within), ("quality_within", quality_within), ("memory", memory)):
         connection.execute(f"SET VARIABLE {name} = ?::DOUBLE", [percent])
-    lock(connection)
     create(connection, NAMED)
     for name, table in read_rows(records, connection.sql("FROM cells").to_arrow_table()).items():
         load(connection, name, table)
@@ -90,12 +89,11 @@ def open_database(
 def read_rows(records: Records, cells: pa.Table) -> dict[str, pa.Table]:
     """`pieces` of the quality cells and `samples` of the latency cells, from their files."""
     files = {"tokens": records.files(records.quality), "samples": records.files(records.latency)}
-    with duckdb.connect(config=LIMITS) as reader:
+    # DuckDB checks the pattern and the file it finds, so both spellings of the folder are allowed.
+    with open_locked([str(records.folder.resolve()), literal_path(records.folder)]) as reader:
         load(reader, "cells", cells)
         for name, paths in files.items():
             reader.execute(f"SET VARIABLE {name} = ?", [[literal_path(path) for path in paths]])
-        # DuckDB checks the pattern and the file it finds, so both spellings of the folder are allowed.
-        lock(reader, [str(records.folder.resolve()), literal_path(records.folder)])
         for name, paths in files.items():
             source = f"* FROM read_parquet(getvariable('{name}'))" if paths else f"{NO_ROWS[name]} LIMIT 0"
             reader.execute(f"CREATE VIEW {name} AS SELECT {source}")
@@ -104,12 +102,14 @@ def read_rows(records: Records, cells: pa.Table) -> dict[str, pa.Table]:
         }
 
 
-def lock(connection: duckdb.DuckDBPyConnection, folders: Sequence[str] = ()) -> None:
-    """Leave a connection these folders of all that is outside it, and no way to change that."""
+def open_locked(folders: Sequence[str] = ()) -> duckdb.DuckDBPyConnection:
+    """An empty database that reaches these folders of all that is outside it, with no way to change that."""
+    connection = duckdb.connect(config=LIMITS)
     if folders:
         connection.execute("SET allowed_directories = ?", [list(folders)])
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
+    return connection
 
 
 def create(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -> None:

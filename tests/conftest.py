@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import pytest
 import torch
+from apart import CELLS, apart, gated
+from driving import digest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GPTNeoXConfig,
@@ -113,6 +115,28 @@ def world(tmp_path_factory, tiny_model):
         text = " ".join(random.Random(seed).choices(WORDS, k=500))
         (folder / "texts" / f"{name}.txt").write_text(text)
     return folder
+
+
+@pytest.fixture
+def start():
+    """A way to start commands in sessions of their own that share a Ray folder: `start(command, **environment)`."""
+    with apart() as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def whole(world, tmp_path_factory):
+    """Digests of a gated sweep that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    command = gated(world, folder)
+    (folder / "gate").unlink()
+    with apart() as start:
+        sweep = start(command)
+        assert sweep.ended() == 0, sweep.err()
+        sweep.leaves_nothing()
+    result = digest(folder / "records")
+    assert len(result) == CELLS
+    return result
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,12 @@
 """Nobody's code is run: neither pickles nor Python beside a model or a text, nor what a configuration points at.
 
-Every payload would create a file, the canary; each is first shown to do so when it is let.
+A payload is a pickle, a module or a template that creates a file, the canary, when it is run, or a setting that points
+at such code. First shown to create it are pickle, module and template, and `auto_map` of a configuration and of a
+tokenizer where remote code is trusted. No other setting is: its code would lie on the Hub, or nothing should run it.
 """
 
 import json
+import os
 import pickle
 import re
 import runpy
@@ -13,7 +16,9 @@ import sys
 import time
 
 import datasets
+import jinja2
 import pytest
+import torch
 from driving import QUICK, run
 
 from kvstream import __main__ as command
@@ -33,6 +38,9 @@ class Canary:
 
     def __reduce__(self):
         return open, (str(self.file), "w")
+
+
+TEMPLATE = "{{ cycler.__init__.__globals__.os.system('touch canary') }}"
 
 
 def evil(canary):
@@ -112,13 +120,43 @@ def grid_of(model, text):
     return Grid("g", (str(model),), (RecentOnly(8),), str(text), 1, (20,))
 
 
-def test_the_canaries_sing(tmp_path):
-    for number, play in enumerate((
-        lambda canary: pickle.loads(pickle.dumps(Canary(canary))),
-        lambda canary: (tmp_path / "evil.py").write_text(evil(canary)) and runpy.run_path(str(tmp_path / "evil.py")),
-    )):  # fmt: skip
-        play(tmp_path / f"canary{number}")
-        assert (tmp_path / f"canary{number}").exists()
+def unpickled(canary):
+    pickle.loads(pickle.dumps(Canary(canary)))
+
+
+def loaded(canary):
+    weights = canary.with_name("pytorch_model.bin")
+    weights.write_bytes(pickle.dumps(Canary(canary)))
+    with pytest.raises(RuntimeError, match="corrupt"):
+        torch.load(weights, weights_only=False)
+
+
+def imported(canary):
+    module = canary.with_name("evil.py")
+    module.write_text(evil(canary))
+    runpy.run_path(str(module))
+
+
+def rendered(canary):
+    jinja2.Template(TEMPLATE).render()
+
+
+@pytest.mark.parametrize("let", [unpickled, loaded, imported, rendered])
+def test_the_canaries_sing(tmp_path, monkeypatch, let):
+    monkeypatch.chdir(tmp_path)
+    let(tmp_path / "canary")
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(("what", "reader"), [("auto_map", "AutoConfig"), ("auto_map of a tokenizer", "AutoTokenizer")])
+def test_the_canary_of_auto_map_sings(world, tmp_path, what, reader):
+    folder, canary = changed(world, tmp_path, REFUSED[what][0])
+    code = (
+        f"from transformers import {reader} as R; R.from_pretrained('.', trust_remote_code=True, local_files_only=True)"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    run([sys.executable, "-c", code], cwd=folder, env=environment)
+    assert canary.exists()
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -139,7 +177,7 @@ def test_a_model_is_refused(world, tmp_path, monkeypatch, what):
 HARMLESS = {
     "an unknown tokenizer": with_tokenizer(tokenizer_class="EvilTokenizer"),
     "a tokenizer in a module": with_tokenizer(tokenizer_class="evil.EvilTokenizer"),
-    "a template": with_tokenizer(chat_template="{{ cycler.__init__.__globals__.os.system('touch canary') }}"),
+    "a template": with_tokenizer(chat_template=TEMPLATE),
     "architectures": with_config(architectures=["evil.EvilModel"]),
     "a dtype that is none": with_config(torch_dtype="__import__('os').system('touch canary')"),
     "a dtype of integers": with_config(dtype="int8"),
@@ -187,7 +225,7 @@ def test_rerun_refuses_a_model(world, tmp_path, capfd, what):
     grid = grid_of(folder, world / "texts")
     [cell] = plan.quality_cells(grid, plan.prepare(grid), "cpu", "float32")
     records = Records(tmp_path / "records")
-    records.plan("g", "Which?", (20,), [cell.key])
+    records.plan(grid, "Which?", [cell])
     model, _ = load_model(str(folder))
     about = {"cells": [cell.key], "documents": [cell.document.name], "device": "cpu"}
     [result] = evaluate(model, cell.document.token_ids[None], cell.policy, **about)

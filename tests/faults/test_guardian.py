@@ -108,7 +108,7 @@ def test_it_ends_at_once_where_nothing_is_left(driver):
         one.kill()
     process.stdin.close()
     assert process.wait(5) == 0
-    ended(watching, 1)
+    ended(watching, guardian.GRACE_S - 1)
 
 
 def test_a_sweep_can_do_without_it(monkeypatch):

@@ -1,8 +1,4 @@
-"""Workers, drivers and whole sweeps are killed, and clocks jump: nothing finished is lost, and nothing stays behind.
-
-Each sweep here has a session of its own, as one in a terminal has, and a Ray folder of its own: whatever it leaves
-running is found by its session, and a Ray that somebody runs on this machine is neither found nor touched.
-"""
+"""Workers, drivers and whole sweeps are killed, and clocks jump: nothing finished is lost, and nothing stays behind."""
 
 import json
 import os
@@ -11,14 +7,11 @@ import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,206 +19,27 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from apart import (
+    CELLS,
+    OWN_RAY,
+    RECORD,
+    failures,
+    family,
+    gated,
+    goes_on,
+    head,
+    told,
+    until,
+    workers,
+)
 from conftest import WORDS
 from driving import QUICK, ROOT, arguments, digest
 
-from kvstream import StreamingLLM, guardian, tasks
-from kvstream.chunks import PART_TOKENS
+from kvstream import StreamingLLM, tasks
 from kvstream.pacing import together
 from kvstream.weights import to_arrays
 
 pytestmark = pytest.mark.long
-
-RAY = str(Path(sys.executable).parent / "ray")
-RECORD = "????????????????.json"
-CELLS = 9  # of a gated sweep: eight that wait at the gate, and full
-
-# A sweep whose cells wait while there is a gate, or one that names their budget, and tell who computes them: lines of
-# pid, node, begin or end, budget and seconds.
-GATED = """
-import json, os, pathlib, time
-from dataclasses import dataclass
-from kvstream import FixSizeL2, Full
-from kvstream.grid import Grid, Repeats
-from kvstream.sweep import main
-
-FOLDER = pathlib.Path({folder!r})
-
-def waits(budget):
-    try:
-        named = (FOLDER / "gate").read_text().split()
-    except FileNotFoundError:
-        return False
-    return not named or str(budget) in named
-
-def tell(what):
-    import ray
-    node = ray.get_runtime_context().get_node_id()
-    with open(FOLDER / "told", "a") as file:
-        file.write(f"{{os.getpid()}} {{node}} {{what}} {{time.monotonic()}}\\n")
-
-@dataclass(frozen=True)
-class Gated(FixSizeL2):
-    def scores(self, keys_BHSD):
-        budget = self.regions.budget
-        tell(f"begin {{budget}}")
-        while waits(budget):
-            time.sleep(0.02)
-        {then}
-        tell(f"end {{budget}}")
-        return super().scores(keys_BHSD)
-
-GATED = tuple(Gated(budget, 0.5, "keep_low") for budget in range(8, 16))
-GRID = Grid("gated", ({model!r},), (Full(), *GATED), {texts!r}, {documents}, (300,){more})
-if __name__ == "__main__":
-    {before}
-    main(GRID, "Do cells survive?\\n\\nYes.")
-"""
-OWN_RAY = """os.environ["RAY_OVERRIDE_RESOURCES"] = '{"CPU": 2}'"""  # whatever this machine has
-
-
-def gated(world, folder, before=OWN_RAY, then="pass", documents=1, more=""):
-    """Write that script into `folder`, closed; returns the command that runs it with records in folder/records."""
-    names = {"model": str(world / "model"), "texts": str(world / "texts"), "folder": str(folder)}
-    (folder / "gated.py").write_text(GATED.format(**names, before=before, then=then, documents=documents, more=more))
-    (folder / "gate").touch()
-    return [sys.executable, str(folder / "gated.py"), "--out", str(folder / "records"), "--device", "cpu"]
-
-
-def told(folder):
-    """What the cells told: pid, node, begin or end, budget, seconds."""
-    path = folder / "told"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [(int(pid), *words, int(budget), float(seconds)) for pid, *words, budget, seconds in map(str.split, lines)]
-
-
-def until(true, seconds, what):
-    """Wait for something to come true."""
-    end = time.monotonic() + seconds
-    while not (result := true()):
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
-    return result
-
-
-def family(session):
-    """Processes of a session that live, and the guardian that its leader started, which has a session of its own."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(OSError, psutil.Error):
-            mine = os.getsid(process.pid) == session or is_guardian(process, session)
-            if mine and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-def is_guardian(process, driver):
-    """Whether a process watches over what that driver leaves."""
-    return process.cmdline()[-3:-1] == [guardian.__file__, str(driver)]
-
-
-def workers(session):
-    """Those of them that compute a quality cell."""
-    found = []
-    for process in family(session):
-        with suppress(psutil.Error):
-            if process.name().startswith("ray::quality"):
-                found.append(process)
-    return found
-
-
-class Started:
-    """A command in a session of its own; what it says goes to files, which no orphan can hold open."""
-
-    def __init__(self, command, env):
-        self.said = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115  # they live as long as this does
-        self.env = env
-        out, err = self.said
-        heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # where this was started by `… &`
-        options = heard | {"cwd": ROOT, "env": env, "start_new_session": True}
-        self.process = subprocess.Popen(command, stdout=out, stderr=err, **options)
-        self.session = self.process.pid
-
-    def out(self, stream=0):
-        self.said[stream].seek(0)
-        return self.said[stream].read()
-
-    def err(self):
-        return self.out(1)
-
-    def send(self, number):
-        """Send a signal to the whole group, as a terminal does."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.session, number)
-
-    def ended(self, seconds=90):
-        """Wait for it to end; returns its exit code."""
-        return self.process.wait(seconds)
-
-    def leaves_nothing(self):
-        """Wait for all its processes to be gone, the guardian of its Ray among them."""
-        until(lambda: not family(self.session), 30, "the end of its processes")
-
-
-@contextmanager
-def apart():
-    """Give a way to start commands that share a Ray folder; afterwards kill what is left of them, and the folder.
-
-    The folder's name is short, as the paths of sockets in it may have no more than 107 characters.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    started = []
-
-    def start(command, **more):
-        started.append(Started(command, env | more))
-        return started[-1]
-
-    try:
-        yield start
-    finally:
-        for process in [process for one in started for process in family(one.session)]:
-            with suppress(psutil.Error):
-                process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def start():
-    with apart() as start:
-        yield start
-
-
-@pytest.fixture(scope="module")
-def whole(world, tmp_path_factory):
-    """Digests of a gated sweep that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    command = gated(world, folder)
-    (folder / "gate").unlink()
-    with apart() as start:
-        sweep = start(command)
-        assert sweep.ended() == 0, sweep.err()
-        sweep.leaves_nothing()
-    result = digest(folder / "records")
-    assert len(result) == CELLS
-    return result
-
-
-def failures(folder):
-    return [json.loads(path.read_text()) for path in (folder / "records").glob("*.failed.json")]
-
-
-def goes_on(start, command, folder, whole):
-    """The same command again, with the gate open, gives the rows of a sweep that nothing disturbed."""
-    (folder / "gate").unlink(missing_ok=True)
-    before = len(digest(folder / "records"))
-    again = start(command)
-    assert again.ended() == 0, again.err()
-    assert f"{before} finished before" in again.out()
-    assert digest(folder / "records") == whole
-    assert not failures(folder)
-    again.leaves_nothing()
 
 
 def test_a_worker_that_is_killed_twice_costs_one_cell(start, world, tmp_path, whole):
@@ -253,13 +67,15 @@ def test_a_worker_that_is_killed_twice_costs_one_cell(start, world, tmp_path, wh
 
 HUNGRY = """
         if budget == 8 and not (FOLDER / "fed").exists():
-            held = [bytearray(b"1") * 10**8 for _ in range(80) if not time.sleep(0.03)]
+            held = [bytearray(b"1") * 10**8 for _ in range(40) if not time.sleep(0.03)]
             time.sleep(20)
 """
 
 
 def test_a_cell_that_fills_the_memory_is_killed_by_ray_and_costs_only_itself(start, world, tmp_path, whole):
     memory = psutil.virtual_memory()
+    if memory.available < 5e9:
+        pytest.skip("needs five gigabytes that nobody uses")
     limit = str((memory.total - memory.available + 3e9) / memory.total)  # three gigabytes more than are in use
     command = [*gated(world, tmp_path, then=HUNGRY.strip()), "--threads", "2"]
     (tmp_path / "gate").unlink()
@@ -268,6 +84,7 @@ def test_a_cell_that_fills_the_memory_is_killed_by_ray_and_costs_only_itself(sta
     [failure] = failures(tmp_path)
     assert failure["attempts"] == 2
     assert failure["error"].startswith("RuntimeError: its machine ran out of memory, and Ray killed the cell; give ")
+    assert "python" not in failure["error"], "the commands of other processes, which Ray lists, are nobody's business"
     assert "Traceback" not in sweep.out() + sweep.err()
     assert len(digest(tmp_path / "records")) == CELLS - 1
     (tmp_path / "fed").touch()
@@ -306,7 +123,8 @@ def test_a_sweep_can_be_stopped_before_its_first_cell(start, world, tmp_path, wh
     names = {"where": where, "number": int(number), "hook": HOOKS[where] + AROUND, "command": command}
     (tmp_path / "early.py").write_text(EARLY.format(**names, script=str(QUICK)))
     sweep = start([sys.executable, str(tmp_path / "early.py")])
-    assert sweep.ended(60) in {130, -signal.SIGTERM, signal.SIGTERM}  # the last is Ray's own, while it starts
+    rays_own = {int(signal.SIGTERM)} if (number, where) == (signal.SIGTERM, "Ray's start") else set()
+    assert sweep.ended(60) in {130, *rays_own}
     assert "Traceback" not in sweep.out() + sweep.err()
     assert not digest(tmp_path / "records")
     sweep.leaves_nothing()
@@ -327,14 +145,14 @@ def test_a_driver_that_is_stopped_leaves_no_process_and_the_same_command_goes_on
         for process in family(sweep.session):  # more than a terminal would reach
             process.send_signal(signal.SIGINT)
     if how.startswith("Ctrl-C"):
-        until(lambda: "SIGINT: finishing the cells that run" in sweep.err(), 5, "an answer to Ctrl-C")
+        until(lambda: "SIGINT: finishing the cells that run" in sweep.err(), 20, "an answer to Ctrl-C")
     if how == "Ctrl-C":
         time.sleep(2)
         assert sweep.process.poll() is None, "it waits for the cells that run"
         (tmp_path / "gate").unlink()
     elif how == "Ctrl-C twice":
         sweep.send(signal.SIGINT)
-    assert sweep.ended(15) == (-signal.SIGKILL if how == "SIGKILL" else 1)
+    assert sweep.ended(60) == (-signal.SIGKILL if how == "SIGKILL" else 1)
     assert "Traceback" not in sweep.out() + sweep.err()
     sweep.leaves_nothing()
     finished = len(digest(tmp_path / "records"))
@@ -426,22 +244,14 @@ def test_what_a_grid_names_twice_is_computed_once(start, world, tmp_path):
     assert drawn[0] != drawn[1], "draws follow the document's name"
 
 
-def head(start, *flags, ip="127.0.0.1"):
-    """Start a Ray of its own for sweeps to find, as a user does; returns what was started, and its address."""
-    with socket.create_server((ip, 0)) as server:
-        address = f"{ip}:{server.getsockname()[1]}"
-    options = ["--include-dashboard=false", "--disable-usage-stats", f"--node-ip-address={ip}"]
-    port = f"--port={address.partition(':')[2]}"
-    begun = start([RAY, "start", "--head", port, *options, *(flags or ["--num-cpus=2"])])
-    assert begun.ended() == 0, begun.err()
-    return begun, address
-
-
+LONG = 20_000  # tokens; committed in parts of a size that workers compute many times a second
 # Forks sweeps that have imported everything before, so that a hundred of them take minutes. Each line that it reads is
 # an address of Ray and a command; it answers with the sweep's process and, in the end, its exit code.
 NURSERY = """
 import os, sys
 sys.path.insert(0, {sweeps!r})
+import kvstream.chunks
+kvstream.chunks.PART_TOKENS = 2048
 import datasets, torch, transformers
 import kvstream.fleet, kvstream.ledger, kvstream.plan, kvstream.progress, kvstream.records, quick
 
@@ -460,16 +270,15 @@ for line in sys.stdin:
 
 
 class Nursery:
-    """Sweeps on the same two long texts, one at a time."""
+    """Sweeps on the same two texts, one at a time."""
 
     def __init__(self, world, folder, env):
         texts, self.log = folder / "texts", folder / "log"
         texts.mkdir()
         for seed in range(2):
-            words = random.Random(seed).choices(WORDS, k=PART_TOKENS + 3000)
-            (texts / f"{seed}.txt").write_text(" ".join(words))
+            (texts / f"{seed}.txt").write_text(" ".join(random.Random(seed).choices(WORDS, k=LONG)))
         policies = "streaming_llm(4,4),streaming_llm(4,28),recent_only(8),recent_only(32),fix_size_l2(8,0.5,random)"
-        self.command = arguments(world, "OUT", "--lengths", f"1000,{PART_TOKENS + 3000}", "--documents", "2")[2:]
+        self.command = arguments(world, "OUT", "--lengths", f"1000,{LONG}", "--documents", "2")[2:]
         at = self.command.index("--budgets")
         self.command[at : at + 2] = ["--policies", policies, "--text", str(texts)]
         script = NURSERY.format(sweeps=str(ROOT / "sweeps"), log=str(self.log))
@@ -490,6 +299,14 @@ class Nursery:
         return int(self.parent.stdout.readline())
 
 
+def killed(process):
+    """Kill a process; returns whether it was there."""
+    with suppress(psutil.Error):
+        process.kill()
+        return True
+    return False
+
+
 @pytest.mark.long
 def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path):
     """Workers and drivers on a Ray that goes on, and whole sweeps with a Ray of their own."""
@@ -503,6 +320,7 @@ def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path)
     assert nursery.ended(120) == 0, nursery.log.read_text()
     whole = digest(tmp_path / "whole")
     assert len(whole) == 10
+    end = time.monotonic() + 1200
     while kills.total() < 100 or min(kills[victim] for victim in ("worker", "driver", "group")) < 3:
         out = tmp_path / f"disturbed{finished}"
         own = draw.random() < 0.15
@@ -510,20 +328,18 @@ def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path)
         sweeps.add(sweep)
         session = sweep if own else ray.session
         code = None
-        if draw.random() < 0.7:  # else it is killed whatever it does, before it computes, too
-            while code is None and not workers(session):
+        if draw.random() < 0.7:  # else something is killed whatever it does, before it computes, too
+            while code is None and not workers(session) and time.monotonic() < end:
                 code = nursery.ended(0.05)
         while code is None and (code := nursery.ended(draw.uniform(0.0, 1.5))) is None:
+            assert time.monotonic() < end, f"only {dict(kills)} in 20 minutes"
             victim = draw.choice(["group", "worker"] if own else ["worker", "worker", "driver"])
-            if victim == "worker":
-                for process in workers(session)[:1]:
-                    process.kill()
-                    kills[victim] += 1
+            if victim == "worker":  # one, or all at once
+                kills[victim] += sum(map(killed, workers(session)[: draw.choice([1, None])]))
+            elif victim == "driver":
+                kills[victim] += sum(killed(process) for process in family(sweep) if process.pid == sweep)
             else:
-                for process in family(sweep) if victim == "group" else [psutil.Process(sweep)]:
-                    with suppress(psutil.Error):
-                        process.kill()
-                kills[victim] += 1
+                kills[victim] += sum(map(killed, family(sweep))) > 0
         assert code in (0, 1, -signal.SIGKILL), nursery.log.read_text()[-3000:]
         if code == 0:
             assert digest(out) == whole

@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import golden
@@ -18,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 from driving import ROOT, run
 
-from analysis.visible import visible as as_shown
 from kvstream import sources
 from kvstream.grid import visible
 from kvstream.records import Records
@@ -36,6 +36,18 @@ HOSTILE = [
     "[bold]rich[/bold]",
     "a,b;c", "| a | b |", "__proto__", "#", "=1+1", "row 3",
 ]  # fmt: skip
+# How the report spells out what nobody would see; every other name is shown as it is.
+SPELLED = {
+    "nul\0byte": "nul␀byte",
+    "\x1b[2J\x1b[31mred": "␛[2J␛[31mred",
+    "\x1b]0;title\x07": "␛]0;title␇",
+    "bell\x07back\x08\x7f": "bell␇back␈␡",
+    "carriage\rreturn": "carriage␍return",
+    FORGED: "x: PPL 1.00, 9 tokens/s␊[99/99, 0 s left] forged · full · y",
+    "tab\tline\u2028para\u2029": "tab␉line⟨U+2028⟩para⟨U+2029⟩",
+    "right\u202eleft": "right⟨U+202E⟩left",
+    "zero\u200bwidth": "zero⟨U+200B⟩width",
+}
 QUESTION = "Is <b>this</b></script><script>window.broken=1</script> '; DROP TABLE main; -- {{7*7}} ${x} | safe?"
 SWEEPS = """
 import sys
@@ -53,27 +65,56 @@ for model, text, out, question in zip(*[iter(sys.argv[1:])] * 4):
 
 
 class Page(HTMLParser):
-    """The elements of a page, its text, and what its data blocks hold."""
+    """The elements of a page in their order, each with its attributes and the text that is directly in it."""
+
+    VOID, LINKS = ("meta", "link", "input", "wbr"), ("href", "src", "action", "formaction")
 
     def __init__(self, text):
         super().__init__()
-        self.scripts, self.handlers, self.text, self.open = [], [], [], None
+        self.elements, self.handlers, self.open = [], [], []
         self.feed(text)
+        assert not self.open, "all are closed"
 
     def handle_starttag(self, tag, attrs):
-        self.open = tag
-        self.handlers += [name for name, value in attrs if name.startswith("on") or "javascript:" in (value or "")]
-        if tag == "script":
-            self.scripts.append((dict(attrs).get("type"), []))
+        self.handlers += [
+            name for name, value in attrs if name.startswith("on") or (name in self.LINKS and "javascript:" in value)
+        ]
+        self.elements.append((tag, dict(attrs), []))
+        if tag not in self.VOID:
+            self.open.append(self.elements[-1])
 
     def handle_endtag(self, tag):
-        self.open = None
+        assert self.open.pop()[0] == tag, "in the order in which they were opened"
 
     def handle_data(self, data):
-        if self.open == "script":
-            self.scripts[-1][1].append(data)
-        else:
-            self.text.append(data)
+        if self.open:
+            self.open[-1][2].append(data)
+
+    def texts(self, tag, kind="", by="class"):
+        """The texts of all elements with that tag and, if it is given, that class or other attribute."""
+        found = [(attrs, parts) for name, attrs, parts in self.elements if name == tag]
+        return ["".join(parts) for attrs, parts in found if not kind or kind in (attrs.get(by) or "").split()]
+
+    def defined(self, term):
+        """The text of the dd behind a dt."""
+        [text] = [
+            "".join(second[2]) for first, second in pairwise(self.elements) if first[0] == "dt" and first[2] == [term]
+        ]
+        return text
+
+    @property
+    def scripts(self):
+        return [(attrs.get("type"), "".join(parts)) for tag, attrs, parts in self.elements if tag == "script"]
+
+
+def shown(name):
+    """A name as the page shows it."""
+    return SPELLED.get(name, name)
+
+
+def listed(names):
+    """Names as the page shows them, in the order in which it lists them."""
+    return [shown(name) for name in sorted(names)]
 
 
 def tree(folder, *aside):
@@ -121,7 +162,15 @@ def swept(world, tmp_path_factory):
         for kind, out in outs.items()
     }
     after = tree(base, base / "cache", home / ".ray", *outs.values(), *reports.values())
-    return {"done": done, "outs": outs, "reports": reports, "told": told, "before": before, "after": after}
+    return {
+        "done": done,
+        "outs": outs,
+        "models": models,
+        "reports": reports,
+        "told": told,
+        "before": before,
+        "after": after,
+    }
 
 
 def test_every_cell_finishes_and_keeps_its_name(swept):
@@ -164,21 +213,32 @@ def test_the_report_says_what_it_wrote_and_nothing_else(swept):
         assert all(line.isprintable() for line in told.stdout.split("\n"))
 
 
+def no_element_more(hostile, harmless):
+    """Neither a script nor any other kind of element is in one page and not in the other."""
+    assert [kind for kind, _ in hostile.scripts] == [kind for kind, _ in harmless.scripts] != []
+    assert hostile.handlers == harmless.handlers == []
+    tags = [{tag for tag, _, _ in page.elements} - {"wbr"} for page in (hostile, harmless)]  # wbr: after a comma
+    assert tags[0] == tags[1]
+
+
 def test_the_page_has_no_element_more(swept):
     pages = {kind: Page((folder / "index.html").read_text()) for kind, folder in swept["reports"].items()}
-    assert len(pages["hostile"].scripts) == len(pages["harmless"].scripts) > 0
-    assert [kind for kind, _ in pages["hostile"].scripts] == [kind for kind, _ in pages["harmless"].scripts]
-    assert pages["hostile"].handlers == pages["harmless"].handlers == []
+    no_element_more(**pages)
     for kind, data in pages["hostile"].scripts:
         if kind == "application/json":
-            json.loads("".join(data))
+            json.loads(data)
         else:
-            assert "window.broken" not in "".join(data)
-    shown = "".join(pages["hostile"].text)
-    assert QUESTION in shown, "the question is shown as it is"
-    assert "{{7*7}}" in shown, "no template ran it"
-    assert "mo'del" in shown
-    assert len([name for name in HOSTILE if as_shown(name) in shown]) >= 30, "as many as the page lists"
+            assert "window.broken" not in data
+
+
+def test_the_page_shows_names_as_they_are(swept):
+    page = Page((swept["reports"]["hostile"] / "index.html").read_text())
+    model, out = str(swept["models"]["hostile"]), str(swept["outs"]["hostile"])
+    assert page.texts("p", "question") == [QUESTION]
+    assert model in page.texts("li")
+    assert page.defined(model).startswith("Trained to 256 tokens")
+    assert out in page.texts("a"), "the link to the records, which lie beside the report"
+    assert page.defined("Documents") == ", ".join(listed(HOSTILE)[:30]) + ", ….", "as many as the page lists"
 
 
 def test_the_tables_hold_the_names_as_they_are(swept):
@@ -197,35 +257,86 @@ def test_the_folder_of_the_report_holds_the_same_files(swept):
 # Names of everything else
 
 
+NASTY = [name for name in HOSTILE if set(name) & set("<>'$`\x1b\u202e🦙")][:8]  # charts of more would take minutes
+
+
+def plans(names):
+    """Records in which everything is called so, once each: what they are about, and how they come about."""
+    policies = tuple(golden.P(name, "recent_only", 0.5, 8 + place, 0) for place, name in enumerate(names))
+    nasty = [names[HOSTILE.index(name)] for name in NASTY]
+    pair = (golden.FULL, policies[0])
+    return {
+        "policies": golden.Plan((golden.FULL, *policies), (("m", None, 512),), ("d",), 90, (90,)),
+        "models": golden.Plan((golden.FULL,), noted(names), ("d",), 90, (90,), text=names[0]),
+        "models beside a policy": golden.Plan(pair, noted(nasty), ("d",), 90, (90,), text=nasty[0]),
+        "failures": golden.Plan(pair, (("m", None, 512),), ("d", *names), 90, (90,), failed=2 * len(names)),
+    }
+
+
+def noted(names):
+    """Models called so, with each other's names for notes."""
+    return tuple((name, note, 512) for name, note in zip(names, reversed(names)))
+
+
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """Pages of records in which models, notes and texts, or policies, are called so, and of as many harmless ones."""
-    base, pages = tmp_path_factory.mktemp("labels"), {}
+    """Pages of such records, and of records with as many harmless names."""
+    pages = {}
     for kind, names in (("hostile", HOSTILE), ("harmless", [f"harmless {n}" for n in range(len(HOSTILE))])):
-        policies = [golden.P(label, "recent_only", 0.5, 8 + place, 0) for place, label in enumerate(names)]
-        nasty = [names[place] for place, name in enumerate(HOSTILE) if set(name) & set("<>'$`\x1b\u202e🦙")][:8]
-        models = [(model, nasty[-1 - place], 512) for place, model in enumerate(nasty)]
-        for what, plan in {
-            "policies": golden.Plan((golden.FULL, *policies), (("m", None, 512),), ("d",), 90, (90,)),
-            "models": golden.Plan((golden.FULL, policies[0]), tuple(models), ("d",), 90, (90,), text=nasty[0]),
-        }.items():
-            folder = golden.write(plan, base / what / kind)
-            done = golden.quick_report("--records", folder, "--out", base / what / f"report {kind}")
+        for what, plan in plans(names).items():
+            base = tmp_path_factory.mktemp("labels")
+            done = golden.quick_report("--records", golden.write(plan, base / "records"), "--out", base / "report")
             assert done.returncode == 0, done.stderr
             assert all(line.isprintable() for line in (done.stdout + done.stderr).split("\n"))
-            pages[what, kind] = Page((base / what / f"report {kind}" / "index.html").read_text())
+            pages[what, kind] = Page((base / "report" / "index.html").read_text())
     return pages
 
 
-@pytest.mark.parametrize("what", ["policies", "models"])
-def test_models_notes_texts_and_policies_are_shown_and_never_obeyed(labelled, what):
-    hostile, harmless = labelled[what, "hostile"], labelled[what, "harmless"]
-    assert [kind for kind, _ in hostile.scripts] == [kind for kind, _ in harmless.scripts]
-    assert hostile.handlers == harmless.handlers == []
-    shown, expected = "".join(hostile.text), "".join(harmless.text)
-    count = len(set(re.findall(r"harmless \d+", expected)))
-    assert count > {"policies": 15, "models": 8}[what], "of many policies the page shows some"
-    assert len([name for name in HOSTILE if as_shown(name) in shown]) >= count
+@pytest.mark.parametrize("what", plans(HOSTILE))
+def test_names_of_everything_are_never_obeyed(labelled, what):
+    no_element_more(labelled[what, "hostile"], labelled[what, "harmless"])
+
+
+def test_policies_are_shown_as_they_are_called(labelled):
+    page = labelled["policies", "hostile"]
+    names, budgets = page.texts("td", "name"), page.texts("td", "budget", by="data-column")
+    assert len(names) == len(budgets) == 1 + len(HOSTILE)
+    expected = {shown(name): str(8 + place) for place, name in enumerate(HOSTILE)}
+    assert dict(zip(names, budgets)) == {"full": "–"} | expected
+    specs = [json.loads(data) for kind, data in page.scripts if kind == "application/json"]
+    drawn = [rows["policy"] for spec in specs for rows in spec.get("columns", {}).values() if "policy" in rows]
+    assert {name for names in drawn for name in names} == {"full", *map(shown, HOSTILE)}, "in tooltips"
+
+
+def test_models_notes_and_texts_are_shown_as_they_are_called(labelled):
+    page, models = labelled["models", "hostile"], listed(HOSTILE)
+    notes = [f"{shown(name)}: {shown(note)}." for name, note, _ in sorted(noted(HOSTILE))]
+    assert page.texts("p", "note")[: len(notes)] == notes
+    chips = page.texts("li")
+    first = chips.index(models[0])
+    assert chips[first : first + len(models) + 1] == [*models, shown(HOSTILE[0])]
+    assert page.texts("dt")[-1 - len(models) :] == [*models, "Environment"]
+    assert [text for text in page.texts("td", "text") if text in models] == models
+    # The switch lists what stands before the first dot, since a setting is called "model · text".
+    assert page.texts("option")[: len(models)] == [name.split(" · ")[0] for name in models]
+
+
+def test_models_are_named_in_answers_and_above_charts(labelled):
+    page = labelled["models beside a policy", "hostile"]
+    models = listed(name.split("/")[-1] for name in NASTY)  # the last part of a path, where that tells them apart
+    assert [line.partition(": ")[0] for line in page.texts("p", "headline")] == [f"For {name}" for name in models]
+    assert [name for name in page.texts("th", "text") if name in models] == models
+    assert {text.removesuffix(" · ").removesuffix(": ") for text in page.texts("span", "of")} == set(models)
+
+
+def test_what_failed_is_named_as_it_is_called(labelled):
+    lines = [
+        f"m · {policy} · {name}: RuntimeError: golden failure (after 2 attempts)"
+        for name in map(shown, HOSTILE)
+        for policy in ("full", shown(HOSTILE[0]))
+    ]
+    found = [line for line in labelled["failures", "hostile"].texts("li") if "golden failure" in line]
+    assert sorted(found) == sorted(lines)
 
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if "/" not in name])

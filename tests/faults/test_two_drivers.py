@@ -6,15 +6,8 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
-from test_kills import CELLS, RECORD, apart, digest, failures, gated, head, told, until, whole, workers
-
-__all__ = ["whole"]  # a fixture
-
-
-@pytest.fixture
-def start():
-    with apart() as start:
-        yield start
+from apart import CELLS, RECORD, failures, gated, head, told, until, workers
+from driving import digest
 
 
 def rows_are_their_own(records):
