@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import binom
+import scipy
 
 from analysis.stats import CONFIDENCE
 
@@ -52,7 +52,7 @@ def spread(ratios_CR: Any) -> tuple[Any, Any]:
     """
     count = ratios_CR.shape[-1]
     sorted_RC = np.sort(ratios_CR, axis=-1).T
-    held = 1 - 2 * binom.cdf(np.arange(count // 2), count, 0.5)  # with k − 1 values left out at each end
+    held = 1 - 2 * scipy.stats.binom.cdf(np.arange(count // 2), count, 0.5)  # with k − 1 values left out at each end
     k = max(1, int((held >= CONFIDENCE).sum()))
     inward = 0.0  # of five values all are needed, for 94 %
     if held[k - 1] > CONFIDENCE:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import DegenerateDataWarning, bootstrap, norm, t
+import scipy  # `scipy.stats` is imported where it is used first: it takes a second
 
 MIN_DOCUMENTS = 10
 CONFIDENCE = 0.95
@@ -80,8 +80,9 @@ def spread(sums_CPD: Any, seed: int) -> tuple[Any, Any]:
         return np.round(found_SPB, 10).reshape(-1, *chosen.shape[:-1])
 
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # it returns NaN then, and no interval is given
-        result = bootstrap(
+        # It returns NaN then, and no interval is given.
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        result = scipy.stats.bootstrap(
             (np.arange(count),),
             of_samples,
             n_resamples=RESAMPLES,
@@ -112,5 +113,5 @@ def widened(count: int) -> float:
 
     A bootstrap's spread is too small by √((n − 1) / n), and its ends are a normal's, not a t's.
     """
-    tail = norm.cdf(-np.sqrt(count / (count - 1)) * t.ppf((1 + CONFIDENCE) / 2, count - 1))
+    tail = scipy.stats.norm.cdf(-np.sqrt(count / (count - 1)) * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
     return float(1 - 2 * tail)

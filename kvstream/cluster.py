@@ -132,6 +132,19 @@ def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
     return able
 
 
+def refuse_lacking(device: str, threads: int | None) -> None:
+    """Raise ValueError for what this machine certainly lacks, before a Ray is started on it, which takes long."""
+    running = "ray" in sys.modules and sys.modules["ray"].is_initialized()  # by somebody, with what they gave it
+    if running or "RAY_OVERRIDE_RESOURCES" in os.environ:
+        return
+    fit_for("cpu", [Node("", os.cpu_count() or 1, 0, 0)], threads)
+    if device == "cuda" and device_here() != "cuda":
+        raise ValueError(
+            "device: 'cuda' asked, but torch finds no GPU on this machine; "
+            "install a build of torch for it, or use --device cpu"
+        )
+
+
 @dataclass(frozen=True)
 class Slots:
     """What one quality cell takes of the cluster, and how many fit at once.

@@ -284,7 +284,7 @@ def _name(field: str, value: object, what: str) -> None:
 def _policy(field: str, value: object) -> None:
     _is(field, value, Policy, "policies such as StreamingLLM(4, 252)")
     assert isinstance(value, Policy)
-    if POLICIES.get(value.name) is not type(value):  # its code would be in no key, and its name another's
+    if type(value) not in POLICIES.values():  # its code would be in no key, and its name another's
         raise ValueError(
             f"{field}: {value} is a {type(value).__name__}, which is not among kvstream's policies; put it into "
             "kvstream/policies/ and name it in POLICIES: then it has a name of its own, and a change of it new cells"

@@ -90,7 +90,7 @@ class Records:
         for name in self.storage.names():
             if name.endswith(".failed.json"):
                 with suppress(ValueError):  # what is damaged stays, for `verify` to name
-                    if self.read_json(name)["fields"]["code"] not in code:
+                    if self.read_json(name).get("fields", {}).get("code") not in code:
                         self.storage.remove(name)
 
     def _is_whole(self, key: str) -> bool:

@@ -52,6 +52,8 @@ def run(grid: Grid, question: str, options: Options) -> int:
 
     cluster.refuse_lost(options.out)
     where = None if options.dry_run else answering()
+    if not where and not options.dry_run:
+        cluster.refuse_lacking(options.device, options.threads)
     sources = plan.prepare(grid)
     records = Records(options.out)
 

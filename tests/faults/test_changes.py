@@ -151,7 +151,7 @@ def test_failures_of_other_code_are_forgotten_and_no_others(quality, tmp_path):
     """What they asked has another key by now, and an outcome of its own."""
     records = Records(tmp_path)
     older = quality.fields | {"code": "of an older version"}
-    for key, fields in (("a" * 16, quality.fields), ("b" * 16, older), ("c" * 16, older)):
+    for key, fields in (("a" * 16, quality.fields), ("b" * 16, older), ("c" * 16, older), ("d" * 16, {})):
         records.fail(key, fields, "ValueError: no", 1)
     damaged = tmp_path / f"{'c' * 16}.failed.json"
     damaged.write_text("{}")

@@ -561,6 +561,7 @@ def process(*arguments):
 PROCESSES = [
     (quick("--budgets", "x"), "--budgets: 'x'"),
     (quick("--policies", "streaming_llm(4"), "'streaming_llm(4'"),
+    (quick("--threads", "4096"), "threads: 4096 asked, the largest node has "),
     (quick("--out", "/dev/null/x"), "'/dev/null/x'"),
     (quick("--lengths", "none"), "lengths, contexts"),
     (quick("--models", "nowhere"), "models: 'nowhere'"),
