@@ -25,7 +25,7 @@ def swept(world, tiny_neox, tmp_path_factory):
     grid = Grid("g", (str(world / "model"),), policies, str(world / "texts"), 2, (100, 300))
     cells = plan.quality_cells(grid, plan.prepare(grid), "cpu", "float32")
     records = Records(tmp_path_factory.mktemp("verified") / "records")
-    records.plan("g", "Which?", grid.lengths, [cell.key for cell in cells])
+    records.plan(grid, "Which?", cells)
     for cell in cells:
         policy, name = seeded(cell.policy, cell.document.name), cell.document.name
         ids = cell.document.token_ids[None]
