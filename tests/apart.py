@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 from driving import ROOT, digest
+from nursery import fork
 
 from kvstream import guardian
 
@@ -123,21 +124,32 @@ def workers(session):
 class Started:
     """A command in a session of its own; what it says goes to files, which no orphan can hold open."""
 
-    def __init__(self, command, env):
-        self.said = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115  # they live as long as this does
+    def __init__(self, command, env, name):
+        self.said = [Path(f"{name}.{stream}") for stream in ("out", "err")]
+        for path in self.said:
+            path.touch()
         self.env = env
-        out, err = self.said
-        heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # where this was started by `… &`
-        options = heard | {"cwd": ROOT, "env": env, "start_new_session": True}
-        self.process = subprocess.Popen(command, stdout=out, stderr=err, **options)
+        self.process = self._forked(command) if self._is_script(command) else self._spawned(command)
         self.session = self.process.pid
 
-    def out(self, stream=0):
-        self.said[stream].seek(0)
-        return self.said[stream].read()
+    def _is_script(self, command):
+        """Whether it is a Python script that finds its modules where these tests do."""
+        return command[0] == sys.executable and self.env.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
+
+    def _forked(self, command):
+        return fork(command, self.env, ROOT, *map(str, self.said))
+
+    def _spawned(self, command):
+        with open(self.said[0], "a") as out, open(self.said[1], "a") as err:
+            heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # if tests run by `… &`
+            options = heard | {"cwd": ROOT, "env": self.env, "start_new_session": True}
+            return subprocess.Popen(command, stdout=out, stderr=err, **options)
+
+    def out(self):
+        return self.said[0].read_text()
 
     def err(self):
-        return self.out(1)
+        return self.said[1].read_text()
 
     def send(self, number):
         """Send a signal to the whole group, as a terminal does."""
@@ -165,7 +177,7 @@ def apart():
     started = []
 
     def start(command, **more):
-        started.append(Started(command, env | more))
+        started.append(Started(command, env | more, folder / str(len(started))))
         return started[-1]
 
     try:

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -33,7 +32,7 @@ from apart import (
     workers,
 )
 from conftest import WORDS
-from driving import QUICK, ROOT, arguments, digest
+from driving import QUICK, arguments, digest
 
 from kvstream import StreamingLLM, tasks
 from kvstream.pacing import together
@@ -244,59 +243,28 @@ def test_what_a_grid_names_twice_is_computed_once(start, world, tmp_path):
     assert drawn[0] != drawn[1], "draws follow the document's name"
 
 
-LONG = 20_000  # tokens; committed in parts of a size that workers compute many times a second
-# Forks sweeps that have imported everything before, so that a hundred of them take minutes. Each line that it reads is
-# an address of Ray and a command; it answers with the sweep's process and, in the end, its exit code.
-NURSERY = """
-import os, sys
-sys.path.insert(0, {sweeps!r})
-import kvstream.chunks
-kvstream.chunks.PART_TOKENS = 2048
-import datasets, torch, transformers
-import kvstream.fleet, kvstream.ledger, kvstream.plan, kvstream.progress, kvstream.records, quick
-
-for line in sys.stdin:
-    pid = os.fork()
-    if pid == 0:
-        os.setsid()
-        log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.environ["RAY_ADDRESS"], *command = line.split()
-        kvstream.sweep.main(quick.GRID, quick.__doc__, command)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+LONG = 20_000  # tokens, in parts of a size that workers compute many times a second
+SMALL_PARTS = """
+from kvstream import chunks
+chunks.PART_TOKENS = 2048
+import runpy, sys
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-class Nursery:
-    """Sweeps on the same two texts, one at a time."""
-
-    def __init__(self, world, folder, env):
-        texts, self.log = folder / "texts", folder / "log"
-        texts.mkdir()
-        for seed in range(2):
-            (texts / f"{seed}.txt").write_text(" ".join(random.Random(seed).choices(WORDS, k=LONG)))
-        policies = "streaming_llm(4,4),streaming_llm(4,28),recent_only(8),recent_only(32),fix_size_l2(8,0.5,random)"
-        self.command = arguments(world, "OUT", "--lengths", f"1000,{LONG}", "--documents", "2")[2:]
-        at = self.command.index("--budgets")
-        self.command[at : at + 2] = ["--policies", policies, "--text", str(texts)]
-        script = NURSERY.format(sweeps=str(ROOT / "sweeps"), log=str(self.log))
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.parent = subprocess.Popen([sys.executable, "-c", script], env=env, cwd=ROOT, **pipes)
-
-    def start(self, address, out):
-        """Start a sweep; returns its process, which leads a session."""
-        print(
-            address, *(str(out) if word == "OUT" else word for word in self.command), file=self.parent.stdin, flush=True
-        )
-        return int(self.parent.stdout.readline())
-
-    def ended(self, seconds):
-        """Wait at most so long for its end; returns its exit code, None if it goes on."""
-        if not select.select([self.parent.stdout], [], [], seconds)[0]:
-            return None
-        return int(self.parent.stdout.readline())
+def long_sweep(world, folder):
+    """Write texts and a script into `folder`; returns the command of a sweep of ten long cells, but for its --out."""
+    texts, script = folder / "texts", folder / "small_parts.py"
+    texts.mkdir()
+    script.write_text(SMALL_PARTS)
+    for seed in range(2):
+        (texts / f"{seed}.txt").write_text(" ".join(random.Random(seed).choices(WORDS, k=LONG)))
+    policies = "streaming_llm(4,4),streaming_llm(4,28),recent_only(8),recent_only(32),fix_size_l2(8,0.5,random)"
+    python, *command = arguments(world, "none", "--lengths", f"1000,{LONG}", "--documents", "2")
+    at = command.index("--budgets")
+    command[at : at + 2] = ["--policies", policies, "--text", str(texts)]
+    return [python, str(script), *command, "--out"]
 
 
 def killed(process):
@@ -307,6 +275,13 @@ def killed(process):
     return False
 
 
+def goes_on_for(sweep, seconds):
+    """Whether it does; returns when it ends."""
+    with suppress(subprocess.TimeoutExpired):
+        sweep.ended(seconds)
+    return sweep.process.poll() is None
+
+
 @pytest.mark.long
 def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path):
     """Workers and drivers on a Ray that goes on, and whole sweeps with a Ray of their own."""
@@ -314,45 +289,43 @@ def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path)
     print(f"SEED={seed}")
     draw = random.Random(seed)
     ray, address = head(start)
-    nursery = Nursery(world, tmp_path, ray.env)
-    sweeps, kills, finished = set(), Counter(), 0
-    nursery.start(address, tmp_path / "whole")
-    assert nursery.ended(120) == 0, nursery.log.read_text()
+    command = long_sweep(world, tmp_path)
+    sweeps, kills, finished = [start([*command, str(tmp_path / "whole")], RAY_ADDRESS=address)], Counter(), 0
+    assert sweeps[0].ended(120) == 0, sweeps[0].err()
     whole = digest(tmp_path / "whole")
     assert len(whole) == 10
     end = time.monotonic() + 1200
     while kills.total() < 100 or min(kills[victim] for victim in ("worker", "driver", "group")) < 3:
         out = tmp_path / f"disturbed{finished}"
         own = draw.random() < 0.15
-        sweep = nursery.start("local" if own else address, out)
-        sweeps.add(sweep)
-        session = sweep if own else ray.session
-        code = None
+        sweep = start([*command, str(out)], RAY_ADDRESS="local" if own else address)
+        sweeps.append(sweep)
+        session = sweep.session if own else ray.session
         if draw.random() < 0.7:  # else something is killed whatever it does, before it computes, too
-            while code is None and not workers(session) and time.monotonic() < end:
-                code = nursery.ended(0.05)
-        while code is None and (code := nursery.ended(draw.uniform(0.0, 1.5))) is None:
+            while sweep.process.poll() is None and not workers(session) and time.monotonic() < end:
+                time.sleep(0.05)
+        while goes_on_for(sweep, draw.uniform(0.0, 1.5)):
             assert time.monotonic() < end, f"only {dict(kills)} in 20 minutes"
             victim = draw.choice(["group", "worker"] if own else ["worker", "worker", "driver"])
             if victim == "worker":  # one, or all at once
                 kills[victim] += sum(map(killed, workers(session)[: draw.choice([1, None])]))
             elif victim == "driver":
-                kills[victim] += sum(killed(process) for process in family(sweep) if process.pid == sweep)
+                kills[victim] += killed(sweep.process)
             else:
-                kills[victim] += sum(map(killed, family(sweep))) > 0
-        assert code in (0, 1, -signal.SIGKILL), nursery.log.read_text()[-3000:]
+                kills[victim] += sum(map(killed, family(sweep.session))) > 0
+        code = sweep.ended()
+        assert code in (0, 1, -signal.SIGKILL), sweep.err()
         if code == 0:
             assert digest(out) == whole
             finished += 1
     out = tmp_path / f"disturbed{finished}"
     for _ in range(2):  # a cell that was killed twice in a row has failed, and is tried again
-        nursery.start(address, out)
-        code = nursery.ended(120)
-    nursery.parent.stdin.close()
-    print(f"{dict(kills)}, {finished} sweeps finished in between")
-    assert code == 0, nursery.log.read_text()[-3000:]
+        sweeps.append(start([*command, str(out)], RAY_ADDRESS=address))
+        code = sweeps[-1].ended(120)
+    print(f"{dict(kills)}, {finished} of {len(sweeps)} sweeps finished in between")
+    assert code == 0, sweeps[-1].err()
     assert digest(out) == whole
     assert not list(out.glob("*.part*")) + list(out.glob("*.state")) + list(out.glob("*.failed.json"))
-    assert "Traceback" not in nursery.log.read_text()
-    until(lambda: not [process for sweep in sweeps for process in family(sweep)], 30, "the end of all sweeps")
+    assert "Traceback" not in "".join(sweep.out() + sweep.err() for sweep in sweeps)
+    until(lambda: not [process for sweep in sweeps for process in family(sweep.session)], 30, "the end of all sweeps")
     until(lambda: not workers(ray.session), 30, "the end of their workers")
