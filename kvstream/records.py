@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstream.grid import SCHEMA, Cell, Grid
+from kvstream.grid import LATENCY, QUALITY, SCHEMA, Cell, Grid, code_digest
 from kvstream.storage import storage_at
 
 READERS = 8  # files hashed at once
@@ -85,12 +85,13 @@ class Records:
         record = {"schema": SCHEMA, "cell": key, "fields": fields, "error": error, "attempts": attempts}
         self.write_json(f"{key}.failed.json", record)
 
-    def forget_failures(self, code: set[str]) -> None:
-        """Remove failures of cells of other code than this: what they asked has another key by now."""
+    def forget_failures(self) -> None:
+        """Remove failures of cells of other code than today's: what they asked has another key by now."""
+        today = {code_digest(QUALITY), code_digest(LATENCY)}
         for name in self.storage.names():
             if name.endswith(".failed.json"):
                 with suppress(ValueError):  # what is damaged stays, for `verify` to name
-                    if self.read_json(name).get("fields", {}).get("code") not in code:
+                    if self.read_json(name).get("fields", {}).get("code") not in today:
                         self.storage.remove(name)
 
     def _is_whole(self, key: str) -> bool:

@@ -83,7 +83,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
         largest = max(map(plan.needed_bytes, evaluated), default=0.0)
         slots = cluster.divide(device, nodes, options.threads, len(evaluated), largest)
         records.plan(grid, question, cells)
-        records.forget_failures({cell.code for cell in cells})
+        records.forget_failures()
         print(f"{grid.name}: {len(keys)} cells, {len(finished)} finished before, {len(todo)} to do → {options.out}")
         if others := tidy(records, finished, set(keys)):
             print(f"{others} long cells that other code or another grid has begun lie in {options.out}, unfinished")
