@@ -114,13 +114,15 @@ def position_modes(rows: list[Row]) -> Figure:
         line = alt.Chart(values([{"one": 1}])).mark_rule(color=RULE, strokeDash=[5, 3], strokeWidth=1.5)
         known = [row for row in mine if row["ppl_ratio_low"] is not None]
         low = alt.X("ppl_ratio_low:Q", scale=x["scale"], title=x["title"], axis=x["axis"])
-        whisker = base.properties(data=values(known)).mark_rule(strokeWidth=2).encode(x=low, x2="ppl_ratio_high:Q")
+        whisker = (
+            base.properties(data=values(known)).mark_rule(strokeWidth=2).encode(x=low, x2=alt.X2("ppl_ratio_high:Q"))
+        )
         point = base.mark_point(filled=True, size=95).encode(
             x=x,
             shape=alt.Shape("mode:N", scale=scale["shape"], legend=named),
             tooltip=tips(("policy:N", "policy", ""), CORPUS, CHANGE, ("kv_percent:Q", "KV kept, %", ".1f")),
         )
-        layers = [line.encode(x="one:Q"), *([whisker] if ends(known, "ppl_ratio_low") else []), point]
+        layers = [line.encode(x=alt.X("one:Q")), *([whisker] if ends(known, "ppl_ratio_low") else []), point]
         about = "perplexity of the same policy under each position mode against the full cache’s, in per cent:"
         about += spoken(mine, "policy", "ppl_change_percent", "+.1f", " %")
         panels.append(panel(setting, "", layers, about, max(60, 24 * len(mine))))

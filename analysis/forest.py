@@ -32,10 +32,10 @@ def forest(
     line = alt.Chart(values([{"origin": origin}])).mark_rule(color=RULE, strokeDash=[5, 3], strokeWidth=1.5)
     colour = alt.Color("series:N", scale=scale["color"], legend=None)
     base = alt.Chart(values(placed)).encode(y=y, color=colour, opacity=emphasis("series"))
-    whisker = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=across), x2="high:Q")
+    whisker = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=across), x2=alt.X2("high:Q"))
     shape = alt.Shape("series:N", scale=scale["shape"], legend=None)
     point = base.mark_point(filled=True, size=95).encode(x=x, shape=shape, tooltip=tooltip)
-    around = [] if origin is None else [line.encode(x="origin:Q")]
+    around = [] if origin is None else [line.encode(x=alt.X("origin:Q"))]
     return [*around, whisker, point, *beside(placed, field, y, across, middle)]
 
 
@@ -46,5 +46,5 @@ def beside(rows: list[Row], field: str, y: alt.Y, across: alt.Scale, middle: flo
     for end, align, shift in sides:
         mine = [row for row in rows if (row[field] <= middle) == (align == "left")]
         text = alt.Chart(values(mine)).mark_text(align=align, dx=shift, color=INK)
-        found += [text.encode(y=y, x=alt.X(f"{end}:Q", scale=across), text="label:N")] if mine else []
+        found += [text.encode(y=y, x=alt.X(f"{end}:Q", scale=across), text=alt.Text("label:N"))] if mine else []
     return found

@@ -64,7 +64,10 @@ def values(rows: Iterable[Row]) -> alt.Data:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Draw without Altair's checks of every object that is built; the tests draw with them."""
+    """Draw without Altair's checks of every object that is built; the tests draw with them.
+
+    Channels are given as `alt.X("field:Q")` and not as strings: those it looks up among all its classes, every time.
+    """
     with debug_mode(False), alt.data_transformers.enable(consolidate_datasets=False):
         yield
 
@@ -105,7 +108,7 @@ def scales(legend: list[tuple[str, Style]]) -> dict[str, alt.Scale]:
 def emphasis(field: str) -> Any:
     """Opacity: full for every series while none is emphasised, else for that one only."""
     test = f"!isValid(emphasis) || datum[{field!r}] === emphasis"
-    return alt.condition(test, alt.value(1), alt.value(0.13))
+    return alt.OpacityValue(0.13, condition={"test": test, "value": 1})
 
 
 def lines(
@@ -134,7 +137,7 @@ def whiskers(
     colour = alt.Color(f"{by}:N", scale=scales(legend)["color"], legend=alt.Legend(title=None, columns=3))
     rule = alt.Chart(values(known)).mark_rule(strokeWidth=WHISKER).encode(x=x, color=colour, opacity=emphasis(by))
     low = alt.Y(f"{field}_low:Q", scale=y["scale"], title=y["title"], axis=y["axis"])
-    return [rule.encode(y=low, y2=f"{field}_high:Q")]
+    return [rule.encode(y=low, y2=alt.Y2(f"{field}_high:Q"))]
 
 
 def rule(
@@ -146,10 +149,16 @@ def rule(
     line = alt.Chart(data).mark_rule(color=RULE, strokeDash=[5, 3], strokeWidth=1.5, clip=True)
     if horizontal:
         text = alt.Chart(data).mark_text(align="right", baseline="top", dx=-2, dy=4, color=MUTED)
-        return [line.encode(y=f"{name}:Q"), text.encode(y=f"{name}:Q", x=alt.value("width"), text="label:N")]
+        return [
+            line.encode(y=alt.Y(f"{name}:Q")),
+            text.encode(y=alt.Y(f"{name}:Q"), x=alt.XValue("width"), text=alt.Text("label:N")),
+        ]
     align: Literal["left", "right"] = "right" if leftward else "left"
     text = alt.Chart(data).mark_text(align=align, baseline="top", dx=-4 if leftward else 4, color=MUTED, clip=True)
-    return [line.encode(x=f"{name}:Q"), text.encode(x=f"{name}:Q", y=alt.value(16 * line_of_text), text="label:N")]
+    return [
+        line.encode(x=alt.X(f"{name}:Q")),
+        text.encode(x=alt.X(f"{name}:Q"), y=alt.YValue(16 * line_of_text), text=alt.Text("label:N")),
+    ]
 
 
 def tips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:

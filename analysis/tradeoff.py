@@ -68,7 +68,7 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: list[Any]) -> 
     level = [row for row in marked if row["x_low"] is not None]
     base = alt.Chart(values(level)).encode(color=colour, opacity=emphasis("series"))
     low = alt.X("x_low:Q", scale=x["scale"], title=title, axis=x["axis"])
-    across = [base.mark_rule(strokeWidth=WHISKER).encode(x=low, x2="x_high:Q", y=y)] if level else []
+    across = [base.mark_rule(strokeWidth=WHISKER).encode(x=low, x2=alt.X2("x_high:Q"), y=y)] if level else []
     point = alt.Chart(values(marked)).mark_point(filled=True, size=110)
     point = point.encode(
         x=x,
@@ -91,7 +91,7 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: list[Any]) -> 
     )
     layers = [step, *across, *whiskers(marked, "ppl_ratio", x, y, legend), point]
     layers += [*labels(marked, x, y), *rings(marked, x, y)]
-    layers.append(better.encode(x=alt.value(8), y=alt.value(HEIGHT - 8), text="better:N"))
+    layers.append(better.encode(x=alt.XValue(8), y=alt.YValue(HEIGHT - 8), text=alt.Text("better:N")))
     where = f"at {rows[0]['length']:,} tokens" if axis == "kv" else f"at {tokens_of(rows[0])}"
     about = f"perplexity against {name}, both as multiples of the full cache’s. Perplexity ÷ full’s, by {name}:"
     return panel(setting, f"{name} {where}", layers, about + spoken(rows, "policy", "ppl_ratio", ".3f"), HEIGHT)
@@ -106,7 +106,7 @@ def labels(rows: list[Row], x: Any, y: Any) -> list[Any]:
         text = alt.Chart(values(mine)).mark_text(
             align="left", baseline=baseline, dx=7, dy=shift, color=INK, fontSize=11
         )
-        found += [text.encode(x=x, y=y, text="label:N", opacity=emphasis("series"))] if mine else []
+        found += [text.encode(x=x, y=y, text=alt.Text("label:N"), opacity=emphasis("series"))] if mine else []
     return found
 
 
