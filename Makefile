@@ -24,8 +24,8 @@ test: $(READY) ## Run the tests, but for the long ones of faults
 	$(BIN)/python -m pytest
 
 .PHONY: test-faults
-test-faults: $(READY) ## Run the long tests: kills, clusters, full disks, a report of ten million rows
-	$(BIN)/python -m pytest -m long
+test-faults: $(READY) ## Run the long tests: kills, clusters, full disks
+	$(BIN)/python -m pytest -m long --numprocesses 2 --dist worksteal  # much of their time is waiting
 
 .PHONY: bench-decode
 bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against other caches (wants a quiet machine)

@@ -48,14 +48,14 @@ def quick_beats(monkeypatch):
 
 
 @pytest.mark.long
-def test_a_sweep_into_a_bucket_has_the_rows_of_one_into_a_folder(world, tmp_path, bucket):
+def test_a_sweep_into_a_bucket_has_the_rows_of_one_into_a_folder(bucket, start, world, tmp_path):
     url = bucket.format("deep/mine")
     few = ["--policies", "full,streaming_llm", "--budgets", "8", "--documents", "1", "--lengths", "400"]
-    swept = run(arguments(world, url, *few))
-    assert swept.returncode == 0, swept.stderr
-    assert ", 0 to do" in run(arguments(world, url, *few)).stdout
-    local = run(arguments(world, tmp_path / "local", *few))
-    assert local.returncode == 0, local.stderr
+    sweeps = []
+    for out in (url, url, tmp_path / "local"):
+        sweeps.append(start(arguments(world, out, *few)))
+        assert sweeps[-1].ended() == 0, sweeps[-1].err()
+    assert ", 0 to do" in sweeps[1].out()
     store = storage_at(url)
     (tmp_path / "home").mkdir()
     for name in store.names():
@@ -69,8 +69,8 @@ def test_a_sweep_into_a_bucket_has_the_rows_of_one_into_a_folder(world, tmp_path
     reported = run(report)
     assert reported.returncode == 0, reported.stderr
     assert "streaming_llm" in (tmp_path / "report" / "index.html").read_text()
-    for printed in (swept, verified, reported):
-        assert "canary-secret" not in printed.stdout + printed.stderr
+    said = "".join(sweep.out() + sweep.err() for sweep in sweeps)
+    assert "canary-secret" not in said + verified.stdout + verified.stderr + reported.stdout + reported.stderr
 
 
 def test_a_bucket_keeps_files_as_a_folder_does(bucket, tmp_path):

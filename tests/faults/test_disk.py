@@ -41,22 +41,22 @@ def disk(tmp_path):
 
 
 @pytest.mark.long
-def test_a_full_disk_ends_a_sweep_that_goes_on_when_there_is_room(world, tmp_path, disk):
+def test_a_full_disk_ends_a_sweep_that_goes_on_when_there_is_room(start, world, tmp_path, disk):
     for filled in (1 << 20, 980 << 10):  # to the last byte; with room to begin
         (disk / "filler").write_bytes(b"x" * filled)
-        full = run(arguments(world, disk / "records"))
-        assert full.returncode == 2
-        told = full.stderr.strip().splitlines()[-1]
+        full = start(arguments(world, disk / "records"))
+        assert full.ended() == 2
+        told = full.err().strip().splitlines()[-1]
         assert told.startswith("error: out: cannot write ")
         assert "No space left on device" in told
         assert "run the same command again" in told
-        assert "Traceback" not in full.stderr
+        assert "Traceback" not in full.err()
     begun = digest(disk / "records")
     (disk / "filler").unlink()
-    assert run(arguments(world, disk / "records")).returncode == 0
+    assert start(arguments(world, disk / "records")).ended() == 0
     whole = digest(disk / "records")
     assert begun.items() <= whole.items()
-    assert run(arguments(world, tmp_path / "elsewhere")).returncode == 0
+    assert start(arguments(world, tmp_path / "elsewhere")).ended() == 0
     assert whole == digest(tmp_path / "elsewhere")
 
 
