@@ -25,7 +25,7 @@ test: $(READY) ## Run the tests, but for the long ones of faults
 
 .PHONY: test-faults
 test-faults: $(READY) ## Run the long tests: kills, clusters, full disks
-	$(BIN)/python -m pytest -m long --numprocesses 2 --dist worksteal  # much of their time is waiting
+	$(BIN)/python -m pytest -m long --verbose --verbose --numprocesses 2 --dist worksteal  # much of their time is waiting
 
 .PHONY: bench-decode
 bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against other caches (wants a quiet machine)

@@ -108,7 +108,8 @@ def family(session):
 
 def is_guardian(process, driver):
     """Whether a process watches over what that driver leaves."""
-    return process.cmdline()[-3:-1] == [guardian.__file__, str(driver)]
+    named = process.name().startswith("python")  # told sooner than a command, and this is asked of every process
+    return named and process.cmdline()[-3:-1] == [guardian.__file__, str(driver)]
 
 
 def workers(session):
@@ -156,7 +157,7 @@ class Started:
         with suppress(ProcessLookupError):
             os.killpg(self.session, number)
 
-    def ended(self, seconds=90):
+    def ended(self, seconds=180):
         """Wait for it to end; returns its exit code."""
         return self.process.wait(seconds)
 
@@ -209,7 +210,7 @@ def head(start, *flags, ip="127.0.0.1", **environment):
     """Start a Ray of its own for sweeps to find, as a user does; returns what was started, and its address."""
     with socket.create_server((ip, 0)) as server:
         address = f"{ip}:{server.getsockname()[1]}"
-    options = ["--include-dashboard=false", "--disable-usage-stats", f"--node-ip-address={ip}"]
+    options = ["--include-dashboard=false", "--no-monitor", "--disable-usage-stats", f"--node-ip-address={ip}"]
     port = f"--port={address.partition(':')[2]}"
     begun = start([RAY, "start", "--head", port, *options, *(flags or ["--num-cpus=2"])], **environment)
     assert begun.ended() == 0, begun.err()

@@ -53,7 +53,7 @@ def test_policies_know_neither_models_nor_ray():
 def test_nothing_points_back_up():
     engine = "attention bounded cache chunks contest decoding layer memory noise probe replaying rope sinks thin"
     floors = [
-        set(f"{engine} address checkpoint environment guardian hub interrupt progress shapes weights".split()),
+        set(f"{engine} address checkpoint environment guardian heavy hub interrupt progress shapes weights".split()),
         {"demo", "grid", "models", "records", "sources", "storage", "text"},
         {"jobs", "latency", "quality"},
         {"command", "parts", "plan", "tasks", "verifying"},
