@@ -23,9 +23,10 @@ run: $(READY) ## Sweep the demo model over two real books, then write report/ind
 test: $(READY) ## Run the tests, but for the long ones of faults
 	$(BIN)/python -m pytest
 
+# Two at a time, as much of their time is waiting; verbose, as each may take a minute.
 .PHONY: test-faults
 test-faults: $(READY) ## Run the long tests: kills, clusters, full disks
-	$(BIN)/python -m pytest -m long --verbose --verbose --numprocesses 2 --dist worksteal  # much of their time is waiting
+	$(BIN)/python -m pytest -m long -vv --numprocesses 2 --dist worksteal
 
 .PHONY: bench-decode
 bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against other caches (wants a quiet machine)

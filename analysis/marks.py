@@ -1,5 +1,7 @@
 """The marks that every figure is made of: panels, lines with points, whiskers, reference rules, tooltips.
 
+Channels are objects, `alt.X("field:Q")`: strings are looked up among all of Altair's classes, for milliseconds each.
+
 Knows the theme and nothing of policies or queries. Each mark of a series fades while another series is emphasised; the
 page sets which (the signal `emphasis`), and a file never does.
 """
@@ -64,10 +66,7 @@ def values(rows: Iterable[Row]) -> alt.Data:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Draw without Altair's checks of every object that is built; the tests draw with them.
-
-    Channels are given as `alt.X("field:Q")` and not as strings: those it looks up among all its classes, every time.
-    """
+    """Draw without Altair's checks of every object that is built; the tests draw with them."""
     with debug_mode(False), alt.data_transformers.enable(consolidate_datasets=False):
         yield
 

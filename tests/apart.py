@@ -108,7 +108,9 @@ def family(session):
 
 def is_guardian(process, driver):
     """Whether a process watches over what that driver leaves."""
-    named = process.name().startswith("python")  # told sooner than a command, and this is asked of every process
+    named = (
+        process.name().lower().startswith("python")
+    )  # told sooner than a command, and this is asked of every process
     return named and process.cmdline()[-3:-1] == [guardian.__file__, str(driver)]
 
 
@@ -207,10 +209,11 @@ def goes_on(start, command, folder, whole):
 
 
 def head(start, *flags, ip="127.0.0.1", **environment):
-    """Start a Ray of its own for sweeps to find, as a user does; returns what was started, and its address."""
+    """Start a Ray of its own for sweeps to find; returns what was started, and its address."""
     with socket.create_server((ip, 0)) as server:
         address = f"{ip}:{server.getsockname()[1]}"
     options = ["--include-dashboard=false", "--no-monitor", "--disable-usage-stats", f"--node-ip-address={ip}"]
+    options += ["--min-worker-port=0", "--max-worker-port=0"]  # any that are free: another Ray may run beside it
     port = f"--port={address.partition(':')[2]}"
     begun = start([RAY, "start", "--head", port, *options, *(flags or ["--num-cpus=2"])], **environment)
     assert begun.ended() == 0, begun.err()

@@ -45,6 +45,15 @@ def test_the_report_stands_apart():
         assert not top(imports(path)) & {"torch", "transformers", "ray", "kvstream"}, path.name
 
 
+def test_charts_name_no_channel_by_a_string():
+    drawing = [path for path in (ROOT / "analysis").glob("*.py") if "altair" in imports(path)]
+    calls = [node for path in drawing for node in ast.walk(ast.parse(path.read_text()))]
+    calls = [node for node in calls if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".encode")]
+    given = [one for call in calls for one in call.keywords if one.arg]
+    assert len(given) > 50
+    assert [ast.unparse(one) for one in given if not isinstance(one.value, ast.Call | ast.Name)] == []
+
+
 def test_policies_know_neither_models_nor_ray():
     for path in sorted((ROOT / "kvstream" / "policies").glob("*.py")):
         assert not top(imports(path)) & {"torch", "transformers", "ray", "datasets"}, path.name

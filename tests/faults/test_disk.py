@@ -41,7 +41,7 @@ def disk(tmp_path):
 
 
 @pytest.mark.long
-def test_a_full_disk_ends_a_sweep_that_goes_on_when_there_is_room(start, world, tmp_path, disk):
+def test_a_full_disk_ends_a_sweep_that_goes_on_when_there_is_room(disk, start, world, tmp_path):
     for filled in (1 << 20, 980 << 10):  # to the last byte; with room to begin
         (disk / "filler").write_bytes(b"x" * filled)
         full = start(arguments(world, disk / "records"))

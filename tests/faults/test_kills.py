@@ -66,15 +66,15 @@ def test_a_worker_that_is_killed_twice_costs_one_cell(start, world, tmp_path, wh
 
 HUNGRY = """
         if budget == 8 and not (FOLDER / "fed").exists():
-            held = [bytearray(b"1") * 10**8 for _ in range(40) if not time.sleep(0.03)]
+            held = [bytearray(b"1") * 10**8 for _ in range(60) if not time.sleep(0.03)]
             time.sleep(20)
 """
 
 
 def test_a_cell_that_fills_the_memory_is_killed_by_ray_and_costs_only_itself(start, world, tmp_path, whole):
     memory = psutil.virtual_memory()
-    if memory.available < 5e9:
-        pytest.skip("needs five gigabytes that nobody uses")
+    if memory.available < 8e9:
+        pytest.skip("needs eight gigabytes that nobody uses")
     limit = str((memory.total - memory.available + 3e9) / memory.total)  # three gigabytes more than are in use
     command = [*gated(world, tmp_path, then=HUNGRY.strip()), "--threads", "2"]
     (tmp_path / "gate").unlink()
@@ -243,7 +243,8 @@ def test_what_a_grid_names_twice_is_computed_once(start, world, tmp_path):
     assert drawn[0] != drawn[1], "draws follow the document's name"
 
 
-LONG = 20_000  # tokens, in parts of a size that workers compute many times a second
+LEAST = {"worker": 20, "driver": 20, "group": 5}
+LONG = 10_000  # tokens, in parts of a size that workers compute many times a second
 SMALL_PARTS = """
 from kvstream import chunks
 chunks.PART_TOKENS = 2048
@@ -295,16 +296,16 @@ def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path)
     whole = digest(tmp_path / "whole")
     assert len(whole) == 10
     end = time.monotonic() + 1200
-    while kills.total() < 100 or min(kills[victim] for victim in ("worker", "driver", "group")) < 3:
+    while kills.total() < 100 or any(kills[victim] < least for victim, least in LEAST.items()):
         out = tmp_path / f"disturbed{finished}"
-        own, early = draw.random() < 0.15, draw.random() < 0.75  # early: whatever it does, before it computes, too
+        own, early = draw.random() < 0.15, draw.random() < 0.65  # early: whatever it does, before it computes, too
         everything = "group" if own else "driver"
         sweep = start([*command, str(out)], RAY_ADDRESS="local" if own else address)
         sweeps.append(sweep)
         session = sweep.session if own else ray.session
         while not early and sweep.process.poll() is None and not workers(session) and time.monotonic() < end:
             time.sleep(0.05)
-        while goes_on_for(sweep, draw.uniform(0.0, 5.0 if early else 1.5)):
+        while goes_on_for(sweep, draw.uniform(0.0, 4.0 if early else 1.5)):
             assert time.monotonic() < end, f"only {dict(kills)} in 20 minutes"
             victim = everything if early else draw.choice([everything, "worker", "worker"])
             if victim == "worker":  # one, or all at once
