@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from kvstream import heavy  # noqa: F401  # isort: skip  before all that would import the same, more slowly
-
 import platform
 import time
 from collections.abc import Iterator

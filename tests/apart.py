@@ -108,10 +108,8 @@ def family(session):
 
 def is_guardian(process, driver):
     """Whether a process watches over what that driver leaves."""
-    named = (
-        process.name().lower().startswith("python")
-    )  # told sooner than a command, and this is asked of every process
-    return named and process.cmdline()[-3:-1] == [guardian.__file__, str(driver)]
+    is_python = process.name().lower().startswith("python")  # a name is read sooner than a command
+    return is_python and process.cmdline()[-3:-1] == [guardian.__file__, str(driver)]
 
 
 def workers(session):

@@ -51,7 +51,9 @@ def test_charts_name_no_channel_by_a_string():
     calls = [node for node in calls if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".encode")]
     given = [one for call in calls for one in call.keywords if one.arg]
     assert len(given) > 50
-    assert [ast.unparse(one) for one in given if not isinstance(one.value, ast.Call | ast.Name)] == []
+    plain = ("alt.value(", "alt.condition(")  # dictionaries, which are looked up like strings
+    objects = [one for one in given if isinstance(one.value, ast.Call | ast.Name)]
+    assert [one for one in objects if not ast.unparse(one.value).startswith(plain)] == given
 
 
 def test_policies_know_neither_models_nor_ray():
@@ -62,7 +64,7 @@ def test_policies_know_neither_models_nor_ray():
 def test_nothing_points_back_up():
     engine = "attention bounded cache chunks contest decoding layer memory noise probe replaying rope sinks thin"
     floors = [
-        set(f"{engine} address checkpoint environment guardian heavy hub interrupt progress shapes weights".split()),
+        set(f"{engine} address checkpoint environment guardian hub interrupt progress shapes weights".split()),
         {"demo", "grid", "models", "records", "sources", "storage", "text"},
         {"jobs", "latency", "quality"},
         {"command", "parts", "plan", "tasks", "verifying"},

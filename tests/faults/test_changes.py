@@ -93,7 +93,6 @@ NAMED_OTHERWISE = {
     "sources": "token ids are in the identity",
     "probe": "only refuses models",
     "environment": "describes the machine",
-    "heavy": "only imports what others import, faster",
 }
 
 
