@@ -19,11 +19,13 @@ run: $(READY) ## Sweep the demo model over two real books, then write report/ind
 	$(BIN)/python sweeps/quick.py --out $(RECORDS)/quick
 	$(BIN)/python analysis/report.py --records $(RECORDS)/quick --out $(REPORT)
 
+# Two at a time, but for those that look at a clock. Sweeps and pages mostly wait; what computes has one thread.
 .PHONY: test
 test: $(READY) ## Run the tests, but for the long ones of faults
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long and not timed" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m timed
 
-# Two at a time, as much of their time is waiting; verbose, as each may take a minute.
+# Verbose, as each may take a minute.
 .PHONY: test-faults
 test-faults: $(READY) ## Run the long tests: kills, clusters, full disks
 	$(BIN)/python -m pytest -m long -vv --numprocesses 2 --dist worksteal

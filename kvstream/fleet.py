@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any
 
 import ray
@@ -25,6 +26,7 @@ from kvstream.ledger import Ledger
 from kvstream.pacing import splits, together
 from kvstream.plan import needed_bytes, side_by_side, text_bytes
 
+NODE_ID = "ray.io/node-id"  # Ray's label of each machine
 MAX_ATTEMPTS = 2  # for a worker that died; an error that the cell itself raised would only come again
 PACE_S = 3.0  # for how long a pace is taken
 WAIT_S = 1.0  # how long the driver waits at a time, so that it notices an interrupt
@@ -49,9 +51,12 @@ class Watch:
 
     nodes: list[Node]  # that live; on CPUs also those that came later
     joining: bool
+    gone: set[str] = field(default_factory=set)  # Ray ids of machines that lived and do not: none comes back as itself
+    unfit: set[str] = field(default_factory=set)  # Ray ids of machines with another kvstream
     lost: bool = False  # whether nothing can be computed any more
     _looked: float = field(default_factory=time.monotonic)
     _since: dict[Any, float] = field(default_factory=dict)
+    _seen: set[str] = field(default_factory=set)
 
     def look(self, *, at_once: bool = False) -> None:
         """Find out which machines live, once in so many seconds."""
@@ -65,8 +70,12 @@ class Watch:
         self.without("head", True)
         known = {node.id: node for node in self.nodes}
         living = cluster.machines()
-        self.nodes = [known.get(node.id, node) for node in living if node.id in known or (self.joining and node.cores)]
-        if ray.get_runtime_context().get_node_id() not in {node.id for node in living}:
+        alive = {node.id for node in living}
+        self._seen |= known.keys() | alive
+        self.gone = self._seen - alive
+        fit = [node for node in living if node.id not in self.unfit]
+        self.nodes = [known.get(node.id, node) for node in fit if node.id in known or (self.joining and node.cores)]
+        if ray.get_runtime_context().get_node_id() not in alive:
             self.lose("the Ray on this machine has ended")
 
     def without(self, what: Any, there: bool, patience_s: float | None = None) -> bool:
@@ -81,11 +90,28 @@ class Watch:
         """Whether for too long no machine has been able to run a task."""
         return self.without(task, any(map(can_run, self.nodes)))
 
+    def shun(self, node: str, why: object) -> None:
+        """Say, once, why a machine gets nothing to compute any more."""
+        if node not in self.unfit:
+            print(f"\nleft out: {why}", file=sys.stderr, flush=True)
+        self.unfit.add(node)
+        self.nodes = [each for each in self.nodes if each.id != node]
+        if not self.nodes:
+            self.lose("no machine with the same kvstream as the driver is left")
+
     def lose(self, why: str) -> None:
         """Say, once, why the sweep cannot go on."""
         if not self.lost:
             print(f"\nstopping: {why}; start Ray again and repeat the sweep", file=sys.stderr, flush=True)
         self.lost = True
+
+
+@dataclass
+class Sent:
+    """A job that Ray has, and the Ray id of the machine that has begun it."""
+
+    job: Job
+    node: str | None = None
 
 
 @dataclass
@@ -101,6 +127,10 @@ class Fleet:
     def __post_init__(self) -> None:
         """Begin to watch the nodes."""
         self.watch = Watch(self.nodes, joining=self.slots.device == "cpu")
+
+    @property
+    def _avoided(self) -> set[str]:
+        return self.watch.gone | self.watch.unfit
 
     @property
     def _stopping(self) -> bool:
@@ -119,48 +149,93 @@ class Fleet:
         # A worker that has used one GPU cannot be given another; on CPUs workers are reused.
         on_gpu = int(slots.device != "cpu")
         asked: Any = {"num_cpus": slots.threads, "num_gpus": on_gpu, "max_calls": on_gpu}
-        task: Any = ray.remote(max_retries=0, **asked)(tasks.quality)
+        task: Any = ray.remote(max_retries=0, num_returns="streaming", **asked)(_placed(tasks.quality))
         coming = self._coming(cells, weights, slots, asked)
         again: deque[Job] = deque()  # parts that follow, and what is tried once more
-        running: dict[Any, Job] = {}
+        running: dict[Any, Sent] = {}  # by Ray's stream of what the task tells
+        avoided = self._avoided
         finished = 0
         while not self._stopping:
+            if self._avoided != avoided:
+                avoided = self._avoided
+                again.extend(self._recalled(running))
             while len(running) < 2 * slots.count and not self._draining:
                 job = again.popleft() if again else next(coming, None)
                 if job is None:
                     break
-                submit = task.options(**_memory(job)).remote
-                running[submit(weights, job.stretch, job.begun, job.shared, slots.threads)] = job
+                submit = task.options(**_memory(job), **self._elsewhere()).remote
+                running[submit(weights, job.stretch, job.begun, job.shared, slots.threads)] = Sent(job)
             if not running:
                 break
-            ready: list[Any] = ray.wait(list(running), num_returns=1, timeout=WAIT_S)[0]
-            self.watch.look()
+            heard = list(self._heard({stream: sent.node for stream, sent in running.items()}))
             if self.watch.homeless(slots, _able(slots)):
                 self.watch.lose(f"no machine with {slots.threads} CPUs for a cell is left")
-            for reference, job in running.items():
-                if self.watch.homeless(reference, _able(slots, job)):
-                    ray.cancel(reference, force=True)  # it then is among those that failed
-            for reference in ready if not self.watch.lost else ():
-                job = running.pop(reference)
-                self.watch.without(reference, True)  # else what it computed would be kept with it
-                try:
-                    results, environment = ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    again.extend(self._again(job, error))
+            for stream, sent in running.items():
+                if self.watch.homeless(stream, _able(slots, sent.job)):
+                    ray.cancel(stream, force=True)  # it then is among those that failed
+            for stream, told in heard if not self.watch.lost else ():
+                if isinstance(told, str):
+                    running[stream].node = told
+                    continue
+                sent = running.pop(stream)
+                self.watch.without(stream, True)  # else what it computed would be kept with it
+                if isinstance(told, ray.exceptions.RayError):
+                    again.extend(self._again(sent, told))
+                    continue
+                results, environment = told
+                if next_part := self.ledger.evaluated(sent.job, results, environment, slots.threads):
+                    again.appendleft(next_part)
                 else:
-                    if next_part := self.ledger.evaluated(job, results, environment, slots.threads):
-                        again.appendleft(next_part)
-                    else:
-                        finished += len(job.cells)
-        for reference in running if not self.watch.lost else ():
-            ray.cancel(reference, force=True)
+                    finished += len(sent.job.cells)
+        for stream in running if not self.watch.lost else ():
+            ray.cancel(stream, force=True)
         return len(cells) - finished
 
-    def _again(self, job: Job, error: Any) -> list[Job]:
+    def _heard(self, nodes: Mapping[Any, str | None]) -> Iterator[tuple[Any, Any]]:
+        """Wait a second for tasks to tell something: streams, each with what it told, or the RayError it ended with.
+
+        A task ends with its machine, too. Ray says so itself where connections break; where a machine has just fallen
+        silent, Ray waits for its answer for seven minutes after it gave the machine up.
+
+        nodes: the Ray id of the machine on which each stream's task runs, None while that is unknown.
+        """
+        streams = list(nodes)
+        ray.wait(streams, num_returns=1, timeout=WAIT_S)
+        ready: list[Any] = ray.wait(streams, num_returns=len(streams), timeout=0)[0]
+        self.watch.look()
+        for stream in ready:
+            try:
+                yield stream, ray.get(next(stream))
+            except ray.exceptions.RayError as error:
+                yield stream, error
+        for stream in set(streams).difference(ready):
+            if nodes[stream] in self.watch.gone:
+                yield stream, ray.exceptions.NodeDiedError("it does not answer any more")
+
+    def _recalled(self, running: dict[Any, Sent]) -> list[Job]:
+        """Take back jobs that none has begun: a machine that is avoided may have been asked, and Ray waits for it."""
+        jobs = []
+        for stream, sent in list(running.items()):
+            if sent.node is None:
+                ray.cancel(stream)
+                del running[stream]
+                self.watch.without(stream, True)
+                jobs.append(_by_itself(sent.job))  # what it shares with others may be lost, too
+        return jobs
+
+    def _elsewhere(self) -> dict[str, Any]:
+        """Ask Ray for any machine but those avoided, which also puts a task into another queue than theirs."""
+        avoided = ",".join(sorted(self._avoided))
+        return {"label_selector": {NODE_ID: f"!in({avoided})"}} if avoided else {}
+
+    def _again(self, sent: Sent, error: Any) -> list[Job]:
         """What to try again of a job that failed; its failure is written down if that is nothing."""
         self.watch.look(at_once=True)
         if self.watch.lost:
             return []
+        job = sent.job
+        if self._shunned(sent.node, error):
+            return [_by_itself(job)]
         cause = self._final(error, job.attempt)
         together = job.shared or len(job.cells) > 1  # then what a cell raised may be the matter of another
         if cause is None or (together and job.attempt < MAX_ATTEMPTS):
@@ -175,11 +250,13 @@ class Fleet:
         if slots.device != "cpu":
             at_once = side_by_side(cells, min((node.memory for node in self.watch.nodes), default=0.0))
         for group, tokens in by_texts(jobs_of(cells, at_once)):
-            begun = None
+            begun, avoided = None, self._avoided
             if tokens:
                 first = group[0].stretch["token_ids_BN"][:, : tokens + 1]
-                begun = task.remote(weights, first, slots.device, slots.threads)
+                begun = task.options(**self._elsewhere()).remote(weights, first, slots.device, slots.threads)
             for job in group:
+                if begun and avoided != self._avoided and not ray.wait([begun], timeout=0)[0]:
+                    begun, tokens = None, 0  # it may be lost with that machine: each computes them itself
                 resumed = self.ledger.resumed(job)
                 shared = 0 if resumed.start else min(tokens, shareable(job))
                 yield replace(job, begun=begun, shared=shared) if shared else resumed
@@ -198,7 +275,7 @@ class Fleet:
         rates: dict[Slots, float] = {}
         for slots in candidates:
             task: Any = ray.remote(num_cpus=slots.threads, max_retries=0)(tasks.pace)
-            task = task.options(label_selector={"ray.io/node-id": node.id})
+            task = task.options(label_selector={NODE_ID: node.id})
             for seconds in (0.0, PACE_S):  # first only to start workers, so that then they run at the same time
                 each = node.cores // slots.threads
                 asked = [task.remote(weights, cells[0], slots.threads, seconds) for _ in range(each)]
@@ -241,43 +318,39 @@ class Fleet:
                 alone = task.options(
                     num_cpus=node.cores,
                     num_gpus=node.gpus,
-                    label_selector={"ray.io/node-id": node.id},
+                    label_selector={NODE_ID: node.id},
                     num_returns="streaming",
                 )
                 running[alone.remote(weights, cell, self._threads(node))] = cell, attempt, node
-            ready: list[Any] = []
+            heard: list[tuple[Any, Any]] = []
             if running:
-                ready = ray.wait(list(running), num_returns=1, timeout=WAIT_S)[0]
+                heard = list(self._heard({stream: node.id for stream, (_, _, node) in running.items()}))
             else:
                 time.sleep(WAIT_S)
-            self.watch.look()
+                self.watch.look()
             able = any(node.cores >= self._threads(node) for node in self.watch.nodes)
             if self.watch.without("machines", bool(running) or able):
                 self.watch.lose("no machine with enough CPUs for a cell is left")
-            for stream, (_, _, node) in running.items():
-                if self.watch.homeless(stream, lambda living, node=node: living.id == node.id):  # type: ignore[misc]
-                    ray.cancel(stream, force=True)  # it then is among those that failed
-            for stream in ready if not self.watch.lost else ():
+            for stream, told in heard if not self.watch.lost else ():
                 cell, attempt, node = running[stream]
-                try:
-                    told: Any = ray.get(next(stream))
-                except ray.exceptions.RayError as error:
+                if isinstance(told, ray.exceptions.RayError):
                     self.watch.look(at_once=True)
                     if self.watch.lost:
                         break
-                    if cause := self._final(error, attempt):
+                    if self._shunned(node.id, told):
+                        waiting.append((cell, attempt))
+                    elif cause := self._final(told, attempt):
                         self.ledger.failed(cell, cause, attempt)
                     else:
                         waiting.append((cell, attempt + 1))
-                else:
-                    if not isinstance(told, tuple):
-                        self.ledger.told(cell, told)
-                        continue
+                elif isinstance(told, tuple):
                     measured, environment = told
                     self.ledger.timed(cell, measured, environment, self._threads(node))
                     finished += 1
+                else:
+                    self.ledger.told(cell, told)
+                    continue
                 del running[stream]
-                self.watch.without(stream, True)
         for stream in running if not self.watch.lost else ():
             ray.cancel(stream, force=True)
         return len(cells) - finished
@@ -311,6 +384,15 @@ class Fleet:
                 self.ledger.failed(cell, error, 1)
             return None
 
+    def _shunned(self, node: str | None, error: Any) -> bool:
+        """Whether a task failed because of its machine's kvstream; that machine then gets no more."""
+        cause = getattr(error, "cause", None)
+        if not isinstance(cause, tasks.OtherCode):
+            return False
+        if node:  # else it failed with what it shares, wherever that was to be computed
+            self.watch.shun(node, cause)
+        return True
+
     @staticmethod
     def _final(error: Any, attempt: int) -> BaseException | None:
         """Why a cell failed for good; None if its worker died for the first time, and it should be tried again."""
@@ -335,6 +417,22 @@ def _able(slots: Slots, job: Job | None = None) -> Callable[[Node], bool]:
     """Which machines can run a job, or any at all."""
     gpus, memory = int(slots.device != "cpu"), _memory(job).get("memory", 0) if job else 0
     return lambda node: node.cores >= slots.threads and node.gpus >= gpus and node.memory >= memory
+
+
+def _by_itself(job: Job) -> Job:
+    """Have a job compute itself what it would share with others."""
+    return replace(job, begun=None, shared=0) if job.shared else job
+
+
+def _placed(work: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
+    """Have a task tell on which machine it begins, then what it computed."""
+
+    @wraps(work)
+    def told(*arguments: Any) -> Iterator[Any]:
+        yield ray.get_runtime_context().get_node_id()
+        yield work(*arguments)
+
+    return told
 
 
 def _memory(job: Job) -> dict[str, int]:

@@ -25,6 +25,10 @@ from kvstream.weights import from_arrays, to_arrays
 TELL_S = 2.0  # progress is told this often: telling is work, too, and may disturb what is measured
 
 
+class OtherCode(ValueError):
+    """This machine would compute with other code than the driver's, whose digest the cells' keys hold."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """A model as arrays that workers can share, and the digest of the code with which they are to use it."""
@@ -97,11 +101,11 @@ def _model(weights: Weights, device: str, threads: int) -> Any:
 
 
 def _require_code(weights: Weights) -> None:
-    """ValueError where this process computes with other code than the driver, whose digest the cells' keys hold."""
+    """Raise OtherCode where a result of this process could not be told from one of the driver's code."""
     if _code() != weights.code:
-        raise ValueError(
+        raise OtherCode(
             f"code: kvstream on {platform.node()} is not the one of the sweep's driver; install the same on all "
-            "machines, change it on none while a sweep runs, and repeat the sweep"
+            "machines, and change it on none while a sweep runs"
         )
 
 

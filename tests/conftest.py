@@ -5,6 +5,7 @@ and norm weights are drawn too, so that one forgotten shows. Both dtypes of a mo
 Models are built once and shared: no test may change one.
 """
 
+import os
 import random
 from collections.abc import Iterator
 from functools import lru_cache
@@ -25,6 +26,9 @@ from transformers import (
 )
 
 from kvstream import hub
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # threads of two processes on the same cores would mostly wait for one another
 
 VOCAB = 97
 WORDS = [f"w{number}" for number in range(96)]

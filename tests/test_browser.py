@@ -84,6 +84,7 @@ def test_page(visit, tmp_path, name, scheme, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("name", ["golden", "quick", "shapes"])
 def test_page_is_small_and_its_first_chart_comes_soon(visit, tmp_path_factory, name):
     assert (built(name, tmp_path_factory)[1] / "index.html").stat().st_size <= 3_000_000

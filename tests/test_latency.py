@@ -24,6 +24,7 @@ from kvstream.memory import can_reset, peak_bytes
 from kvstream.models import resolve
 from kvstream.plan import too_large
 
+pytestmark = pytest.mark.timed
 ROOT = Path(__file__).parent.parent
 POLICIES = (StreamingLLM(2, 6), RecentOnly(8, skip_layers=(1,)), FixSizeL2(8, 0.5, "keep_low"))
 PROTOCOL = Protocol(context=20, batch=2, prefills=3, rounds=6, steps=2)

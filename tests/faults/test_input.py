@@ -18,6 +18,7 @@ from kvstream import cluster, sweep
 from kvstream.grid import Grid, Repeats
 from kvstream.policies import Full, RecentOnly, StreamingLLM, parse_policy
 
+pytestmark = pytest.mark.timed
 LIMIT_S = 2.0
 HUGE = 10**30
 GRID = Grid("quick", ("m",), (Full(), StreamingLLM(4, 4), RecentOnly(8)), "kjv", 1, (50,))
