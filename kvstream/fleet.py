@@ -12,8 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import wraps
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 
@@ -96,8 +95,11 @@ class Watch:
             print(f"\nleft out: {why}", file=sys.stderr, flush=True)
         self.unfit.add(node)
         self.nodes = [each for each in self.nodes if each.id != node]
-        if not self.nodes:
-            self.lose("no machine with the same kvstream as the driver is left")
+
+    def lack(self, cores: str) -> None:
+        """Say, once, that no machine is left that could go on."""
+        same = " and the same kvstream as the driver" if self.unfit else ""
+        self.lose(f"no machine with {cores} for a cell{same} is left")
 
     def lose(self, why: str) -> None:
         """Say, once, why the sweep cannot go on."""
@@ -106,12 +108,20 @@ class Watch:
         self.lost = True
 
 
-@dataclass
-class Sent:
-    """A job that Ray has, and the Ray id of the machine that has begun it."""
+Work = TypeVar("Work")
 
-    job: Job
+
+@dataclass
+class Sent(Generic[Work]):
+    """Work that Ray has: on which machine, by its Ray id, if that is known, and whether that has begun it."""
+
+    work: Work
     node: str | None = None
+    begun: bool = False
+
+
+class Unfit:
+    """What is heard of work that was sent to a machine with another kvstream: it did nothing."""
 
 
 @dataclass
@@ -127,6 +137,7 @@ class Fleet:
     def __post_init__(self) -> None:
         """Begin to watch the nodes."""
         self.watch = Watch(self.nodes, joining=self.slots.device == "cpu")
+        self.code = tasks.own_code()
 
     @property
     def _avoided(self) -> set[str]:
@@ -149,10 +160,10 @@ class Fleet:
         # A worker that has used one GPU cannot be given another; on CPUs workers are reused.
         on_gpu = int(slots.device != "cpu")
         asked: Any = {"num_cpus": slots.threads, "num_gpus": on_gpu, "max_calls": on_gpu}
-        task: Any = ray.remote(max_retries=0, num_returns="streaming", **asked)(_placed(tasks.quality))
+        task: Any = ray.remote(max_retries=0, num_returns="streaming", **asked)(_telling("quality"))
         coming = self._coming(cells, weights, slots, asked)
         again: deque[Job] = deque()  # parts that follow, and what is tried once more
-        running: dict[Any, Sent] = {}  # by Ray's stream of what the task tells
+        running: dict[Any, Sent[Job]] = {}  # by Ray's stream of what the task tells
         avoided = self._avoided
         finished = 0
         while not self._stopping:
@@ -164,78 +175,86 @@ class Fleet:
                 if job is None:
                     break
                 submit = task.options(**_memory(job), **self._elsewhere()).remote
-                running[submit(weights, job.stretch, job.begun, job.shared, slots.threads)] = Sent(job)
+                packed = _packed(tasks.quality, stretch=job.stretch, shared=job.shared, threads=slots.threads)
+                running[submit(self.code, packed, weights, begun=job.begun)] = Sent(job)
             if not running:
                 break
-            heard = list(self._heard({stream: sent.node for stream, sent in running.items()}))
             if self.watch.homeless(slots, _able(slots)):
-                self.watch.lose(f"no machine with {slots.threads} CPUs for a cell is left")
+                self.watch.lack(f"{slots.threads} CPUs")
             for stream, sent in running.items():
-                if self.watch.homeless(stream, _able(slots, sent.job)):
+                if self.watch.homeless(stream, _able(slots, sent.work)):
                     ray.cancel(stream, force=True)  # it then is among those that failed
-            for stream, told in heard if not self.watch.lost else ():
-                if isinstance(told, str):
-                    running[stream].node = told
-                    continue
-                sent = running.pop(stream)
+            for stream, told in self._heard(running):
+                if self.watch.lost:
+                    break
+                job = running.pop(stream).work
                 self.watch.without(stream, True)  # else what it computed would be kept with it
-                if isinstance(told, ray.exceptions.RayError):
-                    again.extend(self._again(sent, told))
-                    continue
-                results, environment = told
-                if next_part := self.ledger.evaluated(sent.job, results, environment, slots.threads):
-                    again.appendleft(next_part)
+                if isinstance(told, Unfit):
+                    again.append(_by_itself(job))
+                elif isinstance(told, ray.exceptions.RayError):
+                    again.extend(self._again(job, told))
                 else:
-                    finished += len(sent.job.cells)
+                    results, environment = told
+                    if next_part := self.ledger.evaluated(job, results, environment, slots.threads):
+                        again.appendleft(next_part)
+                    else:
+                        finished += len(job.cells)
         for stream in running if not self.watch.lost else ():
             ray.cancel(stream, force=True)
         return len(cells) - finished
 
-    def _heard(self, nodes: Mapping[Any, str | None]) -> Iterator[tuple[Any, Any]]:
-        """Wait a second for tasks to tell something: streams, each with what it told, or the RayError it ended with.
+    def _heard(self, running: Mapping[Any, Sent[Any]]) -> Iterator[tuple[Any, Any]]:
+        """Wait a second for tasks to tell something: their streams, each with what it told, a RayError or Unfit.
 
         A task ends with its machine, too. Ray says so itself where connections break; where a machine has just fallen
         silent, Ray waits for its answer for seven minutes after it gave the machine up.
-
-        nodes: the Ray id of the machine on which each stream's task runs, None while that is unknown.
         """
-        streams = list(nodes)
+        streams = list(running)
         ray.wait(streams, num_returns=1, timeout=WAIT_S)
         ready: list[Any] = ray.wait(streams, num_returns=len(streams), timeout=0)[0]
         self.watch.look()
         for stream in ready:
+            sent = running[stream]
             try:
-                yield stream, ray.get(next(stream))
+                told = ray.get(next(stream))
             except ray.exceptions.RayError as error:
                 yield stream, error
+                continue
+            if sent.begun:
+                yield stream, told
+                continue
+            sent.begun = True
+            sent.node, name, code = told
+            if code != self.code:
+                self.watch.shun(sent.node, tasks.of_another(name))
+                yield stream, Unfit()
         for stream in set(streams).difference(ready):
-            if nodes[stream] in self.watch.gone:
+            if running[stream].node in self.watch.gone:
+                ray.cancel(stream, force=True)
                 yield stream, ray.exceptions.NodeDiedError("it does not answer any more")
 
-    def _recalled(self, running: dict[Any, Sent]) -> list[Job]:
-        """Take back jobs that none has begun: a machine that is avoided may have been asked, and Ray waits for it."""
+    def _recalled(self, running: dict[Any, Sent[Job]]) -> list[Job]:
+        """Take back jobs of which nothing was heard: a machine to avoid may have been asked, and Ray waits for it."""
         jobs = []
+        ready = set(ray.wait(list(running), num_returns=len(running), timeout=0)[0]) if running else ()
         for stream, sent in list(running.items()):
-            if sent.node is None:
-                ray.cancel(stream)
+            if not sent.begun and stream not in ready:
+                ray.cancel(stream, force=True)
                 del running[stream]
                 self.watch.without(stream, True)
-                jobs.append(_by_itself(sent.job))  # what it shares with others may be lost, too
+                jobs.append(_by_itself(sent.work))
         return jobs
 
     def _elsewhere(self) -> dict[str, Any]:
-        """Ask Ray for any machine but those avoided, which also puts a task into another queue than theirs."""
+        """Ask Ray for any machine but those to avoid, which also puts a task into another queue than theirs."""
         avoided = ",".join(sorted(self._avoided))
         return {"label_selector": {NODE_ID: f"!in({avoided})"}} if avoided else {}
 
-    def _again(self, sent: Sent, error: Any) -> list[Job]:
+    def _again(self, job: Job, error: Any) -> list[Job]:
         """What to try again of a job that failed; its failure is written down if that is nothing."""
         self.watch.look(at_once=True)
         if self.watch.lost:
             return []
-        job = sent.job
-        if self._shunned(sent.node, error):
-            return [_by_itself(job)]
         cause = self._final(error, job.attempt)
         together = job.shared or len(job.cells) > 1  # then what a cell raised may be the matter of another
         if cause is None or (together and job.attempt < MAX_ATTEMPTS):
@@ -255,7 +274,8 @@ class Fleet:
                 first = group[0].stretch["token_ids_BN"][:, : tokens + 1]
                 begun = task.options(**self._elsewhere()).remote(weights, first, slots.device, slots.threads)
             for job in group:
-                if begun and avoided != self._avoided and not ray.wait([begun], timeout=0)[0]:
+                if begun and avoided != self._avoided and not _is_there(begun):
+                    ray.cancel(begun, force=True)
                     begun, tokens = None, 0  # it may be lost with that machine: each computes them itself
                 resumed = self.ledger.resumed(job)
                 shared = 0 if resumed.start else min(tokens, shareable(job))
@@ -308,9 +328,9 @@ class Fleet:
         weights = self._weights(cells)
         if weights is None:
             return len(cells)
-        task: Any = ray.remote(max_calls=int(self.slots.device != "cpu"), max_retries=0)(tasks.latency)
+        task: Any = ray.remote(max_calls=int(self.slots.device != "cpu"), max_retries=0)(_telling("latency"))
         waiting = deque((cell, 1) for cell in cells)
-        running: dict[Any, tuple[LatencyCell, int, Node]] = {}  # by Ray's stream of what the cell tells
+        running: dict[Any, Sent[tuple[LatencyCell, int, Node]]] = {}  # by Ray's stream of what the cell tells
         finished = 0
         while not self._stopping and (running or (waiting and not self._draining)):
             while waiting and not self._draining and (node := self._free_for(waiting[0][0], running.values())):
@@ -321,25 +341,24 @@ class Fleet:
                     label_selector={NODE_ID: node.id},
                     num_returns="streaming",
                 )
-                running[alone.remote(weights, cell, self._threads(node))] = cell, attempt, node
-            heard: list[tuple[Any, Any]] = []
-            if running:
-                heard = list(self._heard({stream: node.id for stream, (_, _, node) in running.items()}))
-            else:
+                packed = _packed(tasks.latency, cell=cell, threads=self._threads(node))
+                running[alone.remote(self.code, packed, weights)] = Sent((cell, attempt, node), node.id)
+            if not running:
                 time.sleep(WAIT_S)
                 self.watch.look()
             able = any(node.cores >= self._threads(node) for node in self.watch.nodes)
             if self.watch.without("machines", bool(running) or able):
-                self.watch.lose("no machine with enough CPUs for a cell is left")
-            for stream, told in heard if not self.watch.lost else ():
-                cell, attempt, node = running[stream]
+                self.watch.lack("enough CPUs")
+            for stream, told in self._heard(running) if running else ():
                 if isinstance(told, ray.exceptions.RayError):
                     self.watch.look(at_once=True)
-                    if self.watch.lost:
-                        break
-                    if self._shunned(node.id, told):
-                        waiting.append((cell, attempt))
-                    elif cause := self._final(told, attempt):
+                if self.watch.lost:
+                    break
+                cell, attempt, node = running[stream].work
+                if isinstance(told, Unfit):
+                    waiting.append((cell, attempt))
+                elif isinstance(told, ray.exceptions.RayError):
+                    if cause := self._final(told, attempt):
                         self.ledger.failed(cell, cause, attempt)
                     else:
                         waiting.append((cell, attempt + 1))
@@ -355,9 +374,9 @@ class Fleet:
             ray.cancel(stream, force=True)
         return len(cells) - finished
 
-    def _free_for(self, cell: LatencyCell, running: Iterable[tuple[LatencyCell, int, Node]]) -> Node | None:
+    def _free_for(self, cell: LatencyCell, running: Iterable[Sent[Any]]) -> Node | None:
         """Choose the smallest idle machine for a cell, or none, to wait for one that is large enough."""
-        busy = {node.id for _, _, node in running}
+        busy = {sent.node for sent in running}
         idle = [node for node in self.watch.nodes if node.id not in busy and node.cores >= self._threads(node)]
         able = [node for node in idle if needed_bytes(cell) <= node.memory]
         if able or busy:
@@ -383,15 +402,6 @@ class Fleet:
             for cell in cells:
                 self.ledger.failed(cell, error, 1)
             return None
-
-    def _shunned(self, node: str | None, error: Any) -> bool:
-        """Whether a task failed because of its machine's kvstream; that machine then gets no more."""
-        cause = getattr(error, "cause", None)
-        if not isinstance(cause, tasks.OtherCode):
-            return False
-        if node:  # else it failed with what it shares, wherever that was to be computed
-            self.watch.shun(node, cause)
-        return True
 
     @staticmethod
     def _final(error: Any, attempt: int) -> BaseException | None:
@@ -420,19 +430,41 @@ def _able(slots: Slots, job: Job | None = None) -> Callable[[Node], bool]:
 
 
 def _by_itself(job: Job) -> Job:
-    """Have a job compute itself what it would share with others."""
-    return replace(job, begun=None, shared=0) if job.shared else job
+    """Have a job compute itself what it would share with others, if that may be lost."""
+    return replace(job, begun=None, shared=0) if job.shared and not _is_there(job.begun) else job
 
 
-def _placed(work: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
-    """Have a task tell on which machine it begins, then what it computed."""
+def _is_there(reference: Any) -> bool:
+    return bool(ray.wait([reference], timeout=0)[0])
 
-    @wraps(work)
-    def told(*arguments: Any) -> Iterator[Any]:
-        yield ray.get_runtime_context().get_node_id()
-        yield work(*arguments)
 
-    return told
+def _packed(work: Callable[..., Iterator[Any]], **arguments: Any) -> bytes:
+    return ray.cloudpickle.dumps((work, arguments))
+
+
+def _telling(name: str) -> Callable[..., Iterator[Any]]:
+    """Make a task that tells where it begins and with which code, then does packed work if that is the driver's.
+
+    It is sent as a whole, not as a name in kvstream, and what needs kvstream is packed: a machine may have none, or one
+    that lacks a policy.
+    """
+
+    def telling(code: str, packed: bytes, weights: Any, **begun: Any) -> Iterator[Any]:
+        import platform
+
+        try:
+            from kvstream.tasks import own_code
+
+            found = own_code()
+        except Exception as error:
+            found = repr(error)
+        yield ray.get_runtime_context().get_node_id(), platform.node(), found
+        if found == code:
+            work, arguments = ray.cloudpickle.loads(packed)
+            yield from work(weights, **arguments, **begun)
+
+    telling.__name__ = name  # of the task's process
+    return telling
 
 
 def _memory(job: Job) -> dict[str, int]:

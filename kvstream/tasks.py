@@ -5,8 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -25,21 +24,19 @@ from kvstream.weights import from_arrays, to_arrays
 TELL_S = 2.0  # progress is told this often: telling is work, too, and may disturb what is measured
 
 
-class OtherCode(ValueError):
-    """This machine would compute with other code than the driver's, whose digest the cells' keys hold."""
+class Weights(TypedDict):
+    """A model as arrays that workers can share, and the digest of the code with which they are to use it.
 
-
-@dataclass(frozen=True)
-class Weights:
-    """A model as arrays that workers can share, and the digest of the code with which they are to use it."""
+    A dictionary, so that also a machine without kvstream can be sent one, and then tell what it lacks.
+    """
 
     config: Any
     arrays: dict[str, np.ndarray]
     code: str
 
 
-def _code() -> str:
-    """Digest of all code that decides numbers."""
+def own_code() -> str:
+    """Digest of all code here that decides numbers."""
     return code_digest(dict.fromkeys(QUALITY + LATENCY))
 
 
@@ -52,13 +49,14 @@ def weights_of(cell: QualityCell | LatencyCell) -> Weights:
             f"models: {spec!r} was changed while the sweep ran (it was {cell.model.identity}, it is {identity}); "
             "repeat the sweep"
         )
-    return Weights(*to_arrays(model), _code())
+    config, arrays = to_arrays(model)
+    return Weights(config=config, arrays=arrays, code=own_code())
 
 
 def quality(
     weights: Weights, stretch: dict[str, Any], begun: Begun | None, shared: int, threads: int
-) -> tuple[list[Evaluated], dict[str, Any]]:
-    """Evaluate a job's next part: a result per cell, and where it was computed.
+) -> Iterator[tuple[list[Evaluated], dict[str, Any]]]:
+    """Evaluate a job's next part: yields, once, a result per cell and where they were computed.
 
     begun: what it goes on from, of which `shared` tokens if that is given.
     """
@@ -66,7 +64,7 @@ def quality(
     model = _model(weights, stretch["device"], threads)
     if begun and shared:
         begun = begun.first(shared)
-    return evaluate_quality(model, begun=begun, **stretch), where
+    yield evaluate_quality(model, begun=begun, **stretch), where
 
 
 def first_tokens(weights: Weights, token_ids_BN: np.ndarray, device: str, threads: int) -> Begun:
@@ -97,16 +95,21 @@ def _model(weights: Weights, device: str, threads: int) -> Any:
     _require_code(weights)
     # A reused worker keeps the last cell's number, and Ray's launcher sets OMP_NUM_THREADS to 1.
     torch.set_num_threads(threads)
-    return from_arrays(weights.config, weights.arrays, device=device)
+    return from_arrays(weights["config"], weights["arrays"], device=device)
 
 
 def _require_code(weights: Weights) -> None:
-    """Raise OtherCode where a result of this process could not be told from one of the driver's code."""
-    if _code() != weights.code:
-        raise OtherCode(
-            f"code: kvstream on {platform.node()} is not the one of the sweep's driver; install the same on all "
-            "machines, and change it on none while a sweep runs"
-        )
+    """ValueError where this process computes with other code than the driver, whose digest the cells' keys hold."""
+    if own_code() != weights["code"]:
+        raise ValueError(of_another(platform.node()))
+
+
+def of_another(machine: str) -> str:
+    """What to say of a machine that has another kvstream than the driver."""
+    return (
+        f"code: kvstream on {machine} is not the one of the sweep's driver; install the same on all machines, and "
+        "change it on none while a sweep runs"
+    )
 
 
 def latency(weights: Weights, cell: LatencyCell, threads: int) -> Iterator[Progress | tuple[Measured, dict[str, Any]]]:
@@ -115,8 +118,8 @@ def latency(weights: Weights, cell: LatencyCell, threads: int) -> Iterator[Progr
     _require_code(weights)
     torch.set_num_threads(threads)
     # In this process's memory, as a server's would be.
-    own = {name: np.array(array) for name, array in weights.arrays.items()}
-    model: Any = from_arrays(weights.config, own, device=cell.device)
+    own = {name: np.array(array) for name, array in weights["arrays"].items()}
+    model: Any = from_arrays(weights["config"], own, device=cell.device)
     protocol = Protocol(cell.context, cell.batch, cell.repeats.prefills, cell.repeats.rounds, cell.repeats.steps)
     reload = Reload(cell.model.spec, cell.dtype, threads, cell.policies)
     told = time.monotonic()

@@ -25,7 +25,7 @@ def arguments(world, out, *more):
 
 def run(command, **options):
     """Run a command from the checkout, as a user would, and wait for it."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, **{"cwd": ROOT} | options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, **{"cwd": ROOT} | options)
 
 
 def kill_once_there_is(out, pattern, command):

@@ -504,6 +504,7 @@ def test_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 def test_demo_model():
     from kvstream.text import load_documents

@@ -20,7 +20,7 @@ import torch
 from measuring import interleaved, ratio, results
 
 from kvstream import StreamingLLM
-from kvstream.cluster import Node, Slots
+from kvstream.cluster import Slots, connect
 from kvstream.fleet import Fleet
 from kvstream.grid import QualityCell
 from kvstream.interrupt import Interrupt
@@ -89,10 +89,10 @@ def driver() -> None:
     with tempfile.TemporaryDirectory() as folder:
         records = Records(Path(folder))
         cells = cells_of(TIMED, 17)
-        node = Node("", 1, 0, 1e12)
+        nodes = connect(None)
         with Reporter(len(cells), 1) as reporter, Interrupt() as interrupt:
             reporter.cell = lambda *_: None  # type: ignore[method-assign]  # 200 lines that say nothing
-            fleet = Fleet(Slots("cpu", 1, 1, 1), [node], Ledger(records, reporter), interrupt)
+            fleet = Fleet(Slots("cpu", 1, 1, 1), nodes, Ledger(records, reporter), interrupt)
             fleet._weights(cells)  # loading them is no cell's cost
             before = time.process_time()
             unfinished = fleet.evaluate(cells)

@@ -186,6 +186,7 @@ def test_an_address_without_a_ray_is_one_clear_error_at_once(folder, request, wh
     assert "unset" in line, "the remedy"
 
 
+@pytest.mark.timed
 def test_a_sweep_says_so_too_and_waits_no_longer(world, folder, closed, silent):
     """Ray alone would wait for more than a minute. The time that imports take is this machine's, so it is taken off."""
 
