@@ -7,6 +7,7 @@ number of threads of a cell are decided here and travel with it, whatever a work
 
 from __future__ import annotations
 
+import platform
 import sys
 import time
 from collections import deque
@@ -450,8 +451,6 @@ def _telling(name: str) -> Callable[..., Iterator[Any]]:
     """
 
     def telling(code: str, packed: bytes, weights: Any, **begun: Any) -> Iterator[Any]:
-        import platform
-
         try:
             from kvstream.tasks import own_code
 

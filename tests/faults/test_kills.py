@@ -200,9 +200,8 @@ def test_the_pace_of_threads_does_not_follow_a_clock_that_jumps(tiny_model, monk
     cell = SimpleNamespace(document=SimpleNamespace(token_ids=text), policy=StreamingLLM(4, 60), device="cpu")
     real, begun = time.time, time.monotonic()
     monkeypatch.setattr(time, "time", lambda: real() - 86400 * (0.5 < time.monotonic() - begun < 30))
-    weights = tasks.Weights(
-        **dict(zip(("config", "arrays"), to_arrays(tiny_model("neox", torch.float32)))), code=tasks.own_code()
-    )
+    config, arrays = to_arrays(tiny_model("neox", torch.float32))
+    weights = tasks.Weights(config=config, arrays=arrays, code=tasks.own_code())
     done = tasks.pace(weights, cell, 1, 2.0)
     assert 2.0 <= done[-1] - done[0] < 20
     assert sorted(done) == done

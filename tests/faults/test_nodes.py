@@ -104,7 +104,6 @@ def test_cells_are_on_both_machines_and_move_when_one_is_lost(machines, world, t
 HASTY = {f"RAY_health_check_{name}": value for name, value in (("initial_delay_ms", "0"), ("period_ms", "500"))}
 HASTY |= {"RAY_health_check_timeout_ms": "500", "RAY_health_check_failure_threshold": "10"}
 
-
 # A cell takes longer than the half second for which a driver may keep a worker: then it asks for one anew each time.
 SLOW = "time.sleep(0.2)"
 
@@ -128,6 +127,7 @@ def test_a_machine_that_falls_silent_holds_nothing_up(machines, world, tmp_path,
     assert sweep.ended(90) == 0, sweep.err()
     assert digest(tmp_path / "records") == whole
     assert not failures(tmp_path)
+    assert "Traceback" not in sweep.out() + sweep.err()
 
 
 # Policies on a text share its first tokens, which wait at the gate.
@@ -397,6 +397,7 @@ def test_a_machine_with_another_kvstream_computes_nothing(machines, world, tmp_p
     assert re.findall("left out: code: kvstream on .* is not the one of the sweep's driver", sweep.err())
     assert sweep.err().count("left out") == 1
     assert sweep.out().count("shunned") <= 2, "asked for more than what was on its way to it"
+    assert "Traceback" not in sweep.out() + sweep.err()
     assert not failures(tmp_path)
     if what == "alone":
         assert "stopping: no machine with 1 CPUs for a cell and the same kvstream as the driver is left" in sweep.err()
