@@ -41,6 +41,11 @@ SHAPE = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the longest test, else one of two processes ends with it alone."""
+    items.sort(key=lambda item: item.name != "test_a_hundred_kills_at_random_moments_change_no_row")
+
+
 @lru_cache
 def build_model(family: str, dtype: torch.dtype, vocab: int = VOCAB):
     """`neox`, `neox_serial` (no parallel residual), `neox_tied`, `llama` (4 query heads, 2 kv heads) or `qwen2`."""
