@@ -462,7 +462,7 @@ def _telling(name: str) -> Callable[..., Iterator[Any]]:
             work, arguments = ray.cloudpickle.loads(packed)
             yield from work(weights, **arguments, **begun)
 
-    telling.__name__ = name  # of the task's process
+    telling.__qualname__ = name  # by which Ray calls the task's process
     return telling
 
 
