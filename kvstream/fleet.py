@@ -227,7 +227,7 @@ class Fleet:
             sent.begun = True
             sent.node, name, code = told
             if code != self.code:
-                self.watch.shun(sent.node, tasks.of_another(name))
+                self.watch.shun(sent.node, f"{tasks.of_another(name)} (there: {code})")
                 yield stream, Unfit()
         for stream in set(streams).difference(ready):
             if running[stream].node in self.watch.gone:

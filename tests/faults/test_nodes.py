@@ -396,6 +396,7 @@ def test_a_machine_with_another_kvstream_computes_nothing(machines, world, tmp_p
     assert sweep.ended(120) == int(what == "alone"), sweep.err()
     assert re.findall("left out: code: kvstream on .* is not the one of the sweep's driver", sweep.err())
     assert sweep.err().count("left out") == 1
+    assert ("(there: ImportError" in sweep.err()) == (what == "none"), "why it has none"
     assert sweep.out().count("shunned") <= 2, "asked for more than what was on its way to it"
     assert "Traceback" not in sweep.out() + sweep.err()
     assert not failures(tmp_path)
