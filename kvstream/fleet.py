@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -32,6 +33,7 @@ PACE_S = 3.0  # for how long a pace is taken
 WAIT_S = 1.0  # how long the driver waits at a time, so that it notices an interrupt
 SILENCE_S = 20.0  # for how long Ray's head may be silent: it may be started again, but after 60 s Ray ends the driver
 ALONE_S = 60.0  # for how long a cell may be without a machine that could run it
+HERE = "the Ray on this machine has ended"
 WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (
         ray.exceptions.OutOfMemoryError,
@@ -53,14 +55,22 @@ class Watch:
     joining: bool
     gone: set[str] = field(default_factory=set)  # Ray ids of machines that lived and do not: none comes back as itself
     unfit: set[str] = field(default_factory=set)  # Ray ids of machines with another kvstream
-    lost: bool = False  # whether nothing can be computed any more
+    _lifeline: cluster.Lifeline = field(default_factory=cluster.Lifeline)
+    _lost: bool = False
     _looked: float = field(default_factory=time.monotonic)
     _since: dict[Any, float] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
 
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can be computed any more. Ask before anything that uses Ray's object store."""
+        if not self._lost and self._lifeline.broken():
+            self.lose(HERE)
+        return self._lost
+
     def look(self, *, at_once: bool = False) -> None:
         """Find out which machines live, once in so many seconds."""
-        if not at_once and time.monotonic() - self._looked < WAIT_S:
+        if self.lost or (not at_once and time.monotonic() - self._looked < WAIT_S):
             return
         self._looked = time.monotonic()
         if why := cluster.silence():  # asked first, as Ray's own questions then wait for a minute
@@ -76,7 +86,7 @@ class Watch:
         fit = [node for node in living if node.id not in self.unfit]
         self.nodes = [known.get(node.id, node) for node in fit if node.id in known or (self.joining and node.cores)]
         if ray.get_runtime_context().get_node_id() not in alive:
-            self.lose("the Ray on this machine has ended")
+            self.lose(HERE)
 
     def without(self, what: Any, there: bool, patience_s: float | None = None) -> bool:
         """Whether something has not been there for too long."""
@@ -104,9 +114,10 @@ class Watch:
 
     def lose(self, why: str) -> None:
         """Say, once, why the sweep cannot go on."""
-        if not self.lost:
-            print(f"\nstopping: {why}; start Ray again and repeat the sweep", file=sys.stderr, flush=True)
-        self.lost = True
+        if not self._lost:
+            again = "repeat the sweep, after `ray start` if you had started Ray yourself"
+            print(f"\nstopping: {why}; {again}", file=sys.stderr, flush=True)
+        self._lost = True
 
 
 Work = TypeVar("Work")
@@ -211,10 +222,12 @@ class Fleet:
         silent, Ray waits for its answer for seven minutes after it gave the machine up.
         """
         streams = list(running)
-        ray.wait(streams, num_returns=1, timeout=WAIT_S)
-        ready: list[Any] = ray.wait(streams, num_returns=len(streams), timeout=0)[0]
+        _there(streams, 1, WAIT_S)
+        ready = _there(streams)
         self.watch.look()
         for stream in ready:
+            if self.watch.lost:
+                return
             sent = running[stream]
             try:
                 told = ray.get(next(stream))
@@ -237,7 +250,7 @@ class Fleet:
     def _recalled(self, running: dict[Any, Sent[Job]]) -> list[Job]:
         """Take back jobs of which nothing was heard: a machine to avoid may have been asked, and Ray waits for it."""
         jobs = []
-        ready = set(ray.wait(list(running), num_returns=len(running), timeout=0)[0]) if running else ()
+        ready = set(_there(list(running)))
         for stream, sent in list(running.items()):
             if not sent.begun and stream not in ready:
                 ray.cancel(stream, force=True)
@@ -275,7 +288,7 @@ class Fleet:
                 first = group[0].stretch["token_ids_BN"][:, : tokens + 1]
                 begun = task.options(**self._elsewhere()).remote(weights, first, slots.device, slots.threads)
             for job in group:
-                if begun and avoided != self._avoided and not _is_there(begun):
+                if begun and avoided != self._avoided and not _there([begun]):
                     ray.cancel(begun, force=True)
                     begun, tokens = None, 0  # it may be lost with that machine: each computes them itself
                 resumed = self.ledger.resumed(job)
@@ -314,7 +327,8 @@ class Fleet:
         """Wait for all of these on a node; empty if one failed, the node left, or nothing new is to start any more."""
         left = references
         while left and not self._draining and node in self.watch.nodes:
-            left = ray.wait(left, num_returns=len(left), timeout=WAIT_S)[1]
+            there = _there(left, len(left), WAIT_S)
+            left = [reference for reference in left if reference not in there]
             self.watch.look()
         try:
             return [] if left else ray.get(references)
@@ -397,12 +411,13 @@ class Fleet:
         self.ledger.reporter.say(f"loading {spec}")
         self.stored.clear()  # one model at a time
         try:
-            self.stored[spec] = ray.put(tasks.weights_of(cells[0]))
-            return self.stored[spec]
+            weights = tasks.weights_of(cells[0])
+            if not self.watch.lost:
+                self.stored[spec] = ray.put(weights)
         except Exception as error:
             for cell in cells:
                 self.ledger.failed(cell, error, 1)
-            return None
+        return self.stored.get(spec)
 
     @staticmethod
     def _final(error: Any, attempt: int) -> BaseException | None:
@@ -432,11 +447,16 @@ def _able(slots: Slots, job: Job | None = None) -> Callable[[Node], bool]:
 
 def _by_itself(job: Job) -> Job:
     """Have a job compute itself what it would share with others, if that may be lost."""
-    return replace(job, begun=None, shared=0) if job.shared and not _is_there(job.begun) else job
+    return replace(job, begun=None, shared=0) if job.shared and not _there([job.begun]) else job
 
 
-def _is_there(reference: Any) -> bool:
-    return bool(ray.wait([reference], timeout=0)[0])
+def _there(references: list[Any], least: int | None = None, timeout_s: float = 0.0) -> list[Any]:
+    """Look which of these are there, or wait for so many; none is where the Ray on this machine has ended."""
+    if not references:
+        return []
+    with suppress(OSError):
+        return list(ray.wait(references, num_returns=least or len(references), timeout=timeout_s)[0])
+    return []
 
 
 def _packed(work: Callable[..., Iterator[Any]], **arguments: Any) -> bytes:

@@ -64,6 +64,38 @@ def test_a_worker_that_is_killed_twice_costs_one_cell(start, world, tmp_path, wh
     goes_on(start, command, tmp_path, whole)
 
 
+# The driver is busy with the first result until it may go on.
+BUSY = """
+    from kvstream.ledger import Ledger
+    real = Ledger.evaluated
+    def busy(self, *arguments):
+        (FOLDER / "busy").touch()
+        while not (FOLDER / "on").exists():
+            time.sleep(0.02)
+        return real(self, *arguments)
+    Ledger.evaluated = busy
+"""
+
+
+def test_results_that_lie_in_a_ray_that_has_died_do_not_end_a_sweep_without_a_word(start, world, tmp_path, whole):
+    """Ray would end the driver, silently, when that asks for one; noticing by itself would take it 15 seconds."""
+    command = gated(world, tmp_path, before=OWN_RAY + BUSY)
+    sweep = start(command, RAY_max_direct_call_object_size="1")  # even small results lie in Ray's object store
+    until((tmp_path / "busy").exists, 60, "a result")
+    (tmp_path / "gate").unlink()
+    until(lambda: len({budget for *_, what, budget, _ in told(tmp_path) if what == "end"}) == 3, 60, "three more")
+    time.sleep(2)  # for them to be stored
+    [raylet] = [process for process in family(sweep.session) if process.name() == "raylet"]
+    raylet.kill()
+    (tmp_path / "on").touch()
+    assert sweep.ended(30) == 1, sweep.err()
+    assert "stopping: the Ray on this machine has ended; repeat the sweep, after `ray start`" in sweep.err()
+    assert "Traceback" not in sweep.out() + sweep.err()
+    assert len(digest(tmp_path / "records")) == 1
+    sweep.leaves_nothing()
+    goes_on(start, command, tmp_path, whole)
+
+
 HUNGRY = """
         if budget == 8 and not (FOLDER / "fed").exists():
             held = [bytearray(b"1") * 10**8 for _ in range(60) if not time.sleep(0.03)]
