@@ -51,9 +51,12 @@ def refuse(message: object) -> NoReturn:
     leave(2)
 
 
-def leave(code: int) -> NoReturn:
-    """End the program, also where Python would first wait for what was given up: a busy hub may ask for an hour."""
-    if any(thread.is_alive() for thread in abandoned):
+def leave(code: int, *, at_once: bool = False) -> NoReturn:
+    """End the program, also where Python would first wait for what was given up: a busy hub may ask for an hour.
+
+    at_once: without giving back what is held.
+    """
+    if at_once or any(thread.is_alive() for thread in abandoned):
         atexit._run_exitfuncs()  # Ray's end, for one
         sys.stdout.flush()
         sys.stderr.flush()

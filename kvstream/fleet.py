@@ -14,14 +14,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import ray
 
 from kvstream import cluster, tasks
 from kvstream.cluster import Node, Slots
 from kvstream.grid import LatencyCell, QualityCell
-from kvstream.interrupt import Interrupt
+from kvstream.interrupt import Interrupt, Lost
 from kvstream.jobs import Job, by_texts, jobs_of, shareable
 from kvstream.ledger import Ledger
 from kvstream.pacing import splits, together
@@ -56,26 +56,24 @@ class Watch:
     gone: set[str] = field(default_factory=set)  # Ray ids of machines that lived and do not: none comes back as itself
     unfit: set[str] = field(default_factory=set)  # Ray ids of machines with another kvstream
     _lifeline: cluster.Lifeline = field(default_factory=cluster.Lifeline)
-    _lost: bool = False
     _looked: float = field(default_factory=time.monotonic)
     _since: dict[Any, float] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
 
-    @property
-    def lost(self) -> bool:
-        """Whether nothing can be computed any more. Ask before anything that uses Ray's object store."""
-        if not self._lost and self._lifeline.broken():
-            self.lose(HERE)
-        return self._lost
+    def feel(self) -> None:
+        """Raise Lost if the Ray on this machine has ended, before its store is used."""
+        if self._lifeline.broken():
+            raise Lost(HERE)
 
     def look(self, *, at_once: bool = False) -> None:
-        """Find out which machines live, once in so many seconds."""
-        if self.lost or (not at_once and time.monotonic() - self._looked < WAIT_S):
+        """Find out which machines live, once in so many seconds; raises Lost if nothing can be computed any more."""
+        self.feel()
+        if not at_once and time.monotonic() - self._looked < WAIT_S:
             return
         self._looked = time.monotonic()
         if why := cluster.silence():  # asked first, as Ray's own questions then wait for a minute
             if self.without("head", False, SILENCE_S):
-                self.lose(f"Ray's head does not answer any more ({why})")
+                raise Lost(f"Ray's head does not answer any more ({why})")
             return
         self.without("head", True)
         known = {node.id: node for node in self.nodes}
@@ -86,7 +84,7 @@ class Watch:
         fit = [node for node in living if node.id not in self.unfit]
         self.nodes = [known.get(node.id, node) for node in fit if node.id in known or (self.joining and node.cores)]
         if ray.get_runtime_context().get_node_id() not in alive:
-            self.lose(HERE)
+            raise Lost(HERE)
 
     def without(self, what: Any, there: bool, patience_s: float | None = None) -> bool:
         """Whether something has not been there for too long."""
@@ -107,17 +105,10 @@ class Watch:
         self.unfit.add(node)
         self.nodes = [each for each in self.nodes if each.id != node]
 
-    def lack(self, cores: str) -> None:
-        """Say, once, that no machine is left that could go on."""
+    def lack(self, cores: str) -> NoReturn:
+        """Raise Lost, as no machine is left that could go on."""
         same = " and the same kvstream as the driver" if self.unfit else ""
-        self.lose(f"no machine with {cores} for a cell{same} is left")
-
-    def lose(self, why: str) -> None:
-        """Say, once, why the sweep cannot go on."""
-        if not self._lost:
-            again = "repeat the sweep, after `ray start` if you had started Ray yourself"
-            print(f"\nstopping: {why}; {again}", file=sys.stderr, flush=True)
-        self._lost = True
+        raise Lost(f"no machine with {cores} for a cell{same} is left")
 
 
 Work = TypeVar("Work")
@@ -155,19 +146,11 @@ class Fleet:
     def _avoided(self) -> set[str]:
         return self.watch.gone | self.watch.unfit
 
-    @property
-    def _stopping(self) -> bool:
-        return self.interrupt.stopping or self.watch.lost
-
-    @property
-    def _draining(self) -> bool:
-        return self.interrupt.draining or self.watch.lost
-
-    def evaluate(self, cells: list[QualityCell]) -> int:
-        """Evaluate quality cells of one model side by side; count those that failed or were not reached."""
+    def evaluate(self, cells: list[QualityCell]) -> None:
+        """Evaluate quality cells of one model side by side; raises Lost."""
         weights = self._weights(cells)
         if weights is None:
-            return len(cells)
+            return
         slots = self._paced(weights, cells)
         # A worker that has used one GPU cannot be given another; on CPUs workers are reused.
         on_gpu = int(slots.device != "cpu")
@@ -177,15 +160,15 @@ class Fleet:
         again: deque[Job] = deque()  # parts that follow, and what is tried once more
         running: dict[Any, Sent[Job]] = {}  # by Ray's stream of what the task tells
         avoided = self._avoided
-        finished = 0
-        while not self._stopping:
+        while not self.interrupt.stopping:
             if self._avoided != avoided:
                 avoided = self._avoided
                 again.extend(self._recalled(running))
-            while len(running) < 2 * slots.count and not self._draining:
+            while len(running) < 2 * slots.count and not self.interrupt.draining:
                 job = again.popleft() if again else next(coming, None)
                 if job is None:
                     break
+                self.watch.feel()
                 submit = task.options(**_memory(job), **self._elsewhere()).remote
                 packed = _packed(tasks.quality, stretch=job.stretch, shared=job.shared, threads=slots.threads)
                 running[submit(self.code, packed, weights, begun=job.begun)] = Sent(job)
@@ -197,8 +180,6 @@ class Fleet:
                 if self.watch.homeless(stream, _able(slots, sent.work)):
                     ray.cancel(stream, force=True)  # it then is among those that failed
             for stream, told in self._heard(running):
-                if self.watch.lost:
-                    break
                 job = running.pop(stream).work
                 self.watch.without(stream, True)  # else what it computed would be kept with it
                 if isinstance(told, Unfit):
@@ -209,11 +190,8 @@ class Fleet:
                     results, environment = told
                     if next_part := self.ledger.evaluated(job, results, environment, slots.threads):
                         again.appendleft(next_part)
-                    else:
-                        finished += len(job.cells)
-        for stream in running if not self.watch.lost else ():
+        for stream in running:
             ray.cancel(stream, force=True)
-        return len(cells) - finished
 
     def _heard(self, running: Mapping[Any, Sent[Any]]) -> Iterator[tuple[Any, Any]]:
         """Wait a second for tasks to tell something: their streams, each with what it told, a RayError or Unfit.
@@ -226,8 +204,7 @@ class Fleet:
         ready = _there(streams)
         self.watch.look()
         for stream in ready:
-            if self.watch.lost:
-                return
+            self.watch.feel()
             sent = running[stream]
             try:
                 told = ray.get(next(stream))
@@ -267,8 +244,6 @@ class Fleet:
     def _again(self, job: Job, error: Any) -> list[Job]:
         """What to try again of a job that failed; its failure is written down if that is nothing."""
         self.watch.look(at_once=True)
-        if self.watch.lost:
-            return []
         cause = self._final(error, job.attempt)
         together = job.shared or len(job.cells) > 1  # then what a cell raised may be the matter of another
         if cause is None or (together and job.attempt < MAX_ATTEMPTS):
@@ -314,7 +289,7 @@ class Fleet:
                 each = node.cores // slots.threads
                 asked = [task.remote(weights, cells[0], slots.threads, seconds) for _ in range(each)]
                 paces = self._all_of(asked, node)
-            if self._draining:
+            if self.interrupt.draining:
                 return self.slots
             if paces and (rate := together(paces)):
                 rates[slots] = rate * slots.count / len(paces)  # smaller nodes are taken to be like this one
@@ -326,7 +301,7 @@ class Fleet:
     def _all_of(self, references: list[Any], node: Node) -> list[Any]:
         """Wait for all of these on a node; empty if one failed, the node left, or nothing new is to start any more."""
         left = references
-        while left and not self._draining and node in self.watch.nodes:
+        while left and not self.interrupt.draining and node in self.watch.nodes:
             there = _there(left, len(left), WAIT_S)
             left = [reference for reference in left if reference not in there]
             self.watch.look()
@@ -338,17 +313,16 @@ class Fleet:
             for reference in left:
                 ray.cancel(reference, force=True)
 
-    def time(self, cells: list[LatencyCell]) -> int:
-        """Measure latency cells of one model, each alone on a node; count those that failed or were not reached."""
+    def time(self, cells: list[LatencyCell]) -> None:
+        """Measure latency cells of one model, each alone on a node; raises Lost."""
         weights = self._weights(cells)
         if weights is None:
-            return len(cells)
+            return
         task: Any = ray.remote(max_calls=int(self.slots.device != "cpu"), max_retries=0)(_telling("latency"))
         waiting = deque((cell, 1) for cell in cells)
         running: dict[Any, Sent[tuple[LatencyCell, int, Node]]] = {}  # by Ray's stream of what the cell tells
-        finished = 0
-        while not self._stopping and (running or (waiting and not self._draining)):
-            while waiting and not self._draining and (node := self._free_for(waiting[0][0], running.values())):
+        while not self.interrupt.stopping and (running or (waiting and not self.interrupt.draining)):
+            while waiting and not self.interrupt.draining and (node := self._free_for(waiting[0][0], running.values())):
                 cell, attempt = waiting.popleft()
                 alone = task.options(
                     num_cpus=node.cores,
@@ -367,8 +341,6 @@ class Fleet:
             for stream, told in self._heard(running) if running else ():
                 if isinstance(told, ray.exceptions.RayError):
                     self.watch.look(at_once=True)
-                if self.watch.lost:
-                    break
                 cell, attempt, node = running[stream].work
                 if isinstance(told, Unfit):
                     waiting.append((cell, attempt))
@@ -380,14 +352,12 @@ class Fleet:
                 elif isinstance(told, tuple):
                     measured, environment = told
                     self.ledger.timed(cell, measured, environment, self._threads(node))
-                    finished += 1
                 else:
                     self.ledger.told(cell, told)
                     continue
                 del running[stream]
-        for stream in running if not self.watch.lost else ():
+        for stream in running:
             ray.cancel(stream, force=True)
-        return len(cells) - finished
 
     def _free_for(self, cell: LatencyCell, running: Iterable[Sent[Any]]) -> Node | None:
         """Choose the smallest idle machine for a cell, or none, to wait for one that is large enough."""
@@ -403,7 +373,7 @@ class Fleet:
 
     def _weights(self, cells: Sequence[QualityCell | LatencyCell]) -> Any:
         """Put a model's weights into the object store, or record why its cells fail and return None."""
-        if self._draining:
+        if self.interrupt.draining:
             return None
         spec = cells[0].model.spec
         if spec in self.stored:
@@ -412,8 +382,10 @@ class Fleet:
         self.stored.clear()  # one model at a time
         try:
             weights = tasks.weights_of(cells[0])
-            if not self.watch.lost:
-                self.stored[spec] = ray.put(weights)
+            self.watch.feel()
+            self.stored[spec] = ray.put(weights)
+        except Lost:
+            raise
         except Exception as error:
             for cell in cells:
                 self.ledger.failed(cell, error, 1)

@@ -1,6 +1,7 @@
-"""Ctrl-C, politely: the first lets running cells finish, the second stops them, a third what else takes its time.
+"""What ends a sweep before its last cell: the loss of its machines, or a Ctrl-C, politely.
 
-SIGTERM stops cells at once.
+The first lets running cells finish, the second stops them, a third what else takes its time. SIGTERM stops cells at
+once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+
+class Lost(Exception):
+    """Nothing can be computed any more, and why."""
 
 
 class Interrupt:

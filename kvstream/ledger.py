@@ -27,6 +27,7 @@ class Ledger:
 
     records: Records
     reporter: Reporter
+    finished: int = 0  # cells
     _parts: dict[str, Parts] = field(default_factory=dict)  # of long cells on their way
 
     def resumed(self, job: Job) -> Job:
@@ -66,6 +67,7 @@ class Ledger:
                 del self._parts[cell.key]
             line = f"{cell}: {_score(pa.concat_tables(rows))}, {(cell.tokens - 1) / seconds:,.0f} tokens/s"
             self.reporter.cell(line, cell.tokens - job.start)
+            self.finished += 1
         if job.ends:
             return None
         state = results[0].state
@@ -79,6 +81,7 @@ class Ledger:
         noise = f", noisy: {measured.noise['noisy']}" if measured.noise["noisy"] else ""
         line = f"{cell}: {measured.rows.num_rows:,} samples in {measured.seconds:.0f} s{noise}"
         self.reporter.cell(line, cell.tokens)
+        self.finished += 1
 
     def told(self, cell: LatencyCell, progress: Progress) -> None:
         """Tell how far a latency cell is."""

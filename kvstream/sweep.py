@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from kvstream.command import Options, leave, parse_flags, refuse
 from kvstream.grid import Cell, Grid, LatencyCell, QualityCell
+from kvstream.interrupt import Interrupt, Lost
 
 if TYPE_CHECKING:
     from kvstream.cluster import Node, Slots
+    from kvstream.ledger import Ledger
     from kvstream.records import Records
 
 
@@ -37,6 +39,8 @@ def main(grid: Grid, manual: str, arguments: Sequence[str] | None = None) -> Non
         refuse(error)
     except KeyboardInterrupt:
         leave(130)
+    except Lost:  # which keeps what lies in Ray's store: giving that back to a Ray that has ended would end all here
+        leave(1, at_once=True)
     leave(1 if unfinished else 0)
 
 
@@ -94,20 +98,35 @@ def run(grid: Grid, question: str, options: Options) -> int:
 
 
 def _measure(cells: list[Cell], slots: Slots, nodes: list[Node], records: Records) -> int:
-    """Quality cells first, side by side; then latency cells, alone. Counts those that failed or were not reached."""
+    """Quality cells first, side by side; then latency cells, alone. Counts those that failed or were not reached.
+
+    Raises Lost, once that is said.
+    """
     from kvstream.fleet import Fleet
-    from kvstream.interrupt import Interrupt
     from kvstream.ledger import Ledger
     from kvstream.progress import Reporter
 
-    with Reporter(len(cells), sum(cell.tokens for cell in cells)) as reporter, Interrupt() as interrupt:
-        fleet = Fleet(slots, nodes, Ledger(records, reporter), interrupt)
-        quality = [cell for cell in cells if isinstance(cell, QualityCell)]
-        latency = [cell for cell in cells if isinstance(cell, LatencyCell)]
-        unfinished = sum(fleet.evaluate(list(group)) for _, group in groupby(quality, key=lambda cell: cell.model))
-        unfinished += sum(fleet.time(list(group)) for _, group in groupby(latency, key=lambda cell: cell.model))
-    if unfinished:
-        print(
-            f"{unfinished} of {len(cells)} cells are not finished; the same command tries them again", file=sys.stderr
-        )
+    reporter = Reporter(len(cells), sum(cell.tokens for cell in cells))
+    ledger = Ledger(records, reporter)
+    try:
+        with reporter, Interrupt() as interrupt:
+            fleet = Fleet(slots, nodes, ledger, interrupt)
+            quality = [cell for cell in cells if isinstance(cell, QualityCell)]
+            latency = [cell for cell in cells if isinstance(cell, LatencyCell)]
+            for _, evaluated in groupby(quality, key=lambda cell: cell.model):
+                fleet.evaluate(list(evaluated))
+            for _, timed in groupby(latency, key=lambda cell: cell.model):
+                fleet.time(list(timed))
+    except Lost as lost:
+        again = "repeat the sweep, after `ray start` if you had started Ray yourself"
+        print(f"stopping: {lost}; {again}", file=sys.stderr)
+        _unfinished(ledger, len(cells))
+        raise
+    return _unfinished(ledger, len(cells))
+
+
+def _unfinished(ledger: Ledger, cells: int) -> int:
+    """Count the cells that failed or were not reached, and tell so."""
+    if unfinished := cells - ledger.finished:
+        print(f"{unfinished} of {cells} cells are not finished; the same command tries them again", file=sys.stderr)
     return unfinished

@@ -90,6 +90,7 @@ def test_results_that_lie_in_a_ray_that_has_died_do_not_end_a_sweep_without_a_wo
     (tmp_path / "on").touch()
     assert sweep.ended(30) == 1, sweep.err()
     assert "stopping: the Ray on this machine has ended; repeat the sweep, after `ray start`" in sweep.err()
+    assert f"{CELLS - 1} of {CELLS} cells are not finished" in sweep.err()
     assert "Traceback" not in sweep.out() + sweep.err()
     assert len(digest(tmp_path / "records")) == 1
     sweep.leaves_nothing()
