@@ -84,6 +84,13 @@ def machines() -> list[Node]:
     ]
 
 
+def here() -> str:
+    """Ray's id of this machine."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
 def silence() -> str | None:
     """Why the head of the cluster cannot be reached; None if it can."""
     import ray
@@ -94,16 +101,15 @@ def silence() -> str | None:
 class Lifeline:
     """Tells at once whether the Ray on this machine has ended.
 
-    Ray notices after 15 seconds, and until then ends the driver without a word if that uses the object store
-    (`src/ray/object_manager/plasma/connection.cc`). So this is a connection to Ray's node on which nothing is ever
-    said: it breaks when that process ends.
+    Ray itself notices after 15 seconds, and ends the driver without a word as soon as either uses the object store
+    (`src/ray/object_manager/plasma/connection.cc`). So this holds a connection to that store and never sends on it: it
+    breaks with the driver's own.
     """
 
     def __init__(self) -> None:
         import ray
 
-        here = ray.get_runtime_context().get_node_id()
-        [path] = [node["RayletSocketName"] for node in ray.nodes() if node["NodeID"] == here]
+        [path] = [node["ObjectStoreSocketName"] for node in ray.nodes() if node["NodeID"] == here()]
         self._connection = socket.socket(socket.AF_UNIX)
         with suppress(OSError):  # it is then said to have ended
             self._connection.connect(path)

@@ -54,7 +54,7 @@ def refuse(message: object) -> NoReturn:
 def leave(code: int, *, at_once: bool = False) -> NoReturn:
     """End the program, also where Python would first wait for what was given up: a busy hub may ask for an hour.
 
-    at_once: without giving back what is held.
+    at_once: without releasing objects first, such as buffers of Ray's store.
     """
     if at_once or any(thread.is_alive() for thread in abandoned):
         atexit._run_exitfuncs()  # Ray's end, for one

@@ -8,17 +8,15 @@ number of threads of a cell are decided here and travel with it, whatever a work
 from __future__ import annotations
 
 import platform
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ray
 
-from kvstream import cluster, tasks
+from kvstream import tasks
 from kvstream.cluster import Node, Slots
 from kvstream.grid import LatencyCell, QualityCell
 from kvstream.interrupt import Interrupt, Lost
@@ -26,14 +24,12 @@ from kvstream.jobs import Job, by_texts, jobs_of, shareable
 from kvstream.ledger import Ledger
 from kvstream.pacing import splits, together
 from kvstream.plan import needed_bytes, side_by_side, text_bytes
+from kvstream.watch import Watch
 
 NODE_ID = "ray.io/node-id"  # Ray's label of each machine
 MAX_ATTEMPTS = 2  # for a worker that died; an error that the cell itself raised would only come again
 PACE_S = 3.0  # for how long a pace is taken
 WAIT_S = 1.0  # how long the driver waits at a time, so that it notices an interrupt
-SILENCE_S = 20.0  # for how long Ray's head may be silent: it may be started again, but after 60 s Ray ends the driver
-ALONE_S = 60.0  # for how long a cell may be without a machine that could run it
-HERE = "the Ray on this machine has ended"
 WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (
         ray.exceptions.OutOfMemoryError,
@@ -45,70 +41,6 @@ WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (ray.exceptions.TaskCancelledError, "no machine was left that could run it"),
     (ray.exceptions.ObjectLostError, "what it needs was lost with another machine"),
 )
-
-
-@dataclass
-class Watch:
-    """Looks after the machines while cells run, for Ray lets a task that none of them can run wait for ever."""
-
-    nodes: list[Node]  # that live; on CPUs also those that came later
-    joining: bool
-    gone: set[str] = field(default_factory=set)  # Ray ids of machines that lived and do not: none comes back as itself
-    unfit: set[str] = field(default_factory=set)  # Ray ids of machines with another kvstream
-    _lifeline: cluster.Lifeline = field(default_factory=cluster.Lifeline)
-    _looked: float = field(default_factory=time.monotonic)
-    _since: dict[Any, float] = field(default_factory=dict)
-    _seen: set[str] = field(default_factory=set)
-
-    def feel(self) -> None:
-        """Raise Lost if the Ray on this machine has ended, before its store is used."""
-        if self._lifeline.broken():
-            raise Lost(HERE)
-
-    def look(self, *, at_once: bool = False) -> None:
-        """Find out which machines live, once in so many seconds; raises Lost if nothing can be computed any more."""
-        self.feel()
-        if not at_once and time.monotonic() - self._looked < WAIT_S:
-            return
-        self._looked = time.monotonic()
-        if why := cluster.silence():  # asked first, as Ray's own questions then wait for a minute
-            if self.without("head", False, SILENCE_S):
-                raise Lost(f"Ray's head does not answer any more ({why})")
-            return
-        self.without("head", True)
-        known = {node.id: node for node in self.nodes}
-        living = cluster.machines()
-        alive = {node.id for node in living}
-        self._seen |= known.keys() | alive
-        self.gone = self._seen - alive
-        fit = [node for node in living if node.id not in self.unfit]
-        self.nodes = [known.get(node.id, node) for node in fit if node.id in known or (self.joining and node.cores)]
-        if ray.get_runtime_context().get_node_id() not in alive:
-            raise Lost(HERE)
-
-    def without(self, what: Any, there: bool, patience_s: float | None = None) -> bool:
-        """Whether something has not been there for too long."""
-        if there:
-            self._since.pop(what, None)
-            return False
-        now = time.monotonic()
-        return now - self._since.setdefault(what, now) > (ALONE_S if patience_s is None else patience_s)
-
-    def homeless(self, task: Any, can_run: Callable[[Node], bool]) -> bool:
-        """Whether for too long no machine has been able to run a task."""
-        return self.without(task, any(map(can_run, self.nodes)))
-
-    def shun(self, node: str, why: object) -> None:
-        """Say, once, why a machine gets nothing to compute any more."""
-        if node not in self.unfit:
-            print(f"\nleft out: {why}", file=sys.stderr, flush=True)
-        self.unfit.add(node)
-        self.nodes = [each for each in self.nodes if each.id != node]
-
-    def lack(self, cores: str) -> NoReturn:
-        """Raise Lost, as no machine is left that could go on."""
-        same = " and the same kvstream as the driver" if self.unfit else ""
-        raise Lost(f"no machine with {cores} for a cell{same} is left")
 
 
 Work = TypeVar("Work")
@@ -142,10 +74,6 @@ class Fleet:
         self.watch = Watch(self.nodes, joining=self.slots.device == "cpu")
         self.code = tasks.own_code()
 
-    @property
-    def _avoided(self) -> set[str]:
-        return self.watch.gone | self.watch.unfit
-
     def evaluate(self, cells: list[QualityCell]) -> None:
         """Evaluate quality cells of one model side by side; raises Lost."""
         weights = self._weights(cells)
@@ -159,19 +87,19 @@ class Fleet:
         coming = self._coming(cells, weights, slots, asked)
         again: deque[Job] = deque()  # parts that follow, and what is tried once more
         running: dict[Any, Sent[Job]] = {}  # by Ray's stream of what the task tells
-        avoided = self._avoided
+        avoided = self.watch.avoided
         while not self.interrupt.stopping:
-            if self._avoided != avoided:
-                avoided = self._avoided
+            if self.watch.avoided != avoided:
+                avoided = self.watch.avoided
                 again.extend(self._recalled(running))
             while len(running) < 2 * slots.count and not self.interrupt.draining:
                 job = again.popleft() if again else next(coming, None)
                 if job is None:
                     break
-                self.watch.feel()
                 submit = task.options(**_memory(job), **self._elsewhere()).remote
                 packed = _packed(tasks.quality, stretch=job.stretch, shared=job.shared, threads=slots.threads)
-                running[submit(self.code, packed, weights, begun=job.begun)] = Sent(job)
+                with self.watch.alive():
+                    running[submit(self.code, packed, weights, begun=job.begun)] = Sent(job)
             if not running:
                 break
             if self.watch.homeless(slots, _able(slots)):
@@ -183,13 +111,14 @@ class Fleet:
                 job = running.pop(stream).work
                 self.watch.without(stream, True)  # else what it computed would be kept with it
                 if isinstance(told, Unfit):
-                    again.append(_by_itself(job))
+                    again.append(self._by_itself(job))
                 elif isinstance(told, ray.exceptions.RayError):
                     again.extend(self._again(job, told))
                 else:
                     results, environment = told
                     if next_part := self.ledger.evaluated(job, results, environment, slots.threads):
                         again.appendleft(next_part)
+        self.watch.feel()  # what the store gave is given back
         for stream in running:
             ray.cancel(stream, force=True)
 
@@ -200,14 +129,14 @@ class Fleet:
         silent, Ray waits for its answer for seven minutes after it gave the machine up.
         """
         streams = list(running)
-        _there(streams, 1, WAIT_S)
-        ready = _there(streams)
+        self._there(streams, 1, WAIT_S)
+        ready = self._there(streams)
         self.watch.look()
         for stream in ready:
-            self.watch.feel()
             sent = running[stream]
             try:
-                told = ray.get(next(stream))
+                with self.watch.alive():
+                    told = ray.get(next(stream))
             except ray.exceptions.RayError as error:
                 yield stream, error
                 continue
@@ -227,18 +156,29 @@ class Fleet:
     def _recalled(self, running: dict[Any, Sent[Job]]) -> list[Job]:
         """Take back jobs of which nothing was heard: a machine to avoid may have been asked, and Ray waits for it."""
         jobs = []
-        ready = set(_there(list(running)))
+        ready = set(self._there(list(running)))
         for stream, sent in list(running.items()):
             if not sent.begun and stream not in ready:
                 ray.cancel(stream, force=True)
                 del running[stream]
                 self.watch.without(stream, True)
-                jobs.append(_by_itself(sent.work))
+                jobs.append(self._by_itself(sent.work))
         return jobs
+
+    def _by_itself(self, job: Job) -> Job:
+        """Have a job compute itself what it would share with others, if that may be lost."""
+        return replace(job, begun=None, shared=0) if job.shared and not self._there([job.begun]) else job
+
+    def _there(self, references: list[Any], least: int | None = None, timeout_s: float = 0.0) -> list[Any]:
+        """Which of these are there, by default at this moment, else after waiting for so many."""
+        if not references:
+            return []
+        with self.watch.alive():
+            return list(ray.wait(references, num_returns=least or len(references), timeout=timeout_s)[0])
 
     def _elsewhere(self) -> dict[str, Any]:
         """Ask Ray for any machine but those to avoid, which also puts a task into another queue than theirs."""
-        avoided = ",".join(sorted(self._avoided))
+        avoided = ",".join(sorted(self.watch.avoided))
         return {"label_selector": {NODE_ID: f"!in({avoided})"}} if avoided else {}
 
     def _again(self, job: Job, error: Any) -> list[Job]:
@@ -258,12 +198,13 @@ class Fleet:
         if slots.device != "cpu":
             at_once = side_by_side(cells, min((node.memory for node in self.watch.nodes), default=0.0))
         for group, tokens in by_texts(jobs_of(cells, at_once)):
-            begun, avoided = None, self._avoided
+            begun, avoided = None, self.watch.avoided
             if tokens:
                 first = group[0].stretch["token_ids_BN"][:, : tokens + 1]
-                begun = task.options(**self._elsewhere()).remote(weights, first, slots.device, slots.threads)
+                with self.watch.alive():
+                    begun = task.options(**self._elsewhere()).remote(weights, first, slots.device, slots.threads)
             for job in group:
-                if begun and avoided != self._avoided and not _there([begun]):
+                if begun and avoided != self.watch.avoided and not self._there([begun]):
                     ray.cancel(begun, force=True)
                     begun, tokens = None, 0  # it may be lost with that machine: each computes them itself
                 resumed = self.ledger.resumed(job)
@@ -302,7 +243,7 @@ class Fleet:
         """Wait for all of these on a node; empty if one failed, the node left, or nothing new is to start any more."""
         left = references
         while left and not self.interrupt.draining and node in self.watch.nodes:
-            there = _there(left, len(left), WAIT_S)
+            there = self._there(left, len(left), WAIT_S)
             left = [reference for reference in left if reference not in there]
             self.watch.look()
         try:
@@ -356,6 +297,7 @@ class Fleet:
                     self.ledger.told(cell, told)
                     continue
                 del running[stream]
+        self.watch.feel()
         for stream in running:
             ray.cancel(stream, force=True)
 
@@ -382,8 +324,8 @@ class Fleet:
         self.stored.clear()  # one model at a time
         try:
             weights = tasks.weights_of(cells[0])
-            self.watch.feel()
-            self.stored[spec] = ray.put(weights)
+            with self.watch.alive():
+                self.stored[spec] = ray.put(weights)
         except Lost:
             raise
         except Exception as error:
@@ -415,20 +357,6 @@ def _able(slots: Slots, job: Job | None = None) -> Callable[[Node], bool]:
     """Which machines can run a job, or any at all."""
     gpus, memory = int(slots.device != "cpu"), _memory(job).get("memory", 0) if job else 0
     return lambda node: node.cores >= slots.threads and node.gpus >= gpus and node.memory >= memory
-
-
-def _by_itself(job: Job) -> Job:
-    """Have a job compute itself what it would share with others, if that may be lost."""
-    return replace(job, begun=None, shared=0) if job.shared and not _there([job.begun]) else job
-
-
-def _there(references: list[Any], least: int | None = None, timeout_s: float = 0.0) -> list[Any]:
-    """Look which of these are there, or wait for so many; none is where the Ray on this machine has ended."""
-    if not references:
-        return []
-    with suppress(OSError):
-        return list(ray.wait(references, num_returns=least or len(references), timeout=timeout_s)[0])
-    return []
 
 
 def _packed(work: Callable[..., Iterator[Any]], **arguments: Any) -> bytes:

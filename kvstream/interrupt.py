@@ -1,7 +1,7 @@
 """What ends a sweep before its last cell: the loss of its machines, or a Ctrl-C, politely.
 
-The first lets running cells finish, the second stops them, a third what else takes its time. SIGTERM stops cells at
-once.
+The first Ctrl-C lets running cells finish, the second stops them, a third what else takes its time. SIGTERM stops cells
+at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class Lost(Exception):
-    """Nothing can be computed any more, and why."""
+    """Nothing can be computed any more: why, and what to do."""
 
 
 class Interrupt:

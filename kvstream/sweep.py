@@ -39,7 +39,9 @@ def main(grid: Grid, manual: str, arguments: Sequence[str] | None = None) -> Non
         refuse(error)
     except KeyboardInterrupt:
         leave(130)
-    except Lost:  # which keeps what lies in Ray's store: giving that back to a Ray that has ended would end all here
+    except (
+        Lost
+    ):  # whose traceback holds buffers of Ray's store: to release them would end the process here, with the Ray
         leave(1, at_once=True)
     leave(1 if unfinished else 0)
 
@@ -47,7 +49,8 @@ def main(grid: Grid, manual: str, arguments: Sequence[str] | None = None) -> Non
 def run(grid: Grid, question: str, options: Options) -> int:
     """Measure what the records in `options.out` lack of `grid`; count the cells that failed or were not reached.
 
-    Raises ValueError for whatever can be known to fail before a model is loaded.
+    Raises ValueError for whatever can be known to fail before a model is loaded, and Lost if Ray ends or has no machine
+    left.
     """
     from kvstream import cluster, plan
     from kvstream.address import answering
@@ -100,29 +103,31 @@ def run(grid: Grid, question: str, options: Options) -> int:
 def _measure(cells: list[Cell], slots: Slots, nodes: list[Node], records: Records) -> int:
     """Quality cells first, side by side; then latency cells, alone. Counts those that failed or were not reached.
 
-    Raises Lost, once that is said.
+    Raises Lost, once its reason is said.
     """
     from kvstream.fleet import Fleet
+    from kvstream.lastword import LastWord
     from kvstream.ledger import Ledger
     from kvstream.progress import Reporter
+    from kvstream.watch import AGAIN
 
     reporter = Reporter(len(cells), sum(cell.tokens for cell in cells))
     ledger = Ledger(records, reporter)
-    try:
-        with reporter, Interrupt() as interrupt:
-            fleet = Fleet(slots, nodes, ledger, interrupt)
-            quality = [cell for cell in cells if isinstance(cell, QualityCell)]
-            latency = [cell for cell in cells if isinstance(cell, LatencyCell)]
-            for _, evaluated in groupby(quality, key=lambda cell: cell.model):
-                fleet.evaluate(list(evaluated))
-            for _, timed in groupby(latency, key=lambda cell: cell.model):
-                fleet.time(list(timed))
-    except Lost as lost:
-        again = "repeat the sweep, after `ray start` if you had started Ray yourself"
-        print(f"stopping: {lost}; {again}", file=sys.stderr)
-        _unfinished(ledger, len(cells))
-        raise
-    return _unfinished(ledger, len(cells))
+    with LastWord(f"stopping: something ended this process, or the Ray on this machine and with it this; {AGAIN}"):
+        try:
+            with reporter, Interrupt() as interrupt:
+                fleet = Fleet(slots, nodes, ledger, interrupt)
+                quality = [cell for cell in cells if isinstance(cell, QualityCell)]
+                latency = [cell for cell in cells if isinstance(cell, LatencyCell)]
+                for _, evaluated in groupby(quality, key=lambda cell: cell.model):
+                    fleet.evaluate(list(evaluated))
+                for _, timed in groupby(latency, key=lambda cell: cell.model):
+                    fleet.time(list(timed))
+        except Lost as lost:
+            print(f"stopping: {lost}", file=sys.stderr)
+            _unfinished(ledger, len(cells))
+            raise
+        return _unfinished(ledger, len(cells))
 
 
 def _unfinished(ledger: Ledger, cells: int) -> int:

@@ -1,4 +1,4 @@
-"""The guardian of a Ray ends what a killed driver leaves of it, nothing else, and itself."""
+"""What stays behind when a driver is killed: a guardian, which ends what is left of its Ray, and a last word."""
 
 import re
 import signal
@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from kvstream import guardian
+from kvstream.lastword import LastWord
 
 # A driver with a process of Ray's from before, one from after, and another from after, which print their ids.
 DRIVER = """
@@ -114,3 +115,36 @@ def test_it_ends_at_once_where_nothing_is_left(driver):
 def test_a_sweep_can_do_without_it(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     guardian.Guardian().started()
+
+
+SPEAKER = """
+import os, signal, sys
+from kvstream.lastword import LastWord
+with LastWord(r"it's over; $HOME `id` %s \\n"):
+    {what}
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("pass", False),
+        ("sys.exit(3)", False),
+        ("os._exit(1)", True),
+        ("os.kill(0, signal.SIGINT)", False),  # a terminal's Ctrl-C reaches the whole group
+        ("os.kill(0, signal.SIGTERM)", True),
+        ("os.kill(os.getpid(), signal.SIGKILL)", True),
+    ],
+)
+def test_a_last_word_is_said_where_a_process_cannot(what, said):
+    command = [sys.executable, "-c", SPEAKER.format(what=what)]
+    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=60)
+    words = "\nit's over; $HOME `id` %s \\n\n"
+    assert done.stderr == words if said else words not in done.stderr
+    assert not done.stdout
+
+
+def test_one_can_do_without_a_last_word(monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
+    with LastWord("nothing"):
+        pass

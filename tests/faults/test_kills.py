@@ -64,35 +64,65 @@ def test_a_worker_that_is_killed_twice_costs_one_cell(start, world, tmp_path, wh
     goes_on(start, command, tmp_path, whole)
 
 
-# The driver is busy with the first result until it may go on.
-BUSY = """
+# The driver is busy with its n-th result while "hold" holds that number, and tells when all is over.
+HELD = """
+    import atexit, itertools
     from kvstream.ledger import Ledger
-    real = Ledger.evaluated
-    def busy(self, *arguments):
-        (FOLDER / "busy").touch()
-        while not (FOLDER / "on").exists():
+    atexit.register((FOLDER / "over").touch)
+    real, numbers = Ledger.evaluated, itertools.count(1)
+    def held(self, *arguments):
+        number = str(next(numbers))
+        while number in (FOLDER / "hold").read_text().split():
+            (FOLDER / ("busy " + number)).touch()
             time.sleep(0.02)
         return real(self, *arguments)
-    Ledger.evaluated = busy
+    Ledger.evaluated = held
 """
 
 
-def test_results_that_lie_in_a_ray_that_has_died_do_not_end_a_sweep_without_a_word(start, world, tmp_path, whole):
-    """Ray would end the driver, silently, when that asks for one; noticing by itself would take it 15 seconds."""
-    command = gated(world, tmp_path, before=OWN_RAY + BUSY)
-    sweep = start(command, RAY_max_direct_call_object_size="1")  # even small results lie in Ray's object store
-    until((tmp_path / "busy").exists, 60, "a result")
-    (tmp_path / "gate").unlink()
-    until(lambda: len({budget for *_, what, budget, _ in told(tmp_path) if what == "end"}) == 3, 60, "three more")
-    time.sleep(2)  # for them to be stored
+@pytest.mark.parametrize(
+    ("what", "number"),
+    [("fetch", signal.SIGKILL), ("wait", signal.SIGKILL), ("wait", signal.SIGTERM)],
+    ids=["killed, then more is fetched", "killed, then the last is waited for", "stopped"],
+)
+def test_a_sweep_whose_ray_ends_says_so(start, world, tmp_path, whole, what, number):
+    """Ray ends a driver that uses its store then without a word; of one that is killed it knows only after 15 s."""
+    command = gated(world, tmp_path, before=OWN_RAY + HELD)
+    gate, hold = tmp_path / "gate", tmp_path / "hold"
+    gate.write_text("14 15" if what == "wait" else "")
+    hold.write_text("8" if what == "wait" else "1 2")
+    sweep = start(command, RAY_max_direct_call_object_size="1")  # even small results lie in Ray's store
+
+    def seen(event):
+        return {budget for _, _, happened, budget, _ in told(tmp_path) if happened == event}
+
+    if what == "wait":
+        until(lambda: {14, 15} <= seen("begin"), 60, "the last two, so that all are submitted")
+        gate.write_text("15")
+        until((tmp_path / "busy 8").exists, 60, "all but one")
+    else:
+        until((tmp_path / "busy 1").exists, 60, "the first result, that of full")
+    gate.unlink()
+    until(lambda: seen("end") >= ({15} if what == "wait" else {8, 9, 10}), 60, "what had been submitted")
+    time.sleep(2)  # for the results to be stored
+    if what == "fetch":
+        hold.write_text("2")
+        until((tmp_path / "busy 2").exists, 60, "the first of several results that were heard of together")
     [raylet] = [process for process in family(sweep.session) if process.name() == "raylet"]
-    raylet.kill()
-    (tmp_path / "on").touch()
+    raylet.send_signal(number)
+    until(lambda: raylet not in family(sweep.session), 30, "its end")
+    hold.write_text("")
     assert sweep.ended(30) == 1, sweep.err()
-    assert "stopping: the Ray on this machine has ended; repeat the sweep, after `ray start`" in sweep.err()
-    assert f"{CELLS - 1} of {CELLS} cells are not finished" in sweep.err()
-    assert "Traceback" not in sweep.out() + sweep.err()
-    assert len(digest(tmp_path / "records")) == 1
+    until(lambda: "stopping: " in sweep.err(), 10, "a word")
+    said = sweep.err()
+    assert said.count("stopping: ") == said.count("; repeat the sweep, after `ray start` if you had started Ray") == 1
+    assert "Traceback" not in sweep.out() + said
+    if number == signal.SIGKILL:  # else Ray ends the driver at once
+        written = 8 if what == "wait" else 2
+        assert "stopping: the Ray on this machine has ended" in said
+        assert f"{CELLS - written} of {CELLS} cells are not finished" in said
+        assert (tmp_path / "over").exists(), "Ray has ended the driver before its time"
+        assert len(digest(tmp_path / "records")) == written
     sweep.leaves_nothing()
     goes_on(start, command, tmp_path, whole)
 
@@ -193,7 +223,10 @@ def test_a_driver_that_is_stopped_leaves_no_process_and_the_same_command_goes_on
         assert len({pid for pid, *_ in told(tmp_path)}) == 2
     else:
         assert finished <= 2
-    if how != "SIGKILL":
+    if how == "SIGKILL":
+        until(lambda: "stopping: something ended this process" in sweep.err(), 10, "a word")
+    else:
+        assert sweep.err().count("stopping: ") == 0
         assert f"{CELLS - finished} of {CELLS} cells are not finished" in sweep.err()
     goes_on(start, command, tmp_path, whole)
 

@@ -19,7 +19,7 @@ from driving import ROOT, digest
 
 from kvstream.cluster import Node, divide
 
-PATIENT = "from kvstream import fleet; fleet.ALONE_S = 8.0"  # a minute in real life
+PATIENT = "from kvstream import watch; watch.ALONE_S = 8.0"  # a minute in real life
 
 
 @contextmanager
@@ -330,7 +330,8 @@ def test_when_the_head_is_lost_the_sweep_ends_within_a_minute(machines, world, t
     cluster.lose(cluster.near, what)
     begun = time.monotonic()
     assert sweep.ended(75) == 1, sweep.err()
-    assert time.monotonic() - begun < 70
+    # Without being watched, the end of this machine's Ray is known after 15 s, to Ray itself.
+    assert time.monotonic() - begun < (70 if what == "gcs_server" else 12)
     lines = [line for line in sweep.err().splitlines() if line.startswith("stopping: ")]
     assert len(lines) == 1, sweep.err()
     [line] = lines
@@ -375,7 +376,7 @@ def test_machines_may_change_between_the_first_look_and_the_first_cell(machines,
         assert len(nodes_at(tmp_path)) == 2, "a machine that came later is used, too"
 
 
-COUNTED = "; real = fleet.Watch.shun; fleet.Watch.shun = lambda *given: (print('shunned', flush=True), real(*given))"
+COUNTED = "; real = watch.Watch.shun; watch.Watch.shun = lambda *given: (print('shunned', flush=True), real(*given))"
 
 
 @pytest.mark.long
@@ -403,7 +404,10 @@ def test_a_machine_with_another_kvstream_computes_nothing(machines, world, tmp_p
     assert "Traceback" not in sweep.out() + sweep.err()
     assert not failures(tmp_path)
     if what == "alone":
-        assert "stopping: no machine with 1 CPUs for a cell and the same kvstream as the driver is left" in sweep.err()
+        assert (
+            "stopping: no machine with 1 CPUs for a cell and the same kvstream as the driver is left; install"
+            in sweep.err()
+        )
         assert not digest(tmp_path / "records")
     else:
         assert nodes_at(tmp_path) == {cluster.node_of(cluster.near)}
