@@ -101,9 +101,9 @@ def silence() -> str | None:
 class Lifeline:
     """Tells at once whether the Ray on this machine has ended.
 
-    Ray itself notices after 15 seconds, and ends the driver without a word as soon as either uses the object store
-    (`src/ray/object_manager/plasma/connection.cc`). So this holds a connection to that store and never sends on it: it
-    breaks with the driver's own.
+    Ray itself may notice after 15 seconds only. As soon as the driver, or a thread of Ray's in it, uses the object
+    store of a Ray that has ended, Ray ends the driver without a word (`src/ray/object_manager/plasma/connection.cc`).
+    So this holds a connection to that store and never sends on it: it breaks with the driver's own.
     """
 
     def __init__(self) -> None:

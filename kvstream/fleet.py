@@ -89,6 +89,7 @@ class Fleet:
         running: dict[Any, Sent[Job]] = {}  # by Ray's stream of what the task tells
         avoided = self.watch.avoided
         while not self.interrupt.stopping:
+            self.watch.feel()
             if self.watch.avoided != avoided:
                 avoided = self.watch.avoided
                 again.extend(self._recalled(running))
@@ -118,7 +119,7 @@ class Fleet:
                     results, environment = told
                     if next_part := self.ledger.evaluated(job, results, environment, slots.threads):
                         again.appendleft(next_part)
-        self.watch.feel()  # what the store gave is given back
+        self.watch.feel()  # buffers of Ray's store are released now, which needs that store
         for stream in running:
             ray.cancel(stream, force=True)
 
@@ -134,13 +135,8 @@ class Fleet:
         self.watch.look()
         for stream in ready:
             sent = running[stream]
-            try:
-                with self.watch.alive():
-                    told = ray.get(next(stream))
-            except ray.exceptions.RayError as error:
-                yield stream, error
-                continue
-            if sent.begun:
+            told = self._told(stream)
+            if sent.begun or isinstance(told, ray.exceptions.RayError):
                 yield stream, told
                 continue
             sent.begun = True
@@ -152,6 +148,14 @@ class Fleet:
             if running[stream].node in self.watch.gone:
                 ray.cancel(stream, force=True)
                 yield stream, ray.exceptions.NodeDiedError("it does not answer any more")
+
+    def _told(self, stream: Any) -> Any:
+        """What a task tells next, or the RayError in its place."""
+        with self.watch.alive():
+            try:
+                return ray.get(next(stream))
+            except ray.exceptions.RayError as error:
+                return error
 
     def _recalled(self, running: dict[Any, Sent[Job]]) -> list[Job]:
         """Take back jobs of which nothing was heard: a machine to avoid may have been asked, and Ray waits for it."""
@@ -228,7 +232,8 @@ class Fleet:
             task = task.options(label_selector={NODE_ID: node.id})
             for seconds in (0.0, PACE_S):  # first only to start workers, so that then they run at the same time
                 each = node.cores // slots.threads
-                asked = [task.remote(weights, cells[0], slots.threads, seconds) for _ in range(each)]
+                with self.watch.alive():
+                    asked = [task.remote(weights, cells[0], slots.threads, seconds) for _ in range(each)]
                 paces = self._all_of(asked, node)
             if self.interrupt.draining:
                 return self.slots
@@ -246,13 +251,13 @@ class Fleet:
             there = self._there(left, len(left), WAIT_S)
             left = [reference for reference in left if reference not in there]
             self.watch.look()
-        try:
-            return [] if left else ray.get(references)
-        except ray.exceptions.RayError:
-            return []
-        finally:
-            for reference in left:
-                ray.cancel(reference, force=True)
+        for reference in left:
+            ray.cancel(reference, force=True)
+        with self.watch.alive():
+            try:
+                return [] if left else ray.get(references)
+            except ray.exceptions.RayError:
+                return []
 
     def time(self, cells: list[LatencyCell]) -> None:
         """Measure latency cells of one model, each alone on a node; raises Lost."""
@@ -272,7 +277,8 @@ class Fleet:
                     num_returns="streaming",
                 )
                 packed = _packed(tasks.latency, cell=cell, threads=self._threads(node))
-                running[alone.remote(self.code, packed, weights)] = Sent((cell, attempt, node), node.id)
+                with self.watch.alive():
+                    running[alone.remote(self.code, packed, weights)] = Sent((cell, attempt, node), node.id)
             if not running:
                 time.sleep(WAIT_S)
                 self.watch.look()
@@ -297,7 +303,7 @@ class Fleet:
                     self.ledger.told(cell, told)
                     continue
                 del running[stream]
-        self.watch.feel()
+        self.watch.feel()  # as above
         for stream in running:
             ray.cancel(stream, force=True)
 

@@ -39,9 +39,8 @@ def main(grid: Grid, manual: str, arguments: Sequence[str] | None = None) -> Non
         refuse(error)
     except KeyboardInterrupt:
         leave(130)
-    except (
-        Lost
-    ):  # whose traceback holds buffers of Ray's store: to release them would end the process here, with the Ray
+    except Lost:
+        # Its traceback holds buffers of Ray's store: to release them without that Ray would end the process here.
         leave(1, at_once=True)
     leave(1 if unfinished else 0)
 
@@ -113,9 +112,10 @@ def _measure(cells: list[Cell], slots: Slots, nodes: list[Node], records: Record
 
     reporter = Reporter(len(cells), sum(cell.tokens for cell in cells))
     ledger = Ledger(records, reporter)
-    with LastWord(f"stopping: something ended this process, or the Ray on this machine and with it this; {AGAIN}"):
+    killed = f"stopping: the sweep was killed, or the Ray on this machine ended and took it along; {AGAIN}"
+    with Interrupt() as interrupt, LastWord(killed):
         try:
-            with reporter, Interrupt() as interrupt:
+            with reporter:
                 fleet = Fleet(slots, nodes, ledger, interrupt)
                 quality = [cell for cell in cells if isinstance(cell, QualityCell)]
                 latency = [cell for cell in cells if isinstance(cell, LatencyCell)]

@@ -17,10 +17,10 @@ from kvstream.cluster import Node
 from kvstream.interrupt import Lost
 
 PAUSE_S = 1.0  # between two looks
-MOMENT_S = 0.1  # in which a process that ends has closed all its sockets
+ENDING_S = 5.0  # within which a Ray that ends has closed all its sockets
 SILENCE_S = 20.0  # for how long Ray's head may be silent: it may be started again, but after 60 s Ray ends the driver
 ALONE_S = 60.0  # for how long a cell may be without a machine that could run it
-AGAIN = "repeat the sweep, after `ray start` if you had started Ray yourself"
+AGAIN = "repeat the sweep, after `ray start` if a Ray that you had started no longer runs"
 ENDED = f"the Ray on this machine has ended; {AGAIN}"
 
 
@@ -48,10 +48,12 @@ class Watch:
         self.feel()
         try:
             yield
-        except OSError:  # a broken pipe, say
-            time.sleep(MOMENT_S)
-            self.feel()
-            raise
+        except OSError as error:  # a broken pipe, say
+            end = time.monotonic() + ENDING_S
+            while time.monotonic() < end:
+                self.feel()
+                time.sleep(0.1)
+            raise Lost(f"the Ray on this machine does not answer any more ({error}); {AGAIN}") from error
 
     def feel(self) -> None:
         """Raise Lost if the Ray on this machine has ended."""

@@ -96,30 +96,38 @@ def until(true, seconds, what):
 
 
 def family(session):
-    """Processes of a session that live, and the guardian that its leader started, which has a session of its own."""
+    """Processes of a session that live, and those that its leader started beside it, with sessions of their own."""
     found = []
     for process in psutil.process_iter():
         with suppress(OSError, psutil.Error):
-            mine = os.getsid(process.pid) == session or is_guardian(process, session)
+            mine = os.getsid(process.pid) == session or is_beside(process, session)
             if mine and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
 
-def is_guardian(process, driver):
-    """Whether a process watches over what that driver leaves."""
-    is_python = process.name().lower().startswith("python")  # a name is read sooner than a command
-    return is_python and process.cmdline()[-3:-1] == [guardian.__file__, str(driver)]
+def is_beside(process, driver):
+    """Whether a process watches over what that driver leaves, or has its last word."""
+    name = process.name().lower()  # is read sooner than a command
+    if not name.startswith(("python", "sh", "dash", "bash")):
+        return False
+    command = process.cmdline()
+    return command[-3:-1] in ([guardian.__file__, str(driver)], ["last word", str(driver)])
+
+
+def named(session, name):
+    """Processes of a session whose name begins so."""
+    found = []
+    for process in family(session):
+        with suppress(psutil.Error):
+            if process.name().startswith(name):
+                found.append(process)
+    return found
 
 
 def workers(session):
     """Those of them that compute a quality cell."""
-    found = []
-    for process in family(session):
-        with suppress(psutil.Error):
-            if process.name().startswith("ray::quality"):
-                found.append(process)
-    return found
+    return named(session, "ray::quality")
 
 
 class Started:

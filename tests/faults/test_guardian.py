@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from apart import until
 
 from kvstream import guardian
 from kvstream.lastword import LastWord
@@ -120,28 +121,35 @@ def test_a_sweep_can_do_without_it(monkeypatch):
 SPEAKER = """
 import os, signal, sys
 from kvstream.lastword import LastWord
-with LastWord(r"it's over; $HOME `id` %s \\n"):
+with LastWord(r"it's over; $HOME `id` %s \\n") as last:
     {what}
 """
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "code", "said"),
     [
-        ("pass", False),
-        ("sys.exit(3)", False),
-        ("os._exit(1)", True),
-        ("os.kill(0, signal.SIGINT)", False),  # a terminal's Ctrl-C reaches the whole group
-        ("os.kill(0, signal.SIGTERM)", True),
-        ("os.kill(os.getpid(), signal.SIGKILL)", True),
+        ("pass", 0, False),
+        ("sys.exit(3)", 3, False),
+        ("os.kill(0, signal.SIGINT)", -signal.SIGINT, False),  # a terminal's Ctrl-C reaches the whole group
+        ("os._exit(1)", 1, True),
+        ("os.kill(0, signal.SIGTERM)", -signal.SIGTERM, True),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, True),
+        ("sys.stdin.read(1); last._shell.terminate(); os._exit(1)", 1, True),
     ],
 )
-def test_a_last_word_is_said_where_a_process_cannot(what, said):
+def test_a_last_word_is_said_where_a_process_cannot(what, code, said):
     command = [sys.executable, "-c", SPEAKER.format(what=what)]
-    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=60)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    if "stdin" in what:
+        [shell] = until(lambda: psutil.Process(process.pid).children(), 20, "the shell")
+        until(lambda: ignores(shell, signal.SIGTERM), 20, "what it ignores")
+    out, err = process.communicate("x" if "stdin" in what else None, timeout=60)
+    assert process.returncode == code
     words = "\nit's over; $HOME `id` %s \\n\n"
-    assert done.stderr == words if said else words not in done.stderr
-    assert not done.stdout
+    assert err == words if said else words not in err
+    assert not out
 
 
 def test_one_can_do_without_a_last_word(monkeypatch):

@@ -27,6 +27,7 @@ from apart import (
     gated,
     goes_on,
     head,
+    named,
     told,
     until,
     workers,
@@ -108,18 +109,18 @@ def test_a_sweep_whose_ray_ends_says_so(start, world, tmp_path, whole, what, num
     if what == "fetch":
         hold.write_text("2")
         until((tmp_path / "busy 2").exists, 60, "the first of several results that were heard of together")
-    [raylet] = [process for process in family(sweep.session) if process.name() == "raylet"]
+    [raylet] = named(sweep.session, "raylet")
     raylet.send_signal(number)
     until(lambda: raylet not in family(sweep.session), 30, "its end")
     hold.write_text("")
     assert sweep.ended(30) == 1, sweep.err()
     until(lambda: "stopping: " in sweep.err(), 10, "a word")
     said = sweep.err()
-    assert said.count("stopping: ") == said.count("; repeat the sweep, after `ray start` if you had started Ray") == 1
+    assert "; repeat the sweep, after `ray start` if a Ray that you had started no longer runs" in said
     assert "Traceback" not in sweep.out() + said
     if number == signal.SIGKILL:  # else Ray ends the driver at once
         written = 8 if what == "wait" else 2
-        assert "stopping: the Ray on this machine has ended" in said
+        assert said.count("stopping: ") == said.count("stopping: the Ray on this machine has ended") == 1
         assert f"{CELLS - written} of {CELLS} cells are not finished" in said
         assert (tmp_path / "over").exists(), "Ray has ended the driver before its time"
         assert len(digest(tmp_path / "records")) == written
@@ -224,7 +225,7 @@ def test_a_driver_that_is_stopped_leaves_no_process_and_the_same_command_goes_on
     else:
         assert finished <= 2
     if how == "SIGKILL":
-        until(lambda: "stopping: something ended this process" in sweep.err(), 10, "a word")
+        until(lambda: "stopping: the sweep was killed" in sweep.err(), 10, "a word")
     else:
         assert sweep.err().count("stopping: ") == 0
         assert f"{CELLS - finished} of {CELLS} cells are not finished" in sweep.err()

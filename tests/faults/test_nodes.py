@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
-from apart import CELLS, RAY, RECORD, apart, failures, family, gated, head, told, until
+from apart import CELLS, RAY, RECORD, apart, failures, family, gated, head, named, told, until
 from driving import ROOT, digest
 
 from kvstream.cluster import Node, divide
@@ -64,7 +64,7 @@ class Machines:
 
     def node_of(self, machine):
         """Ray's id of a machine."""
-        [raylet] = [process for process in family(machine.session) if process.name() == "raylet"]
+        [raylet] = named(machine.session, "raylet")
         [node_id] = set(re.findall(r"--node[-_]id=(\w{20,})", " ".join(raylet.cmdline())))
         return node_id
 
@@ -335,7 +335,10 @@ def test_when_the_head_is_lost_the_sweep_ends_within_a_minute(machines, world, t
     lines = [line for line in sweep.err().splitlines() if line.startswith("stopping: ")]
     assert len(lines) == 1, sweep.err()
     [line] = lines
-    assert ("Ray's head does not answer any more" if what == "gcs_server" else "the Ray on this machine") in line
+    assert (
+        "Ray's head does not answer any more" if what == "gcs_server" else "the Ray on this machine has ended"
+    ) in line
+    assert re.findall(rf"\d of {CELLS} cells are not finished", sweep.err())
     assert "Traceback" not in sweep.out() + sweep.err()
     (tmp_path / "gate").unlink()
     cluster.lose(cluster.near)
