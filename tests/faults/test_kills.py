@@ -105,10 +105,12 @@ def test_a_sweep_whose_ray_ends_says_so(start, world, tmp_path, whole, what, num
         until((tmp_path / "busy 1").exists, 60, "the first result, that of full")
     gate.unlink()
     until(lambda: seen("end") >= ({15} if what == "wait" else {8, 9, 10}), 60, "what had been submitted")
-    time.sleep(2)  # for the results to be stored
+    time.sleep(2)  # for the results to be stored: Ray ends the driver, too, where a worker tells of one then
     if what == "fetch":
         hold.write_text("2")
         until((tmp_path / "busy 2").exists, 60, "the first of several results that were heard of together")
+        until(lambda: 11 in seen("end"), 60, "what was submitted before that")
+        time.sleep(2)
     [raylet] = named(sweep.session, "raylet")
     raylet.send_signal(number)
     until(lambda: raylet not in family(sweep.session), 30, "its end")
