@@ -19,6 +19,7 @@ from kvstream.hub import abandoned
 from kvstream.policies import POLICIES, Axes, BoundedPolicy, Policy, parse_policy
 from kvstream.policies.base import Position
 from kvstream.policies.fix_size_l2 import Strategy
+from kvstream.storage import abandon_clients
 
 T = TypeVar("T")
 REPEATS = {"prefills": "prefills per policy", "rounds": "rounds", "steps": "output tokens per round"}
@@ -54,9 +55,9 @@ def refuse(message: object) -> NoReturn:
 def leave(code: int, *, at_once: bool = False) -> NoReturn:
     """End the program, also where Python would first wait for what was given up: a busy hub may ask for an hour.
 
-    at_once: without releasing objects first, such as buffers of Ray's store.
+    It is ended at once where it used an object store, too. at_once: without releasing objects first, such as buffers of Ray's store.
     """
-    if at_once or any(thread.is_alive() for thread in abandoned):
+    if abandon_clients() or at_once or any(thread.is_alive() for thread in abandoned):
         atexit._run_exitfuncs()  # Ray's end, for one
         sys.stdout.flush()
         sys.stderr.flush()

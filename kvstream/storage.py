@@ -35,6 +35,7 @@ ANSWER_S = 20.0  # a store that is silent for so long at the beginning is not th
 BEAT_S = 10.0  # how often the holder of a bucket says that it lives
 SILENT_BEATS = 3  # after which it does not
 SETTLE_S = 1.0  # for how long whoever takes a bucket looks out for another who began at the same moment
+opened: list[str] = []  # object stores that this process has a client of; see `abandon_clients`
 
 
 class Storage(Protocol):
@@ -74,6 +75,19 @@ def storage_at(where: str | Path) -> Storage:
     if CREDENTIALS.search(text):
         raise ValueError("out: the address holds credentials; give them in the environment, such as AWS_ACCESS_KEY_ID")
     return Bucket(text)
+
+
+def abandon_clients() -> bool:
+    """Have the program end without waiting for clients of object stores; False if it has none.
+
+    What they wrote is there: only their threads live on, and ending those in order has aborted a program that had
+    done all its work ("terminate called without an active exception"). So whoever asks must leave by `os._exit`.
+    """
+    if opened:
+        from pyarrow import fs
+
+        atexit.unregister(getattr(fs, "ensure_s3_finalized", None))  # some builds of pyarrow have no S3
+    return bool(opened)
 
 
 class Folder:
@@ -159,6 +173,7 @@ class Bucket:
     def _find(self) -> None:
         from pyarrow import fs
 
+        opened.append(self.where)
         self._store, self._prefix = fs.FileSystem.from_uri(self.where)
         self.names()  # from_uri alone may ask nobody
 
@@ -279,7 +294,6 @@ class Bucket:
         try:
             return within(ANSWER_S, question)
         except TimeoutError:
-            atexit.register(os._exit, 2)  # before pyarrow's own end, which would wait for what is on its way
             raise OSError(f"no answer within {ANSWER_S:.0f} s") from None
 
 

@@ -1,11 +1,10 @@
 """Records in an object store: a real sweep against a local S3 server, locks without locks, uploads that fail."""
 
-import atexit
 import os
-import runpy
 import socket
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 
 import pytest
@@ -13,6 +12,7 @@ from driving import ROOT, arguments, digest, run
 from test_disk import KEY, Nth, Written, add_part, cell_is_sound, commit_anew, fail, left_before, part_is_sound
 
 from kvstream import storage
+from kvstream.grid import SCHEMA
 from kvstream.records import Records
 from kvstream.storage import Bucket, Folder, storage_at
 
@@ -85,6 +85,37 @@ def test_a_bucket_keeps_files_as_a_folder_does(bucket, tmp_path):
         place.remove("b")
         place.remove("b")
         assert place.names() == ["a.json"]
+
+
+def end_codes(url, times):
+    """Exit codes of so many `kvstream verify`, and how often each was seen."""
+    ended = [run([sys.executable, "-m", "kvstream", "verify", url]) for _ in range(times)]
+    return Counter((each.returncode, each.stderr) for each in ended)
+
+
+@pytest.mark.parametrize(
+    ("times", "problem"), [(5, False), (5, True), pytest.param(100, False, marks=pytest.mark.long)]
+)
+def test_a_command_on_a_bucket_ends_with_its_own_exit_code(bucket, times, problem):
+    """Threads of the store's client live on when all is said; the end must not depend on them."""
+    url = bucket.format(f"ends/{times}/{problem}")
+    store = Bucket(url)
+    Records(url).write_json("sweep.json", {"schema": SCHEMA, "cells": []})
+    if problem:
+        store.write("stray.parquet", b"")
+    assert end_codes(url, times) == {(int(problem), ""): times}
+
+
+def test_a_program_that_used_a_bucket_does_not_wait_for_its_client(bucket):
+    """As if a thread of the client's never ended: what would be torn down is not."""
+    script = (
+        "import atexit; from kvstream import storage; from kvstream.command import leave; from pyarrow import fs\n"
+        "atexit.unregister(fs.ensure_s3_finalized); fs.ensure_s3_finalized = lambda: print('waits')\n"
+        "atexit.register(fs.ensure_s3_finalized); atexit.register(print, 'asked for at the end')\n"
+        f"storage.Bucket({bucket.format('ends/alone')!r}); leave(3)"
+    )
+    ended = run([sys.executable, "-c", script])
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "asked for at the end\n", "")
 
 
 class Store(Nth):
@@ -185,15 +216,13 @@ def test_who_was_silent_for_too_long_writes_no_more(bucket, quick_beats):
     assert other.read(storage.LOCK).startswith(b"process 2 on another machine")
 
 
-def test_a_store_that_does_not_answer_is_one_clear_line(world, bucket, monkeypatch, capfd):
+def test_a_store_that_does_not_answer_is_one_clear_line(world, bucket):
     url = "s3://records/x?scheme=http&endpoint_override=127.0.0.1:9"
-    monkeypatch.setattr(sys, "argv", arguments(world, url)[1:])
     clock = time.monotonic()
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    refused = run(arguments(world, url))
     assert time.monotonic() - clock < 30
-    assert ended.value.code == 2
-    [line] = capfd.readouterr().err.splitlines()
+    assert refused.returncode == 2
+    [line] = refused.stderr.splitlines()
     assert line.startswith(f"error: out: {url!r} is no place for records (")
 
 
@@ -211,7 +240,6 @@ def test_a_store_that_is_slow_at_every_question_has_no_more_time(monkeypatch):
 
     monkeypatch.setattr("pyarrow.fs.FileSystem", Slow)
     monkeypatch.setattr(storage, "ANSWER_S", 1.0)
-    monkeypatch.setattr(atexit, "register", lambda *_: None)  # the tests' own process is to end in order
     with pytest.raises(ValueError, match=r"is no place for records \(no answer within 1 s\)"):
         Bucket("s3://records/x")
 
