@@ -55,7 +55,9 @@ def refuse(message: object) -> NoReturn:
 def leave(code: int, *, at_once: bool = False) -> NoReturn:
     """End the program, also where Python would first wait for what was given up: a busy hub may ask for an hour.
 
-    It is ended at once where it used an object store, too. at_once: without releasing objects first, such as buffers of Ray's store.
+    It ends at once where it used an object store, too.
+
+    at_once: without releasing objects first, such as buffers of Ray's store.
     """
     if abandon_clients() or at_once or any(thread.is_alive() for thread in abandoned):
         atexit._run_exitfuncs()  # Ray's end, for one
