@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
+STORED = {*DTYPES.values(), torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -42,10 +43,12 @@ def skeleton(config: Any) -> torch.nn.Module:
 
 
 def to_arrays(model: torch.nn.Module) -> tuple[Any, dict[str, np.ndarray]]:
-    """Configuration and weights of `model`, by parameter name, in its own dtype.
+    """Configuration and tensors of `model`, by name, each in its own dtype.
 
-    Tied weights appear once. NumPy has no bfloat16: such weights are their 16 bits as uint16. CPU memory is shared, not
-    copied.
+    Beside the state dict these are what it leaves out: buffers such as rotary frequencies or Gemma's embedding scale,
+    and tensors that a module holds as plain attributes. Tied weights appear once. NumPy has no bfloat16: such tensors
+    are their 16 bits as uint16. CPU memory is shared, not copied. `ValueError` for a tensor that is not in memory, that
+    NumPy cannot hold, or that lies in a list or dictionary of a module.
     """
     arrays: dict[str, np.ndarray] = {}
     seen: set[tuple[int, torch.Size]] = set()
@@ -53,9 +56,10 @@ def to_arrays(model: torch.nn.Module) -> tuple[Any, dict[str, np.ndarray]]:
         key = (tensor.data_ptr(), tensor.shape)
         if key not in seen:
             seen.add(key)
-            bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-            arrays[name] = bits.detach().cpu().numpy()
-    return copy.deepcopy(model.config), arrays
+            arrays[name] = _array(name, tensor)
+    if lists := _tensors_in_containers(model):
+        raise ValueError(f"weights: {lists[0]} holds tensors that have no name; make them buffers of their module")
+    return copy.deepcopy(model.config), arrays | {name: _array(name, each) for name, each in _outside(model).items()}
 
 
 def from_arrays(
@@ -64,13 +68,13 @@ def from_arrays(
     """The model that `to_arrays` took apart, in eval mode and without gradients; bit-identical logits in the same
     dtype.
 
-    `dtype=None` keeps the stored one. Buffers outside the state dict (rotary frequencies) are computed again, in
-    float32 as transformers does, whatever the weights' dtype. `ValueError` if an array is missing, unknown or of
-    another shape.
+    `dtype=None` keeps the stored ones. Another casts the state dict and nothing else: transformers, too, leaves buffers
+    outside it in float32 whatever the weights' dtype. `ValueError` if an array is missing, unknown or of another shape.
     """
     wanted = None if dtype is None else parse_dtype(dtype)
     model = skeleton(config)
     tensors = {name: _tensor(array).to(device) for name, array in arrays.items()}
+    outside = {name: tensors.pop(name) for name in _outside(model) if name in tensors}
     if wanted is not None:
         tensors = {
             name: tensor.to(wanted) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
@@ -79,15 +83,54 @@ def from_arrays(
         unknown = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
     except RuntimeError as error:
         raise ValueError(f"weights: {error}; are the arrays of this configuration?") from error
-    model.tie_weights()  # type: ignore[operator]
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model.tie_weights()  # type: ignore[operator]
+    for name, tensor in outside.items():
+        path, _, key = name.rpartition(".")
+        setattr(model.get_submodule(path), key, tensor)
+    placed = model.state_dict()
+    missing = [name for name, tensor in (placed | _outside(model)).items() if tensor.is_meta]
+    # Where a configuration ties what the model did not, tying has put one weight in another's place.
+    missing += [name for name in tensors.keys() & placed if placed[name].data_ptr() != tensors[name].data_ptr()]
     if missing or unknown:
         raise ValueError(
             f"weights: missing {missing[:3]}, unknown {unknown[:3]}; are the arrays of this configuration?"
         )
-    _rebuild_buffers(model, device)
     model.config.dtype = model.dtype
     return model.requires_grad_(False).eval()
+
+
+def _outside(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a model that its state dict leaves out, by name: non-persistent buffers and plain attributes."""
+    found = dict(model.named_buffers(remove_duplicate=False))
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        found |= {f"{prefix}{key}": value for key, value in vars(module).items() if isinstance(value, torch.Tensor)}
+    inside = model.state_dict()
+    return {name: tensor for name, tensor in found.items() if name not in inside}
+
+
+def _tensors_in_containers(model: torch.nn.Module) -> list[str]:
+    """Attributes of modules that are lists, tuples or dictionaries with tensors in them."""
+    own = set(vars(torch.nn.Module()))  # PyTorch's, such as _parameters
+    return [
+        f"{type(module).__name__}.{key}"
+        for module in model.modules()
+        for key, value in vars(module).items()
+        if key not in own
+        and isinstance(value, (list, tuple, dict))
+        and any(isinstance(each, torch.Tensor) for each in (value.values() if isinstance(value, dict) else value))
+    ]
+
+
+def _array(name: str, tensor: torch.Tensor) -> np.ndarray:
+    if tensor.is_meta or tensor.dtype not in STORED:
+        raise ValueError(
+            f"weights: {name!r} is {tensor.dtype} on {tensor.device}; load the model into memory, in float32, float16 "
+            "or bfloat16"
+        )
+    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    return bits.detach().cpu().numpy()
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
@@ -95,15 +138,3 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
-
-
-def _rebuild_buffers(model: torch.nn.Module, device: str) -> None:
-    """Replace meta buffers by those of the same module built for real; rotary embeddings need only the config."""
-    for name, module in model.named_modules():
-        lost = [key for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
-        if lost and not hasattr(module, "config"):
-            raise ValueError(f"weights: buffers {lost} of {name!r} are in no state dict and cannot be rebuilt")
-        if lost:
-            fresh = type(module)(config=module.config)
-            for key in lost:
-                setattr(module, key, getattr(fresh, key).to(device))

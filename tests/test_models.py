@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -309,7 +310,7 @@ def test_arrays_round_trip_is_exact_shared_and_untouched(build):
     assert digest(arrays) == before
     assert not copy.training
     pointers = {parameter.data_ptr() for parameter in copy.parameters()}
-    assert pointers == {array.ctypes.data for array in arrays.values()}, "no private copies"
+    assert pointers == {arrays[name].ctypes.data for name in model.state_dict() if name in arrays}, "no private copies"
     assert len(pointers) == len({parameter.data_ptr() for parameter in model.parameters()}), "ties stay ties"
     assert not any(tensor.is_meta for tensor in (*copy.parameters(), *copy.buffers()))
 
@@ -317,7 +318,7 @@ def test_arrays_round_trip_is_exact_shared_and_untouched(build):
 def test_bfloat16_arrays(folder):
     model, _ = load_model(str(folder), dtype="bfloat16")
     config, arrays = weights.to_arrays(model)
-    assert {array.dtype for array in arrays.values()} == {np.dtype(np.uint16)}
+    assert {arrays[name].dtype for name in model.state_dict()} == {np.dtype(np.uint16)}
     copy = weights.from_arrays(config, arrays)
     with torch.inference_mode():
         assert torch.equal(copy(IDS).logits, model(IDS).logits)
@@ -333,9 +334,79 @@ def test_arrays_of_another_model_are_refused():
         {key: array for key, array in arrays.items() if key != name},
         arrays | {"surplus": arrays[name]},
         arrays | {name: arrays[name][:1]},
+        {key: array for key, array in arrays.items() if not key.endswith("rotary_emb.inv_freq")},
     ):
         with pytest.raises(ValueError, match=r"^weights: "):
             weights.from_arrays(config, broken)
+
+
+ARCHITECTURES = ("Gemma", "Llama", "GPTNeoX", "Qwen3", "Phi", "Mixtral")
+
+
+def tiny(name, **fields):
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 0} | fields
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_arrays_hold_all_of_a_model(name, dtype, tmp_path):
+    """As it was built, also where somebody cast all of it, and as transformers loads it: buffers in float32."""
+    built = tiny(name).to(getattr(torch, dtype))
+    built.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
+    for model in (built, loaded):
+        copy = weights.from_arrays(*pickle.loads(pickle.dumps(weights.to_arrays(model))))
+        with torch.inference_mode():
+            assert torch.equal(copy(IDS).logits, model(IDS).logits)
+        own = dict(copy.named_buffers())
+        assert own.keys() == dict(model.named_buffers()).keys()
+        assert all(torch.equal(own[key], buffer) for key, buffer in model.named_buffers())
+        assert all(own[key].dtype == buffer.dtype for key, buffer in model.named_buffers())
+
+
+def test_another_dtype_leaves_buffers_outside_the_state_dict_as_they_are():
+    model = tiny("Gemma")
+    narrow = weights.from_arrays(*weights.to_arrays(model), dtype="bfloat16")
+    assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
+    assert narrow.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(narrow.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
+    assert torch.equal(narrow.model.embed_tokens.embed_scale, model.model.embed_tokens.embed_scale)
+
+
+def test_tensors_that_are_no_buffers_travel_or_are_refused(monkeypatch):
+    def build(*args, original=LlamaForCausalLM.__init__):
+        original(*args)
+        args[0].model.norm.gain = torch.ones(3)  # on the meta device where a skeleton is built
+
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", build)
+    model = tiny("Llama")
+    model.model.norm.gain += 1
+    copy = weights.from_arrays(*weights.to_arrays(model))
+    assert torch.equal(copy.model.norm.gain, torch.full((3,), 2.0))
+    model.model.norm.table = [torch.ones(3)]
+    with pytest.raises(ValueError, match=r"^weights: LlamaRMSNorm.table holds tensors that have no name; make them"):
+        weights.to_arrays(model)
+
+
+def test_weights_that_their_configuration_would_tie_stay_apart():
+    model = tiny("Llama", tie_word_embeddings=False)
+    model.config.tie_word_embeddings = True
+    copy = weights.from_arrays(*weights.to_arrays(model))
+    with torch.inference_mode():
+        assert torch.equal(copy(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(4, dtype=torch.uint16), torch.ones(4, device="meta")])
+def test_what_no_array_can_hold_is_refused(tensor):
+    model = tiny("Llama")
+    model.model.norm.register_buffer("table", tensor, persistent=False)
+    with pytest.raises(ValueError, match=r"^weights: 'model.norm.table' is torch.*; load the model into memory"):
+        weights.to_arrays(model)
 
 
 # The Hub
