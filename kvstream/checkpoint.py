@@ -14,21 +14,28 @@ from typing import Any
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+DERIVED = ("num_key_value_heads", "head_dim")  # null in config.json means what follows from the others
+SIZES = ("num_hidden_layers", "num_attention_heads", *DERIVED, "hidden_size", "vocab_size", "max_position_embeddings")
 MOST, MOST_LAYERS = 2**24, 1000  # no model comes near; beyond, its shape alone would fill the memory
 
 
 def read_config(spec: str, folder: Path) -> dict[str, Any]:
-    """config.json of a folder. `ValueError` if it is missing or broken, quantised, or asks to run code.
+    """config.json of a folder. `ValueError` if it is missing, broken, quantised, an adapter's, or asks to run code.
 
-    Code: `auto_map` names some beside the model, an attention with a slash in its name is downloaded from the Hub.
+    Code: `auto_map` names some beside the model, which a class of transformers' own does without; an attention with a
+    slash in its name is downloaded from the Hub.
     """
+    if (folder / ADAPTER).exists():
+        raise ValueError(_of_adapter(spec))
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"models: {spec!r} has no config.json in {folder}; give a directory that save_pretrained() wrote"
         )
     config = _read_json(spec, folder / "config.json")
     for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).is_file() and "auto_map" in _read_json(spec, folder / name):
+        content = _read_json(spec, folder / name) if (folder / name).is_file() else {}
+        if "auto_map" in content and not _is_native(name, content):
             raise ValueError(
                 f"models: {spec!r} asks to run its own code (auto_map in {name}), which kvstream never does; "
                 "use a model of an architecture that transformers itself contains"
@@ -47,32 +54,58 @@ def read_config(spec: str, folder: Path) -> dict[str, Any]:
     return config
 
 
-def shape(spec: str, config: dict[str, Any]) -> dict[str, int]:
-    """The sizes in a configuration, by their names in `models.ModelInfo`; `ValueError` if one is not there."""
+def _is_native(name: str, content: dict[str, Any]) -> bool:
+    """Whether transformers itself has the class that the file called `name` speaks of.
 
-    def number(*names: str, most: int = MOST) -> int:
-        value = next((config[name] for name in names if config.get(name) is not None), None)
+    Only here is transformers asked, which takes its import: hardly any model comes to it.
+    """
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if name == "config.json":
+        return content.get("model_type") in list(CONFIG_MAPPING_NAMES)
+    return content.get("tokenizer_class") in dir(transformers)
+
+
+def shape(spec: str, config: dict[str, Any]) -> dict[str, int]:
+    """The sizes in a configuration, by their names in `models.ModelInfo`, 0 for one that it leaves to its class.
+
+    `ValueError` if one is no size, or if two do not fit together.
+    """
+
+    def number(name: str, most: int = MOST) -> int:
+        if name not in config or (name in DERIVED and config[name] is None):
+            return 0
+        value = config[name]
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             raise ValueError(
-                f"models: {spec!r} has {names[0]} = {value!r} in config.json, not a positive integer up to {most:,}; "
+                f"models: {spec!r} has {name} = {value!r} in config.json, not a positive integer up to {most:,}; "
                 "give a GPT-NeoX or Llama-family model"
             )
         return value
 
-    heads, kv_heads = number("num_attention_heads"), number("num_key_value_heads", "num_attention_heads")
-    if heads % kv_heads or (not config.get("head_dim") and number("hidden_size") % heads):
+    heads, kv_heads = number("num_attention_heads"), number("num_key_value_heads")
+    if heads and kv_heads and heads % kv_heads:
         raise ValueError(
-            f"models: {spec!r} has hidden_size = {number('hidden_size')} and {heads} heads on {kv_heads} "
-            "in config.json, which do not divide; give the configuration that belongs to the weights"
+            f"models: {spec!r} has {heads} heads on {kv_heads} in config.json, which do not divide; give the "
+            "configuration that belongs to the weights"
         )
     return {
         "trained_context": number("max_position_embeddings"),
         "hidden_size": number("hidden_size"),
         "num_layers": number("num_hidden_layers", most=MOST_LAYERS),
         "num_kv_heads": kv_heads,
-        "head_dim": number("head_dim") if config.get("head_dim") else number("hidden_size") // heads,
+        "head_dim": number("head_dim"),
         "vocab_size": number("vocab_size"),
     }
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with what follows where it says nothing: a kv-head per head, which divide the hidden size."""
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    known = isinstance(heads, int) and isinstance(hidden, int) and heads > 0
+    derived = {"num_key_value_heads": heads, "head_dim": hidden // heads if known else None}  # type: ignore[operator]
+    return config | {name: config.get(name) or value for name, value in derived.items()}
 
 
 def weight_files(spec: str, folder: Path) -> list[Path]:
@@ -110,8 +143,13 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def require_safetensors(spec: str, names: Iterable[str]) -> None:
-    """`ValueError` unless safetensors are among the file names of a model; says so when only pickled weights are."""
+    """`ValueError` unless safetensors are among the file names of a model; says so when only pickled weights are.
+
+    Also for an adapter: transformers would load one by itself where peft is installed, and leave it out elsewhere.
+    """
     names = list(names)
+    if ADAPTER in names:
+        raise ValueError(_of_adapter(spec))
     if SINGLE in names or INDEX in names:
         return
     pickled = sorted(name for name in names if name.endswith(PICKLED))
@@ -142,6 +180,14 @@ def sha256(file: Path) -> str:
 def _sha256(file: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _of_adapter(spec: str) -> str:
+    return (
+        f"models: {spec!r} holds an adapter such as LoRA ({ADAPTER}), which kvstream does not apply; merge it with "
+        "PeftModel.from_pretrained(base, adapter).merge_and_unload() and give the directory where save_pretrained() "
+        "puts the result"
+    )
 
 
 def _read_json(spec: str, file: Path) -> dict[str, Any]:

@@ -5,10 +5,10 @@ Names: `owner/name@revision` (Hub; `pythia-70m-deduped` and its two sisters for 
 policies, no Ray. Weights come from safetensors only and code that lies beside a model never runs.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,9 @@ class ModelInfo:
 
     spec: the name it was asked for by. revision: the Hub commit in hex, else None. identity: decides the result; equal
     identities are equal weights and shape, on any machine. note: what a report must say beside the numbers.
-    trained_context: the longest sequence it was trained on, in tokens. has_quality: False where weights are random.
-    folder: where its files lie here, None for shapes.
+    trained_context: the longest sequence it was trained on, in tokens. Sizes are 0 where config.json leaves them to the
+    model's class, until `as_built` asks that. has_quality: False where weights are random. folder: where its files lie
+    here, None for shapes.
     """
 
     spec: str
@@ -67,13 +68,11 @@ def resolve(spec: str) -> ModelInfo:
     if not spec.isprintable():
         raise ValueError(f"models: {spec!r} is not a model; give {KINDS}, or rename it in characters that can be shown")
     if spec in shapes.SHAPES:
-        identity = f"{spec} seed {shapes.SEED}"
-        return _info(
-            spec, "shape", identity, shapes.config_of(spec), note="random weights, no quality", has_quality=False
-        )
+        identity, config = f"{spec} seed {shapes.SEED}", checkpoint.completed(shapes.config_of(spec))
+        return _info(spec, "shape", identity, config, note="random weights, no quality", has_quality=False)
     if spec == demo.NAME:
-        digest = checkpoint.sha256(demo.gguf_file())
-        return _info(spec, "demo", f"gguf sha256:{digest}", demo.CONFIG, note=demo.NOTE, folder=demo.converted(digest))
+        digest, config = checkpoint.sha256(demo.gguf_file()), checkpoint.completed(demo.CONFIG)
+        return _info(spec, "demo", f"gguf sha256:{digest}", config, note=demo.NOTE, folder=demo.converted(digest))
     # os.path answers False to names no folder can have; pathlib raises.
     if spec not in ALIASES and os.path.isdir(os.path.expanduser(spec)):
         folder = Path(spec).expanduser()
@@ -105,10 +104,13 @@ def load_model(spec: str, *, dtype: str = "float32", device: str = "cpu") -> tup
     return model.to(device).requires_grad_(False).eval(), load_tokenizer(info)
 
 
-def require_rotary(info: ModelInfo) -> None:
-    """`ValueError` for a model that kvstream cannot serve, as far as its shape tells: no weights are read for it."""
+def as_built(info: ModelInfo) -> ModelInfo:
+    """The same with all sizes, as the model has them that transformers builds from its config.json; reads no weights.
+
+    `ValueError` for a model that kvstream cannot serve, as far as its shape tells.
+    """
     if info.kind in {"shape", "demo"}:
-        return
+        return info
     from transformers import AutoConfig
 
     from kvstream import weights
@@ -139,6 +141,45 @@ def require_rotary(info: ModelInfo) -> None:
         Rope(model)
     except ValueError as error:
         raise ValueError(f"models: {info.spec!r} cannot be served: {error}") from None
+    return replace(info, **_built_sizes(info, model))
+
+
+def _built_sizes(info: ModelInfo, model: Any) -> dict[str, Any]:
+    """The sizes of a model on the meta device, defaults of its class included; what it caches is asked of itself."""
+    config = model.config.get_text_config()
+    said = checkpoint.completed({name: getattr(config, name, None) for name in checkpoint.SIZES})
+    sizes = checkpoint.shape(info.spec, said)
+    heads, hidden = said["num_attention_heads"], said["hidden_size"]
+    if not info.head_dim and sizes["head_dim"] == hidden // heads and hidden % heads:
+        raise ValueError(
+            f"models: {info.spec!r} has hidden_size = {hidden} and {heads} heads in config.json, which do not divide; "
+            "give the configuration that belongs to the weights"
+        )
+    if not (cached := _cached_sizes(model)):
+        return sizes
+    if len(kinds := {*cached}) > 1 or (kind := kinds.pop())[1] != kind[2]:
+        raise ValueError(
+            f"models: {info.spec!r} caches keys and values of different sizes (heads, keys, values: {cached}), and "
+            "kvstream counts memory by one; give a model such as Pythia, Llama or Qwen2"
+        )
+    return sizes | {"num_kv_heads": kind[0], "head_dim": kind[1]}
+
+
+def _cached_sizes(model: Any) -> list[tuple[int, int, int]]:
+    """Of each layer kv-heads, the size of a key and of a value: what a token leaves in a cache, without computing.
+
+    Not every class runs without weights; then the layers before that, or none.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    token = torch.zeros((1, 1), dtype=torch.int64, device="meta")
+    # Experts on the meta device want bfloat16.
+    with torch.inference_mode(), contextlib.suppress(Exception):
+        model.to(device="meta", dtype=torch.bfloat16)(input_ids=token, past_key_values=cache, use_cache=True)
+    filled: list[Any] = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    return [(each.keys.shape[1], each.keys.shape[3], each.values.shape[3]) for each in filled]
 
 
 def load_tokenizer(info: ModelInfo) -> Any:
@@ -223,7 +264,7 @@ def _from_folder(info: ModelInfo, dtype: Any) -> Any:
         folder = demo.convert(file, checkpoint.sha256(file))
     elif info.kind == "hub":
         folder = _fetch(info.spec, info.identity.split("@")[0], folder.name, weights=True)
-        checkpoint.read_config(info.spec, folder)
+    has_own_code = "auto_map" in checkpoint.read_config(info.spec, folder)
     try:
         loader: Any = AutoModelForCausalLM  # the stubs do not know output_loading_info
         model, report = loader.from_pretrained(
@@ -243,10 +284,15 @@ def _from_folder(info: ModelInfo, dtype: Any) -> Any:
         raise ValueError(
             f"models: {info.spec!r} lacks weights that its config.json needs, {gaps[0]!r} first; are its files whole?"
         )
+    if has_own_code and (others := sorted(name for name in report["unexpected_keys"] if "inv_freq" not in name)):
+        raise ValueError(
+            f"models: {info.spec!r} has weights that only its own code reads (auto_map in config.json), {others[0]!r} "
+            "first, and kvstream never runs that; use a model of an architecture that transformers itself contains"
+        )
     return model
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars and no advice from transformers in the meantime: what matters is an error of ours."""
     from transformers.utils import logging

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kvstream import sources as texts
 from kvstream.chunks import CHUNK_SIZE, PART_TOKENS
 from kvstream.grid import DTYPE_BYTES, Cell, Grid, LatencyCell, QualityCell, visible
-from kvstream.models import ModelInfo, load_tokenizer, require_rotary, resolve
+from kvstream.models import ModelInfo, as_built, load_tokenizer, resolve
 from kvstream.policies import Full
 from kvstream.records import Records
 from kvstream.text import Document, load_documents
@@ -34,25 +34,31 @@ def prepare(grid: Grid) -> list[Source]:
     for first, second in itertools.combinations(infos, 2):
         if first.identity == second.identity:
             raise ValueError(f"models: {first.spec!r} and {second.spec!r} are the same model; name it once")
-    deepest = max((layer for policy in grid.policies for layer in getattr(policy, "skip_layers", ())), default=0)
     for info in infos:
         if grid.lengths and not info.has_quality:
             raise ValueError(
                 f"models: {info.spec!r} has random weights, so its perplexity means nothing; "
                 "give a trained model, or measure latency alone (sweeps/latency.py)"
             )
-        if deepest >= info.num_layers:
-            raise ValueError(
-                f"skip_layers: {deepest} is not a layer of {info.spec!r}; give numbers from 0 to {info.num_layers - 1}"
-            )
+        _require_layers(grid, info)
     if (
         grid.lengths
         and (there := sum(1 for _ in itertools.islice(texts.read(grid.text), grid.documents))) < grid.documents
     ):
         raise ValueError(f"documents: {grid.documents} asked, only {there} in {grid.text!r}; ask for fewer documents")
+    infos = [as_built(info) for info in infos]
     for info in infos:
-        require_rotary(info)
+        _require_layers(grid, info)
     return [Source(info, _documents(grid, info)) for info in infos]
+
+
+def _require_layers(grid: Grid, info: ModelInfo) -> None:
+    """ValueError if a policy skips a layer that the model lacks, as far as its number of layers is known."""
+    deepest = max((layer for policy in grid.policies for layer in getattr(policy, "skip_layers", ())), default=0)
+    if 0 < info.num_layers <= deepest:
+        raise ValueError(
+            f"skip_layers: {deepest} is not a layer of {info.spec!r}; give numbers from 0 to {info.num_layers - 1}"
+        )
 
 
 def _documents(grid: Grid, info: ModelInfo) -> list[Document]:

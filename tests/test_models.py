@@ -15,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kvstream import checkpoint, demo, hub, shapes, weights
-from kvstream.models import ModelInfo, load_model, load_tokenizer, resolve
+from kvstream.checkpoint import DERIVED
+from kvstream.models import ModelInfo, as_built, load_model, load_tokenizer, resolve
 
 ROOT = Path(__file__).parent.parent
 IDS = torch.arange(1, 20)[None] % 64
@@ -74,7 +76,9 @@ def digest(arrays):
 def test_local_directory(folder):
     info = resolve(str(folder))
     assert (info.kind, info.revision, info.has_quality, info.trained_context) == ("local", None, True, 128)
-    assert (info.num_layers, info.num_kv_heads, info.head_dim, info.vocab_size) == (2, 4, 8, 64)
+    assert (info.num_layers, info.num_kv_heads, info.head_dim, info.vocab_size) == (2, 0, 0, 64), "what it says"
+    built = as_built(info)
+    assert (built.num_layers, built.num_kv_heads, built.head_dim, built.vocab_size) == (2, 4, 8, 64)
     model, tokenizer = load_model(str(folder))
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -146,10 +150,10 @@ def test_unknown_names(spec, complaint):
         ("{", "unreadable config.json"),
         ("[]", "not a JSON object"),
         ("[" * 100_000, "unreadable config.json"),
-        ("{}", "num_attention_heads = None"),
         ('{"num_attention_heads": 0}', "num_attention_heads = 0"),
         ('{"num_attention_heads": "4"}', "num_attention_heads = '4'"),
         ('{"num_attention_heads": true}', "num_attention_heads = True"),
+        ('{"num_attention_heads": null}', "num_attention_heads = None"),
     ],
 )
 def test_bad_configurations(folder, content, complaint):
@@ -188,15 +192,61 @@ def test_pickled_weights_beside_safetensors_are_not_touched(folder, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_remote_code_is_refused_and_never_run(folder, tmp_path, file):
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [("config.json", {"model_type": "evil"}), ("tokenizer_config.json", {"tokenizer_class": "EvilTokenizer"})],
+)
+def test_remote_code_is_refused_and_never_run(folder, tmp_path, file, fields):
     canary = tmp_path / "canary"
     (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Config: pass\n")
-    edit(folder / file, auto_map={"AutoConfig": "evil.Config", "AutoTokenizer": ["evil.Config", None]})
+    edit(folder / file, auto_map={"AutoConfig": "evil.Config", "AutoTokenizer": ["evil.Config", None]}, **fields)
     for act in (resolve, load_model):
         with pytest.raises(ValueError, match=rf"own code \(auto_map in {file}\)"):
             act(str(folder))
     assert not canary.exists()
+
+
+def beside_code(folder, canary):
+    """Name code beside a model of an architecture that transformers contains, for all that it could be asked for."""
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Config: pass\n")
+    names = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+    edit(folder / "config.json", auto_map=dict.fromkeys(names, "evil.Config"))
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Config", "evil.Config"]})
+
+
+def test_of_an_architecture_that_transformers_contains_its_class_is_taken(folder, tmp_path):
+    plain, _ = load_model(str(folder))
+    beside_code(folder, tmp_path / "canary")
+    assert as_built(resolve(str(folder))).num_layers == 2
+    model, tokenizer = load_model(str(folder))
+    assert type(model) is GPTNeoXForCausalLM
+    assert type(tokenizer).__module__.startswith("transformers.")
+    with torch.inference_mode():
+        assert torch.equal(model(IDS).logits, plain(IDS).logits)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_weights_that_only_code_beside_a_model_reads_are_refused(folder, tmp_path):
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    more = tensors | {"gpt_neox.layers.0.gate.weight": torch.ones(4)}
+    safetensors.torch.save_file(more, folder / "model.safetensors", metadata={"format": "pt"})
+    load_model(str(folder))
+    beside_code(folder, tmp_path / "canary")
+    with pytest.raises(
+        ValueError, match=r"^models: .* only its own code reads .*'gpt_neox.layers.0.gate.weight' first"
+    ):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_is_refused_by_name(folder, alone):
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "o/base"}')
+    if alone:
+        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+        (folder / "config.json").unlink()
+    for act in (resolve, load_model):
+        with pytest.raises(ValueError, match=r"^models: .*an adapter such as LoRA .*merge it with PeftModel.*"):
+            act(str(folder))
 
 
 def test_truncated_weights(folder):
@@ -407,6 +457,58 @@ def test_what_no_array_can_hold_is_refused(tensor):
     model.model.norm.register_buffer("table", tensor, persistent=False)
     with pytest.raises(ValueError, match=r"^weights: 'model.norm.table' is torch.*; load the model into memory"):
         weights.to_arrays(model)
+
+
+# Sizes
+
+
+def saved(folder, name, *left_out, **fields):
+    """A model with weights as config.json describes it, which then leaves some entries to their class's defaults."""
+    tiny(name, **fields).save_pretrained(folder)
+    save_tokenizer(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if key not in left_out}))
+    return resolve(str(folder))
+
+
+def cached(folder):
+    """Layers, kv-heads and head size of what a model itself caches."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    cache = transformers.DynamicCache()
+    model(IDS, past_key_values=cache)
+    return len(cache.layers), cache.layers[0].keys.shape[1], cache.layers[0].keys.shape[3]
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out", "fields"),
+    [
+        ("Qwen3", ["head_dim"], {"head_dim": 128}),
+        ("Gemma", [*DERIVED], {"head_dim": 256, "num_attention_heads": 16, "num_key_value_heads": 16}),
+        ("Mistral", DERIVED[:1], {"num_attention_heads": 8, "num_key_value_heads": 8, "sliding_window": None}),
+        ("Llama", [*DERIVED], {"num_key_value_heads": 4}),
+        ("Mixtral", ["head_dim"], {}),
+        ("GPTNeoX", [], {}),
+        ("Phi", [], {}),
+    ],
+)  # fmt: skip
+def test_sizes_are_those_of_the_built_model(tmp_path, name, left_out, fields):
+    info = as_built(saved(tmp_path, name, *left_out, **fields))
+    assert (info.num_layers, info.num_kv_heads, info.head_dim) == cached(tmp_path)
+
+
+def test_what_config_json_leaves_out_is_its_classs_default(tmp_path):
+    info = saved(tmp_path, "Llama", "max_position_embeddings", "head_dim")
+    assert info.trained_context == 0
+    assert as_built(info).trained_context == transformers.LlamaConfig().max_position_embeddings
+    load_model(str(tmp_path))
+
+
+def test_heads_that_do_not_divide_the_hidden_size_are_refused(folder):
+    edit(folder / "config.json", model_type="qwen2", num_attention_heads=5, num_key_value_heads=5)
+    with pytest.raises(
+        ValueError, match=r"^models: .*hidden_size = 32 and 5 heads in config.json, which do not divide"
+    ):
+        as_built(resolve(str(folder)))
 
 
 # The Hub

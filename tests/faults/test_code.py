@@ -84,11 +84,21 @@ REFUSED = {
     "a pickle called safetensors": (disguised, "model.safetensors is broken"),
     "a header of gigabytes": (gigabytes_of_header, "model.safetensors is broken"),
     "weights of gigabytes that are not there": (gigabytes_of_weights, "model.safetensors is broken"),
-    "auto_map": (with_config(auto_map={"AutoConfig": "evil.EvilConfig"}), "own code (auto_map in config.json)"),
-    "auto_map of the hub": (with_config(auto_map={"AutoModelForCausalLM": "o/n--evil.EvilModel"}), "own code"),
+    "auto_map": (
+        with_config(model_type="evil", auto_map={"AutoConfig": "evil.EvilConfig"}),
+        "own code (auto_map in config.json)",
+    ),
+    "auto_map of the hub": (
+        with_config(model_type="evil", auto_map={"AutoModelForCausalLM": "o/n--evil.EvilModel"}),
+        "own code (auto_map in config.json)",
+    ),
     "auto_map of a tokenizer": (
-        with_tokenizer(auto_map={"AutoTokenizer": ["evil.EvilTokenizer", None]}),
+        with_tokenizer(tokenizer_class="EvilTokenizer", auto_map={"AutoTokenizer": ["evil.EvilTokenizer", None]}),
         "own code (auto_map in tokenizer_config.json)",
+    ),
+    "an adapter beside it": (
+        lambda folder, canary: edit(folder / "adapter_config.json", base_model_name_or_path="o/evil"),
+        "an adapter such as LoRA",
     ),
     "attention from the hub": (with_config(attn_implementation="o/kernel"), "code from the Hub (attn_implementation"),
     "attention from the hub, privately": (with_config(_attn_implementation="o/kernel:evil"), "code from the Hub"),
@@ -183,7 +193,13 @@ HARMLESS = {
     "a dtype of integers": with_config(dtype="int8"),
     "a name elsewhere": with_config(_name_or_path="o/evil"),
     "a custom pipeline": with_config(custom_pipelines={"text-generation": {"impl": "evil.EvilModel"}}),
-    "an adapter": lambda folder, canary: edit(folder / "adapter_config.json", base_model_name_or_path="o/evil"),
+    "code for an architecture that transformers contains": with_config(
+        auto_map={"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilModel"}
+    ),
+    "code on the hub for one": with_config(auto_map={"AutoModelForCausalLM": "o/n--evil.EvilModel"}),
+    "code for a tokenizer that transformers contains": with_tokenizer(
+        auto_map={"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}
+    ),
     "a generation": lambda folder, canary: (
         (folder / "custom_generate").mkdir() or (folder / "custom_generate" / "generate.py").write_text(evil(canary))
     ),

@@ -218,6 +218,15 @@ def test_a_model_of_pickles_alone_is_not_downloaded(stand_in):
     assert [path for path in stand_in.asked if "/resolve/" in path] == []
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter_is_not_downloaded(stand_in, beside):
+    stand_in.files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "tokenizer.json": b"{}"}
+    stand_in.files |= {"config.json": b"{}", "model.safetensors": b"x"} if beside else {}
+    with pytest.raises(ValueError, match=r"^models: 'o/n@v1' holds an adapter such as LoRA .*; merge it with Peft"):
+        resolve("o/n@v1")
+    assert [path for path in stand_in.asked if "/resolve/" in path] == []
+
+
 @pytest.mark.parametrize("names", [["books.py"], ["books.py", "data.json"], []])
 def test_a_dataset_that_is_a_loading_script_is_not_downloaded(stand_in, names):
     stand_in.files = dict.fromkeys(names, b"open('canary', 'w')")
