@@ -29,7 +29,7 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # The modules that decide numbers: a change in one of them makes every cell a new one.
 ENGINE = (
     *("attention", "bounded", "cache", "chunks", "contest", "demo", "layer", "replaying", "rope", "shapes", "sinks"),
-    *("tasks", "thin", "weights"),
+    *("tasks", "weights", "wrappers"),
 )
 QUALITY = (*ENGINE, "jobs", "quality", "text")
 LATENCY = (*ENGINE, "decoding", "latency", "memory", "noise")
@@ -150,6 +150,7 @@ class Cell(ABC):
             "code": self.code,
             "model_note": self.model.note,
             "trained_context": self.model.trained_context,
+            "vocab_size": self.model.vocab_size,
             "device": self.device,
             "dtype": self.dtype,
         }
@@ -257,8 +258,9 @@ class LatencyCell(Cell):
     def kv_bytes_held(self) -> int:
         """Bytes of all caches held at once: the policies', full again, DynamicCache, the twins without eviction."""
         bounded = [policy for policy in self.policies if policy.regions]
-        held = [Full(), Full(), Full(), *bounded, *bounded]
-        held += [Full() for policy in bounded if getattr(policy, "skip_layers", ())]  # whose twins reserve all layers
+        twins = distinct_sizes(bounded, self.model.num_layers, self.context)
+        held = [Full(), Full(), Full(), *bounded, *twins]
+        held += [Full() for policy in twins if getattr(policy, "skip_layers", ())]  # whose twins reserve all layers
         return self.batch * sum(self.kv_bytes(policy, self.context + self.repeats.steps + 1) for policy in held)
 
 
@@ -291,6 +293,16 @@ def _policy(field: str, value: object) -> None:
         )
     if value.regions and value.regions.budget > MOST:
         raise ValueError(f"{field}: {value} keeps more tokens than any text has; give budgets up to {MOST:,}")
+
+
+def distinct_sizes(policies: Iterable[Policy], layers: int, tokens: int) -> list[Policy]:
+    """Of the policies that have evicted after `tokens`, the first for each way of keeping so many, layer by layer."""
+    found: dict[tuple[int, ...], Policy] = {}
+    for policy in policies:
+        kept = tuple(policy.kept(layer, tokens) for layer in range(layers))
+        if min(kept) < tokens:
+            found.setdefault(kept, policy)
+    return list(found.values())
 
 
 def policy_fields(policy: Policy) -> dict[str, Any]:

@@ -6,7 +6,8 @@ all of them: a busy neighbour slows a shared machine for tens of milliseconds, a
     full                        a full cache in preallocated buffers: the strongest honest baseline
     full (again)                the same under another name: what a difference between equals looks like here
     DynamicCache                transformers' default, which concatenates at every step
-    <policy> without eviction   the same number of cached keys, none leaving: the difference is what eviction costs
+    <policy> without eviction   the same number of cached keys, none leaving: the difference is what eviction costs;
+                                one for all policies that keep as many, and none where nothing is evicted
 
 Definitions are vLLM's (https://docs.vllm.ai/en/latest/benchmarking/cli.html): TTFT, the seconds from a prompt to its
 first output token, eviction included; ITL, the gap between two output tokens; TPOT, the mean gap of one request,
@@ -34,12 +35,11 @@ from kvstream import noise
 from kvstream.cache import KVStreamCache
 from kvstream.chunks import CHUNK_SIZE
 from kvstream.decoding import synchronizer
-from kvstream.grid import policy_fields
+from kvstream.grid import distinct_sizes, policy_fields
 from kvstream.layer import UnboundedLayer
 from kvstream.memory import can_reset, peak_bytes
 from kvstream.models import load_model
-from kvstream.policies import BoundedPolicy, Full, Policy
-from kvstream.thin import all_cores
+from kvstream.policies import Full, Policy
 
 FULL_AGAIN = "full (again)"
 DYNAMIC = "DynamicCache"
@@ -121,17 +121,15 @@ class Contender:
         """Let go of the cache."""
         self.cache = None
 
+    def serve(self, prompt_BT: torch.Tensor) -> None:
+        """Take a prompt and make a few tokens."""
+        self.start(prompt_BT)
+        for _ in range(WARM_UP_STEPS):
+            self.step()
+
     def peak(self, prompt_BT: torch.Tensor, device: str) -> int:
-        """Peak bytes beyond the model's weights of serving a prompt and a few tokens."""
-
-        def serve() -> None:
-            self.start(prompt_BT)
-            for _ in range(WARM_UP_STEPS):
-                self.step()
-
-        bytes_ = peak_bytes(device, serve)
-        self.release()
-        return bytes_
+        """Peak bytes of serving a prompt, beyond the model's weights and whatever else is held before."""
+        return peak_bytes(device, partial(self.serve, prompt_BT))
 
     @property
     def description(self) -> dict[str, Any]:
@@ -235,13 +233,13 @@ class DynamicContender(Contender):
 
 
 def contenders(model: PreTrainedModel, policies: Sequence[Policy], protocol: Protocol) -> list[Contender]:
-    """Full and every policy once, full again, DynamicCache, and each bounded policy's twin that does not evict."""
-    bounded = [policy for policy in policies if isinstance(policy, BoundedPolicy)]
+    """Full and every policy once, full again, DynamicCache, and a twin that does not evict for each number of keys."""
+    sizes = distinct_sizes(policies, model.config.num_hidden_layers, protocol.context)
     return [
         *(PolicyContender(str(policy), model, protocol, policy) for policy in dict.fromkeys((Full(), *policies))),
         PolicyContender(FULL_AGAIN, model, protocol, Full()),
         DynamicContender(DYNAMIC, model, protocol, Full()),
-        *(HeldContender(WITHOUT_EVICTION.format(policy), model, protocol, policy) for policy in dict.fromkeys(bounded)),
+        *(HeldContender(WITHOUT_EVICTION.format(policy), model, protocol, policy) for policy in sizes),
     ]
 
 
@@ -254,6 +252,10 @@ def evaluate(
     vocabulary = model.config.vocab_size
     prompt_BT = torch.randint(vocabulary, (protocol.batch, protocol.context), generator=generator).to(device)
     runners = contenders(model, policies, protocol)
+    peaks: dict[str, int] = {}
+    for runner in runners:
+        yield Progress(0.0, f"warm-up and memory, {runner.label}")
+        peaks |= warm_up(runner, prompt_BT, device, reload)
     rows = pa.table([])
     for item in measure(cell, runners, prompt_BT, protocol):
         if isinstance(item, Progress):
@@ -261,29 +263,36 @@ def evaluate(
         else:
             rows = item
     noise_after = noise.after(noise_before)
-    described = [runner.description | runner.kv_bytes for runner in runners]
-    for runner in runners:
-        runner.release()
-    peaks: dict[str, int] = {}
-    for runner in runners:
-        if runner.label != FULL_AGAIN and not isinstance(runner, HeldContender):
-            yield Progress(1.0, f"memory, {runner.label}")
-            peaks[runner.label] = _peak(runner, prompt_BT, device, reload)
-    described = [entry | {"peak_bytes": peaks.get(entry["label"])} for entry in described]
+    described = [runner.description | runner.kv_bytes | {"peak_bytes": peaks.get(runner.label)} for runner in runners]
     yield Measured(rows, described, noise_after, time.perf_counter() - started)
+
+
+def warm_up(runner: Contender, prompt_BT: torch.Tensor, device: str, reload: Reload) -> dict[str, int]:
+    """Serve a request that is not timed, and return its peak memory in bytes under the runner's label.
+
+    A short request before loads code and libraries, which are no part of what serving takes. Full again and twins are
+    not asked for their peaks: nothing is returned for them.
+    """
+    if runner.label == FULL_AGAIN or isinstance(runner, HeldContender):
+        runner.serve(prompt_BT)
+        return {}
+    runner.serve(prompt_BT[:, :CHUNK_SIZE])
+    runner.release()
+    return {runner.label: _peak(runner, prompt_BT, device, reload)}
 
 
 def measure(
     cell: str, runners: list[Contender], prompt_BT: torch.Tensor, protocol: Protocol
 ) -> Iterator[Progress | pa.Table]:
-    """Let all `runners` take turns: yields what comes next before each turn, and last the table of raw samples."""
+    """Let all `runners` take turns: yields what comes next before each turn, and last the table of raw samples.
+
+    Each has served a request before. The share of the work that is done is the share of the rounds.
+    """
     synchronize = synchronizer(prompt_BT.device)
     order = np.random.default_rng(protocol.seed)
     samples: list[tuple[str, str, int, int, int, float]] = []
     prefilled = [runner for runner in runners if not isinstance(runner, HeldContender)]
-    planned = _steps_per_prefill(protocol)
-    total = len(prefilled) * (protocol.prefills + 1) * planned + len(runners) * protocol.rounds * (protocol.steps + 1)
-    done = 0.0
+    share = 0.0
 
     def clock(action: Callable[[], None]) -> float:
         synchronize()
@@ -292,45 +301,33 @@ def measure(
         synchronize()
         return time.perf_counter() - started
 
-    with _undisturbed(), all_cores(runners[0].model):
-        for runner in runners:  # warm-up: code paths, allocator, caches; nothing of it is kept
-            yield Progress(done / total, f"warm-up, {runner.label}")
-            runner.start(prompt_BT)
-            for _ in range(WARM_UP_STEPS):
-                runner.step()
-            done += planned * (runner in prefilled)
+    with _undisturbed():
         # Rounds are spread over the prefills: where memory happens to lie is part of what varies, too.
         for prefill, rounds in enumerate(np.array_split(range(protocol.rounds), max(protocol.prefills, 1))):
             for turn, place in enumerate(order.permutation(len(prefilled)) if protocol.prefills else ()):
                 runner = prefilled[place]
-                yield Progress(done / total, f"prefill {prefill + 1} of {protocol.prefills}, {runner.label}")
+                yield Progress(share, f"prefill {prefill + 1} of {protocol.prefills}, {runner.label}")
                 seconds = clock(partial(runner.start, prompt_BT))
                 samples.append((runner.label, "ttft", prefill, turn, 0, seconds))
-                done += planned
             for number in map(int, rounds):
+                share = number / protocol.rounds
                 for place in order.permutation(len(runners)):
                     runner = runners[place]
-                    yield Progress(done / total, f"round {number + 1} of {protocol.rounds}, {runner.label}")
+                    yield Progress(share, f"round {number + 1} of {protocol.rounds}, {runner.label}")
                     runner.rewind()
                     runner.step()  # not kept: the first step after going back may have more to do than the others
-                    done += 1
                 for step in range(protocol.steps):
                     for turn, place in enumerate(order.permutation(len(runners))):
                         samples.append((runners[place].label, "step", number, turn, step, clock(runners[place].step)))
-                done += protocol.steps * len(runners)
     columns = list(zip(*samples))
     yield pa.table([[cell] * len(samples), *columns], schema=LATENCY_ROWS)
-
-
-def _steps_per_prefill(protocol: Protocol) -> float:
-    """How long a prefill takes, in steps, for the time left: roughly twenty tokens are prefilled in a step's time."""
-    return protocol.context / 20
 
 
 def _peak(runner: Contender, prompt_BT: torch.Tensor, device: str, reload: Reload) -> int:
     """Peak bytes of a prefill and a few tokens, in this process if its peak can be reset, else in a fresh one."""
     if can_reset(device):
         return runner.peak(prompt_BT, device)
+    runner.serve(prompt_BT)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
         return fresh.submit(_peak_in_fresh_process, reload, runner.label, prompt_BT, runner.protocol).result()
 

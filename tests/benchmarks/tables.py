@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from kvstream import noise
-
 BEGIN, END = "<!-- replay:begin -->", "<!-- replay:end -->"
 
 
@@ -24,11 +22,11 @@ def block_of(report: dict) -> list[str]:
     lines += speedup_table([entry for entry in found if entry.get("part") in ("decode", "peer", "dynamic")])
     lines += sentences(found)
     lines += profiles([entry for entry in found if entry.get("part") == "profile"])
-    noisy = []
-    if (where["steal"] or 0) > noise.STEAL_LIMIT:
-        noisy.append(f"{100 * where['steal']:.1f} % of processor time was stolen")
-    if (where["others"] or 0) > noise.OTHERS_LIMIT:
-        noisy.append(f"other processes used {where['others']:.1f} cores")
+    busy = []
+    if where["steal"] is not None:
+        busy.append(f"{100 * where['steal']:.1f} % of processor time stolen")
+    if where["others"] is not None:
+        busy.append(f"other processes used {where['others']:.1f} cores")
     about = (
         f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, torch {where['torch']}, float32; "
         "Pythia’s shapes with random weights, random tokens; medians and 95 % intervals over rounds."
@@ -36,8 +34,8 @@ def block_of(report: dict) -> list[str]:
     source = (
         f"`{report['command']}`, then `python tests/benchmarks/replay.py --from {report['file']} --readme README.md`"
     )
-    quiet = f" Not a quiet machine: {' and '.join(noisy)}." if noisy else ""
-    return [*lines, "", f"{about}{quiet} From {source}."]
+    also = f" Meanwhile: {', '.join(busy)}." if busy else ""
+    return [*lines, "", f"{about}{also} From {source}."]
 
 
 def share_table(found: list[dict]) -> list[str]:
