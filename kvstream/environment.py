@@ -6,14 +6,14 @@ import os
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 @cache
 def environment() -> dict[str, str | int | None]:
     """Describe this process's machine and software, as flat JSON values."""
-    packages = {name: version(name) for name in ("kvstream", "torch", "transformers", "ray", "numpy")}
+    packages = {name: _version(name) for name in ("kvstream", "torch", "transformers", "ray", "numpy")}
     return {
         "python": platform.python_version(),
         **packages,
@@ -24,6 +24,14 @@ def environment() -> dict[str, str | int | None]:
         "cores": os.cpu_count(),
         "gpu": _gpu_model(),
     }
+
+
+def _version(package: str) -> str | None:
+    """Version of an installed package; None for one that is only on the path, as kvstream itself may be."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

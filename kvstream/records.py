@@ -65,19 +65,9 @@ class Records:
         self, key: str, fields: dict[str, Any], rows: Sequence[pa.Table], seconds: float, environment: dict[str, Any]
     ) -> None:
         """Write a finished cell, whose rows may come in several tables."""
-        name = f"{key}.parquet"
-        record = {
-            "schema": SCHEMA,
-            "cell": key,
-            "file": name,
-            "sha256": self.write_rows(name, rows),
-            "rows": sum(table.num_rows for table in rows),
-            "fields": fields,
-            "environment": environment,
-            "seconds": seconds,
-            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        self.write_json(f"{key}.json", record)
+        sha256 = self.write_rows(f"{key}.parquet", rows)
+        count = sum(table.num_rows for table in rows)
+        self.write_json(f"{key}.json", commit_record(key, fields, sha256, count, seconds, environment))
         self.storage.remove(f"{key}.failed.json")
 
     def fail(self, key: str, fields: dict[str, Any], error: str, attempts: int) -> None:
@@ -114,11 +104,7 @@ class Records:
 
     def write_rows(self, name: str, rows: Sequence[pa.Table]) -> str:
         """Write a Parquet file of tables with the same columns, and return its sha256."""
-        sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(sink, rows[0].schema, compression="zstd", write_page_checksum=True) as writer:
-            for table in rows:
-                writer.write_table(table)
-        return self.write_bytes(name, sink.getvalue())
+        return self.write_bytes(name, parquet(rows))
 
     def write_bytes(self, name: str, data: Any) -> str:
         """Write a file and return its sha256."""
@@ -128,6 +114,32 @@ class Records:
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file with its checksum."""
         self.storage.write(name, sealed(name, record))
+
+
+def commit_record(
+    key: str, fields: dict[str, Any], sha256: str, rows: int, seconds: float, environment: dict[str, Any]
+) -> dict[str, Any]:
+    """What is written down of a finished cell beside its rows."""
+    return {
+        "schema": SCHEMA,
+        "cell": key,
+        "file": f"{key}.parquet",
+        "sha256": sha256,
+        "rows": rows,
+        "fields": fields,
+        "environment": environment,
+        "seconds": seconds,
+        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def parquet(rows: Sequence[pa.Table]) -> Any:
+    """Tables with the same columns as the bytes of one Parquet file."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, rows[0].schema, compression="zstd", write_page_checksum=True) as writer:
+        for table in rows:
+            writer.write_table(table)
+    return sink.getvalue()
 
 
 def sealed(name: str, record: dict[str, Any]) -> bytes:

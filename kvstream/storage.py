@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from kvstream.hub import within
 
@@ -36,6 +36,13 @@ BEAT_S = 10.0  # how often the holder of a bucket says that it lives
 SILENT_BEATS = 3  # after which it does not
 SETTLE_S = 1.0  # for how long whoever takes a bucket looks out for another who began at the same moment
 opened: list[str] = []  # object stores that this process has a client of; see `abandon_clients`
+
+
+class Room(NamedTuple):
+    """Bytes that are free on a disk, and of the blocks that its files consist of."""
+
+    free: int
+    block: int
 
 
 class Storage(Protocol):
@@ -57,6 +64,10 @@ class Storage(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
+        ...
+
+    def room(self) -> Room | None:
+        """What may still be written; None where nobody knows."""
         ...
 
     def held(self) -> AbstractContextManager[None]:
@@ -132,6 +143,11 @@ class Folder:
             (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise _unwritten(self.where, name, error) from error
+
+    def room(self) -> Room | None:
+        """What its disk has left; None for those that count nothing, such as some network drives."""
+        disk = os.statvfs(self.folder)
+        return Room(disk.f_bavail * disk.f_frsize, disk.f_frsize) if disk.f_blocks else None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -212,6 +228,9 @@ class Bucket:
     def _put(self, name: str, data: bytes) -> None:
         with self._store.open_output_stream(self._path(name)) as file:
             file.write(data)
+
+    def room(self) -> None:
+        """A store is as large as it is paid for."""
 
     @contextmanager
     def held(self) -> Iterator[None]:

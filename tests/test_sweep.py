@@ -1,6 +1,8 @@
 """Real Ray sweeps of a tiny model: complete, resumable after a kill, honest about failures, clear about bad input."""
 
+import io
 import json
+import os
 import random
 import re
 import runpy
@@ -8,6 +10,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from contextlib import redirect_stdout
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -17,12 +21,14 @@ import torch
 from conftest import WORDS
 from driving import QUICK, ROOT, arguments, digest, kill_once_there_is, run
 
-from kvstream import load_model, parse_policy, replay
+from kvstream import load_model, parse_policy, plan, replay
 from kvstream.chunks import PART_TOKENS
 from kvstream.cluster import Node, choose_device, divide, fit_for
 from kvstream.command import parse_flags
 from kvstream.grid import Grid
 from kvstream.policies import FixSizeL2, Full, RecentOnly, StreamingLLM
+from kvstream.room import written_bytes
+from kvstream.sweep import main, question_of
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +64,105 @@ def test_a_sweep_is_complete_and_its_rows_are_replays(swept, world):
         assert {"python", "torch", "ray", "cpu", "cores", "commit"} <= set(record["environment"])
 
 
-def test_a_second_run_reuses_everything(swept, world):
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_a_second_run_reuses_everything_and_starts_no_ray(swept, world, device, monkeypatch):
     out, _ = swept
+    monkeypatch.setattr("kvstream.cluster.device_here", lambda: "cpu")
+    monkeypatch.setattr("kvstream.cluster.connect", lambda where: pytest.fail("Ray was asked for"))
+    monkeypatch.setattr("kvstream.address.answering", lambda: None)
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
-    again = run(arguments(world, out))
-    assert again.returncode == 0
-    assert ", 0 to do" in again.stdout
+    told = in_process(arguments(world, out, "--device", device)[2:])
+    assert told == [
+        f"quick: 33 cells, 33 finished before, 0 to do → {out}",
+        f"report: python analysis/report.py --records {out}",
+    ]
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")} == before
+
+
+def in_process(flags):
+    """What a sweep of the quick grid prints that ends with exit code 0, in lines."""
+    quick = runpy.run_path(str(QUICK))
+    with pytest.raises(SystemExit) as ended, redirect_stdout(io.StringIO()) as told:
+        main(quick["GRID"], quick["__doc__"], flags)
+    assert ended.value.code == 0
+    return told.getvalue().splitlines()
+
+
+def test_a_sweep_ends_with_the_command_that_looks_at_it(swept):
+    out, finished = swept
+    assert finished.stdout.splitlines()[-1] == f"report: python analysis/report.py --records {out}"
+
+
+def test_records_carry_the_question_that_was_asked(swept, world):
+    """Flags replaced axes, so the docstring speaks of other models and texts."""
+    asked = json.loads((swept[0] / "sweep.json").read_text())["question"]
+    assert asked == (
+        f"What do 11 policies cost and gain on {world / 'model'}? "
+        f"Perplexity over the first 50 and 400 tokens of 3 documents of {world / 'texts'}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "question"),
+    [
+        ({"policies": (RecentOnly(8),)},
+         "What does recent_only(8) cost and gain on m? "
+         "Perplexity over the first 64 and 128 tokens of 2 documents of kjv."),
+        ({"models": ("a", "b", "c"), "documents": 1, "lengths": (4096,), "contexts": (512, 2048)},
+         "What do 3 policies cost and gain on a, b and c? Perplexity over the first 4,096 tokens of 1 document of kjv. "
+         "Latency after 512 and 2,048 tokens."),
+        ({"lengths": (), "contexts": (64,), "batches": (1, 4)},
+         "What do 3 policies cost and gain on m? Latency after 64 tokens, 1 and 4 texts at once."),
+    ],
+)  # fmt: skip
+def test_a_grid_without_words_of_its_own_is_put_into_words(changes, question):
+    assert question_of(replace(GRID, **changes)) == question
+
+
+def test_the_room_that_a_sweep_takes_is_known_before(swept, world):
+    out, _ = swept
+    grid, options = parse_flags(runpy.run_path(str(QUICK))["GRID"], "", arguments(world, out)[2:])
+    cells = plan.quality_cells(grid, plan.prepare(grid), "cpu", options.dtype)
+    written = sum(path.stat().st_size for path in out.glob("????????????????.*"))
+    assert len(cells) == 33
+    assert written <= written_bytes(cells, 2, block=1) <= 1.25 * written
+    blocks = sum(-(-path.stat().st_size // 4096) * 4096 for path in out.glob("????????????????.*"))
+    assert blocks <= written_bytes(cells, 2, block=4096) <= 1.25 * blocks
+
+
+def test_parts_of_long_texts_take_room_too(world, tmp_path):
+    tokens = 2 * PART_TOKENS
+    grid, _ = parse_flags(GRID, "", long_text(world, tmp_path, "--lengths", str(tokens))[2:])
+    [cell] = plan.quality_cells(grid, plan.prepare(grid), "cpu", "float32")
+    rows = written_bytes([cell], 0, block=1)
+    held = written_bytes([cell], 1, block=1) - written_bytes([cell], 0, block=1)
+    assert 0.95 * rows <= held - 2 * cell.kv_bytes(cell.policy, tokens) <= rows
+
+
+def test_a_kvstream_that_is_not_installed_measures_all_the_same(world, tmp_path):
+    """It is only on the path, of the driver and of the workers: as if no package of that name were installed."""
+    (tmp_path / "sitecustomize.py").write_text(NOT_INSTALLED)
+    out = tmp_path / "records"
+    few = ["--policies", "full", "--documents", "1", "--lengths", "50"]
+    result = run(arguments(world, out, *few), env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert result.returncode == 0, result.stderr
+    [record] = [json.loads(path.read_text()) for path in out.glob("????????????????.json")]
+    assert record["environment"]["kvstream"] is None
+    assert record["environment"]["torch"] == torch.__version__
+
+
+NOT_INSTALLED = """
+from importlib import metadata
+
+real = metadata.version
+
+def version(name):
+    if name == "kvstream":
+        raise metadata.PackageNotFoundError(name)
+    return real(name)
+
+metadata.version = version
+"""
 
 
 def test_another_grid_reuses_the_cells_they_share_and_a_damaged_one_is_recomputed(swept, world, tmp_path):
@@ -251,13 +349,18 @@ def test_a_cell_that_no_machine_can_hold_is_not_run_and_the_others_are(world, tm
 def test_latency_cells_wait_until_all_quality_cells_are_done(world, tmp_path):
     out = tmp_path / "records"
     flags = ["--policies", "streaming_llm", "--budgets", "8", "--start-sizes", "2", "--contexts", "24"]
-    result = run([*arguments(world, out, *flags), "--rounds", "3", "--prefills", "1"])
+    command = [*arguments(world, out, *flags), "--rounds", "3", "--prefills", "1"]
+    result = run(command)
     assert result.returncode == 0, result.stderr
     records = [json.loads(path.read_text()) for path in out.glob("????????????????.json")]
     assert sorted(record["fields"]["kind"] for record in records) == ["latency", *["quality"] * 3]
     ends = {record["cell"]: datetime.fromisoformat(record["written_at"]).timestamp() for record in records}
     [timed] = [record for record in records if record["fields"]["kind"] == "latency"]
     assert ends[timed["cell"]] + 1 - timed["seconds"] >= max(end for cell, end in ends.items() if cell != timed["cell"])
+    grid, _ = parse_flags(runpy.run_path(str(QUICK))["GRID"], "", command[2:])
+    [cell] = plan.latency_cells(grid, plan.prepare(grid), "cpu", "float32", None)
+    written = sum(path.stat().st_size for path in out.glob(f"{cell.key}.*"))
+    assert 0.9 * written <= written_bytes([cell], 1, block=1) <= 2 * written, "the room it takes is known before"
 
 
 def test_a_dry_run_prints_cells_and_cost_and_writes_nothing(world, tmp_path):

@@ -5,19 +5,24 @@ import errno
 import os
 import re
 import resource
+import shutil
 import subprocess
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from apart import until
 from driving import arguments, digest, run
 
+from kvstream import room
 from kvstream.parts import Parts
 from kvstream.quality import Evaluated
 from kvstream.records import Records
+from kvstream.storage import Folder
 
 KEY, OTHER = "0123456789abcdef", "fedcba9876543210"
 BEFORE, AFTER = (pa.table({"cell": [KEY] * 3, "nll_nats": [start, start + 1, start + 2]}) for start in (1.0, 7.0))
@@ -42,22 +47,63 @@ def disk(tmp_path):
 
 @pytest.mark.long
 def test_a_full_disk_ends_a_sweep_that_goes_on_when_there_is_room(disk, start, world, tmp_path):
-    for filled in (1 << 20, 980 << 10):  # to the last byte; with room to begin
-        (disk / "filler").write_bytes(b"x" * filled)
-        full = start(arguments(world, disk / "records"))
-        assert full.ended() == 2
-        told = full.err().strip().splitlines()[-1]
-        assert told.startswith("error: out: cannot write ")
-        assert "No space left on device" in told
-        assert "run the same command again" in told
-        assert "Traceback" not in full.err()
-    begun = digest(disk / "records")
-    (disk / "filler").unlink()
-    assert start(arguments(world, disk / "records")).ended() == 0
-    whole = digest(disk / "records")
+    out, filler = disk / "records", disk / "filler"
+    (disk / "filler").write_bytes(b"x" * (1 << 20))  # to the last byte
+    full = start(arguments(world, out))
+    assert full.ended() == 2
+    is_told(full.err())
+    assert "Ray:" not in full.out(), "nothing was begun for it"
+    filler.unlink()
+    filling = start(arguments(world, out))
+    until(lambda: list(out.glob("*.parquet")), 120, "a cell")
+    with suppress(OSError), open(filler, "wb", buffering=0) as file:  # by somebody else, meanwhile
+        while True:
+            file.write(b"x" * 4096)
+    assert filling.ended() == 2
+    is_told(filling.err())
+    begun = digest(out)
+    filler.unlink()
+    assert start(arguments(world, out)).ended() == 0
+    whole = digest(out)
     assert begun.items() <= whole.items()
     assert start(arguments(world, tmp_path / "elsewhere")).ended() == 0
     assert whole == digest(tmp_path / "elsewhere")
+
+
+def is_told(err):
+    told = err.strip().splitlines()[-1]
+    assert told.startswith("error: out: cannot write ")
+    assert "No space left on device" in told
+    assert "run the same command again" in told
+    assert "Traceback" not in err
+
+
+def test_too_little_room_is_said_before_anything_is_computed(world, tmp_path):
+    """A disk with one megabyte left, and a sweep that will write more than that."""
+    out = tmp_path / "records"
+    script = (
+        "import sys; sys.path.insert(0, 'sweeps'); from kvstream import storage, sweep; import quick\n"
+        "storage.Folder.room = lambda self: storage.Room(100_000, 4096)\n"
+        f"sweep.main(quick.GRID, quick.__doc__, {arguments(world, out)[2:]!r})"
+    )
+    refused = run([sys.executable, "-c", script])
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        rf"error: out: '{out}' has 0\.1 MB left, and this sweep will write about 0\.[45] MB; "
+        r"make room there, or give another --out\n",
+        refused.stderr,
+    ), refused.stderr
+    assert "loading" not in refused.stdout
+    assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_the_room_on_a_disk_is_the_systems_own_count(tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path).free
+    assert 0.9 * free < Folder(tmp_path).room().free < 1.1 * free
+    counts_nothing = os.statvfs_result((4096, 4096, *[0] * 8))
+    monkeypatch.setattr(os, "statvfs", lambda path: counts_nothing)
+    assert Folder(tmp_path).room() is None
+    room.require_room(Records(tmp_path), [], 1)
 
 
 @contextmanager
@@ -74,6 +120,8 @@ def no_room():
 def test_a_folder_is_held_without_a_byte_of_room(records):
     with no_room(), records.locked():  # a sweep that has nothing to write
         pass
+    with no_room(), pytest.raises(OSError, match=r"out: cannot write .*File too large"), records.locked():
+        room.require_writable(records)
     with no_room(), pytest.raises(OSError, match=r"out: cannot write .*File too large"), records.locked():
         commit_anew(records)
     with records.locked():
