@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar, get_args
 
-from kvstream.grid import DTYPE_BYTES, MOST, Grid, expand, visible
+from kvstream.grid import BOS, DTYPE_BYTES, MOST, Grid, expand, visible
 from kvstream.hub import abandoned
 from kvstream.policies import POLICIES, Axes, BoundedPolicy, Policy, parse_policy
 from kvstream.policies.base import Position
@@ -72,7 +72,7 @@ def parse_flags(grid: Grid, question: str, arguments: Sequence[str] | None = Non
     given = _parser(grid, question).parse_args(arguments)
     try:
         changes: dict[str, Any] = {"policies": _policies(grid, given)}
-        for axis in ("models", "text", "documents", "lengths", "contexts", "batches"):
+        for axis in ("models", "text", "join_rows", "bos", "documents", "lengths", "contexts", "batches"):
             if (value := getattr(given, axis)) is not None:
                 changes[axis] = value
         if changes["policies"] != grid.policies:
@@ -119,6 +119,14 @@ def _parser(grid: Grid, question: str) -> argparse.ArgumentParser:
     )
     axes.add_argument("--batches", type=numbers, metavar="N,N", help="texts at once in latency cells")
     parser.add_argument("--text", metavar="NAME", help=f"kjv, pg19, a file, folder or glob; now {grid.text}")
+    parser.add_argument(
+        "--join-rows",
+        action=argparse.BooleanOptionalAction,
+        help="take all rows of a .jsonl or .parquet file, or of a dataset's split, as one document",
+    )
+    parser.add_argument(
+        "--bos", choices=BOS, help=f"begin documents with a BOS token; auto: if the tokenizer does; now {grid.bos}"
+    )
     parser.add_argument("--documents", type=_count, metavar="N", help=f"documents of the text; now {grid.documents}")
     run = parser.add_argument_group("how to run")
     for name, what in REPEATS.items():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kvstream.text import Document
 
 SCHEMA = 1
+BOS = ("auto", "on", "off")
 MOST = 2**31 - 1  # positions are 32-bit numbers
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # The modules that decide numbers: a change in one of them makes every cell a new one.
@@ -60,7 +61,7 @@ class Grid:
     """The questions a sweep asks of each of the `models` under each of the `policies`.
 
     Quality, where `lengths` are given: perplexity and accuracy on `documents` texts. The longest length, in tokens, is
-    run and holds the others as its prefixes. text: see `kvstream.sources`.
+    run and holds the others as its prefixes. text and join_rows: see `kvstream.sources`; bos: see `kvstream.text`.
     Latency, where `contexts` are given: TTFT of prompts that long, in tokens, and the time per token after them, for
     each of the `batches`, the number of texts at once; `repeats` says how often.
     """
@@ -75,6 +76,8 @@ class Grid:
     batches: tuple[int, ...] = (1,)
     repeats: Repeats = Repeats()
     latency_policies: tuple[Policy, ...] | None = None  # where latency cells compare fewer than all
+    bos: str = "auto"
+    join_rows: bool = False
 
     def __post_init__(self) -> None:
         """Drop repetitions and check the axes; what a model or text decides is checked when they are known."""
@@ -93,6 +96,9 @@ class Grid:
             raise ValueError("lengths, contexts: both empty; give lengths to measure quality or contexts for latency")
         _whole("documents", self.documents, 1)
         _name("text", self.text, "the name of a text")
+        if self.bos not in BOS:
+            raise ValueError(f"bos: {self.bos!r} is not valid; choose one of {', '.join(BOS)}")
+        _is("join_rows", self.join_rows, bool, "True or False")
         _is("repeats", self.repeats, Repeats, "Repeats(…)")
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
 
@@ -204,6 +210,8 @@ class QualityCell(Cell):
             "text": self.text,
             "document": self.document.name,
             "document_sha256": self.document.sha256,
+            "bos": self.document.bos,
+            "join_rows": self.document.join_rows,
             "tokens": self.tokens,
             "lengths": list(self.lengths),
             "kv_bytes": self.kv_bytes(self.policy, self.tokens),

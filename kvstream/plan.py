@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,11 @@ from kvstream import sources as texts
 from kvstream.chunks import CHUNK_SIZE, PART_TOKENS
 from kvstream.grid import DTYPE_BYTES, Cell, Grid, LatencyCell, QualityCell, visible
 from kvstream.models import ModelInfo, as_built, load_tokenizer, resolve
-from kvstream.policies import Full
+from kvstream.policies import Full, Policy
 from kvstream.records import Records
 from kvstream.text import Document, load_documents
 
+log = logging.getLogger(__name__)
 SCORING_BYTES = {True: 16 << 20, False: 1 << 30}  # logits that exist at once and what is computed of them: CPUs, GPUs
 
 
@@ -41,20 +43,52 @@ def prepare(grid: Grid) -> list[Source]:
                 "give a trained model, or measure latency alone (sweeps/latency.py)"
             )
         _require_layers(grid, info)
-    if (
-        grid.lengths
-        and (there := sum(1 for _ in itertools.islice(texts.read(grid.text), grid.documents))) < grid.documents
-    ):
-        raise ValueError(f"documents: {grid.documents} asked, only {there} in {grid.text!r}; ask for fewer documents")
+    if grid.lengths:
+        found = itertools.islice(texts.read(grid.text, join_rows=grid.join_rows), grid.documents)
+        if (there := sum(1 for _ in found)) < grid.documents:
+            raise ValueError(
+                f"documents: {grid.documents} asked, only {there} in {grid.text!r}; ask for fewer documents"
+            )
     infos = [as_built(info) for info in infos]
     for info in infos:
         _require_layers(grid, info)
-    return [Source(info, _documents(grid, info)) for info in infos]
+    sources = [Source(info, _documents(grid, info)) for info in infos]
+    for note in notes(grid):
+        log.warning(note)
+    return sources
+
+
+def notes(grid: Grid) -> list[str]:
+    """What a grid asks that says nothing about eviction: policies whose budgets hold a whole text or prompt."""
+    found = []
+    longest = grid.lengths[-1] if grid.lengths else 0
+    if clones := _that_hold(longest - 1, grid.policies):  # nothing is asked of what the last token leaves
+        found.append(
+            f"note: {clones} will equal full, whose {longest:,} tokens they hold; "
+            "give longer --lengths or smaller --budgets to tell them apart"
+        )
+    timed = grid.latency_policies or grid.policies
+    parts = [
+        f"at {context:,} tokens of context {held}" for context in grid.contexts if (held := _that_hold(context, timed))
+    ]
+    if parts:
+        found.append(
+            f"note: {'; '.join(parts)} hold as much as full, so their times should be alike; give longer --contexts or "
+            "smaller --budgets to tell them apart"
+        )
+    return found
+
+
+def _that_hold(tokens: int, policies: Sequence[Policy]) -> str:
+    """The labels of policies that evict nothing of so many tokens, the first few of many; empty if none do."""
+    labels = [str(policy) for policy in policies if policy.regions and 0 < tokens <= policy.regions.budget]
+    return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
 
 
 def _require_layers(grid: Grid, info: ModelInfo) -> None:
     """ValueError if a policy skips a layer that the model lacks, as far as its number of layers is known."""
-    deepest = max((layer for policy in grid.policies for layer in getattr(policy, "skip_layers", ())), default=0)
+    policies = (*grid.policies, *(grid.latency_policies or ()))
+    deepest = max((layer for policy in policies for layer in getattr(policy, "skip_layers", ())), default=0)
     if 0 < info.num_layers <= deepest:
         raise ValueError(
             f"skip_layers: {deepest} is not a layer of {info.spec!r}; give numbers from 0 to {info.num_layers - 1}"
@@ -65,7 +99,14 @@ def _documents(grid: Grid, info: ModelInfo) -> list[Document]:
     if not grid.lengths:
         return []
     tokenizer = load_tokenizer(info)
-    documents = load_documents(grid.text, documents=grid.documents, tokens=grid.lengths[-1], tokenizer=tokenizer)
+    documents = load_documents(
+        grid.text,
+        documents=grid.documents,
+        tokens=grid.lengths[-1],
+        tokenizer=tokenizer,
+        bos=grid.bos,
+        join_rows=grid.join_rows,
+    )
     for document in documents:
         if (highest := int(document.token_ids.max())) >= info.vocab_size:
             raise ValueError(

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,6 +50,12 @@ def load(spec, **options):
 
 def long(letter="a", count=10):
     return " ".join([letter] * count)
+
+
+def parquet_of(**columns):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
 
 
 # Sources
@@ -108,7 +115,7 @@ def test_jsonl_rows_columns_and_names(tmp_path):
 def test_parquet_titles_made_unique(tmp_path):
     file = tmp_path / "books.parquet"
     titles = ["Emma", "Emma", "</script>", ""]
-    datasets.Dataset.from_dict({"short_book_title": titles, "text": [long()] * 4}).to_parquet(file)
+    file.write_bytes(parquet_of(short_book_title=titles, text=[long()] * 4))
     assert [document.name for document in load(file)] == ["Emma", "Emma (2)", "</script>", "row 3"]
 
 
@@ -122,8 +129,8 @@ def test_pg19_is_read_from_a_pinned_parquet_snapshot(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "fetch", fetch)
     (tmp_path / "data").mkdir()
-    datasets.Dataset.from_dict({"short_book_title": ["Middlemarch"], "text": [long()]}).to_parquet(
-        tmp_path / "data" / "test-00000-of-00001-29a571947c0b5ccc.parquet"
+    (tmp_path / "data" / "test-00000-of-00001-29a571947c0b5ccc.parquet").write_bytes(
+        parquet_of(short_book_title=["Middlemarch"], text=[long()])
     )
     assert [document.name for document in load("pg19")] == ["Middlemarch"]
     assert asked == {"repo": "emozilla/pg19-test", "revision": "c5e39bf32e33f9111323aa68d7d9000d22722035"}
@@ -156,6 +163,223 @@ def test_local_texts_use_no_network_and_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+def rows(file, *texts, **more):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".parquet":
+        file.write_bytes(parquet_of(text=texts, **more))
+    else:
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(file)
+
+
+# Only the text is read
+
+
+def test_other_columns_may_hold_what_they_like(tmp_path):
+    """A nested field that gains a key late, types that change from row to row."""
+    file = tmp_path / "rows.jsonl"
+    lines = [{"meta": {"a": "1"}, "text": long(), "n": 1}] * 3000
+    lines += [{"meta": {"a": "1", "link": ["x"]}, "text": long("b"), "n": {"x": None}}, {"text": long("b"), "meta": 7}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [text for _, text in sources.read(str(file))] == [long()] * 3000 + [long("b")] * 2
+
+
+def test_of_a_parquet_file_only_the_text_is_read(tmp_path, monkeypatch):
+    file = tmp_path / "rows.parquet"
+    nested = [{"deep": [1]}, {"deep": []}]
+    file.write_bytes(parquet_of(**{"a.b": ["x", "y"]}, text=["one", "two"], title=["T", None], meta=nested))
+    asked = []
+
+    def spy(self, rows, columns, original=pq.ParquetFile.iter_batches):
+        asked.append(columns)
+        return original(self, rows, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
+    assert list(sources.read(str(file))) == [("T", "one"), ("row 1", "two")]
+    assert list(sources.read(f"{file}:a.b")) == [("T", "x"), ("row 1", "y")]
+    assert asked == [["text", "title"], ["a.b", "title"]]
+
+
+# Folders
+
+
+def test_folders_are_read_with_all_below_them(tmp_path):
+    for name in ("b.txt", "a/a.txt", "a/deep/er/c.txt", "z/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(long())
+    rows(tmp_path / "a" / "rows.jsonl", long(), long())
+    names = ["a", "c", "rows row 0", "rows row 1", "b", "d"]
+    assert [name for name, _ in sources.read(str(tmp_path))] == names
+    assert [name for name, _ in sources.read(f"{tmp_path}/*")] == names, "also folders that a glob finds"
+    assert [name for name, _ in sources.read(f"{tmp_path}/**/*.txt")] == ["a", "c", "b", "d"]
+
+
+def test_names_say_the_folder_where_they_are_the_same_without(tmp_path):
+    for name in ("one/a.txt", "two/a.txt", "two/b.txt", "a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(long())
+    rows(tmp_path / "one" / "r.jsonl", long())
+    rows(tmp_path / "two" / "r.jsonl", long())
+    names = [document.name for document in load(tmp_path)]
+    assert names == ["a", "one/a", "one/r row 0", "two/a", "b", "two/r row 0"]
+    assert [document.name for document in load(f"{tmp_path}/*/a.txt")] == ["one/a", "two/a"]
+    assert [document.name for document in load(tmp_path, names=["two/a"])] == ["two/a"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.txt", "/**"])
+def test_what_is_hidden_is_passed_over_and_named_once(tmp_path, caplog, pattern):
+    for name in ("a.txt", "sub/b.txt", "._a.txt", "sub/.x.txt", ".git/c.txt", ".hidden.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(long() if name in ("a.txt", "sub/b.txt") else "a \0")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert [document.name for document in load(f"{tmp_path}{pattern}")] == ["a", "b"]
+    assert caplog.text.count("is passed over") == 1
+    assert "._a.txt" in caplog.text
+    assert ".x.txt" in caplog.text
+    assert ".md" not in caplog.text
+    assert (".git/c" in caplog.text) == (pattern == "/**/*.txt"), "else its folder is"
+    assert ".git" in caplog.text
+
+
+def test_linked_folders_are_passed_over_and_named(tmp_path, caplog):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text(long())
+    (tmp_path / "texts" / "loop").symlink_to(tmp_path / "texts")
+    with caplog.at_level(logging.WARNING):
+        assert [name for name, _ in sources.read(str(tmp_path / "texts"))] == ["a"]
+    assert f"'{tmp_path}/texts/loop'" in caplog.text
+
+
+def test_binary_junk_in_a_folder_is_one_clear_error(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.txt").write_bytes(b"a \0\1")
+    with pytest.raises(ValueError, match=r"^text: '.*sub/a.txt' is binary, it holds NUL bytes; give a UTF-8 text"):
+        list(sources.read(str(tmp_path)))
+
+
+# Rows that are lines of one text
+
+
+WIKITEXT = ["", " = Title = \n", "", " First line . \n", " Second line without an end", "third\n", ""]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_rows_are_joined_a_line_each(tmp_path, suffix):
+    file = rows(tmp_path / f"wiki{suffix}", *WIKITEXT)
+    [(name, text)] = sources.read(file, join_rows=True)
+    whole = "\n = Title = \n\n First line . \n Second line without an end\nthird\n"
+    assert (name, text.first(1000)) == ("wiki", whole)
+    assert [text.first(length) for length in (0, 5, 9)] == ["", whole[:5], whole[:9]]
+    [document] = load(file, join_rows=True, tokens=6)
+    assert document.join_rows
+    assert document.token_ids.tolist() == first_tokens(LETTERS, whole, 6).tolist()
+
+
+def test_shards_of_a_split_are_joined_and_splits_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "fetch", lambda *args, **options: tmp_path)
+    for name, text in (("x/test-00000-of-00002", "a"), ("x/test-00001-of-00002", "b"), ("y/test-00000-of-00001", "c")):
+        rows(tmp_path / f"{name}.parquet", text, "b")
+    found = [(name, text.first(99)) for name, text in sources.read("hub:o/n", join_rows=True)]
+    assert found == [("x/test", "a\nb\nb\nb"), ("y/test", "c\nb")]
+
+
+def test_rows_are_joined_no_further_than_needed(tmp_path, monkeypatch):
+    file = rows(tmp_path / "wiki.jsonl", *[f"{long()} . \n"] * 20_000)
+    read = []
+    original = sources._read_jsonl
+    monkeypatch.setattr(sources, "_read_jsonl", lambda *given: (read.append(1) or row for row in original(*given)))
+    [document] = load(file, join_rows=True, tokens=100)
+    assert len(document.token_ids) == 100
+    assert len(read) < 500
+
+
+def test_rows_that_are_all_too_short_name_the_remedy(tmp_path):
+    file = rows(tmp_path / "wiki.jsonl", *["a a"] * 50)
+    with pytest.raises(
+        ValueError, match=r"^documents: .* has 2; join rows of a line each with --join-rows, or ask for"
+    ):
+        load(file)
+    with pytest.raises(ValueError, match=r"^documents: 1 asked, only 0 .* has 100; ask for fewer documents"):
+        load(file, join_rows=True, tokens=101)
+    for name in "ab":
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / f"{name}.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"^documents: 1 asked, only 0 .* has 1; ask for fewer documents"):
+        load(tmp_path / "texts")
+
+
+@pytest.mark.parametrize("spec", ["kjv", "texts"])
+def test_whole_texts_cannot_be_joined(tmp_path, monkeypatch, spec):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text(long())
+    with pytest.raises(
+        ValueError, match=rf"^join_rows: '{spec}' holds whole texts, no rows of one; leave --join-rows out"
+    ):
+        load(spec, join_rows=True)
+
+
+def test_empty_files_of_rows_are_no_documents(tmp_path):
+    rows(tmp_path / "a.jsonl")
+    rows(tmp_path / "b.jsonl", long())
+    assert [document.name for document in load(tmp_path, join_rows=True)] == ["b"]
+    (tmp_path / "b.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"^text: .* is empty"):
+        load(tmp_path, join_rows=True)
+
+
+# BOS
+
+
+def with_bos(adds, also_eos=False):
+    """A tokenizer of words with a BOS token, id 3, and an EOS token, id 4."""
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2, "<s>": 3, "</s>": 4}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if adds:
+        words.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>" if also_eos else "<s> $A", special_tokens=[("<s>", 3), ("</s>", 4)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "bos", "expected"),
+    [
+        (with_bos(True), "auto", [3, 0, 0, 0]),
+        (with_bos(True), "on", [3, 0, 0, 0]),
+        (with_bos(True), "off", [0, 0, 0, 0]),
+        (with_bos(False), "auto", [0, 0, 0, 0]),
+        (with_bos(False), "on", [3, 0, 0, 0]),
+        (with_bos(True, also_eos=True), "auto", [3, 0, 0, 0]),
+        (LETTERS, "auto", [0, 0, 0, 0]),
+        (LETTERS, "off", [0, 0, 0, 0]),
+    ],
+)
+def test_documents_begin_with_bos_as_asked(tmp_path, tokenizer, bos, expected):
+    (tmp_path / "a.txt").write_text(long())
+    [document] = load(tmp_path, tokenizer=tokenizer, bos=bos)
+    assert document.token_ids.tolist() == expected
+    assert document.token_ids.dtype == np.int32
+    assert document.bos == (expected[0] == 3)
+    assert document.sha256 == hashlib.sha256(document.token_ids.tobytes()).hexdigest()
+
+
+def test_bos_is_one_of_the_tokens(tmp_path):
+    (tmp_path / "a.txt").write_text(long(count=3))
+    assert len(load(tmp_path, tokenizer=with_bos(True))[0].token_ids) == 4
+    with pytest.raises(ValueError, match=r"has 3; ask"):
+        load(tmp_path, tokenizer=with_bos(True), bos="off")
+
+
+def test_a_bos_token_that_is_not_there_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text(long())
+    with pytest.raises(
+        ValueError, match=r"^bos: 'on' asked, but the tokenizer of .* has no BOS token; choose auto or off"
+    ):
+        load(tmp_path, bos="on")
 
 
 # Complaints
@@ -235,13 +459,17 @@ def test_unknown_sources(spec, complaint):
         ("int.jsonl", b'{"text": 3}\n', "holds int, not text"),
         ("null.jsonl", b'{"text": null}\n', "holds NoneType, not text"),
         ("book.pdf", b"%PDF", "is of no known kind"),
-        ("a::b.txt", b"a a a a", "holds '::'"),
+        ("list.jsonl", b'{"text": "a"}\n[1, 2]\n', "line 2 is no JSON object"),
+        ("half.jsonl", b'{"text": "a \\ud800"}\n', "holds half a character"),
+        ("half.jsonl", b'{"text": "a", "title": "\\ud800"}\n', "holds half a character"),
+        ("deep.jsonl", b"[" * 100_000, "cannot be read"),
+        ("latin.parquet", parquet_of(text=pa.array([b"caf\xe9"]).cast(pa.string(), safe=False)), "not UTF-8"),
     ],
 )
 def test_unusable_files(tmp_path, capfd, name, content, complaint):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=r"^text: .*; ") as caught:
-        load(tmp_path / name)
+        list(sources.read(str(tmp_path / name)))
     assert complaint in str(caught.value)
     assert capfd.readouterr() == ("", ""), "one error, no noise"
 

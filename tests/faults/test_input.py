@@ -183,6 +183,9 @@ FLAGS = [
     (["--policies", "__import__('os').getcwd()"], ["__import__", "write it as name(value"]),
     (["--policies", "(" * 3000], ["((((", "write it as name(value"]),
     (["--policies", "recent_only(8)", "--budgets", "8"], ["--budgets", "name policies without values"]),
+    (["--bos", "yes"], ["--bos", "'yes'", "choose from"]),
+    (["--bos", "on"], ["bos: 'on'", "no BOS token", "choose auto or off"]),
+    (["--join-rows"], ["join_rows: ", "holds whole texts", "leave --join-rows out"]),
     (["--device", "tpu"], ["--device", "'tpu'", "choose from"]),
     (["--device", "cuda:0"], ["--device", "'cuda:0'", "choose from"]),
     (["--dtype", "int8"], ["--dtype", "'int8'", "choose from"]),
@@ -396,7 +399,7 @@ def parquet_of(value):
         ("pickled.jsonl", pickle.dumps({"text": "w1"}), ["pickled.jsonl'", "; "]),
         ("text.pdf", b"%PDF-1.4", ["no known kind", ".txt, .jsonl, .parquet"]),
         ("model.safetensors", b"", ["no known kind", ".txt, .jsonl, .parquet"]),
-        ("a::b.txt", b"w1", ["'::'", "rename it"]),
+        ("lines.jsonl", b'{"text": "w1 w2"}\n' * 9, ["only 0", "has 2", "join rows", "--join-rows"]),
     ],
 )  # fmt: skip
 def test_a_bad_text(refused, tmp_path, name, content, words):
@@ -480,6 +483,8 @@ GIVEN = {"name": "g", "models": ("m",), "policies": (Full(),), "lengths": (50,)}
         ({"documents": True}, ["documents: True", "whole numbers"]),
         ({"documents": HUGE}, [f"documents: {HUGE}", "up to 2,147,483,647"]),
         ({"text": None}, ["text: None", "name of a text"]),
+        ({"bos": True}, ["bos: True", "choose one of auto"]),
+        ({"join_rows": "yes"}, ["join_rows: 'yes'", "True or False"]),
         ({"repeats": 5}, ["repeats: 5", "Repeats("]),
     ],
     ids=str,
