@@ -18,6 +18,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "kvstream"
+# What attention functions of transformers are given by models that need more than a softmax over all keys.
+NOT_COMPUTED = ("sliding_window", "softcap", "logits_soft_cap", "s_aux", "sinks", "position_bias", "alibi")
+
+
+class NotComputed(ValueError):
+    """A model's attention is given something that kvstream does not compute."""
 
 
 @dataclass(frozen=True)
@@ -117,22 +123,25 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     if not isinstance(key, CacheLayer):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    for feature in ("sliding_window", "softcap"):
-        if kwargs.get(feature) is not None:
-            raise ValueError(
-                f"model: its attention uses {feature}={kwargs[feature]}, which kvstream does not compute; choose a "
-                "model with full attention such as Pythia, Llama or Qwen2"
-            )
+    asked = {name: kwargs[name] for name in NOT_COMPUTED if kwargs.get(name) is not None}
+    if attention_mask is not None:
+        asked["attention_mask"] = tuple(attention_mask.shape)
+    if asked:
+        feature, value = next(iter(asked.items()))
+        shown = tuple(value.shape) if isinstance(value, torch.Tensor) else value
+        raise NotComputed(
+            f"model: its attention uses {feature}={shown}, which kvstream does not compute; choose a "
+            "model with full attention such as Pythia, Llama or Qwen2"
+        )
+    if kwargs.get("dropout"):
+        raise ValueError(f"model: its attention drops out {kwargs['dropout']} of its weights; call model.eval() first")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return key.attend(query, scaling, position_ids), None
 
 
-def _mask(*, kv_length: int, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
-    if kv_length:  # another cache, or none: mask as sdpa does
-        return sdpa_mask(kv_length=kv_length, attention_mask=attention_mask, **kwargs)
-    if attention_mask is not None and not attention_mask.bool().all():
-        raise ValueError("attention_mask: padding is not supported by KVStreamCache; batch texts of equal length")
-    return None
+def _mask(*, kv_length: int, **kwargs: Any) -> torch.Tensor | None:
+    # Layers of a KVStreamCache count no keys and mask by themselves; what the caller's mask says, `calls` has asked.
+    return sdpa_mask(kv_length=kv_length, **kwargs) if kv_length else None
 
 
 AttentionInterface.register(NAME, _attention)

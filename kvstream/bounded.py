@@ -47,7 +47,6 @@ class BoundedLayer(Layer):
         self.contested_at = self.sinks + self.recent + 1  # the first contested slot
         self.by_rank = policy.position == "cache"
         self.cap = self.budget if policy.position == "frozen" else None
-        clock.sinks.join(self)
         self.turned = False  # whether the contested keys in the slots are rotated to their ranks
         self.takeovers: Takeovers | None = None
 
@@ -73,6 +72,11 @@ class BoundedLayer(Layer):
         self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
         return (self._step if k_BHTD.shape[2] == 1 else self._chunk)(q_BHGTD, k_BHTD, v_BHTD, scaling)
+
+    @property
+    def shift(self) -> int:
+        """How much nearer than by index the older keys are to the next token."""
+        return max(0, self.seen - self.budget) if self.by_rank else 0
 
     @property
     def members(self) -> int:
@@ -110,8 +114,8 @@ class BoundedLayer(Layer):
         return ring + (0 if turned else self.members)
 
     def take_back(self, tokens: int) -> None:
-        """Count again from `tokens`. For timing: contents are not restored."""
-        self.seen = tokens
+        """Count again from so many tokens; contents are not restored."""
+        super().take_back(tokens)
         self._forget_plans()
 
     def _forget_plans(self) -> None:
@@ -133,9 +137,7 @@ class BoundedLayer(Layer):
         token, slot, G = self.seen, self._slot(self.seen), q_BHGTD.shape[2]
         members = self.members
         here = token if self.cap is None else min(token, self.cap)
-        shift = max(0, token - self.budget) if self.by_rank else 0  # how much nearer than by index the older keys are
-        if shift and self.sinks:
-            self.clock.sinks.turn(shift, self.clock.rotation_of)
+        shift = self.shift
         ring_end = min(token + 1, self.contested_at)
         end = ring_end + members
         if self.ranks and members and not self.turned:  # ranks have changed

@@ -6,31 +6,50 @@ evict, `BoundedLayer` for the others. Knows neither Ray nor files.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from kvstream import attention
+from kvstream import attention, probe
 from kvstream.bounded import BoundedLayer
+from kvstream.calls import Owner, Told, refuse_rows, refuse_unheard, watch
 from kvstream.layer import Clock, Layer, UnboundedLayer
 from kvstream.policies import BoundedPolicy, Full, Policy
-from kvstream.probe import verify
 from kvstream.rope import Rope
+from kvstream.wrappers import device_of, unwrapped
 
 
 class KVStreamCache(Cache):
     """A cache bounded by a policy, for any transformers model with rotary embeddings and full attention.
 
-    Sets the model's attention to kvstream's, which with any other cache computes what "sdpa" does.
-    `capacity` preallocates layers that never evict, in tokens. Raises ValueError for models it cannot serve.
+    Sets the model's attention to kvstream's, which with any other cache computes what "sdpa" does; the first time, asks
+    the model whether it computes what kvstream assumes (`kvstream.probe`), and leaves it as it was if not.
+    `capacity` preallocates layers that never evict, in tokens. A cache is a value: `copy`, `deepcopy`, `pickle` and
+    `torch.save` give an equal, independent one. Raises ValueError for models it cannot serve.
 
     >>> cache = KVStreamCache(model, StreamingLLM(start_size=4, recent_size=252))
     >>> model.generate(input_ids, past_key_values=cache, max_new_tokens=1000)
     """
 
     def __init__(self, model: PreTrainedModel, policy: Policy, *, capacity: int | None = None) -> None:
+        model = unwrapped(model)
+        probe.check(model)
+        self._begin(model, policy, Rope(model), capacity)
+        if model.config._attn_implementation != attention.NAME:
+            model.set_attn_implementation(attention.NAME)
+        watch(model)
+
+    @classmethod
+    def unchecked(cls, model: PreTrainedModel, policy: Policy, rope: Rope) -> KVStreamCache:
+        """Make a cache for a model whose attention is kvstream's, with a rotation that need not be the model's own."""
+        cache = cls.__new__(cls)
+        cache._begin(model, policy, rope, None)
+        return cache
+
+    def _begin(self, model: PreTrainedModel, policy: Policy, rope: Rope, capacity: int | None) -> None:
         layers = model.config.num_hidden_layers
         skipped = policy.skip_layers if isinstance(policy, BoundedPolicy) else ()
         if beyond := [layer for layer in skipped if layer >= layers]:
@@ -38,15 +57,37 @@ class KVStreamCache(Cache):
                 f"skip_layers={skipped}: layer {beyond[0]} does not exist; "
                 f"{type(model).__name__} has layers 0 to {layers - 1}"
             )
-        self.policy, self.device = policy, model.device
-        self.clock = Clock(Rope(model))
+        self.policy, self.device, self.owner, self.told = policy, device_of(model), Owner(model), Told()
+        self.clock = Clock(rope)
         super().__init__(layers=[self._layer(layer, capacity) for layer in range(layers)])
         self._own_layers()[-1].closes_call = True
-        if model.config._attn_implementation != attention.NAME:
-            model.set_attn_implementation(attention.NAME)
-        verify(
-            model, lambda ids: model.get_output_embeddings()(KVStreamCache(model, Full()).hidden_states(model, ids)[0])
-        )
+
+    def admit(self, base: Any, said: dict[str, Any]) -> None:
+        """Raise ValueError if this cache cannot serve a call of a model: `base`, without its head, and what was said.
+
+        The model asks before its layers run.
+        """
+        self.owner.require(base)
+        if (now := base.config._attn_implementation) != attention.NAME:
+            raise ValueError(
+                f"model: its attention was set to {now!r} after this cache was made; make it after that, or call "
+                f"model.set_attn_implementation({attention.NAME!r})"
+            )
+        if torch.is_autocast_enabled(self.device.type):
+            raise ValueError(
+                "autocast: KVStreamCache computes in the model's own dtype; leave autocast, and load the model with "
+                "dtype=torch.bfloat16 instead"
+            )
+        if self.clock.model_rotates:
+            seen, ids_BT = self.get_seq_length(), said.get("input_ids")
+            refuse_unheard(said, seen, self._rows(), base.get_input_embeddings().weight.shape[0])
+            self.told.add(ids_BT, seen)
+        else:
+            refuse_rows(said["input_ids"].shape[0], self._rows())
+
+    def _rows(self) -> int | None:
+        """How many texts the cache holds, None while it holds none."""
+        return self._own_layers()[0].keys.shape[0] if self.get_seq_length() else None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -56,7 +97,15 @@ class KVStreamCache(Cache):
             if self.clock.in_call:
                 raise ValueError("cache: the last call was interrupted between two layers; reset() it and start again")
             self.clock.in_call = True
+            if key_states.shape[2] == 1:
+                self._turn_sinks()
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def _turn_sinks(self) -> None:
+        """Bring the sinks of all layers to where a single token finds them."""
+        bounded = [layer for layer in self._own_layers() if isinstance(layer, BoundedLayer)]
+        if bounded and bounded[0].sinks and (shift := bounded[0].shift):
+            self.clock.sinks.turn(bounded, shift, self.clock.rotation_of)
 
     def _own_layers(self) -> list[Layer]:
         return self.layers  # type: ignore[return-value]  # nobody else puts any there
@@ -64,7 +113,45 @@ class KVStreamCache(Cache):
     def reset(self) -> None:
         """Forget everything; the next call starts a new text."""
         self.clock.in_call = False
+        self.told = Told()
         super().reset()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens: −n removes n of them, 0 none; a positive number is how many are to stay.
+
+        Raises ValueError, and takes none back, where a policy has evicted tokens meanwhile: those cannot come back.
+        """
+        seen = self.get_seq_length()
+        stays = max(0, seen + tokens_to_remove) if tokens_to_remove <= 0 else min(tokens_to_remove, seen)
+        if stays == seen:
+            return
+        regions = [self.policy.regions_of(layer) for layer in range(len(self.layers))]
+        if seen > min((each.sinks + each.recent for each in regions if each), default=seen):
+            raise ValueError(
+                f"crop({tokens_to_remove}): of the {seen} tokens seen, {self.policy} has evicted some, which cannot "
+                "come back; deepcopy() the cache where you may want to go back to, or use one under full"
+            )
+        for layer in self._own_layers():
+            layer.take_back(stays)
+        self.told.take_back(stays)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order: what beam search needs."""
+        super().reorder_cache(beam_idx)
+        self.told.rows(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows of the batch."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of the batch."""
+        if rows := self._rows():
+            self.reorder_cache(torch.arange(rows).repeat_interleave(repeats))
+
+    def __copy__(self) -> KVStreamCache:
+        """Copy the contents, too: two caches that share buffers would overwrite each other's tokens."""
+        return copy.deepcopy(self)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything needed to go on from here in another cache under the same policy: tensors by name, on the CPU."""
@@ -106,6 +193,7 @@ class KVStreamCache(Cache):
             )
         for layer, part in zip(self._own_layers(), (parts[place] for place in sorted(parts))):
             layer.restore(part, seen)
+        self.told.count = None
 
     def _layer(self, layer: int, capacity: int | None) -> Layer:
         if self.policy.regions_of(layer) is None:
@@ -119,7 +207,8 @@ class KVStreamCache(Cache):
 
         The model is kept at position 0, where its own rotation does nothing, so that all rotation is the cache's.
         """
-        self.clock.model_rotates = False
+        model = unwrapped(model)
+        self.clock.model_rotates, self.told.count = False, None
         try:
             zeros = torch.zeros_like(ids_BT)
             output = model.base_model(input_ids=ids_BT, position_ids=zeros, past_key_values=self, use_cache=True)

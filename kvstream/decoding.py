@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from kvstream.cache import KVStreamCache
+from kvstream.calls import refuse_ids
 from kvstream.policies import Policy
-from kvstream.replaying import one_text, score
-from kvstream.thin import all_cores
+from kvstream.replaying import one_text, score, vocabulary_of
+from kvstream.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,19 @@ class Decoded:
 def decode(model: PreTrainedModel, input_ids: torch.Tensor, policy: Policy) -> Decoded:
     """Feed `input_ids`, (T,) or (1, T), one token at a time under `policy`; a step's time includes its eviction.
 
-    Raises ValueError for fewer than two tokens, or a model that `KVStreamCache` cannot serve.
+    Raises ValueError for fewer than two tokens, for ids that are none of the model's, or a model that `KVStreamCache`
+    cannot serve.
     """
-    ids_1T = one_text(input_ids)
+    model, ids_1T = unwrapped(model), one_text(input_ids)
+    refuse_ids(ids_1T, vocabulary_of(model))
     cache = KVStreamCache(model, policy, capacity=ids_1T.shape[1])
     nll, seconds, synchronize = [], [], synchronizer(ids_1T.device)
-    with all_cores(model):
-        for token in range(ids_1T.shape[1] - 1):
-            started = time.perf_counter()
-            hidden = cache.hidden_states(model, ids_1T[:, token : token + 1])
-            nll.append(score(model, hidden[0], ids_1T[0, token + 1 : token + 2]).nll_nats)
-            synchronize()
-            seconds.append(time.perf_counter() - started)
+    for token in range(ids_1T.shape[1] - 1):
+        started = time.perf_counter()
+        hidden = cache.hidden_states(model, ids_1T[:, token : token + 1])
+        nll.append(score(model, hidden[0], ids_1T[0, token + 1 : token + 2]).nll_nats)
+        synchronize()
+        seconds.append(time.perf_counter() - started)
     return Decoded(nll_nats=torch.cat(nll), step_s=torch.tensor(seconds, dtype=torch.float64))
 
 

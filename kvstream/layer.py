@@ -21,20 +21,50 @@ TABLE = 64  # positions whose rotations are computed at once for single tokens
 QUERY_BLOCK = 128  # queries that share one masked product: larger wastes masked work, smaller wastes matrix speed
 
 
+class NoGradient(torch.autograd.Function):
+    """Passes an attention output on, and ends a `backward` that reaches it: what a cache answers has no gradient, and
+    the model's own would be wrong in silence without it."""
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
+        """Return the output, as if it depended on the queries."""
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:  # noqa: ARG004
+        """Refuse."""
+        raise RuntimeError(
+            "KVStreamCache computes no gradients; call the model without past_key_values to train it, or under "
+            "torch.no_grad() to evaluate it"
+        )
+
+
 class Clock:
     """What the layers of a cache share: the model's rotary embedding, the sinks, rotations and masks in use."""
 
     def __init__(self, rope: Rope) -> None:
         self.rope = rope
         self.sinks = Sinks()
+        self._begin()
+
+    def _begin(self) -> None:
         self.model_rotates = True
         self.in_call = False  # between the first layer's keys and the last layer's answer
-        self._rotations: dict[tuple[int | str | None, ...], Rotation] = {}
-        self._bands: dict[tuple[int, ...], torch.Tensor] = {}
+        self._rotations: dict[tuple[Any, ...], Rotation] = {}
+        self._bands: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Take along what tables are made of, not the tables."""
+        return {"rope": self.rope, "sinks": self.sinks}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin without tables."""
+        vars(self).update(state)
+        self._begin()
 
     def rotation(self, start: int, length: int, cap: int | None, like: torch.Tensor) -> Rotation:
         """Rotate to positions start … start + length − 1, none above `cap`."""
-        key = ("span", start, length, cap)
+        key = ("span", start, length, cap, like.device)
         if key not in self._rotations:
             self._make_room()
             positions = torch.arange(start, start + length)
@@ -43,18 +73,19 @@ class Clock:
 
     def rotation_of(self, positions: tuple[int, ...], like: torch.Tensor) -> Rotation:
         """Rotate to these positions; one position is good for any number of vectors."""
-        if positions not in self._rotations:
+        key = (positions, like.device)
+        if key not in self._rotations:
             self._make_room()
             # A step's positions lie beside those of the last: tables of them are cheaper than one rotation each.
             spans = [
                 self.rotation(p - p % TABLE, TABLE, None, like).window(p % TABLE, p % TABLE + 1) for p in positions
             ]
-            self._rotations[positions] = Rotation.joined(spans)
-        return self._rotations[positions]
+            self._rotations[key] = Rotation.joined(spans)
+        return self._rotations[key]
 
     def band(self, queries: int, keys: int, behind: int, reach: int, like: torch.Tensor) -> torch.Tensor:
         """Mask, to be added to scores: query i sees key j where 0 ≤ behind + i − j ≤ reach; shape (queries, keys)."""
-        key = queries, keys, behind, reach
+        key = queries, keys, behind, reach, like.device
         if key not in self._bands:
             if len(self._bands) >= 8:  # a long text needs one or two
                 self._bands.clear()
@@ -77,6 +108,7 @@ class Layer(CacheLayerMixin):
     """What bounded and unbounded layers have in common; a subclass answers a call in `_answer`."""
 
     is_compileable = False
+    is_croppable = False  # without being asked for each length: see `KVStreamCache.crop`
     closes_call = False  # True for the last layer of a model
     is_sliding = False
     row_tensors: tuple[str, ...] = ("keys", "values")  # what the cache holds of the batch's rows
@@ -105,12 +137,22 @@ class Layer(CacheLayerMixin):
         if not self.is_initialized:
             with torch.inference_mode(False):  # buffers made in inference mode could not be written outside it
                 self.lazy_initialization(key_states, value_states)
+        elif key_states.device != self.device:  # after a restore, where a model spreads over several
+            self.device = key_states.device
+            for name in self.row_tensors:
+                setattr(self, name, getattr(self, name).to(self.device))
         self._arrived = key_states, value_states
         return self, self
 
-    @torch.no_grad()
     def attend(self, queries_BHTD: torch.Tensor, scaling: float, position_ids: torch.Tensor | None) -> torch.Tensor:
         """Answer the queries (B, query heads, T, D) of this call: shape (B, T, query heads, D)."""
+        with torch.no_grad():
+            output_BTHD = self._attended(queries_BHTD, scaling, position_ids)
+        if torch.is_grad_enabled() and queries_BHTD.requires_grad:
+            return NoGradient.apply(output_BTHD, queries_BHTD)
+        return output_BTHD
+
+    def _attended(self, queries_BHTD: torch.Tensor, scaling: float, position_ids: torch.Tensor | None) -> torch.Tensor:
         assert self._arrived is not None, "attend follows update"
         keys, values = self._arrived
         self._arrived = None
@@ -155,19 +197,9 @@ class Layer(CacheLayerMixin):
     def _reserve(self, tokens: int) -> None:
         """Make room for this many tokens, where that depends on their number."""
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows of the batch."""
-        self.reorder_cache(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row of the batch."""
-        self.reorder_cache(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refuse: what has been evicted cannot come back."""
-        raise ValueError(
-            f"crop({tokens_to_remove}): a KVStreamCache takes no tokens back; use another cache for assisted decoding"
-        )
+    def take_back(self, tokens: int) -> None:
+        """Count again from so many tokens, of which a layer that has evicted some may hold others."""
+        self.seen = tokens
 
     def _causal(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
         """Attend to all tokens so far, whose slots are their indices; the values of this call are in theirs already."""
@@ -197,6 +229,10 @@ class Layer(CacheLayerMixin):
         """No limit to the text."""
         return -1
 
+    def get_max_cache_shape(self) -> int:
+        """No limit to the text, as transformers before 5.17 asks."""
+        return -1
+
     @property
     def kv_bytes(self) -> int:
         """Bytes allocated for keys and values."""
@@ -205,6 +241,8 @@ class Layer(CacheLayerMixin):
 
 class UnboundedLayer(Layer):
     """Keeps every token, in buffers that double when they are full, or never if `capacity` tokens suffice."""
+
+    is_croppable = True
 
     def __init__(self, clock: Clock, capacity: int | None = None) -> None:
         super().__init__(clock)

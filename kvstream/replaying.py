@@ -14,9 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kvstream.cache import KVStreamCache
+from kvstream.calls import refuse_ids
 from kvstream.chunks import CHUNK_SIZE
 from kvstream.policies import Policy
-from kvstream.thin import MOST_ROWS
+from kvstream.wrappers import is_plain_linear, unwrapped
 
 LOGITS_BYTES = {True: 2 << 20, False: 256 << 20}  # of logits that exist at once, on CPUs and elsewhere
 LEAST_BLOCK = 256  # of the vocabulary
@@ -42,7 +43,8 @@ def replay(
     """Compute −ln p of each token of a text but the first, under `policy`: nats, shape (T−1,).
 
     input_ids: the text, (T,) or (1, T), or an iterable of its pieces, each of any length. Raises ValueError for fewer
-    than two tokens, a chunk_size below 1, or a model that `KVStreamCache` cannot serve.
+    than two tokens, for ids that are none of the model's, for a chunk_size below 1, or a model that `KVStreamCache`
+    cannot serve.
     """
     return torch.cat([part.nll_nats for part in replay_chunks(model, input_ids, policy, chunk_size=chunk_size)])
 
@@ -81,7 +83,9 @@ def replay_windows(
 
     Feeds all but the last token of a window to the model.
     """
+    model = unwrapped(model)
     for window_BN in windows_BN:
+        refuse_ids(window_BN, vocabulary_of(model))  # also the last, which the model is not shown
         yield score(model, cache.hidden_states(model, window_BN[:, :-1]), window_BN[:, 1:])
 
 
@@ -111,12 +115,30 @@ def windows(pieces: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]
 def score(model: PreTrainedModel, hidden_XE: torch.Tensor, targets_X: torch.Tensor) -> Scored:
     """Score target tokens, of any shape X, given the hidden states before them; in float32, or float64 as the model.
 
-    Logits come in blocks of the vocabulary, small enough to stay near the cores until their sum is taken.
+    Logits come in blocks of the vocabulary, small enough to stay near the cores until their sum is taken. A head that
+    is more than its weights (see `is_plain_linear`) is called itself, for fewer tokens at a time.
     """
-    targets_T = targets_X.flatten()
+    head, targets_T = model.get_output_embeddings(), targets_X.flatten()
+    if is_plain_linear(head):
+        scored = _scored(_logits(head, hidden_XE.flatten(0, -2)), targets_T)
+    else:
+        rows = max(1, LOGITS_BYTES[False] // (vocabulary_of(model) * 4))
+        pieces = zip(hidden_XE.flatten(0, -2).split(rows), targets_T.split(rows))
+        parts = [_scored([(0, _widened(head(hidden).t()))], targets.to(hidden.device)) for hidden, targets in pieces]
+        scored = Scored(torch.cat([part.nll_nats for part in parts]), torch.cat([part.correct for part in parts]))
+    return Scored(scored.nll_nats.view(targets_X.shape), scored.correct.view(targets_X.shape))
+
+
+def _widened(logits_VT: torch.Tensor) -> torch.Tensor:
+    """Copy logits, which may be somebody else's too, in float32, or float64 as they are."""
+    return logits_VT.to(torch.promote_types(logits_VT.dtype, torch.float32), copy=True)
+
+
+def _scored(blocks: Iterable[tuple[int, torch.Tensor]], targets_T: torch.Tensor) -> Scored:
+    """Score targets given blocks of logits, (V, T), each with its first token; overwrites the blocks."""
     correct_T, shifted = torch.zeros_like(targets_T, dtype=torch.bool), False
     highest_T = chosen_T = total_T = shift_T = torch.empty(0)
-    for start, logits_VT in _logits(model.get_output_embeddings(), hidden_XE.flatten(0, -2)):
+    for start, logits_VT in blocks:
         inside_T = (targets_T >= start) & (targets_T < start + len(logits_VT))
         own_T = logits_VT.gather(0, (targets_T - start).clamp(0, len(logits_VT) - 1)[None])[0]
         here_T = logits_VT.amax(0)
@@ -138,16 +160,15 @@ def score(model: PreTrainedModel, hidden_XE: torch.Tensor, targets_X: torch.Tens
             shift_T = highest_T
             logits_VT.sub_(shift_T)
         total_T += logits_VT.exp_().sum(0)
-    nll_T = total_T.log() + (shift_T - chosen_T)
-    return Scored(nll_T.view(targets_X.shape), correct_T.view(targets_X.shape))
+    return Scored(total_T.log() + (shift_T - chosen_T), correct_T)
 
 
-def _logits(head: nn.Module, hidden_TE: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+def _logits(head: nn.Linear, hidden_TE: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield blocks of logits, (V, T), each with its first token: in float32, or float64 as the model."""
     wide = torch.promote_types(hidden_TE.dtype, torch.float32)
     tokens, on_cpu = len(hidden_TE), hidden_TE.device.type == "cpu"
-    if type(head) is not nn.Linear or (on_cpu and tokens <= MOST_ROWS):
-        yield 0, head(hidden_TE).t().to(wide)
+    if tokens == 1:
+        yield 0, _widened(head(hidden_TE).t())
         return
     rows = max(LEAST_BLOCK, LOGITS_BYTES[on_cpu] // (tokens * wide.itemsize))
     hidden_ET = hidden_TE.t()
@@ -163,6 +184,11 @@ def one_text(input_ids: torch.Tensor) -> torch.Tensor:
     if ids_1T.shape[1] < 2:
         raise _too_short(ids_1T.shape[1])
     return ids_1T
+
+
+def vocabulary_of(model: PreTrainedModel) -> int:
+    """How many token ids a model knows."""
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, arg-type]
 
 
 def _too_short(tokens: int) -> ValueError:

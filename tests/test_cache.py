@@ -90,15 +90,6 @@ def test_grad_modes_may_be_mixed(tiny_neox, tokens, policy):
     assert torch.allclose(-mixed.gather(1, ids[0, 22:, None])[:, 0], expected, atol=1e-5)
 
 
-def test_padding_and_cropping_are_refused(tiny_neox, tokens):
-    model = tiny_neox()
-    cache = KVStreamCache(model, RecentOnly(4))
-    with pytest.raises(ValueError, match="attention_mask: padding is not supported"):
-        model(tokens(5)[None], attention_mask=torch.tensor([[0, 1, 1, 1, 1]]), past_key_values=cache)
-    with pytest.raises(ValueError, match="takes no tokens back"):
-        cache.crop(1)
-
-
 def test_the_model_behaves_as_before_with_other_caches(tokens):
     torch.manual_seed(0)
     model = LlamaForCausalLM(

@@ -62,7 +62,9 @@ def test_policies_know_neither_models_nor_ray():
 
 
 def test_nothing_points_back_up():
-    engine = "attention bounded cache chunks contest decoding layer memory noise probe replaying rope sinks wrappers calls"
+    engine = (
+        "attention bounded cache chunks contest decoding layer memory noise probe replaying rope sinks wrappers calls"
+    )
     floors = [
         set(f"{engine} address checkpoint environment guardian hub interrupt lastword progress shapes weights".split()),
         {"demo", "grid", "models", "records", "sources", "storage", "text"},

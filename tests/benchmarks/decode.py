@@ -1,7 +1,7 @@
 """How fast is decoding under a bounded cache? Ratios inside one run, interleaved, with 95 % intervals over rounds.
 
     make bench-decode                                   all of it
-    python tests/benchmarks/decode.py --only 70m,aa     some of it: 70m, 410m, peer, aa, ttft
+    python tests/benchmarks/decode.py --only 70m,aa     some of it: parity, 70m, 410m, peer, aa, ttft
 
 Every ratio is the median over rounds of (mean seconds per token of one) / (the same of the other); the interval is the
 bootstrap's. The machine should do nothing else. Writes what it prints to benchmarks/decode.json, too.
@@ -19,9 +19,8 @@ from measuring import Peer, interleaved, ratio, results, show, step_seconds
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.latency import Contender, DynamicContender, HeldContender, PolicyContender, Protocol, measure
 from kvstream.models import load_model
-from kvstream.thin import all_cores
 
-PARTS = ("70m", "410m", "peer", "aa", "ttft")
+PARTS = ("parity", "70m", "410m", "peer", "aa", "ttft")
 STEPS = 4
 
 
@@ -37,6 +36,21 @@ def timed(runners: list[Contender], prompt: torch.Tensor, rounds: int, prefills:
     protocol = Protocol(prompt.shape[1], 1, prefills, rounds, STEPS)
     *_, rows = measure("bench", runners, prompt, protocol)
     return rows
+
+
+def parity(rounds: int) -> None:
+    """A full cache of ours against transformers' own, after 1,100 tokens: the same products, so nothing may be lost."""
+    model, _ = load_model("shape:pythia-70m")
+    protocol = Protocol(1100, 1, 4, rounds, STEPS)
+    runners: list[Contender] = [
+        PolicyContender("70m full @1100", model, protocol, Full()),
+        PolicyContender("70m full @1100 (again)", model, protocol, Full()),
+        DynamicContender("70m DynamicCache @1100", model, protocol, Full()),
+    ]
+    found = per_round(timed(runners, torch.randint(1000, (1, 1100)), rounds, protocol.prefills), "step")
+    show(found)
+    ratio(found, "70m full @1100 (again)", "70m full @1100", "A/A")
+    ratio(found, "70m full @1100", "70m DynamicCache @1100", "target ≤ 1.02")
 
 
 def shape(name: str, rounds: int) -> None:
@@ -84,8 +98,7 @@ def peer(rounds: int) -> None:
             lambda: {f"attention-sinks {budget}": np.mean(theirs.step_seconds(STEPS))},  # noqa: B023
             lambda: {f"ours {budget}": np.mean(step_seconds(ours.step, STEPS))},  # noqa: B023
         )
-        with all_cores(model):
-            found = interleaved(turns, rounds)
+        found = interleaved(turns, rounds)
         theirs.close()
         show(found)
         ratio(found, f"attention-sinks {budget}", f"ours {budget}", f"target {target}")
@@ -152,7 +165,7 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--only: unknown {sorted(unknown)}; choose among {', '.join(PARTS)}")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32")
-    run = {"70m": lambda: shape("70m", 80), "410m": lambda: shape("410m", 20), "peer": lambda: peer(40),
+    run = {"parity": lambda: parity(100), "70m": lambda: shape("70m", 80), "410m": lambda: shape("410m", 20), "peer": lambda: peer(40),
            "aa": lambda: same(40, 140), "ttft": lambda: first_token(7)}  # fmt: skip
     for part in parts:
         print(part, flush=True)

@@ -48,7 +48,6 @@ from kvstream.memory import peak_bytes
 from kvstream.models import load_model
 from kvstream.policies import Policy
 from kvstream.replaying import replay_chunks, score
-from kvstream.thin import all_cores
 
 ROOT = Path(__file__).parent.parent.parent
 PARTS = ("memory", "workers", "driver", "profile", "peak", "decode", "peer", "dynamic", "grid")
@@ -158,8 +157,7 @@ def decoding(label: str, kind: type[Contender], model: PreTrainedModel, policy: 
 
     def turn() -> dict[str, float]:
         contender.rewind()
-        with all_cores(model):
-            return {label: float(np.mean(step_seconds(contender.step, STEPS)))}
+        return {label: float(np.mean(step_seconds(contender.step, STEPS)))}
 
     return turn
 

@@ -92,6 +92,7 @@ NAMED_OTHERWISE = {
     "hub": "a model's commit is in its identity",
     "sources": "token ids are in the identity",
     "probe": "only refuses models",
+    "calls": "only refuses calls",
     "environment": "describes the machine",
 }
 
@@ -162,6 +163,7 @@ def test_failures_of_other_code_are_forgotten_and_no_others(quality, latency, tm
 def test_a_worker_with_other_code_computes_nothing(quality, latency):
     weights = tasks.weights_of(quality) | {"code": "of another version"}
     for compute in (
+        lambda: next(tasks.check(weights, IDS, "cpu", 1)),
         lambda: next(tasks.quality(weights, {"device": "cpu"}, None, 0, 1)),
         lambda: tasks.first_tokens(weights, IDS[None], "cpu", 1),
         lambda: tasks.pace(weights, quality, 1, 0.0),

@@ -1,0 +1,147 @@
+"""The check of a model is sound in both directions: what is right is accepted, what is not is refused, unchanged."""
+
+from pathlib import Path
+
+import pytest
+import situations
+import torch
+from situations import REFUSED, SERVED, TINY, Architecture
+
+from kvstream import Full, KVStreamCache, probe
+from kvstream.cache import KVStreamCache as Cache
+
+SEEDS = range(8)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+IDS = torch.randint(3, 128, (1, 60), generator=torch.Generator().manual_seed(1))
+
+
+def named(values):
+    return [str(value).removeprefix("torch.") for value in values]
+
+
+@pytest.mark.parametrize("architecture", SERVED, ids=str)
+def test_what_is_right_is_accepted(architecture):
+    for dtype in [*DTYPES, *([] if architecture.no_float64 else [torch.float64])]:
+        for seed in SEEDS:
+            probe.check(architecture.build(dtype, seed))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=named(DTYPES))
+@pytest.mark.parametrize("architecture", REFUSED, ids=str)
+def test_what_is_not_computed_is_refused_and_left_as_it_was(architecture, dtype):
+    model = architecture.build(dtype)
+    if architecture.name == "GraniteSWA":
+        model.set_attn_implementation("eager")
+        for layer in model.model.layers:
+            layer.self_attn.sinks.normal_()
+    attention, ids = model.config._attn_implementation, IDS
+    own = model(ids).logits
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    with pytest.raises(ValueError, match=architecture.refused) as refusal:
+        KVStreamCache(model, Full())
+    assert "\n" not in str(refusal.value)
+    assert model.config._attn_implementation == attention
+    assert torch.equal(model(ids).logits, own)
+    assert [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()] == hooks
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients():
+    with torch.no_grad():
+        yield
+
+
+def tampered(how):
+    """A Llama that computes something else than its class says, in a way that no name tells."""
+    model = Architecture("Llama").build(torch.float32)
+    how(model)
+    return model
+
+
+def scaled_logits(model):
+    model.register_forward_hook(
+        lambda module, args, output: output.__setitem__("logits", output.logits * 0.9) or output
+    )
+
+
+def hidden_window(model):
+    """Attention that no longer sees what is 32 tokens away."""
+    forward = model.model.forward
+
+    def windowed(input_ids=None, past_key_values=None, **said):
+        if past_key_values is None:
+            age = torch.arange(input_ids.shape[1])[:, None] - torch.arange(input_ids.shape[1])
+            hidden = (age < 0) | (age >= 32)
+            said["attention_mask"] = torch.zeros(hidden.shape).masked_fill(hidden, -1e30)[None, None]
+        return forward(input_ids=input_ids, past_key_values=past_key_values, **said)
+
+    model.model.forward = windowed
+
+
+def shifted_key(model):
+    """A hook that adds to the keys before they are rotated, where kvstream would see it, and only from token 40 on."""
+    model.model.layers[1].self_attn.register_forward_hook(
+        lambda module, args, output: (
+            (output[0] * (1 + 0.2 * (torch.arange(output[0].shape[1])[:, None] > 39)), output[1])
+            if output[0].shape[0] > 1  # only where the model itself is asked
+            else output
+        )
+    )
+
+
+@pytest.mark.parametrize("how", [scaled_logits, hidden_window, shifted_key], ids=lambda how: how.__name__)
+def test_a_model_that_computes_something_else_is_refused(how):
+    with pytest.raises(ValueError, match="computes something that kvstream does not"):
+        KVStreamCache(tampered(how), Full())
+
+
+def test_the_check_measures_against_the_models_own_noise(monkeypatch):
+    """A difference that hides in bfloat16's noise is refused in float32, and no constant in nats says so."""
+    ours = probe._ours
+    monkeypatch.setattr(probe, "_ours", lambda *given: ours(*given) * (1 + 2e-3))
+    with pytest.raises(ValueError, match="KL divergence"):
+        probe.check(Architecture("Llama").build(torch.float32))
+    probe.check(Architecture("Llama").build(torch.bfloat16))
+
+
+def test_a_model_is_asked_once_for_each_dtype(monkeypatch):
+    asked, difference = [], probe._difference
+    monkeypatch.setattr(probe, "_difference", lambda *given: asked.append(given) or difference(*given))
+    model = Architecture("Llama").build()
+    for _ in range(3):
+        KVStreamCache(model, Full())
+    assert len(asked) == 1
+    KVStreamCache(model.to(torch.bfloat16), Full())
+    assert len(asked) == 2
+    trusted = Architecture("Llama").build()
+    probe.trust(trusted)
+    Cache(trusted, Full())
+    assert len(asked) == 2
+
+
+def test_ordinary_tokens_of_a_text_are_asked_about(monkeypatch):
+    asked, theirs = [], probe._theirs
+    monkeypatch.setattr(probe, "_theirs", lambda model, ids, offset: asked.append(ids) or theirs(model, ids, offset))
+    probe.check(Architecture("Llama").build(), torch.arange(20, 120))
+    assert asked[0].tolist() == list(range(20, 20 + probe.TOKENS))
+    for text in (torch.tensor([5]), torch.arange(3), torch.arange(0)):
+        probe.check(Architecture("Llama").build(), text)
+
+
+def test_a_models_own_nan_is_no_reason():
+    model = Architecture("Llama").build()
+    model.model.norm.weight.fill_(float("nan"))
+    probe.check(model)
+
+
+def test_beyond_the_context_is_that_of_the_first_training():
+    for more, expected in (({}, TINY["max_position_embeddings"]), ({"rope_parameters": situations.YARN}, 64)):
+        assert probe._context(Architecture("Llama", more).config()) == expected
+
+
+def test_the_page_of_what_is_supported_is_current():
+    assert situations.DOCUMENT.read_text() == situations.document(), "run python tests/situations.py"
+    here = Path(__file__).parent
+    tests = "".join((here / name).read_text() for name in ("test_cache.py", "test_calls.py"))
+    for _, _, test in situations.SITUATIONS:
+        assert f"def {test}(" in tests
