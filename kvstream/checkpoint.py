@@ -137,6 +137,18 @@ def require_whole(spec: str, files: Iterable[Path]) -> None:
             ) from error
 
 
+def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in safetensors files, by its name there; reads the headers alone."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(file, "np") as opened:
+            names = opened.keys()
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+    return shapes
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a vocabulary lies in the folder: without one transformers silently makes up an empty tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZERS)

@@ -6,7 +6,9 @@ policies, no Ray. Weights come from safetensors only and code that lies beside a
 """
 
 import contextlib
+import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,7 +143,36 @@ def as_built(info: ModelInfo) -> ModelInfo:
         Rope(model)
     except ValueError as error:
         raise ValueError(f"models: {info.spec!r} cannot be served: {error}") from None
+    _require_fitting(info, model)
     return replace(info, **_built_sizes(info, model))
+
+
+def _require_fitting(info: ModelInfo, model: Any) -> None:
+    """`ValueError` if weights that lie here are not those of the model, as far as the names in their headers tell.
+
+    transformers renames some as it loads. What may be of another name there is left to it.
+    """
+    assert info.folder is not None
+    there = checkpoint.tensor_shapes(checkpoint.weight_files(info.spec, info.folder))
+    wanted = dict(model.named_parameters(remove_duplicate=False))
+    common = there.keys() & wanted.keys()
+    for name in sorted(common):
+        if math.prod(there[name]) != wanted[name].numel():  # it turns some round, too
+            raise ValueError(
+                f"models: {info.spec!r} has weights of another shape than its config.json says, {name!r} is "
+                f"{there[name]}, not {tuple(wanted[name].shape)}; give weights and configuration that belong together"
+            )
+    held = {id(wanted[name]) for name in common}  # of tied ones, one is enough
+    in_layers = {_of_any_layer(name) for name in common}
+    for name, parameter in wanted.items():
+        if id(parameter) not in held and _of_any_layer(name) in in_layers:
+            raise ValueError(
+                f"models: {info.spec!r} lacks weights that its config.json needs, {name!r} first; are its files whole?"
+            )
+
+
+def _of_any_layer(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def _built_sizes(info: ModelInfo, model: Any) -> dict[str, Any]:

@@ -151,7 +151,8 @@ def _check_enough(
 ) -> None:
     if len(found) < (documents or 1):
         longest = f", the longest of the others has {max(short.values())}" if short else ""
-        lines = not found and len(short) > 1 and not joined and sources.has_rows(spec)
+        several = sum(short.values()) > max(short.values(), default=0)
+        lines = several and not found and not joined and sources.has_rows(spec)
         remedy = "join rows of a line each with --join-rows, or " if lines else ""
         raise ValueError(
             f"documents: {documents or 1} asked, only {len(found)} in {spec!r} have at least {tokens} tokens{longest}; "

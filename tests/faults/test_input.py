@@ -296,7 +296,8 @@ QWEN |= {"max_window_layers": 1}
         ({"hidden_size": HUGE}, [f"hidden_size = {HUGE}", "up to 16,777,216"]),
         ({"vocab_size": -1}, ["vocab_size = -1", "GPT-NeoX"]),
         ({"vocab_size": []}, ["vocab_size = []", "GPT-NeoX"]),
-        ({"vocab_size": 50}, ["gives token", "the model knows 50", "belong together"]),
+        ({"vocab_size": 50}, ["another shape", "not (50, 64)", "belong together"]),
+        ({"num_hidden_layers": 4}, ["lacks weights", "'gpt_neox.layers.3", "files whole"]),
         ({"max_position_embeddings": float("nan")}, ["max_position_embeddings = nan", "GPT-NeoX"]),
         ({"intermediate_size": HUGE}, ["no language model that transformers can build", "GPT-NeoX"]),
         ({"intermediate_size": "many"}, ["no language model that transformers can build", "GPT-NeoX"]),
@@ -345,6 +346,16 @@ def test_a_model_without(refused, world, tmp_path, missing, words):
         file.unlink()
     line = refused(model=folder)
     assert all(word in line for word in words), line
+
+
+def test_a_tokenizer_of_another_model(refused, world, tmp_path):
+    folder = shutil.copytree(world / "model", tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] = {word: number + 5 for word, number in tokenizer["model"]["vocab"].items()}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    line = refused(model=folder)
+    assert "gives token" in line
+    assert "the model knows 97; give a directory whose tokenizer and weights belong together" in line
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json"])
