@@ -1,4 +1,4 @@
-"""The three cards of the answer in words: whom each is for, its threshold, what it takes, and the Python that uses it.
+"""The cards of the answer in words: whom each is for, its threshold, what it takes, and the Python that uses it.
 
 Made from the rows of `cards.sql`, which decides; nothing here does.
 """
@@ -6,10 +6,24 @@ Made from the rows of `cards.sql`, which decides; nothing here does.
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.wording import Format, between, call, caveat, change, fixed, keeps, percent, times, tokens_of
+from analysis.wording import (
+    Format,
+    between,
+    call,
+    caveat,
+    change,
+    fixed,
+    keeps,
+    none_measurable,
+    percent,
+    times,
+    tokens_of,
+    with_unit,
+)
 
 Row = dict[str, Any]
 NOT_MEASURED = "not measured"
+NO_DIFFERENCE = "no measurable difference"
 
 
 @dataclass(frozen=True)
@@ -22,6 +36,7 @@ class Case:
 
 
 CASES = {
+    "answer": Case("Recommended", "perplexity within {:g}\u00a0% of full’s; of these, the smallest budget", "--within"),
     "quality": Case(
         "Quality first", "perplexity within {:g}\u00a0% of full’s; of these, least memory", "--quality-within"
     ),
@@ -41,10 +56,30 @@ def card(row: Row) -> Row:
         "flag": f"{case.flag} {threshold:g}",
         "policy": row["policy"],
         "why": row["why"],
+        "nearest": nearest(row),
     }
     if row["policy"] is None:
         return shown
     return shown | {"keeps": keeps(row), "facts": [perplexity(row), pace(row), memory(row)], "code": code(row)}
+
+
+def nearest(row: Row) -> str:
+    """What came nearest to a card that nothing fits, by how much it misses, and what would let it in."""
+    if row["nearest_policy"] is None:
+        return ""
+    if row["card"] == "memory":
+        misses = f"{percent(row['nearest_kv_percent'])} of the memory"
+    elif row["card"] == "quality" and row["nearest_spread"] == "interval":
+        misses = f"{change(row['nearest_change_percent'])}, up to {change(row['nearest_high_percent'])}"
+    else:
+        misses = change(row["nearest_change_percent"])
+    start = f"Nearest: {row['nearest_policy']}{caveat(row['nearest_skip_layers'])}, {misses}"
+    if row["let_in_percent"] is not None:
+        return f"{start}; {CASES[row['card']].flag} {row['let_in_percent']:g} lets it in."
+    pace = times(row["nearest_tpot_ratio"], row["nearest_tpot_low"], row["nearest_tpot_high"])
+    band = between(row["nearest_band_low"], row["nearest_band_high"], fixed(3))
+    beside = f", where full against itself is at {band}" if band else ""
+    return f"{start}, {pace} full’s time per token{beside}; a sweep with longer --contexts or more --rounds tells more."
 
 
 def change_of(row: Row) -> Format:
@@ -59,20 +94,23 @@ def perplexity(row: Row) -> tuple[str, str, str]:
     show = change_of(row)
     ends = between(row["ppl_change_low_percent"], row["ppl_change_high_percent"], show)
     documents = row["paired_documents"]
+    none = none_measurable(row)
     if row["spread"] == "interval":
         sure = f"95\u00a0% interval {ends}" if ends else "no interval"
     else:
         sure = f"{ends} over {documents} documents" if documents > 1 else "1 document, no interval"
-    return ("Perplexity", show(row["ppl_change_percent"]), f"{sure}, {row['length']:,} tokens")
+    value = show(row["ppl_change_percent"])
+    small = f"{sure}, {row['length']:,} tokens"
+    return ("Perplexity", NO_DIFFERENCE, f"{value}; {small}") if none else ("Perplexity", value, small)
 
 
 def pace(row: Row) -> tuple[str, str, str]:
-    """The same of the time per token against full's; nothing that a busy machine measured stands as a number."""
+    """The same of the time per token against full's, which says whether full differs from itself as much."""
     name = "Time per token"
     if row["tpot_ratio"] is None:
         return (name, NOT_MEASURED, "")
-    if row["noisy"]:
-        return (name, NOT_MEASURED, f"only on a busy machine: {row['noisy']}")
+    if row["context"] <= row["budget"]:
+        return (name, NOT_MEASURED, f"its budget is not exceeded at {tokens_of(row)}")
     ratio = times(row["tpot_ratio"], row["tpot_ratio_low"], row["tpot_ratio_high"])
     value, _, ends = ratio.partition(" [")
     sure = (
@@ -80,13 +118,17 @@ def pace(row: Row) -> tuple[str, str, str]:
         if ends
         else f"{row['rounds_n']} rounds, no interval"
     )
-    early = "; its budget is not full there" if row["context"] <= row["budget"] else ""
-    return (name, value, f"full’s; {sure}, {tokens_of(row)}{early}")
+    sure += f", full against itself {between(row['tpot_band_low'], row['tpot_band_high'], fixed(2))}" if ends else ""
+    busy = f"; machine slightly busy: {row['busy']}" if row["busy"] else ""
+    where = f"{sure}, {tokens_of(row)}{busy}"
+    if row["tpot_verdict"] == "same":
+        return (name, NO_DIFFERENCE, f"{value} full’s; {where}")
+    return (name, value, f"full’s; {where}")
 
 
 def memory(row: Row) -> tuple[str, str, str]:
     """The same of the KV memory that is saved."""
-    kept = f"{fixed(1)(row['kv_mb'])} MB kept at {row['length']:,} tokens{caveat(row['skip_layers'])}"
+    kept = f"{with_unit(row['kv_mb'])} kept at {row['length']:,} tokens{caveat(row['skip_layers'])}"
     return ("KV memory saved", percent(row["kv_saved_percent"]), kept)
 
 
@@ -100,25 +142,29 @@ def code(row: Row) -> list[str]:
 def table(rows: list[Row], several: bool) -> list[str]:
     """The cards as a Markdown table."""
     lines = [
-        f"| {'Model | ' if several else ''}Case | Take | PPL against full | TPOT against full | KV memory saved |",
+        f"| {'Model | ' if several else ''}Case | Take | Perplexity against full | Time per token | KV memory saved |",
         f"|{'---|' if several else ''}---|---|---:|---:|---:|",
     ]
     for row in rows:
         shown = card(row)
         place = f"| {row['setting'] + ' | ' if several else ''}{shown['title']}: {shown['rule']} (`{shown['flag']}`) |"
         if row["policy"] is None:
-            lines.append(f"{place} nothing: {row['why']} | – | – | – |")
+            why = ". ".join(filter(None, (row["why"], shown["nearest"].rstrip("."))))
+            lines.append(f"{place} nothing: {why} | – | – | – |")
             continue
         show = change_of(row)
         ends = between(row["ppl_change_low_percent"], row["ppl_change_high_percent"], show)
         cost = show(row["ppl_change_percent"]) + (f" [{ends.replace(' … ', ', ')}]" if ends else "")
-        quiet = row["tpot_ratio"] is not None and not row["noisy"]
-        speed = times(row["tpot_ratio"], row["tpot_ratio_low"], row["tpot_ratio_high"]) if quiet else NOT_MEASURED
-        speed += f" at {row['context']:,}" if quiet else ""
+        cost = f"{NO_DIFFERENCE}: {cost}" if none_measurable(row) else cost
+        timed = row["tpot_ratio"] is not None and row["context"] > row["budget"]
+        speed = times(row["tpot_ratio"], row["tpot_ratio_low"], row["tpot_ratio_high"]) if timed else NOT_MEASURED
+        speed = f"{NO_DIFFERENCE}: {speed}" if timed and row["tpot_verdict"] == "same" else speed
+        speed += f" at {row['context']:,}{' (machine slightly busy)' if row['busy'] else ''}" if timed else ""
         name = f"`{row['policy']}`{caveat(row['skip_layers'])}"
         lines.append(f"{place} {name} | {cost} | {speed} | {percent(row['kv_saved_percent'])} |")
     if few := next((row["paired_documents"] for row in rows if row["policy"] and row["spread"] == "range"), 0):
         lines.append(
-            f"\nIn brackets behind PPL: the range over {few} document{'s' if few > 1 else ''}, too few for an interval."
+            f"\nIn brackets behind perplexity: the range over {few} document{'s' if few > 1 else ''}, too few for an "
+            "interval."
         )
     return lines

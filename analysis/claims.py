@@ -41,7 +41,7 @@ def timed(rows: list[Row], metric: str) -> list[str]:
     """What we measure where it claimed a change of time."""
     found = []
     for row in (row for row in rows if row["metric"] == metric):
-        busy = f"; noisy: {row['noisy']}" if row["noisy"] else ""
+        busy = f"; machine slightly busy: {row['busy']}" if row["busy"] else ""
         few = "; too few rounds for an interval" if row["low"] is None else ""
         theirs, ours = f"{row['published']:.2f}\u00a0×", times(row["ours"], row["low"], row["high"])
         found.append(

@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.csv
 
-from analysis.records import CONTENDER, FIELDS, NOISE, Records
+from analysis.records import CONTENDER, FIELDS, LATER, NOISE, Records
 from analysis.rounds import round_intervals
 from analysis.stats import intervals
 
@@ -24,7 +24,7 @@ QUERIES = Path(__file__).parent / "queries"
 PUBLISHED = Path(__file__).parent / "published"
 NAMED = ("policies", "settings", "focus", "cells")  # what cells are, without their rows
 PREPARED = ("prefixes", "documents", "latency_cells", "rounds")
-RESULTS = ("main", "rivals", "answer", "noise", "latency", "pairs")
+RESULTS = ("main", "rivals", "guessing", "answer", "differences", "noise", "latency", "pairs")
 LIMITS: dict[str, Any] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -149,7 +149,9 @@ def commits_table(records: Records, kind: str) -> pa.Table:
         }
         for commit in (records.latency if kind == "latency" else records.quality)
     ]
-    return pa.Table.from_pylist(found, schema=pa.schema([*names, *FIELDS[kind].items(), *noise.items()]))
+    return pa.Table.from_pylist(
+        found, schema=pa.schema([*names, *FIELDS[kind].items(), *LATER.items(), *noise.items()])
+    )
 
 
 def contenders_table(records: Records) -> pa.Table:

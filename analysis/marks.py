@@ -165,13 +165,6 @@ def tips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:
     return [alt.Tooltip(name, title=title, format=form or alt.Undefined) for name, title, form in fields]
 
 
-def rings(rows: list[Row], x: alt.X, y: alt.Y) -> list[alt.Chart]:
-    """A ring around each point that was measured on a busy machine."""
-    noisy = [row for row in rows if row["noisy"]]
-    ring = alt.Chart(values(noisy)).mark_point(size=230, filled=False, stroke=MUTED, strokeWidth=1, opacity=0.8)
-    return [ring.encode(x=x, y=y, tooltip=tips(("noisy:N", "noisy", "")))] if noisy else []
-
-
 def panel(
     setting: str, title: str, layers: list[Any], description: str, height: int = HEIGHT, signals: Row | None = None
 ) -> Panel:

@@ -14,7 +14,6 @@ from analysis.marks import (
     legend_of,
     lines,
     panel,
-    rings,
     rule,
     spoken,
     tips,
@@ -38,16 +37,15 @@ class Measure:
     title: str
     axis: str
     better: str
-    noisy: str = ""  # the field that says why a value is noisy, for what was timed
 
 
 MEASURES = (
     Measure("ppl_ratio", "perplexity against full, %", "change", "lower"),
     Measure("points", "accuracy against full, points", "points", "higher"),
     Measure("kv_mb", "KV memory, MB", "amount", "lower"),
-    Measure("tpot_ratio", "time per token ÷ full’s", "ratio", "lower", "noisy"),
-    Measure("ttft_ratio", "time to first token ÷ full’s", "ratio", "lower", "noisy"),
-    Measure("throughput", "output tokens per second", "amount", "higher", "packed_noisy"),
+    Measure("tpot_ratio", "time per token ÷ full’s", "ratio", "lower"),
+    Measure("ttft_ratio", "time to first token ÷ full’s", "ratio", "lower"),
+    Measure("throughput", "output tokens per second", "amount", "higher"),
 )
 
 
@@ -91,7 +89,6 @@ def one(setting: str, measure: Measure, rows: list[Row], full: Row | None, legen
     if measure.axis != "amount":
         shown += [(f"{field}_low:Q", "from", form), (f"{field}_high:Q", "to", form)]
     layers[-1] = layers[-1].encode(tooltip=tips(*shown))
-    layers += rings([row | {"noisy": row[measure.noisy]} for row in mine], x, y) if measure.noisy else []
     about = f"{measure.title} against the budget, {measure.better} is better:"
     return panel(
         setting, f"{measure.title}{where(measure, mine[0])}", layers, about + spoken(mine, "policy", field), HEIGHT

@@ -20,7 +20,7 @@ from analysis.records import Records
 from analysis.rounds import MIN_ROUNDS
 from analysis.sections import COLUMNS, LATENCY_COLUMNS
 from analysis.stats import MIN_DOCUMENTS
-from analysis.summary import answers, problems, title_of
+from analysis.summary import answers, problems, subtitle_of, title_of
 from analysis.theme import SYMBOLS, theme
 from analysis.tradeoff import AXES
 from analysis.views import code, escape_json, model_of, view
@@ -48,7 +48,8 @@ def page(
         .get_template("page.html")
         .render(
             title=title_of(records),
-            question=records.sweep.get("question"),
+            subtitle=subtitle_of(frames),
+            idle=[row for row in frames["main"] if row["longest"] and not row["evicts"]],
             overview=overview,
             quality=bool(overview["quality_cells"]),
             speed=bool(overview["latency_cells"]),
@@ -88,7 +89,15 @@ def page(
             queries={
                 path.stem: code(path.read_text(encoding="utf-8")) for path in sorted(database.QUERIES.glob("*.sql"))
             },
-            shown={"main", "latency", "noise", "published", "cards", *(query for query, _ in charts.FIGURES.values())},
+            shown={
+                "main",
+                "latency",
+                "noise",
+                "differences",
+                "published",
+                "cards",
+                *(query for query, _ in charts.FIGURES.values()),
+            },
             folder=folder_of(records, out),
             show=wording,
             symbols=SYMBOLS,
@@ -113,7 +122,7 @@ def environment() -> jinja2.Environment:
 
 
 def cards_of(frames: dict[str, list[Row]], setting: str) -> list[Row]:
-    """The three cards of one setting; none where there is no quality to choose by."""
+    """The cards of one setting; none where there is no quality to choose by."""
     mine = [row for row in frames["cards"] if row["setting"] == setting]
     return [card(row) for row in mine] if any(row["setting"] == setting for row in frames["main"]) else []
 

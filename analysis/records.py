@@ -48,6 +48,8 @@ COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
 # What is decoded to check a file; losses and hits are read once, by the queries.
 CHECKED = {"quality": ["cell", "position"], "latency": list(COLUMNS["latency"])}
 MODEL = {"model": pa.string(), "model_note": pa.string(), "trained_context": pa.int64()}
+# What records hold since some version; null in older ones.
+LATER = {"vocab_size": pa.int64()}
 PLACE = {"device": pa.string(), "dtype": pa.string()}
 POLICY = {
     "policy": pa.string(),
@@ -88,7 +90,6 @@ NOISE: dict[str, pa.DataType] = {
     "steal": pa.float64(),
     "others": pa.float64(),
     "governor": pa.string(),
-    "noisy": pa.string(),
 }
 NULLABLE = {"model_note", "strategy", "position_mode", "budget", "start_size", "of", "peak_bytes"}
 PREFILLED = {"policy", "again", "dynamic"}  # roles with a TTFT; a twin that does not evict has steps only
@@ -220,7 +221,7 @@ def read_commit(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict) or fields.get("kind") not in FIELDS:
         raise RecordsError(f"fields.kind: missing, or not one of {', '.join(FIELDS)}; run the sweep again")
     kind = fields["kind"]
-    check_fields(fields, FIELDS[kind] | IDENTITY[kind])
+    check_fields(fields, FIELDS[kind] | IDENTITY[kind] | {name: LATER[name] for name in LATER if name in fields})
     table = read_table(commit, path.parent / commit["file"], kind)
     problem = quality_problem(fields, table) if kind == "quality" else latency_problem(fields, table)
     if problem:

@@ -24,7 +24,8 @@ def main_table(rows: list[Row], picks: dict[tuple[str, str], list[str]]) -> list
         tags = picks.get((row["setting"], row["policy"]), []) if row["longest"] else []
         place = {name: row[name] for name in ("setting", "length", "longest")}
         growth = wording.growth(row["skip_layers"])
-        found.append(place | {"tags": tags, "growth": growth, "noisy": None, "cells": cells})
+        idle = "" if row["evicts"] else f"{row['length']:,} tokens do not exceed its budget: nothing was evicted"
+        found.append(place | {"tags": tags, "growth": growth, "idle": idle, "busy": None, "cells": cells})
     return found
 
 
@@ -38,7 +39,12 @@ def latency_table(rows: list[Row]) -> list[Row]:
                 one["text"] = wording.NONE
         place = {"setting": row["setting"], "length": row["context"], "longest": row["headline"]}
         growth = wording.growth(row["skip_layers"])
-        found.append(place | {"tags": [], "growth": growth, "noisy": row["noisy"], "cells": cells})
+        idle = (
+            ""
+            if row["budget"] is None or row["context"] > row["budget"]
+            else "Its budget is not exceeded: nothing was evicted"
+        )
+        found.append(place | {"tags": [], "growth": growth, "idle": idle, "busy": row["busy"], "cells": cells})
     return found
 
 
@@ -48,6 +54,7 @@ def cell(row: Row, column: Column) -> Row:
     return {
         "name": column.field,
         "text": column.show(row[column.field]),
+        "value": row[column.field] if column.show is wording.megabytes else None,  # to sort by, as units differ
         "small": small,
     }
 

@@ -82,7 +82,7 @@ SECTIONS: dict[str, Section] = {
         "Position modes",
         "RoPE tells a model how far apart two tokens are; once tokens leave the cache, their numbers must be chosen. "
         "“cache” numbers kept keys by their place in the cache, as StreamingLLM is published. "
-        "“absolute” keeps their place in the text, which is what the seed report measured. "
+        "“absolute” keeps their place in the text, which is what the seed report (see Published) measured. "
         "“frozen” never renumbers, the bug of naive implementations.",
         "one policy in several position modes",
         QUALITY + " --positions cache,absolute,frozen",
@@ -128,7 +128,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("policy", "Policy", "", wording.plain),
     Column("variant", "Positions", "How cached keys are numbered, and layers that never evict", wording.plain),
     Column("budget", "Budget", "Tokens kept", wording.whole),
-    Column("kv_mb", "KV, MB", "KV bytes over all layers after the whole run, 10⁶ bytes", wording.fixed(1)),
+    Column("kv_mb", "KV, MB", "KV bytes over all layers after the whole run, 10⁶ bytes", wording.megabytes),
     Column("kv_percent", "KV, % of full", "The same as a share of the full cache's", wording.percent),
     Column("ppl_corpus", "PPL corpus", "exp(sum of losses ÷ number of tokens), all documents together", wording.ppl),
     Column(
@@ -164,19 +164,29 @@ LATENCY_COLUMNS: tuple[Column, ...] = (
     Column("contender", "Policy", "What served the request", wording.plain),
     Column("context", "Context", "Tokens of the prompt", wording.whole),
     Column("batch", "Batch", "Texts at once", wording.whole),
-    Column("ttft_ms", "TTFT, ms", "Time to the first token: the whole prompt, median over prefills", wording.fixed(1)),
+    Column(
+        "ttft_ms",
+        "First token, ms",
+        "TTFT, time to the first token: the whole prompt, median over prefills",
+        wording.fixed(1),
+    ),
     Column(
         "ttft_ratio",
         "÷ full",
-        "TTFT as a multiple of full's in the same round, median over rounds",
+        "Time to the first token as a multiple of full's in the same round, median over rounds",
         wording.fixed(3),
         ("ttft_ratio_low", "ttft_ratio_high"),
     ),
-    Column("tpot_ms", "TPOT, ms", "Time per output token: mean of a round's steps, median of rounds", wording.fixed(2)),
+    Column(
+        "tpot_ms",
+        "Time per token, ms",
+        "TPOT, time per output token: mean of a round's steps, median of rounds",
+        wording.fixed(2),
+    ),
     Column(
         "tpot_ratio",
         "÷ full",
-        "TPOT as a multiple of full's in the same round, median over rounds",
+        "Time per token as a multiple of full's in the same round, median over rounds",
         wording.fixed(3),
         ("tpot_ratio_low", "tpot_ratio_high"),
     ),
@@ -191,7 +201,9 @@ LATENCY_COLUMNS: tuple[Column, ...] = (
         wording.change,
         ("eviction_low_percent", "eviction_high_percent"),
     ),
-    Column("kv_mb", "KV, MB", "Keys and values that the policy keeps of the prompt, over all layers", wording.fixed(1)),
-    Column("allocated_mb", "Allocated", "Bytes of the cache's tensors, 10⁶", wording.fixed(1)),
-    Column("peak_mb", "Peak, MB", "Peak bytes of serving a request, beyond the weights, 10⁶", wording.fixed(1)),
+    Column(
+        "kv_mb", "KV, MB", "Keys and values that the policy keeps of the prompt, over all layers", wording.megabytes
+    ),
+    Column("allocated_mb", "Allocated", "Bytes of the cache's tensors, 10⁶", wording.megabytes),
+    Column("peak_mb", "Peak, MB", "Peak bytes of serving a request, beyond the weights, 10⁶", wording.megabytes),
 )

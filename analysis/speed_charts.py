@@ -1,7 +1,4 @@
-"""The charts of speed and memory against the context or the batch. Rows in, panels out.
-
-Points measured on a busy machine wear a ring.
-"""
+"""The charts of speed and memory against the context or the batch. Rows in, panels out."""
 
 import altair as alt
 
@@ -17,7 +14,6 @@ from analysis.marks import (
     lines,
     most_budgets,
     panel,
-    rings,
     rule,
     spoken,
     tips,
@@ -44,7 +40,6 @@ def against_context(
         layers = lines(values(mine), x, y, "series", legend)
         named = (("contender:N", "policy", ""), ("context:Q", "context", ",d"), (f"{field}:Q", title, ",.4~g"))
         layers[-1] = layers[-1].encode(tooltip=tips(*named, *extra))
-        layers += [] if field in ("kv_mb", "peak_mb") else rings(mine, x, y)
         if contexts[0] < size < contexts[-1]:
             layers += rule({"context": size}, "budget full", leftward=size * size > contexts[0] * contexts[-1])
         panels.append(panel(setting, budget_title(size), layers, about))
@@ -73,10 +68,8 @@ def at_one_context(mine: list[Row], whole: list[Row], field: str, title: str, na
 
 
 def beside_value(row: Row, field: str) -> str:
-    """What a value at a single context does not show: a busy machine under a time, growth under a memory."""
-    if field in ("kv_mb", "peak_mb"):
-        return " grows" if row["skip_layers"] else ""
-    return " noisy" if row["noisy"] else ""
+    """What a value at a single context does not show: that a memory grows with the text."""
+    return " grows" if field in ("kv_mb", "peak_mb") and row["skip_layers"] else ""
 
 
 RATIO = "÷ full's, paired by round"
@@ -124,7 +117,6 @@ def throughput(rows: list[Row]) -> Figure:
                 ("tpot_ms:Q", "TPOT, ms", ".2f"),
             )
         )
-        layers += rings(mine, x, y)
         title = f"{budget_title(size)} · {mine[0]['context']:,} tokens of context"
         panels.append(panel(setting, title, layers, "output tokens per second against the batch size"))
     return Figure(panels, legend, most_budgets(rows))
@@ -143,7 +135,7 @@ def eviction(rows: list[Row]) -> Figure:
     for (setting, size), mine in groups(rows, "setting", "budget"):
         placed = [
             {**row, "low": row["eviction_low_percent"], "high": row["eviction_high_percent"],
-             "label": change(row["eviction_percent"]) + (" noisy" if row["noisy"] else "")}
+             "label": change(row["eviction_percent"])}
             for row in mine
         ]  # fmt: skip
         tooltip = tips(

@@ -1,6 +1,6 @@
 """Speed and memory in words: sentences made from the rows of `speed.sql`, `noise.sql` and their like.
 
-Says of a difference only what its interval supports, and nothing in a headline that was measured on a busy machine.
+Says of a difference only what `differences.sql` supports, and nothing of a context that does not exceed the budget.
 """
 
 from typing import Any
@@ -11,12 +11,8 @@ Row = dict[str, Any]
 
 
 def verdict(row: Row) -> str:
-    """Whether an interval of the time per token leaves the policy faster, slower, or neither; or there is none."""
-    if row["tpot_ratio_low"] is None:
-        return "unsure"
-    if row["tpot_ratio_high"] < 1:
-        return "faster"
-    return "slower" if row["tpot_ratio_low"] > 1 else "same"
+    """What `differences.sql` says of the time per token: faster, slower or same; unsure where it says nothing."""
+    return row["tpot_verdict"] or "unsure"
 
 
 def pace(row: Row) -> str:
@@ -28,17 +24,15 @@ def pace(row: Row) -> str:
 
 def beside_quality(row: Row) -> Row:
     """What speed adds to the answer of a model with quality: the headline's end and sentences."""
-    if row["noisy"]:
-        busy = f"Its speed was measured on a busy machine ({row['noisy']}), so no number of it is given here."
-        return {"headline": "", "more": [busy]}
     if unfilled(row):
-        return {"headline": "", "more": [f"{sentence(row)} {again_words(row)}"]}
+        return {"headline": "", "more": [not_exceeded(row)]}
     ratio = times(row["tpot_ratio"]).replace("×", "× the time per token")
     joined = {"faster": "and", "slower": "but"}.get(verdict(row), "and about")
-    if joined == "and about":
-        ratio = "the same time per token" if verdict(row) == "same" else ratio
-    at = f" at {row['context']:,}" if verdict(row) != "same" else ""
-    return {"headline": f", {joined} {ratio}{at}", "more": [f"{sentence(row)} {again_words(row)}"]}
+    busy = " (machine slightly busy)" if row["busy"] else ""
+    said = f", {joined} {ratio} at {row['context']:,}{busy}"
+    if verdict(row) == "same":
+        said = f", and no measurable difference in time per token at {row['context']:,}{busy}"
+    return {"headline": said, "more": [f"{sentence(row)} {again_words(row)}"]}
 
 
 def sentence(row: Row) -> str:
@@ -50,17 +44,23 @@ def sentence(row: Row) -> str:
         "same": f"Its decoding cannot be told from the full cache’s: {pace(row)}.",
         "unsure": f"It takes {pace(row)}.",
     }[kind]
-    if unfilled(row):
-        start += f" At {row['context']:,} tokens its budget of {row['budget']:,} is not full, so there is nothing to "
-        start += "save yet."
-    elif kind in ("slower", "same") and row["context"] <= 4 * row["budget"]:
+    if kind in ("slower", "same") and row["context"] <= 4 * row["budget"]:
         start += f" With {row['budget']:,} of {row['context']:,} tokens kept, there is little to save."
     if row["contexts"] and row["contexts"] > 1 and row["contexts_not_faster"]:
         faster = row["contexts"] - row["contexts_not_faster"]
         start += (
-            f" Of {row['contexts']} contexts measured without noise, it is faster at {faster if faster else 'none'}."
+            f" Of {row['contexts']} contexts timed that exceed its budget, it is measurably faster at "
+            f"{faster if faster else 'none'}."
         )
     return start
+
+
+def not_exceeded(row: Row) -> str:
+    """Why nothing is said of a policy's speed."""
+    return (
+        f"Its speed is not known: the longest context timed, {row['context']:,} tokens, does not exceed its budget of "
+        f"{row['budget']:,}. A sweep with longer --contexts tells."
+    )
 
 
 def unfilled(row: Row) -> bool:
@@ -69,11 +69,12 @@ def unfilled(row: Row) -> bool:
 
 
 def again_words(row: Row) -> str:
-    """The A/A pair of the same cell."""
+    """The A/A pair of the same cell, and what else the machine did."""
     if row["again_tpot_ratio"] is None:
         return ""
     ratio = times(row["again_tpot_ratio"], row["again_tpot_low"], row["again_tpot_high"])
-    return f"(Full against itself in the same run: {ratio}.)"
+    busy = f"; machine slightly busy: {row['busy']}" if row["busy"] else ""
+    return f"(Full against itself in the same run: {ratio}{busy}.)"
 
 
 def sureness(row: Row) -> str:
@@ -88,9 +89,12 @@ def alone(row: Row, several: bool) -> Row:
     """The answer for a model of which only speed was measured: the fastest policy, and no recommendation."""
     where = f"For {row['setting']}: " if several else ""
     unknown = "What a policy costs in perplexity these records do not say, so none is recommended."
-    if row["noisy"]:
-        headline = f"{where}speed was measured on a busy machine, so no number stands here."
-        more = [f"Reason: {row['noisy']}. The tables below hold what was measured.", unknown]
+    if unfilled(row):
+        headline = (
+            f"{where}no policy was timed where it evicts: the longest context, {row['context']:,} tokens, exceeds "
+        )
+        headline += "no budget."
+        more = ["A sweep with longer --contexts or smaller --budgets tells.", unknown]
         return {"setting": row["setting"], "headline": capital(headline), "more": more, "tiles": []}
     kind = verdict(row)
     tied = f"As fast, as far as can be told: {', '.join(row['tied'][:4])}." if row["tied"] else ""
@@ -130,8 +134,8 @@ def again(row: Row) -> Row:
 
 
 def again_span(rows: list[Row]) -> Row | None:
-    """How far the A/A ratios of the quiet cells stray; None if there is none."""
-    found = [row["again_tpot_ratio"] for row in rows if not row["noisy"] and row["again_tpot_ratio"] is not None]
+    """How far the A/A ratios of all cells stray; None if there is none."""
+    found = [row["again_tpot_ratio"] for row in rows if row["again_tpot_ratio"] is not None]
     return {"cells": len(found), "low": f"{min(found):.3f}", "high": f"{max(found):.3f}"} if found else None
 
 
@@ -139,18 +143,14 @@ DEARER = {"tpot": "slower", "kv": "larger", "ttft": "later"}
 
 
 def fronts(rows: list[Row]) -> dict[str, list[Row]]:
-    """Per axis and setting: which policies nothing measured beats on both axes, or why that is not said."""
+    """Per axis and setting: which policies nothing measured beats on both axes, with what else the machine did."""
     found: dict[str, list[Row]] = {axis: [] for axis in DEARER}
     for axis, setting in dict.fromkeys((row["axis"], row["setting"]) for row in rows):
         mine = [row for row in rows if row["setting"] == setting and row["axis"] == axis]
         where = f"{setting}: " if len({row["setting"] for row in rows}) > 1 else ""
-        if mine[0]["noisy"]:
-            said = f"{where}the speed was measured on a busy machine ({mine[0]['noisy']}): read it with care."
-        else:
-            front = ", ".join(row["policy"] for row in with_caveat(mine, "policy") if row["unbeaten"])
-            sure = "" if axis == "kv" else "measurably "
-            said = (
-                f"{where}worth a choice: {front}. For any other there is a better one that is not {sure}{DEARER[axis]}."
-            )
+        front = ", ".join(row["policy"] for row in with_caveat(mine, "policy") if row["unbeaten"])
+        sure = "" if axis == "kv" else "measurably "
+        said = f"{where}worth a choice: {front}. For any other there is a better one that is not {sure}{DEARER[axis]}."
+        said += f" Machine slightly busy: {mine[0]['busy']}." if mine[0]["busy"] else ""
         found[axis].append({"setting": setting, "said": said if where else capital(said)})
     return found

@@ -1,5 +1,6 @@
 """What stands outside the page: `summary.md`, the README's results block, and the list of what went wrong."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,6 @@ def problems(records: Records, frames: dict[str, list[Row]]) -> list[tuple[str, 
         rows = f"{row['invalid']} row{'s' if row['invalid'] > 1 else ''}"
         invalid.append(f"{where}: {rows}, first at position {row['first_position']}")
     missing = [f"cell {key}: not run yet; run the sweep again" for key in records.missing]
-    noisy = [
-        f"{row['setting']} · latency · context {row['context']:,} · batch {row['batch']}: {row['noisy']}; "
-        "kept out of headlines"
-        for row in frames["noise"]
-        if row["noisy"]
-    ]
     left_out = [f"{name}: {why}" for name, why in records.excluded]
     aside = [f"{name}: {why}" for name, why in records.aside]
     count = sum(row["invalid"] for row in frames["invalid"])
@@ -42,7 +37,6 @@ def problems(records: Records, frames: dict[str, list[Row]]) -> list[tuple[str, 
         (f"{len(missing)} missing", missing),
         (f"{len(left_out)} left out", left_out),
         (f"{len(aside)} set aside", aside),
-        (f"{len(noisy)} noisy", noisy),
         (f"{count} invalid row{'s' if count != 1 else ''}", invalid),
     ]
     return [(badge, lines) for badge, lines in found if lines]
@@ -79,7 +73,7 @@ def summarise(records: Records, frames: dict[str, list[Row]]) -> str:
         )
     notes = [f"{row['model']}: {row['note']}." for row in frames["models"] if row["note"]]
     lines += [*([f"\n{' '.join(notes)}"] if notes else []), *speed_lines(frames)]
-    bad = [badge for badge, _ in problems(records, frames) if not badge.endswith(("noisy", "set aside"))]
+    bad = [badge for badge, _ in problems(records, frames) if not badge.endswith("set aside")]
     if bad:
         lines.append(f"\nIncomplete: {', '.join(bad)}.")
     return "\n".join(lines).rstrip()
@@ -90,12 +84,12 @@ def quality_table(frames: dict[str, list[Row]], several: bool) -> list[str]:
     overview = frames["overview"][0]
     paces = {(row["setting"], row["policy"]): row for row in frames["pareto"] if row["axis"] == "tpot"}
     lines = [
-        f"\n| {'Model | ' if several else ''}Policy | KV kept, MB | of full | PPL | against full | Accuracy | points |"
-        f"{' TPOT against full |' if paces else ''}",
+        f"\n| {'Model | ' if several else ''}Policy | KV kept, MB | of full | Perplexity | against full | Accuracy |"
+        f" points |{' Time per token |' if paces else ''}",
         f"|{'---|' if several else ''}---|---:|---:|---:|---:|---:|---:|{'---:|' if paces else ''}",
     ]
     for row in (row for row in frames["main"] if row["longest"]):
-        shown = [wording.fixed(1)(row["kv_mb"]), wording.percent(row["kv_percent"]), wording.ppl(row["ppl_corpus"])]
+        shown = [wording.megabytes(row["kv_mb"]), wording.percent(row["kv_percent"]), wording.ppl(row["ppl_corpus"])]
         shown += [wording.change(row["ppl_change_percent"]), wording.percent(row["accuracy_percent"])]
         shown.append(wording.points(row["accuracy_change_points"]))
         if row["policy_name"] == "full":
@@ -111,17 +105,18 @@ def quality_table(frames: dict[str, list[Row]], several: bool) -> list[str]:
     documents = f"{overview['documents']} document{'s' if overview['documents'] > 1 else ''}"
     size = f"{documents} of {max(overview['lengths']):,} tokens"
     where = f"{', '.join(overview['devices'])}, {', '.join(overview['dtypes'])}"
-    return [*lines, f"\n{what}, {size}, {where}. PPL is corpus perplexity."]
+    return [*lines, f"\n{what}, {size}, {where}. Perplexity is over all documents together."]
 
 
 def latency_table(rows: list[Row], several: bool) -> list[str]:
     """TTFT, TPOT and memory at each setting's headline cell."""
     lines = [
-        f"\n| {'Model | ' if several else ''}Policy | KV kept, MB | TTFT, ms | TPOT, ms | TPOT against full |",
+        f"\n| {'Model | ' if several else ''}Policy | KV kept, MB | Time to first token, ms | Time per token, ms |"
+        " against full |",
         f"|{'---|' if several else ''}---|---:|---:|---:|---:|",
     ]
     for row in rows:
-        shown = [wording.fixed(1)(row["kv_mb"]), wording.fixed(1)(row["ttft_ms"]), wording.fixed(2)(row["tpot_ms"])]
+        shown = [wording.megabytes(row["kv_mb"]), wording.fixed(1)(row["ttft_ms"]), wording.fixed(2)(row["tpot_ms"])]
         shown.append(wording.NONE if row["contender"] == "full" else times_of(row))
         name = f"`{row['contender']}`{wording.caveat(row['skip_layers'])}"
         lines.append(f"| {row['setting'] + ' | ' if several else ''}{name} | {' | '.join(shown)} |")
@@ -132,7 +127,7 @@ def times_of(row: Row) -> str:
     """The time per token against full's, with its interval."""
     low, high = (row[f"x_{end}"] if "x_low" in row else row[f"tpot_ratio_{end}"] for end in ("low", "high"))
     shown = wording.times(row["tpot_ratio"], low, high)
-    return f"{shown} (noisy)" if row["noisy"] else shown
+    return f"{cards.NO_DIFFERENCE}: {shown}" if row["tpot_verdict"] == "same" else shown
 
 
 def speed_lines(frames: dict[str, list[Row]]) -> list[str]:
@@ -142,10 +137,12 @@ def speed_lines(frames: dict[str, list[Row]]) -> list[str]:
         ratio = row["again_tpot_ratio"]
         again = wording.NONE if ratio is None else wording.times(ratio, row["again_tpot_low"], row["again_tpot_high"])
         threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
-        busy = f" (noisy: {row['noisy']})" if row["noisy"] else ""
-        where = f"{row['setting']} at {wording.tokens_of(row)}, {threads}, {row['rounds']} rounds"
+        busy = f" (machine slightly busy: {row['busy']})" if row["busy"] else ""
+        of = f"{row['setting']} ({row['device']}, {row['dtype']})"
+        where = f"{of} at {wording.tokens_of(row)}, {threads}, {row['rounds']} rounds"
         found.append(f"{where}, full against itself {again}{busy}")
-    start = "TPOT is the time per output token, with its 95\u00a0% interval over rounds"
+    start = "Time per token is a multiple of full’s, with its 95\u00a0% interval over rounds; a difference is one only "
+    start += "outside the interval of full against itself"
     return [f"\n{start}: {'; '.join(found)}."] if found else []
 
 
@@ -165,6 +162,31 @@ def readme_parts(readme: Path) -> tuple[str, str]:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise RecordsError(f"--readme: '{readme}' must hold one {BEGIN} and after it one {END}; add these two lines")
     return text.split(BEGIN)[0], text.split(END)[1]
+
+
+def subtitle_of(frames: dict[str, list[Row]]) -> str:
+    """What was run, from the records: a sweep's own words would not know which of its axes were replaced."""
+    overview = frames["overview"][0]
+    run = [*frames["main"], *(row for row in frames["latency"] if row["role"] == "policy")]
+    bounded = [row for row in run if row["budget"] is not None]
+    names = listed(dict.fromkeys(row["policy_name"] for row in bounded)) or "No policy with a budget"
+    budgets = sorted({row["budget"] for row in bounded})
+    at = f" at budgets of {listed(f'{size:,}' for size in budgets)} tokens" if budgets else ""
+    what = [f"{names}{at} against the full cache on {listed(overview['models'])}"]
+    if overview["quality_cells"]:
+        count = overview["documents"]
+        documents = f"{count} document{'s' if count > 1 else ''}"
+        what.append(f"quality on {documents} of {listed(overview['texts'])}, {max(overview['lengths']):,} tokens each")
+    if overview["contexts"]:
+        what.append(f"speed after {listed(f'{size:,}' for size in sorted(overview['contexts']))} tokens")
+    what.append(f"{listed(overview['devices'])}, {listed(overview['dtypes'])}")
+    return "; ".join(what) + "."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a sentence lists them."""
+    *first, last = [*names] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def title_of(records: Records) -> str:

@@ -1,7 +1,7 @@
 """The trade-off: perplexity against what a smaller cache saves, both as multiples of the full cache's.
 
-One chart for each thing that may be saved: time per token, KV memory, time to the first token. The page switches
-between them. As in the other charts, rows in, panels out, and nothing is computed.
+One chart for each thing that may be saved: KV memory, which the answer speaks of, time per token, time to the first
+token. The page switches between them. As in the other charts, rows in, panels out, and nothing is computed.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,6 @@ from analysis.marks import (
     groups,
     legend_of,
     panel,
-    rings,
     scales,
     spoken,
     tips,
@@ -31,8 +30,8 @@ from analysis.wording import tokens_of, with_caveat
 HEIGHT = 430
 # axis → (what the page calls it, title of x, the better corner, title of its value in tooltips)
 AXES = {
-    "tpot": ("time per token", "time per token ÷ full’s (log scale)", "faster and closer to full", "TPOT, ms"),
     "kv": ("KV memory", "KV memory ÷ full’s (log scale)", "smaller and closer to full", "KV kept, MB"),
+    "tpot": ("time per token", "time per token ÷ full’s (log scale)", "faster and closer to full", "TPOT, ms"),
     "ttft": (
         "time to first token",
         "time to first token ÷ full’s (log scale)",
@@ -90,7 +89,7 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: list[Any]) -> 
         align="left", baseline="bottom", color=MUTED, fontWeight="bold"
     )
     layers = [step, *across, *whiskers(marked, "ppl_ratio", x, y, legend), point]
-    layers += [*labels(marked, x, y), *rings(marked, x, y)]
+    layers += labels(marked, x, y)
     layers.append(better.encode(x=alt.XValue(8), y=alt.YValue(HEIGHT - 8), text=alt.Text("better:N")))
     where = f"at {rows[0]['length']:,} tokens" if axis == "kv" else f"at {tokens_of(rows[0])}"
     about = f"perplexity against {name}, both as multiples of the full cache’s. Perplexity ÷ full’s, by {name}:"

@@ -34,6 +34,23 @@ percent = fixed(1, unit="\u00a0%")
 whole = fixed(0)
 
 
+def megabytes(value: Any) -> str:
+    """A memory in MB as a number, or in kB with its unit where that would be printed as zero."""
+    return fixed(1, unit="\u00a0kB")(1000 * value) if value is not None and 0 < value < 0.05 else fixed(1)(value)
+
+
+def with_unit(value: Any) -> str:
+    """The same with its unit always."""
+    text = megabytes(value)
+    return text if text.endswith("kB") else f"{text}\u00a0MB"
+
+
+def none_measurable(row: Row) -> bool:
+    """Whether the spread of a change in perplexity holds zero, so that it is neither a loss nor a gain."""
+    low, high = row["ppl_change_low_percent"], row["ppl_change_high_percent"]
+    return low is not None and high is not None and low <= 0 <= high and (low, high) != (0, 0)
+
+
 def plain(value: Any) -> str:
     """Text, or a dash for nothing."""
     return NONE if value is None or value == "" else str(value)
@@ -126,15 +143,26 @@ def answer(row: Row, several: bool, speed: Row | None = None) -> Row:
     """
     added = speed or {"headline": "", "more": []}
     where = f"For {row['setting']}: " if several else ""
+    if row["guesses"]:
+        return guessing(row, where)
     cost = f"{change(row['ppl_change_percent'])} perplexity"
+    against = f"{cost} against the full cache"
+    if none_measurable(row):
+        spread = between(row["ppl_change_low_percent"], row["ppl_change_high_percent"], change)
+        cost = against = f"no measurable difference in perplexity ({spread}\u00a0%)"
     length, tolerance = f"{row['length']:,} tokens", f"{row['tolerance_percent']:g}\u00a0%"
     at_length = f"{length}{caveat(row['skip_layers'])}"
     memory = f"{percent(row['kv_percent'])} of the KV memory at {at_length}"
     if row["qualifies"]:
-        headline = f"{where}take {row['policy']}: {cost} against the full cache, with {memory}{added['headline']}."
-        why = f"{keeps(row)} No smaller budget measured here stays within {tolerance} of the full cache’s perplexity."
+        headline = f"{where}take {row['policy']}: {against}, with {memory}{added['headline']}."
+        tried = (
+            "It is the smallest budget tried."
+            if row["smallest_tried"]
+            else f"No smaller budget tried stays within {tolerance}."
+        )
+        why = f"{keeps(row)} {tried}"
     else:
-        headline = f"{where}no policy measured here stays within {tolerance} of the full cache’s perplexity."
+        headline = f"{where}no policy tried stays within {tolerance} of the full cache’s perplexity."
         why = f"The closest is {row['policy']}: {cost}, with {memory}. {keeps(row)}"
     more = [why, *filter(None, added["more"])]
     if row["tight_policy"] and row["tight_policy"] != row["policy"]:
@@ -142,10 +170,27 @@ def answer(row: Row, several: bool, speed: Row | None = None) -> Row:
         squeezed += caveat(row["tight_skip_layers"])
         more.append(f"At {row['tight_budget']:,} tokens the best is {row['tight_policy']}: {squeezed}.")
     if row["sinks_budget"]:
-        bare, kept = row["bare_ratio"], row["sinks_ratio"]
-        less = f"With {row['sinks_budget']:,} tokens but no attention sinks, {row['bare_policy']} is at {bare:.2f} ×"
-        more.append(f"{less} full’s perplexity; {row['sinks_policy']} is at {kept:.2f} ×.")
+        bare, kept = change(row["bare_change_percent"]), change(row["sinks_change_percent"])
+        less = (
+            f"With {row['sinks_budget']:,} tokens and no attention sink, {row['bare_policy']} is at {bare} perplexity"
+        )
+        more.append(f"{less}; {row['sinks_policy']}, which keeps as many, is at {kept}.")
     return {"setting": row["setting"], "headline": capital(headline), "more": more, "tiles": []}
+
+
+def guessing(row: Row, where: str) -> Row:
+    """The answer for a model whose full cache does no better than guessing: there is nothing to recommend by."""
+    headline = f"{where}nothing to choose by: with the full cache the model’s perplexity is {ppl(row['full_ppl'])}"
+    why = (
+        f"Its vocabulary has {row['vocab_size']:,} tokens; a model that only guesses, as one with random weights does, "
+    )
+    why += "has about that perplexity, so no policy can make it worse. Sweep a trained model."
+    return {
+        "setting": row["setting"],
+        "headline": capital(f"{headline}, little better than guessing."),
+        "more": [why],
+        "tiles": [],
+    }
 
 
 def capital(text: str) -> str:

@@ -72,7 +72,8 @@ class Latency:
     threads: int = 2
     noise: float = 0.01  # of a step, relative, log-normal
     evicting: float = 1.02  # a step with eviction over one without
-    blemishes: dict[tuple[str, int, int], str] = field(default_factory=dict)  # busy, drift, apart, failed
+    blemishes: dict[tuple[str, int, int], str] = field(default_factory=dict)  # busy, apart, failed
+    own_twins: bool = False  # a twin for each policy, as older records have it, and not one for each size
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ class Plan:
     missing: int = 0
     seed: int = 7
     latency: Latency | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    vocab_size: int | None = 50_000  # None: not in the records, as in older ones
     question: str = "Which policy, which budget, at what cost?"
     environment: dict[str, str] = field(
         default_factory=lambda: {
@@ -133,7 +137,6 @@ GOLDEN = Plan(
         batches=(1, 4),
         blemishes={
             ("tiny-neox", 600, 1): "busy",
-            ("tiny-llama", 100, 4): "drift",
             ("tiny-llama", 200, 4): "apart",
             ("tiny-llama", 600, 4): "failed",
         },
@@ -194,7 +197,8 @@ def write(plan: Plan, folder: Path) -> Path:
     """Write the plan's records into `folder` and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     cells = [(m, d, p) for m in plan.models for d in plan.documents for p in plan.policies]
-    keys = [key_of(m[0], d, p.label, plan.tokens) for m, d, p in cells]
+    place = () if (plan.device, plan.dtype) == ("cpu", "float32") else (plan.device, plan.dtype)
+    keys = [key_of(m[0], d, p.label, plan.tokens, *place) for m, d, p in cells]
     held_back = len(cells) - plan.failed - plan.missing
     for index, ((model, document, policy), key) in enumerate(zip(cells, keys)):
         fields = fields_of(plan, model, document, policy)
@@ -235,10 +239,10 @@ def fields_of(plan: Plan, model: tuple[str, str | None, int], document: str, pol
         "policy": policy.label, "policy_name": policy.name, "strategy": policy.strategy,
         "position_mode": policy.position, "budget": policy.budget, "start_size": policy.start_size,
         "skip_layers": policy.skip_layers, "text": plan.text, "document": document, "tokens": plan.tokens,
-        "lengths": list(plan.lengths), "device": "cpu", "dtype": "float32",
+        "lengths": list(plan.lengths), "device": plan.device, "dtype": plan.dtype,
         "kv_bytes": round(per_token * kept(policy, plan.tokens)),
         "kv_bytes_full": per_token * plan.tokens,
-    }  # fmt: skip
+    } | ({"vocab_size": plan.vocab_size} if plan.vocab_size else {})  # fmt: skip
 
 
 def write_latency(plan: Plan, folder: Path) -> list[str]:
@@ -248,13 +252,14 @@ def write_latency(plan: Plan, folder: Path) -> list[str]:
     for model in plan.models:
         for context in measure.contexts:
             for batch in measure.batches:
-                key = key_of("latency", model[0], context, batch)
+                place = () if (plan.device, plan.dtype) == ("cpu", "float32") else (plan.device, plan.dtype)
+                key = key_of("latency", model[0], context, batch, *place)
                 keys.append(key)
                 blemish = measure.blemishes.get((model[0], context, batch))
                 fields = {
                     "kind": "latency", "model": model[0], "model_note": model[1], "trained_context": model[2],
                     "model_identity": f"golden {model[0]}", "code": "golden",
-                    "device": "cpu", "dtype": "float32", "context": context, "batch": batch,
+                    "device": plan.device, "dtype": plan.dtype, "context": context, "batch": batch,
                     "prefills": measure.prefills, "rounds": measure.rounds, "steps": measure.steps,
                     "threads": measure.threads,
                 }  # fmt: skip
@@ -262,19 +267,23 @@ def write_latency(plan: Plan, folder: Path) -> list[str]:
                     failure = {"schema": 1, "cell": key, "fields": fields, "error": "golden failure", "attempts": 2}
                     write_json(folder / f"{key}.failed.json", failure)
                     continue
-                fields["contenders"] = contenders_of(plan.policies, context, batch)
-                busy = "other processes used 0.7 CPU cores" if blemish == "busy" else None
+                fields["contenders"] = contenders_of(plan.policies, context, batch, measure.own_twins)
+                busy = blemish == "busy"
                 fields["noise"] = {
                     "load_before": 0.2, "load_after": 1.9, "steal": 0.001, "others": 0.7 if busy else 0.02,
-                    "governor": None, "noisy": busy,
+                    "governor": None,
                 }  # fmt: skip
+                if measure.own_twins:  # older records judged by constants, and left such cells out
+                    fields["noise"]["noisy"] = "other processes used 0.7 CPU cores" if busy else None
                 table = samples_of(key, fields, measure, blemish)
                 commit(folder, key, fields, table, plan.environment)
     return keys
 
 
-def contenders_of(policies: tuple[P, ...], context: int, batch: int) -> list[dict[str, Any]]:
+def contenders_of(policies: tuple[P, ...], context: int, batch: int, own_twins: bool) -> list[dict[str, Any]]:
     """Every policy, full again, DynamicCache, and the twins that do not evict."""
+    sizes = {kept(p, context): p for p in reversed(policies) if p.budget and kept(p, context) < context}
+    twins = [p for p in policies if p.budget] if own_twins else [p for p in policies if p in sizes.values()]
     per_token = 2 * 30 * 3 * 64 * 4 * batch
 
     def one(label: str, role: str, policy: P, of: str | None = None) -> dict[str, Any]:
@@ -291,7 +300,7 @@ def contenders_of(policies: tuple[P, ...], context: int, batch: int) -> list[dic
         *(one(policy.label, "policy", policy) for policy in policies),
         one("full (again)", "again", FULL),
         one("DynamicCache", "dynamic", FULL),
-        *(one(f"{p.label} without eviction", "without eviction", p, p.label) for p in policies if p.budget),
+        *(one(f"{p.label} without eviction", "without eviction", p, p.label) for p in twins),
     ]
 
 
@@ -303,8 +312,6 @@ def samples_of(key: str, fields: dict[str, Any], measure: Latency, blemish: str 
         running = [one for one in fields["contenders"] if phase == "step" or one["role"] != "without eviction"]
         for number in range(rounds):
             common = random.lognormal(0, 0.03)  # what drifts on a machine, the same for all within a round
-            if blemish == "drift":
-                common *= 1 + 0.3 * number / rounds
             for turn, place in enumerate(random.permutation(len(running))):
                 one = running[place]
                 kept = min(one["budget"] or fields["context"], fields["context"])

@@ -116,7 +116,7 @@ def test_a_legend_entry_singles_its_series_out_in_every_chart(visit, by):
             page.keyboard.press("Enter")
         page.wait_for_timeout(200)
 
-    figures = ("multiples", "tradeoff_tpot", "position", "cross_method")
+    figures = ("multiples", "tradeoff_kv", "position", "cross_method")
     assert [faint(page, figure)[0] for figure in figures] == [0, 0, 0, 0]
     press()
     assert entry.get_attribute("aria-pressed") == "true"
@@ -134,9 +134,9 @@ def test_the_tradeoff_changes_its_axis_by_keyboard(visit):
     page = drawn(visit("golden"))
     shown = "[...document.querySelectorAll('[data-axis]')].filter(one => one.offsetParent).map(one => one.dataset.axis)"
     title = "#tradeoff_{} .panel:not(.elsewhere) svg .role-axis-title text"
-    assert page.evaluate(shown) == ["tpot"]
+    assert page.evaluate(shown) == ["kv"]
     page.locator(".axis input:checked").focus()
-    for axis, words in (("kv", "KV memory ÷ full’s"), ("ttft", "time to first token ÷ full’s")):
+    for axis, words in (("tpot", "time per token ÷ full’s"), ("ttft", "time to first token ÷ full’s")):
         page.keyboard.press("ArrowRight")
         drawn(page)
         assert page.evaluate(shown) == [axis]
@@ -234,11 +234,11 @@ def test_latency_table_sorts_and_shows_every_cell(visit):
     values = f"[...document.querySelectorAll('{cells}')].map(cell => +cell.textContent)"
     shown = page.evaluate(values)
     assert len(shown) == 28  # one cell of each model: twelve policies, full again, DynamicCache
-    page.locator("#latency th button", has_text="TPOT").click()
+    page.locator("#latency th button", has_text="Time per token").click()
     assert page.evaluate(values) == sorted(shown)
     page.locator("#pick-context").select_option("every")
     assert len(page.evaluate(values)) == 11 * 14
-    page.locator("#pick-latency-words").fill("neox noisy")
+    page.locator("#pick-latency-words").fill("neox busy")
     assert len(page.evaluate(values)) == 14
     assert page.locator("#results tbody tr:not([hidden])").count() == 24  # the other table keeps its own filter
     assert page.locator("#latency .tag.busy:visible").first.get_attribute("title").startswith("other processes")

@@ -64,6 +64,7 @@ def test_the_cards_say_what_the_tables_hold(near):
 def test_the_cards_print_their_thresholds_and_the_flags_that_change_them(tmp_path, near):
     shown = cards_on(near)
     for name, flag, words in (
+        ("answer", "--within 5", "within 5 % of full’s"),
         ("quality", "--quality-within 1", "within 1 % of full’s"),
         ("speed", "--within 5", "within 5 % of full’s"),
         ("memory", "--memory 10", "at most 10 % of full’s"),
@@ -73,10 +74,17 @@ def test_the_cards_print_their_thresholds_and_the_flags_that_change_them(tmp_pat
     flags = ("--quality-within", "0.01", "--within", "0.02", "--memory", "1")
     assert quick_report("--records", near.with_name("records"), "--out", tmp_path, *flags).returncode == 0
     tight = cards_on(tmp_path)
-    for name, flag in (("quality", "--quality-within 0.01"), ("speed", "--within 0.02"), ("memory", "--memory 1")):
+    for name, flag in (
+        ("answer", "--within 0.02"),
+        ("quality", "--quality-within 0.01"),
+        ("speed", "--within 0.02"),
+        ("memory", "--memory 1"),
+    ):
         assert f"<code>{flag}</code>" in tight[name]
         assert "Nothing qualifies" in tight[name]
         assert re.search(r"<p>[A-Z][^<]*(within|than)[^<]*\.</p>", tight[name]), tight[name]
+        lets_in = rf'<p class="nearest">Nearest: [a-z].*; {flag.split()[0]} [\d.]+ lets it in\.</p>'
+        assert re.search(lets_in, tight[name]), tight[name]
 
 
 def test_the_python_of_each_card_runs(near, tiny_neox):
@@ -109,13 +117,15 @@ def test_the_python_is_that_of_the_policy(policy, tiny_neox):
     assert str(place["cache"].policy) == policy.label
 
 
-def test_a_busy_machine_gives_a_card_no_number(tmp_path):
+def test_a_busy_machine_is_said_beside_a_cards_number(tmp_path):
     plan = replace(NEAR, latency=Latency(contexts=(600,), blemishes={("tiny-neox", 600, 1): "busy"}))
     assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
-    shown = cards_on(tmp_path / "out")
-    assert "Time per token measured on a busy machine only." in shown["speed"]
-    for name in ("quality", "memory"):
-        assert "<b>not measured</b><small>only on a busy machine: other processes used 0.7 CPU cores" in shown[name]
+    for name, text in cards_on(tmp_path / "out").items():
+        assert re.search(r"<dt>Time per token</dt><dd><b>[\d.]+ ×</b><small>full’s; 95 % interval [\d. …]+, ", text), (
+            name
+        )
+        assert "full against itself " in text, name
+        assert "; machine slightly busy: other processes used 0.7 of 2 cores</small>" in text, name
 
 
 def skeleton(text):
@@ -125,8 +135,12 @@ def skeleton(text):
         if line.startswith("|"):
             kinds = re.sub(r"`[a-z_0-9]+(\([^`]*\))?`", "P", line)  # a policy
             kinds = re.sub(r"[+−]?[\d,]+(\.\d+)?", "N", kinds.replace("\u00a0", " "))
-            kinds = re.sub(r"N × \[N, N\]( at N)?|not measured", "T", kinds)
-            kinds = re.sub(r"N % \[N, N\]|N %", "N %", kinds)
+            kinds = re.sub(
+                r"(no measurable difference: )?N × \[N, N\]( at N)?( \(machine slightly busy\))?|not measured",
+                "T",
+                kinds,
+            )
+            kinds = re.sub(r"(no measurable difference: )?N % \[N, N\]|N %", "N %", kinds)
             kinds = re.sub(r"\| –", "| N", kinds.replace("N %", "N"))
             found.append(kinds)
     return found
@@ -144,12 +158,16 @@ def test_the_readmes_results_are_written_by_this_code(tmp_path):
     headers = [line for line in skeleton(mine) if "---" in line or line.startswith(("| Case", "| Policy"))]
     assert len(headers) == 4
     assert [line for line in skeleton(block) if line in headers] == headers
-    cases = re.compile(r"^\| (?:Quality first|Speed first|Memory-limited): [^|]*\|", re.M)
+    cases = re.compile(r"^\| (?:Recommended|Quality first|Speed first|Memory-limited): [^|]*\|", re.M)
     assert cases.findall(block) == cases.findall(mine)
     rows = [line for line in skeleton(block) if line.startswith("| P |")]
     assert len(rows) >= 3
     assert set(rows) <= set(skeleton(mine)) | {line.replace("T |", "N |") for line in skeleton(mine)}
-    for words in ("PPL is corpus perplexity.", "TPOT is the time per output token, with its", "full against itself"):
+    for words in (
+        "Perplexity is over all documents together.",
+        "Time per token is a multiple of",
+        "full against itself",
+    ):
         assert words in block.replace("\u00a0", " ")
         assert words in mine.replace("\u00a0", " ")
     assert "`python analysis/report.py --records records/quick --readme README.md`" in block

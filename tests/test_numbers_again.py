@@ -27,8 +27,8 @@ LABELS = {
         "best",
         "card",
         "why",
-        "noisy",
-        "packed_noisy",
+        "busy",
+        "evicts",
         "axis",
         "keep_ratio",
     ),
@@ -128,9 +128,20 @@ class Again(Oracle):
         found |= {name: one[name] for name in ("policy", "policy_name", "skip_layers", "budget", "start_size")}
         found |= {name: timed.fields[name] for name in ("model", "device", "dtype", "threads")}
         found |= {"setting": model, "contender": label, "cell": timed.cell}
-        for name, phase in (("ttft_ratio", "ttft"), ("tpot_ratio", "step")):
-            ends = self.ratios(timed, phase, "full").get(label, (None, None))
-            found |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+        for name, phase in (("ttft", "ttft"), ("tpot", "step")):
+            low, high = self.ratios(timed, phase, "full").get(label, (None, None))
+            again = self.ratios(timed, phase, "full").get("full (again)")
+            band = (min(again[0], 1), max(again[1], 1)) if again else (None, None)
+            found |= {f"{name}_ratio_low": low, f"{name}_ratio_high": high}
+            found |= {f"{name}_band_low": band[0], f"{name}_band_high": band[1]}
+            apart = (
+                "faster"
+                if high and again and high < band[0]
+                else "slower"
+                if high and again and low > band[1]
+                else "same"
+            )
+            found[f"{name}_verdict"] = apart if high and again else None
         ends = self.ratios(timed, "step", "twin").get(label)
         for place, end in enumerate(("low", "high")):
             found[f"eviction_{end}_percent"] = 100 * (ends[place] - 1) if ends else None
@@ -141,10 +152,9 @@ class Again(Oracle):
         """Intervals of the ratios of all contenders of a cell to full, or to their twins that do not evict."""
         key = ("ratios", timed.cell, phase, against)
         if key not in self.known:
-            twins = {one["of"]: label for label, one in timed.contenders.items() if one["of"]}
             pairs = {}
             for label in sorted(timed.contenders):
-                other = "full" if against == "full" else twins.get(label)
+                other = "full" if against == "full" else timed.twin(label)
                 if label != against and other and timed.rounds(label, phase):
                     pairs[label] = [a / b for a, b in zip(timed.rounds(label, phase), timed.rounds(other, phase))]
             self.known[key] = {label: of_ranks(mine) for label, mine in pairs.items() if len(mine) >= 5}
@@ -158,6 +168,7 @@ class Again(Oracle):
         found |= {name: timed.fields[name] for name in ("context", "batch", "prefills", "rounds", "steps", "threads")}
         found |= {name: timed.fields["noise"][name] for name in ("load_before", "load_after", "steal", "others")}
         found |= {"cell": timed.cell, "setting": model, "drift_percent": timed.drift()}
+        found["vocab_size"] = timed.fields.get("vocab_size")
         for name in ("ttft", "tpot"):
             found[f"again_{name}_ratio"] = again[f"{name}_ratio"]
             found |= {f"again_{name}_{end}": again[f"{name}_ratio_{end}"] for end in ("low", "high")}
@@ -342,10 +353,13 @@ def test_pareto(case):
         expected["x"] = expected[field] if field else expected["kv_percent"] / 100
         full = row["policy"] == "full"
         for end in ("low", "high"):
-            expected[f"x_{end}"] = expected[f"{field}_{end}"] if field and not full else None
+            source = f"{row['axis']}_band_{end}" if full else f"{field}_{end}"
+            expected[f"x_{end}"] = expected[source] if field else None
         check(
             row,
-            expected | {"value": expected[value], "axis": row["axis"]} | absent(row, "tpot_ratio", "context", "batch"),
+            expected
+            | {"value": expected[value], "axis": row["axis"]}
+            | absent(row, "tpot_ratio", "tpot_verdict", "context", "batch"),
         )
 
 
@@ -386,9 +400,25 @@ def test_multiples(case):
         check(row, expected | {"kv_tokens": int(row["length"] or row["context"])})
 
 
+def missed(again, row):
+    """Every column of the policy that is nearest to a card."""
+    mine = again.quality(row["setting"], row["nearest_policy"], again.longest)
+    found = {"nearest_policy": row["nearest_policy"], "nearest_spread": mine["spread"]}
+    found["nearest_skip_layers"] = mine["skip_layers"]
+    found |= {"nearest_change_percent": mine["ppl_change_percent"], "nearest_kv_percent": mine["kv_percent"]}
+    found["nearest_high_percent"] = mine["ppl_change_high_percent"]
+    names = {"context": "context", "batch": "batch", "tpot_ratio": "tpot_ratio", "tpot_low": "tpot_ratio_low"}
+    names |= {"tpot_high": "tpot_ratio_high", "verdict": "tpot_verdict", "band_low": "tpot_band_low"}
+    names["band_high"] = "tpot_band_high"
+    speed = dict.fromkeys(names.values())
+    if row["nearest_context"]:
+        speed = again.speed(row["setting"], int(row["nearest_context"]), 1, row["nearest_policy"])
+    return found | {f"nearest_{name}": speed[column] for name, column in names.items()}
+
+
 def test_cards(case):
     again, report = case
-    thresholds = {"quality": 1, "speed": 5, "memory": 10}
+    thresholds = {"answer": 5, "quality": 1, "speed": 5, "memory": 10}
     chosen = 0
     for row in rows_of(report, "cards"):
         assert float(row["threshold_percent"]) == thresholds[row["card"]]
@@ -396,10 +426,19 @@ def test_cards(case):
             chosen += 1
             expected = beside(again, row)
             timed = [f"{name}{end}" for name in ("tpot_ratio", "ttft_ratio") for end in ("", "_low", "_high")]
+            timed += ["tpot_verdict", "tpot_band_low", "tpot_band_high"]
             expected |= absent(row, "context", "batch", "rounds_n", *timed)
+            expected |= {name: None for name in row if name.startswith("nearest") or name == "let_in_percent"}
             check(row, expected | {"kv_saved_percent": 100 - expected["kv_percent"]})
         else:
-            assert {name for name, shown in row.items() if shown} == {"setting", "card", "threshold_percent", "why"}
+            shown = {name for name, value in row.items() if value}
+            told = {name for name in shown if not name.startswith("nearest")} - {"let_in_percent"}
+            assert told == {"setting", "card", "threshold_percent", "why"}
+            if row["nearest_policy"]:
+                check(
+                    {name: row[name] for name in row if name.startswith("nearest")},
+                    missed(again, row),
+                )
     assert chosen or not again.runs
 
 

@@ -271,7 +271,7 @@ def test_no_answer_calls_memory_bounded_that_grows(tmp_path, tmp_path_factory):
     sizes = ((1, 63, 0.2), (4, 60, 0.1), (4, 124, 0.05))
     policies = (FULL, *(streaming(*size, skip="0,1") for size in sizes))
     records = write(replace(QUICK, policies=policies, tokens=300, lengths=(300,)), tmp_path / "records")
-    for within, start in ((1, "No policy measured here stays"), (50, "Take streaming_llm(4,60,skip_layers=(0,1))")):
+    for within, start in ((1, "No policy tried stays"), (50, "Take streaming_llm(4,60,skip_layers=(0,1))")):
         out = tmp_path / f"out{within}"
         flags = ("--within", within, "--quality-within", within)
         assert quick_report("--records", records, "--out", out, *flags).returncode == 0

@@ -5,7 +5,9 @@ import re
 import statistics
 from dataclasses import replace
 
+import golden
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from golden import (
@@ -21,6 +23,7 @@ from golden import (
     run_report,
     streaming,
     write,
+    write_json,
 )
 from test_queries import Tables, assert_printed, rows_of
 
@@ -62,7 +65,7 @@ class Timed:
     def totals(self, label):
         """Each column of the latency table that is a number and no interval."""
         one, batch = self.contenders[label], self.fields["batch"]
-        twin = next((name for name, other in self.contenders.items() if other["of"] == label), None)
+        twin = self.twin(label)
         steps = self.rounds(label, "step")
         full = label == "full"
         return {
@@ -84,6 +87,14 @@ class Timed:
             "rounds_n": self.fields["rounds"],
             "gaps_n": self.fields["rounds"] * self.fields["steps"],
         }
+
+    def twin(self, label):
+        """The contender that keeps as many bytes as a policy and evicts none, if any."""
+        mine = self.contenders[label]
+        twins = [one for one in self.contenders.values() if one["role"] == "without eviction"]
+        same = [one["label"] for one in twins if one["kv_bytes"] == mine["kv_bytes"]]
+        own = [one["label"] for one in twins if one["of"] == label]
+        return next(iter(own + same), None) if mine["role"] == "policy" else None
 
     def drift(self):
         """Full's time per token in the last third of the rounds over that in the first, in per cent."""
@@ -170,9 +181,8 @@ def test_full_against_itself_and_its_drift_as_printed(case):
 
 def test_how_far_full_strays_from_itself_is_said(case):
     cells, report = case
-    noisy = {(row["model"], int(row["context"]), int(row["batch"])) for row in rows_of(report, "noise") if row["noisy"]}
-    ratios = [timed.ratio("full (again)", "step", "full") for key, timed in cells.items() if key not in noisy]
-    said = f"Over {len(ratios)} quiet cells it is {min(ratios):.3f} to {max(ratios):.3f} in time per token."
+    ratios = [timed.ratio("full (again)", "step", "full") for timed in cells.values()]
+    said = f"Over {len(ratios)} cells it is {min(ratios):.3f} to {max(ratios):.3f} in time per token."
     assert said in page_of(report)
 
 
@@ -181,7 +191,7 @@ def test_intervals_are_what_a_bootstrap_over_many_rounds_gives(tmp_path_factory)
     timed = cells_of(records)["tiny-llama", 600, 1]
     rows = {row["contender"]: row for row in rows_of(report, "latency") if row["cell"] == timed.cell}
     random = np.random.default_rng(0)
-    twin = "recent_only(128) without eviction"
+    twin = timed.twin("recent_only(128)")
     for against, name, scale in (("full", "tpot_ratio", float), (twin, "eviction", lambda x: 1 + float(x) / 100)):
         mine = np.array(timed.rounds("recent_only(128)", "step")) / np.array(timed.rounds(against, "step"))
         medians = [np.median(random.choice(mine, len(mine))) for _ in range(4000)]
@@ -190,36 +200,143 @@ def test_intervals_are_what_a_bootstrap_over_many_rounds_gives(tmp_path_factory)
             assert scale(rows["recent_only(128)"][f"{name}_{end}"]) == pytest.approx(expected, abs=0.002)
 
 
-def test_noisy_cells_are_named_shown_and_kept_out_of_headlines(tmp_path_factory):
+def test_what_else_the_machine_did_is_said_and_hides_nothing(tmp_path_factory):
     _, report = built("golden", tmp_path_factory)
-    noisy = {(row["model"], row["context"], row["batch"]): row["noisy"] for row in rows_of(report, "noise")}
-    marked = {key: reason for key, reason in noisy.items() if reason}
-    assert set(marked) == {("tiny-neox", "600", "1"), ("tiny-llama", "100", "4"), ("tiny-llama", "200", "4")}
-    assert "other processes" in marked["tiny-neox", "600", "1"]
-    assert "drifted" in marked["tiny-llama", "100", "4"]
-    assert "A/A" in marked["tiny-llama", "200", "4"]
+    busy = {(row["model"], row["context"], row["batch"]): row["busy"] for row in rows_of(report, "noise")}
+    assert {key: words for key, words in busy.items() if words} == {
+        ("tiny-neox", "600", "1"): "other processes used 0.7 of 2 cores"
+    }
     page = page_of(report)
-    assert '<li class="badge">3 noisy</li>' in page
-    for reason in marked.values():
-        assert reason in page
+    assert "noisy" not in re.sub(r"<pre>.*?</pre>|<script>.*?</script>", "", page, flags=re.S)
     rows = rows_of(report, "latency")
-    assert {row["context"] for row in rows if row["headline"] == "True" and row["model"] == "tiny-neox"} == {"200"}
-    assert {row["context"] for row in rows if row["headline"] == "True" and row["model"] == "tiny-llama"} == {"600"}
-    assert any(row["context"] == "600" for row in rows if row["model"] == "tiny-neox")
-    assert page.count('<span class="tag busy"') == sum(bool(row["noisy"]) for row in rows)
+    assert {row["context"] for row in rows if row["headline"] == "True"} == {"600"}
+    assert page.count('<span class="tag busy"') == sum(bool(row["busy"]) for row in rows) > 0
+    answer = page.partition('id="answer"')[2].partition("</section>")[0].replace("\u00a0", " ")
+    neox = answer.partition("For tiny-neox: take")[2].partition("</p>")[0]
+    assert re.search(r"and 0\.\d+ × the time per token at 600 \(machine slightly busy\)\.$", neox)
 
 
-def test_a_model_whose_only_cell_is_noisy_gets_no_number(tmp_path):
-    latency = Latency(contexts=(512,), rounds=6, blemishes={("tiny-neox", 512, 1): "busy"})
-    plan = type(GOLDEN)(GOLDEN.policies[:3], GOLDEN.models[:1], ("Job",), 200, (200,), latency=latency)
+@pytest.mark.parametrize(
+    ("noise", "words"),
+    [
+        ({"others": 0.04, "steal": 0.004}, None),  # what would be printed as zero
+        ({"others": 0.06, "steal": 0.0}, "other processes used 0.1 of 2 cores"),
+        ({"others": 0.0, "steal": 0.02}, "2 % of processor time was stolen"),
+        ({"others": None, "steal": None, "load_after": 5.0}, "load 5.0 with 2 threads at work"),
+        ({"others": None, "steal": None, "load_after": 2.3}, None),
+    ],
+)
+def test_busy_is_a_description(tmp_path, noise, words):
+    plan = replace(SHAPES, policies=SHAPES.policies[:2], models=SHAPES.models[:1], latency=Latency((512,), rounds=6))
+    folder = write(plan, tmp_path)
+    [path] = [path for path in folder.glob("*.json") if path.name != "sweep.json"]
+    record = json.loads(path.read_text())
+    record["fields"]["noise"] |= noise
+    write_json(path, record)
+    connection = database.open_database(read_records(folder), 5.0)
+    assert [row["busy"] for row in database.rows(connection, "noise")] == [words]
+
+
+def timed_plan(ratio, again=1.0, spread=0.001, rounds=12):
+    """A plan's latency records whose one policy takes `ratio` of full's time, full again `again`, give or take."""
+
+    def samples(key, fields, measure, blemish):
+        random = np.random.default_rng(3)
+        levels = {"again": again, "dynamic": 1.5, "without eviction": 1.0}
+        rows = []
+        for phase, count in (("ttft", measure.prefills), ("step", measure.rounds)):
+            for one in fields["contenders"]:
+                if phase == "ttft" and one["role"] == "without eviction":
+                    continue
+                level = levels.get(one["role"], ratio if one["budget"] else 1.0)
+                for number in range(count):
+                    seconds = level * (1 + spread * random.uniform(-1, 1)) if one["label"] != "full" else 1.0
+                    rows.append((one["label"], phase, number, 0, 0, seconds))
+        names = ("policy", "phase", "round", "turn", "step", "seconds")
+        kinds = (pa.string(), pa.string(), pa.int32(), pa.int32(), pa.int32(), pa.float64())
+        columns = {name: pa.array(column, kind) for name, kind, column in zip(names, kinds, zip(*rows))}
+        return pa.table({"cell": [key] * len(rows)} | columns)
+
+    return samples, Latency((512,), rounds=rounds, steps=1, prefills=6)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "again", "spread", "busy", "verdict"),
+    [
+        (0.90, 1.00, 0.01, False, "faster"),
+        (0.90, 1.00, 0.01, True, "faster"),  # a busy machine on which full agrees with itself still answers
+        (1.10, 1.00, 0.01, False, "slower"),
+        (0.96, 0.95, 0.04, False, "same"),  # inside what full differs from itself
+        (0.99, 0.97, 0.002, False, "same"),  # inside, for equals may lie on either side of one
+        (1.02, 0.97, 0.002, False, "slower"),
+    ],
+)
+def test_a_difference_is_one_only_outside_that_of_full_from_itself(
+    tmp_path, monkeypatch, ratio, again, spread, busy, verdict
+):
+    samples, latency = timed_plan(ratio, again, spread)
+    monkeypatch.setattr(golden, "samples_of", samples)
+    latency = replace(latency, blemishes={("tiny-neox", 512, 1): "busy"} if busy else {})
+    policy = streaming(4, 28, 0.01)
+    plan = replace(GOLDEN, policies=(FULL, policy), models=GOLDEN.models[:1], invalid=False, failed=0, missing=0)
+    folder = write(replace(plan, latency=latency), tmp_path / "records")
+    assert quick_report("--records", folder, "--out", tmp_path / "out").returncode == 0
+    [row] = [row for row in rows_of(tmp_path / "out", "latency") if row["contender"] == policy.label]
+    assert row["tpot_verdict"] == row["ttft_verdict"] == verdict
+    assert row["busy"] == ("other processes used 0.7 of 2 cores" if busy else "")
+    answer = page_of(tmp_path / "out").partition('id="answer"')[2].partition("</section>")[0].replace("\u00a0", " ")
+    headline = answer.partition('class="headline">')[2].partition("</p>")[0]
+    summary = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert ("machine slightly busy" in headline) == busy
+    table = next(line for line in summary.splitlines() if line.startswith(f"| `{policy.label}`"))
+    assert ("no measurable difference: " in table) == (verdict == "same")
+    assert ("no measurable difference in time per token at 512" in headline) == (verdict == "same")
+    speed = next(row for row in rows_of(tmp_path / "out", "cards") if row["card"] == "speed")
+    assert (speed["policy"] == policy.label) == (verdict == "faster")
+    beaten = {row["policy"]: row["unbeaten"] for row in rows_of(tmp_path / "out", "pareto") if row["axis"] == "tpot"}
+    assert beaten == {"full": "True", policy.label: str(verdict == "faster")}
+    if verdict != "faster":
+        assert "none is faster by more than full differs from itself" in speed["why"]
+        assert "Nearest: streaming_llm(4,28)" in summary
+        assert "a sweep with longer --contexts or more --rounds tells more" in summary
+
+
+def test_a_context_that_does_not_exceed_the_budget_says_nothing(tmp_path):
+    """Budget 512 at a context of 512 does what full does, whatever its time: no headline, bullet or trade-off of it."""
+    policies = (FULL, streaming(4, 508, 0.01), streaming(4, 124, 0.01))
+    plan = replace(GOLDEN, policies=policies, models=GOLDEN.models[:1], invalid=False, failed=0, missing=0)
+    plan = replace(plan, latency=Latency((512,), rounds=6), tokens=600, lengths=(600,))
     assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
-    page = page_of(tmp_path / "out")
-    answer = page.partition('id="answer"')[2].partition("</section>")[0]
-    assert "busy machine (other processes used 0.7 CPU cores), so no number of it" in answer
-    assert "time per token" not in answer
-    fronts = page.partition('id="tradeoff_tpot"')[2].partition("</figure>")[0]
-    assert "busy machine (other processes used 0.7 CPU cores): read it with care" in fronts
-    assert "orth a choice" not in fronts
+    for name in ("pareto", "eviction"):
+        rows = [row for row in rows_of(tmp_path / "out", name) if row.get("axis") != "kv"]
+        assert rows
+        assert not [row for row in rows if row["budget"] == "512"], name
+    [row] = [row for row in rows_of(tmp_path / "out", "multiples") if row["budget"] == "512"]
+    assert (row["tpot_ratio"], row["ttft_ratio"]) == ("", "")
+    alone = replace(plan, policies=policies[:2])
+    assert quick_report("--records", write(alone, tmp_path / "a"), "--out", tmp_path / "alone").returncode == 0
+    answer = page_of(tmp_path / "alone").partition('id="answer"')[2].partition("</section>")[0].replace("\u00a0", " ")
+    headline = answer.partition('class="headline">')[2].partition("</p>")[0]
+    assert "time per token" not in headline
+    assert "the longest context timed, 512 tokens, does not exceed its budget of 512" in answer
+    assert "<b>not measured</b><small>its budget is not exceeded at 512 tokens of context" in answer
+
+
+def test_older_records_are_read(tmp_path):
+    """They hold a verdict of their own on noise, a twin for each policy, and no vocabulary."""
+    latency = Latency((512,), rounds=6, own_twins=True, blemishes={("tiny-neox", 512, 1): "busy"})
+    plan = replace(
+        GOLDEN, models=GOLDEN.models[:1], invalid=False, failed=0, missing=0, latency=latency, vocab_size=None
+    )
+    folder = write(plan, tmp_path / "r")
+    assert quick_report("--records", folder, "--out", tmp_path / "out").returncode == 0
+    [timed] = cells_of(folder).values()
+    rows = [row for row in rows_of(tmp_path / "out", "latency") if row["budget"]]
+    assert {row["busy"] for row in rows} == {"other processes used 0.7 of 2 cores"}
+    for row in rows:
+        label = row["contender"]
+        expected = 100 * (timed.ratio(label, "step", f"{label} without eviction") - 1)
+        assert float(row["eviction_percent"]) == pytest.approx(expected, rel=1e-9)
 
 
 def test_failed_latency_cells_are_named(tmp_path_factory):
@@ -289,7 +406,7 @@ def test_quality_without_speed(tmp_path_factory):
     assert "time per token, at" not in page
     assert 'id="latency"' not in page
     summary = (report / "summary.md").read_text(encoding="utf-8")
-    assert summary.count("TPOT") == 1  # the cards' heading, and below it what was not measured
+    assert summary.count("Time per token") == 1  # the cards' heading, and below it what was not measured
     assert "| not measured |" in summary
     assert rows_of(report, "latency") == []
 
@@ -414,15 +531,15 @@ def test_no_interval_below_five_rounds():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "low", "high", "words"),
+    ("ratio", "low", "high", "verdict", "words"),
     [
-        (0.5, 0.45, 0.55, "faster than the full cache: 0.50 × full’s time per token [0.45, 0.55]"),
-        (1.1, 1.05, 1.15, "slower than the full cache: 1.10 ×"),
-        (1.01, 0.95, 1.06, "cannot be told from the full cache’s"),
-        (1.1, None, None, "4 rounds: too few for an interval"),
+        (0.5, 0.45, 0.55, "faster", "faster than the full cache: 0.50 × full’s time per token [0.45, 0.55]"),
+        (1.1, 1.05, 1.15, "slower", "slower than the full cache: 1.10 ×"),
+        (1.01, 0.95, 1.06, "same", "cannot be told from the full cache’s"),
+        (1.1, None, None, None, "4 rounds: too few for an interval"),
     ],
 )
-def test_no_more_is_said_of_speed_than_its_interval_supports(ratio, low, high, words):
+def test_no_more_is_said_of_speed_than_its_interval_supports(ratio, low, high, verdict, words):
     row = {
         "tpot_ratio": ratio,
         "tpot_ratio_low": low,
@@ -431,7 +548,8 @@ def test_no_more_is_said_of_speed_than_its_interval_supports(ratio, low, high, w
         "batch": 1,
         "budget": 256,
     }
-    row |= {"rounds_n": 4, "contexts": 1, "contexts_not_faster": 0, "noisy": None, "again_tpot_ratio": None}
+    row |= {"rounds_n": 4, "contexts": 1, "contexts_not_faster": 0, "busy": None, "again_tpot_ratio": None}
+    row["tpot_verdict"] = verdict
     said = speed_words.beside_quality(row)
     assert words in " ".join(said["more"]).replace("\u00a0", " ")
     near = "256 of 300 tokens kept, there is little to save"
@@ -439,7 +557,7 @@ def test_no_more_is_said_of_speed_than_its_interval_supports(ratio, low, high, w
     assert wording.times(1.0, 0.999, 1.001) == "1.000\u00a0× [0.999, 1.001]"
     early = speed_words.beside_quality(row | {"context": 256})
     assert early["headline"] == ""
-    assert "At 256 tokens its budget of 256 is not full, so there is nothing to save yet." in early["more"][0]
+    assert "256 tokens, does not exceed its budget of 256" in early["more"][0]
 
 
 def test_the_seeds_claims_stand_beside_what_is_measured(tmp_path):

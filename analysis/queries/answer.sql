@@ -2,13 +2,15 @@
 WITH candidates AS (
     SELECT *, row_number() OVER (PARTITION BY setting, budget ORDER BY ppl_ratio, policy) AS place
     FROM main
-    WHERE longest AND in_focus AND budget < length AND ppl_ratio IS NOT NULL
+    WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND ppl_ratio IS NOT NULL
 ), within AS (
     SELECT * FROM candidates
     WHERE ppl_change_percent <= getvariable('within')
     QUALIFY row_number() OVER (PARTITION BY setting ORDER BY budget, ppl_ratio, policy) = 1
 ), closest AS (
     SELECT * FROM candidates QUALIFY row_number() OVER (PARTITION BY setting ORDER BY ppl_ratio, budget, policy) = 1
+), tried AS (
+    SELECT setting, min(budget) AS smallest_budget FROM candidates GROUP BY setting
 ), tight AS (
     SELECT * FROM candidates WHERE place = 1 QUALIFY row_number() OVER (PARTITION BY setting ORDER BY budget) = 1
 ), with_sinks AS (
@@ -25,15 +27,18 @@ WITH candidates AS (
 SELECT setting,
     within.policy IS NOT NULL AS qualifies,
     getvariable('within') AS tolerance_percent,
-    pick.policy, pick.policy_name, pick.budget, pick.start_size, pick.keep_ratio, pick.strategy, pick.position_mode,
+    pick.policy, pick.policy_name, pick.budget, pick.budget = smallest_budget AS smallest_tried, full_ppl, vocab_size, guesses, pick.start_size, pick.keep_ratio, pick.strategy, pick.position_mode,
     pick.skip_layers, pick.ppl_change_percent, pick.ppl_change_low_percent, pick.ppl_change_high_percent, pick.spread,
     pick.accuracy_change_points, pick.kv_percent, pick.length, pick.paired_documents,
     tight.policy AS tight_policy, tight.budget AS tight_budget, tight.ppl_change_percent AS tight_change_percent,
     tight.kv_percent AS tight_kv_percent, tight.skip_layers AS tight_skip_layers,
-    sinks.budget AS sinks_budget, sinks_policy, sinks_ratio, bare_policy, bare_ratio
+    sinks.budget AS sinks_budget, sinks_policy, 100 * (sinks_ratio - 1) AS sinks_change_percent,
+    bare_policy, 100 * (bare_ratio - 1) AS bare_change_percent
 FROM closest
 LEFT JOIN within USING (setting)
 JOIN candidates AS pick ON pick.setting = closest.setting AND pick.policy = coalesce(within.policy, closest.policy)
+JOIN tried ON tried.setting = closest.setting
+JOIN guessing ON guessing.setting = closest.setting
 LEFT JOIN tight ON tight.setting = closest.setting
 LEFT JOIN sinks ON sinks.setting = closest.setting
 ORDER BY setting

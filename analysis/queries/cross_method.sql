@@ -11,6 +11,6 @@ SELECT main.setting, budget, series, policy, skip_layers, ppl_corpus, ppl_ratio,
     CASE WHEN best THEN false ELSE rival.ppl_change_low <= 0 AND rival.ppl_change_high >= 0 END AS tied_with_best
 FROM main
 LEFT JOIN (SELECT * FROM rival_intervals WHERE spread = 'interval') AS rival USING (setting, policy, length)
-WHERE longest AND in_focus AND budget IS NOT NULL AND ppl_ratio IS NOT NULL
+WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND ppl_ratio IS NOT NULL
 QUALIFY count(*) OVER (PARTITION BY main.setting, budget) > 1
 ORDER BY main.setting, budget, ppl_ratio, policy

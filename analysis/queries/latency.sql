@@ -13,22 +13,29 @@ WITH prefills AS (
     FROM samples WHERE phase = 'step' GROUP BY ALL
 ), ends AS (
     SELECT cell, label,
-        max(low) FILTER (phase = 'ttft' AND against = 'full') AS ttft_ratio_low,
-        max(high) FILTER (phase = 'ttft' AND against = 'full') AS ttft_ratio_high,
-        max(low) FILTER (phase = 'step' AND against = 'full') AS tpot_ratio_low,
-        max(high) FILTER (phase = 'step' AND against = 'full') AS tpot_ratio_high,
-        100 * (max(low) FILTER (phase = 'step' AND against = 'twin') - 1) AS eviction_low_percent,
-        100 * (max(high) FILTER (phase = 'step' AND against = 'twin') - 1) AS eviction_high_percent
-    FROM round_intervals GROUP BY ALL
+        max(low) FILTER (phase = 'ttft') AS ttft_ratio_low, max(high) FILTER (phase = 'ttft') AS ttft_ratio_high,
+        max(verdict) FILTER (phase = 'ttft') AS ttft_verdict,
+        max(low) FILTER (phase = 'step') AS tpot_ratio_low, max(high) FILTER (phase = 'step') AS tpot_ratio_high,
+        max(verdict) FILTER (phase = 'step') AS tpot_verdict
+    FROM differences GROUP BY ALL
+), bands AS (
+    SELECT cell,
+        max(band_low) FILTER (phase = 'ttft') AS ttft_band_low, max(band_high) FILTER (phase = 'ttft') AS ttft_band_high,
+        max(band_low) FILTER (phase = 'step') AS tpot_band_low, max(band_high) FILTER (phase = 'step') AS tpot_band_high
+    FROM differences GROUP BY ALL
+), evicting AS (
+    SELECT cell, label, 100 * (low - 1) AS eviction_low_percent, 100 * (high - 1) AS eviction_high_percent
+    FROM round_intervals WHERE phase = 'step' AND against = 'twin'
 )
 SELECT setting, model, device, dtype, threads, context, batch, label AS contender, role, contenders.policy,
     contenders.policy_name, contenders.skip_layers, contenders.budget, contenders.start_size,
     CASE WHEN role = 'policy' THEN series ELSE label END AS series, variant, in_focus, usual_sinks,
-    ttft_ms, ttft_ratio, ttft_ratio_low, ttft_ratio_high, tpot_ms, tpot_ratio, tpot_ratio_low, tpot_ratio_high,
+    ttft_ms, ttft_ratio, ttft_ratio_low, ttft_ratio_high, ttft_verdict, ttft_band_low, ttft_band_high,
+    tpot_ms, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict, tpot_band_low, tpot_band_high,
     itl_ms, itl_p90_ms, itl_p99_ms, batch * texts_tokens_per_s AS throughput,
     eviction_percent, eviction_low_percent, eviction_high_percent,
     kv_bytes / 1e6 AS kv_mb, kv_bytes_allocated / 1e6 AS allocated_mb, peak_bytes / 1e6 AS peak_mb,
-    prefills_n, rounds_n, gaps_n, noisy, smallest_batch, headline, cell
+    prefills_n, rounds_n, gaps_n, busy, smallest_batch, headline, cell
 FROM noise
 JOIN contenders USING (cell)
 JOIN policies USING (policy)
@@ -37,5 +44,7 @@ LEFT JOIN prefills USING (cell, label)
 LEFT JOIN steps USING (cell, label)
 LEFT JOIN gaps USING (cell, label)
 LEFT JOIN ends USING (cell, label)
+LEFT JOIN bands USING (cell)
+LEFT JOIN evicting USING (cell, label)
 WHERE role <> 'without eviction'
 ORDER BY setting, batch, context DESC, role = 'again', contenders.policy_name <> 'full', role = 'dynamic', contenders.budget, tpot_ms, label

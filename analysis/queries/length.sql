@@ -1,6 +1,6 @@
 -- Does a policy stay close to the full cache as the text grows longer?
 WITH budgets AS (
-    SELECT DISTINCT setting, budget FROM main WHERE in_focus AND budget IS NOT NULL
+    SELECT DISTINCT setting, budget FROM main WHERE in_focus AND evicts AND budget IS NOT NULL
 ), lines AS (
     SELECT main.setting, budgets.budget, series, policy, length, ppl_corpus, ppl_placed, ppl_change_percent, trained_context
     FROM main

@@ -21,7 +21,9 @@ WITH totals AS (
 )
 SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
     start_size, in_focus, usual_sinks, trained_context, length,
-    length = max(length) OVER (PARTITION BY setting) AS longest, documents, paired_documents, scored, invalid,
+    length = max(length) OVER (PARTITION BY setting) AS longest,
+    policy_name = 'full' OR coalesce(budget < length, true) AS evicts,  -- else all it says is what full says
+    documents, paired_documents, scored, invalid,
     kv_mb, kv_percent, ppl_corpus, ppl_mean, accuracy_percent,
     100 * (exp(nll - full_nll) - 1) AS ppl_change_percent,
     exp(nll - full_nll) AS ppl_ratio,

@@ -1,4 +1,7 @@
--- How does full compare with itself in each latency cell, and was the machine busy with something else?
+-- How does full compare with itself in each latency cell, and what else did the machine do meanwhile?
+--
+-- busy is a description in words of what else was seen, and no judgement: nothing is left out for it. It is empty where its
+-- numbers would be printed as zero.
 WITH thirds AS (
     SELECT cell, median(seconds) FILTER (round < rounds // 3) AS early,
         median(seconds) FILTER (round >= rounds - rounds // 3) AS late
@@ -6,33 +9,34 @@ WITH thirds AS (
     JOIN latency_cells USING (cell)
     WHERE label = 'full' AND phase = 'step'
     GROUP BY cell
-), pairs AS (
-    SELECT cell, label, phase, median(full_ratio) AS ratio FROM rounds WHERE role = 'again' GROUP BY ALL
 ), again AS (
-    SELECT pairs.*, low, high,
-        low IS NOT NULL AND (low > 1 OR high < 1) AND abs(ratio - 1) > 0.02 AS apart
-    FROM pairs
-    LEFT JOIN round_intervals ON round_intervals.cell = pairs.cell AND round_intervals.label = pairs.label
-        AND round_intervals.phase = pairs.phase AND against = 'full'
-), judged AS (
-    SELECT latency_cells.* EXCLUDE (noisy),
-        first.ratio AS again_ttft_ratio, first.low AS again_ttft_low, first.high AS again_ttft_high,
-        step.ratio AS again_tpot_ratio, step.low AS again_tpot_low, step.high AS again_tpot_high,
-        100 * (late / early - 1) AS drift_percent,
-        nullif(array_to_string(list_filter([
-            noisy,
-            CASE WHEN step.apart THEN format('A/A: full against itself at {:.2f} in time per token', step.ratio) END,
-            CASE WHEN first.apart THEN format('A/A: full against itself at {:.2f} in time to the first token', first.ratio) END,
-            CASE WHEN abs(drift_percent) > 10 THEN format('full drifted by {:.0f} % during the run', drift_percent) END
-        ], lambda reason: reason IS NOT NULL), '; '), '') AS noisy
-    FROM latency_cells
-    LEFT JOIN thirds USING (cell)
-    LEFT JOIN again AS step ON step.cell = latency_cells.cell AND step.phase = 'step'
-    LEFT JOIN again AS first ON first.cell = latency_cells.cell AND first.phase = 'ttft'
+    SELECT rounds.cell, rounds.phase, median(full_ratio) AS ratio, max(low) AS low, max(high) AS high
+    FROM rounds
+    LEFT JOIN round_intervals ON round_intervals.cell = rounds.cell AND round_intervals.label = rounds.label
+        AND round_intervals.phase = rounds.phase AND against = 'full'
+    WHERE role = 'again'
+    GROUP BY ALL
+), cores AS (
+    SELECT cell, value AS cores FROM environment WHERE name = 'cores' AND value <> 'None'
 )
-SELECT *,
+SELECT latency_cells.*,
+    first.ratio AS again_ttft_ratio, first.low AS again_ttft_low, first.high AS again_ttft_high,
+    step.ratio AS again_tpot_ratio, step.low AS again_tpot_low, step.high AS again_tpot_high,
+    100 * (late / early - 1) AS drift_percent,
+    nullif(array_to_string(list_filter([
+        CASE WHEN round(others, 1) > 0
+            THEN format('other processes used {:.1f}{} cores', others, coalesce(' of ' || cores, '')) END,
+        CASE WHEN round(100 * steal) > 0 THEN format('{:.0f} % of processor time was stolen', 100 * steal) END,
+        -- Where the system does not tell whose time it was, load beyond the measurement's threads was somebody else's.
+        CASE WHEN others IS NULL AND round(load_after - threads) > 0
+            THEN format('load {:.1f} with {} threads at work', load_after, threads) END
+    ], lambda reason: reason IS NOT NULL), '; '), '') AS busy,
     batch = min(batch) OVER (PARTITION BY setting) AS smallest_batch,
-    -- The cell that headlines and single figures speak of: the longest context at the smallest batch, a quiet one if any.
-    row_number() OVER (PARTITION BY setting ORDER BY batch, noisy IS NOT NULL, context DESC) = 1 AS headline
-FROM judged
+    -- The cell that headlines and single figures speak of: the longest context at the smallest batch.
+    row_number() OVER (PARTITION BY setting ORDER BY batch, context DESC) = 1 AS headline
+FROM latency_cells
+LEFT JOIN thirds USING (cell)
+LEFT JOIN cores USING (cell)
+LEFT JOIN again AS step ON step.cell = latency_cells.cell AND step.phase = 'step'
+LEFT JOIN again AS first ON first.cell = latency_cells.cell AND first.phase = 'ttft'
 ORDER BY setting, batch, context

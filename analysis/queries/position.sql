@@ -19,7 +19,7 @@ WITH runs AS (
     JOIN (SELECT * FROM binned WHERE policy = 'full') AS full_cache USING (setting, document, bin)
     GROUP BY ALL
 ), budgets AS (
-    SELECT DISTINCT setting, budget FROM runs WHERE budget IS NOT NULL
+    SELECT setting, budget FROM runs WHERE budget IS NOT NULL GROUP BY setting, budget HAVING budget < max(tokens)
 ), shown AS (
     SELECT paired.* EXCLUDE (budget), budgets.budget
     FROM paired

@@ -21,10 +21,10 @@ WITH seed_full AS (
     WHERE role = 'policy' AND in_focus AND latency.smallest_batch
 ), first AS (  -- no prompt longer than the budget: every policy does the same work, and the ratio should be one
     SELECT * FROM measured WHERE context <= budget
-    QUALIFY row_number() OVER (PARTITION BY method, budget ORDER BY noisy IS NOT NULL, same_model DESC, context DESC, setting) = 1
+    QUALIFY row_number() OVER (PARTITION BY method, budget ORDER BY same_model DESC, context DESC, setting) = 1
 ), further AS (
     SELECT * FROM measured
-    QUALIFY row_number() OVER (PARTITION BY method, budget ORDER BY noisy IS NOT NULL, same_model DESC, context DESC, setting) = 1
+    QUALIFY row_number() OVER (PARTITION BY method, budget ORDER BY same_model DESC, context DESC, setting) = 1
 ), ratios AS (
     SELECT *, 'TTFT ÷ full''s' AS metric, ttft_claimed AS published, ttft_ratio AS ours, ttft_ratio_low AS low,
         ttft_ratio_high AS high, prefills_n AS n
@@ -49,7 +49,7 @@ WITH seed_full AS (
     FROM ratios
 )
 SELECT source, model, metric, method, start_size, budget, tokens, caveat, published, ours, low, high,
-    100 * (ours / published - 1) AS difference_percent, setting, policy, context, batch, n, noisy,
+    100 * (ours / published - 1) AS difference_percent, setting, policy, context, batch, n, busy,
     CASE
         WHEN apart <> '' THEN 'not comparable'
         WHEN coalesce(in_interval, false) OR abs(ours / published - 1) <= 0.02 THEN 'reproduced'

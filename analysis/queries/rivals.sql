@@ -3,7 +3,7 @@
 WITH shown AS (
     SELECT setting, policy, budget, length, row_number() OVER (PARTITION BY setting, budget ORDER BY ppl_ratio, policy) = 1 AS best
     FROM main
-    WHERE longest AND in_focus AND budget IS NOT NULL AND ppl_ratio IS NOT NULL
+    WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND ppl_ratio IS NOT NULL
 ), sums AS (
     SELECT setting, policy, length, document, n, nll_sum, correct, budget, best FROM documents JOIN shown USING (setting, policy, length, budget)
     WHERE n > 0

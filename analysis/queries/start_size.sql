@@ -3,7 +3,7 @@ WITH candidates AS (
     SELECT setting, budget, start_size, policy, ppl_corpus, ppl_placed, ppl_change_percent,
         ppl_change_low_percent, ppl_change_high_percent, spread, paired_documents, length
     FROM main
-    WHERE longest AND in_focus AND policy_name IN ('streaming_llm', 'recent_only')
+    WHERE longest AND in_focus AND evicts AND policy_name IN ('streaming_llm', 'recent_only')
     QUALIFY row_number() OVER (PARTITION BY setting, budget, start_size ORDER BY policy_name, policy) = 1
 )
 SELECT candidates.*, full_cache.ppl_corpus AS full_ppl

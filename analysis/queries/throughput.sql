@@ -8,7 +8,7 @@ WITH shown AS (
 ), budgets AS (
     SELECT DISTINCT setting, budget FROM longest WHERE budget IS NOT NULL
 )
-SELECT longest.setting, budgets.budget, series, contender, context, batch, throughput, tpot_ms, kv_mb, noisy
+SELECT longest.setting, budgets.budget, series, contender, context, batch, throughput, tpot_ms, kv_mb, busy
 FROM longest
 JOIN budgets ON budgets.setting = longest.setting AND (longest.budget = budgets.budget OR longest.budget IS NULL)
 ORDER BY setting, budgets.budget, series, batch
