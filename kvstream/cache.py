@@ -19,7 +19,7 @@ from kvstream.calls import Owner, Told, refuse_rows, refuse_unheard, watch
 from kvstream.layer import Clock, Layer, UnboundedLayer
 from kvstream.policies import BoundedPolicy, Full, Policy
 from kvstream.rope import Rope
-from kvstream.wrappers import device_of, unwrapped
+from kvstream.wrappers import device_of, unwrapped, vocabulary_of
 
 
 class KVStreamCache(Cache):
@@ -80,7 +80,7 @@ class KVStreamCache(Cache):
             )
         if self.clock.model_rotates:
             seen, ids_BT = self.get_seq_length(), said.get("input_ids")
-            refuse_unheard(said, seen, self._rows(), base.get_input_embeddings().weight.shape[0])
+            refuse_unheard(said, seen, self._rows(), vocabulary_of(base))
             self.told.add(ids_BT, seen)
         else:
             refuse_rows(said["input_ids"].shape[0], self._rows())
@@ -137,7 +137,8 @@ class KVStreamCache(Cache):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order: what beam search needs."""
-        super().reorder_cache(beam_idx)
+        for layer in self._own_layers():
+            layer.reorder_cache(beam_idx)
         self.told.rows(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from kvstream.cache import KVStreamCache
 from kvstream.calls import refuse_ids
 from kvstream.policies import Policy
-from kvstream.replaying import one_text, score, vocabulary_of
-from kvstream.wrappers import unwrapped
+from kvstream.replaying import one_text, score
+from kvstream.wrappers import unwrapped, vocabulary_of
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from kvstream import attention
 from kvstream.policies import Full
 from kvstream.rope import Rope, ShiftedRope
-from kvstream.wrappers import device_of
+from kvstream.wrappers import device_of, vocabulary_of
 
 CHECKED = "_kvstream_checked"
 TOKENS = 48
@@ -70,14 +70,13 @@ def _state(model: PreTrainedModel) -> tuple[str, str]:
 
 
 def _stretches(model: PreTrainedModel, ids_T: torch.Tensor | None) -> Iterator[torch.Tensor]:
-    vocabulary = model.get_input_embeddings().weight.shape[0]
     given = [] if ids_T is None else [piece for piece in ids_T.flatten().split(TOKENS) if len(piece) > 1]
     for draw in range(DRAWS):
         if draw < len(given):
             yield given[draw].to(device_of(model))
         else:
             generator = torch.Generator().manual_seed(draw)
-            yield torch.randint(vocabulary, (TOKENS,), generator=generator).to(device_of(model))
+            yield torch.randint(vocabulary_of(model), (TOKENS,), generator=generator).to(device_of(model))
 
 
 def _difference(model: PreTrainedModel, ids_T: torch.Tensor, rope: Rope) -> str | None:

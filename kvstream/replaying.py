@@ -17,7 +17,7 @@ from kvstream.cache import KVStreamCache
 from kvstream.calls import refuse_ids
 from kvstream.chunks import CHUNK_SIZE
 from kvstream.policies import Policy
-from kvstream.wrappers import is_plain_linear, unwrapped
+from kvstream.wrappers import is_plain_linear, unwrapped, vocabulary_of
 
 LOGITS_BYTES = {True: 2 << 20, False: 256 << 20}  # of logits that exist at once, on CPUs and elsewhere
 LEAST_BLOCK = 256  # of the vocabulary
@@ -184,11 +184,6 @@ def one_text(input_ids: torch.Tensor) -> torch.Tensor:
     if ids_1T.shape[1] < 2:
         raise _too_short(ids_1T.shape[1])
     return ids_1T
-
-
-def vocabulary_of(model: PreTrainedModel) -> int:
-    """How many token ids a model knows."""
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, arg-type]
 
 
 def _too_short(tokens: int) -> ValueError:

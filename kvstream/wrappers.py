@@ -53,3 +53,8 @@ def device_of(model: nn.Module) -> torch.device:
         return torch.device(held)
     device: torch.device = model.device  # type: ignore[assignment]
     return torch.device("cpu") if device.type == "meta" else device
+
+
+def vocabulary_of(model: Any) -> int:
+    """How many token ids a model knows."""
+    return int(model.get_input_embeddings().weight.shape[0])

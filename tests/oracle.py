@@ -42,6 +42,7 @@ class Trace:
     likeliest: np.ndarray  # (T,): the token of the largest logit after each step
     kept: list[list[list[list[int]]]]  # kept[t][layer][head]: sorted token indices in the cache after step t
     norms: np.ndarray  # (T, layers, G): ‖K_j‖₂ of each key
+    log_p: np.ndarray  # (T, V): of the next token, after each step
 
 
 def oracle_nll(model, input_ids, spec: Spec) -> np.ndarray:
@@ -63,7 +64,7 @@ def oracle_trace(model, input_ids, spec: Spec) -> Trace:
     values = [[[] for _ in range(heads)] for _ in range(layers)]
     written_at = [[] for _ in range(layers)]  # [layer][j] → the n that held when key j was written
     cache = [[[] for _ in range(heads)] for _ in range(layers)]  # C_{t-1}
-    kept, norms, nll, likeliest = [], [], [], []
+    kept, norms, nll, likeliest, log_p = [], [], [], [], []
 
     for t, token in enumerate(ids):
         x = net.embedding_VD[token]
@@ -95,9 +96,10 @@ def oracle_trace(model, input_ids, spec: Spec) -> Trace:
         kept.append([[list(c) for c in heads_kept] for heads_kept in cache])
         logits = net.logits(x)
         likeliest.append(int(logits.argmax()))
+        log_p.append(_log_softmax(logits))
         if t + 1 < len(ids):
-            nll.append(-_log_softmax(logits)[ids[t + 1]])
-    return Trace(np.array(nll), np.array(likeliest), kept, np.array(norms))
+            nll.append(-log_p[-1][ids[t + 1]])
+    return Trace(np.array(nll), np.array(likeliest), kept, np.array(norms), np.array(log_p))
 
 
 def _position(mode: str, rank: int, j: int, written_at: Sequence[int]) -> int:

@@ -7,6 +7,7 @@ tell apart. The matrix below is pinned to sequences where that holds (and checks
 compared in float64.
 """
 
+import copy
 from dataclasses import replace
 from functools import lru_cache
 
@@ -468,3 +469,57 @@ def test_logits_that_are_no_numbers_give_no_numbers(bad):
     head = torch.nn.Linear(1, 1000, bias=False).requires_grad_(False)
     head.weight[700] = bad
     assert not score(HeadOnly(head), torch.ones(20, 1), torch.zeros(20, dtype=torch.int64)).nll_nats.isfinite().any()
+
+
+# ------------------------------------------------------------------------------------------------ every dtype
+
+
+def in_dtype(family: str, dtype: torch.dtype, tiny_model):
+    """A model as it is loaded in a dtype, whose rotary frequencies stay float32, and the same weights in float64."""
+    model, twin = (copy.deepcopy(tiny_model(family, FLOAT32)) for _ in range(2))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    twin.load_state_dict(model.state_dict())
+    return model, twin.double()
+
+
+def divergence(log_p: np.ndarray, logits: torch.Tensor) -> float:
+    """Mean KL(oracle ‖ ours), nats."""
+    ours = torch.log_softmax(logits.double(), -1).numpy()
+    return float((np.exp(log_p) * (log_p - ours)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, FLOAT32], ids=str)
+@pytest.mark.parametrize("family", ["neox", "llama"])
+@pytest.mark.parametrize(
+    "policy",
+    [Full(), StreamingLLM(4, 7), StreamingLLM(4, 7, position="absolute"), RecentOnly(10), BOUNDED[-1], BOUNDED[3]],
+    ids=str,
+)
+def test_every_dtype_is_as_near_the_oracle_as_transformers_own_forward(policy, family, dtype, tiny_model, tokens):
+    """Of the same weights in float64. What a dtype allows, the model's own forward in it tells, under a full cache."""
+    model, twin = in_dtype(family, dtype, tiny_model)
+    ids = tokens(T, SEED)
+    full, truth = (oracle_trace(twin, ids, spec_of(each)) for each in (Full(), policy))
+    with torch.inference_mode():
+        own = model(ids[None]).logits[0]
+        cache, head = KVStreamCache(model, policy), model.get_output_embeddings()
+        chunk = head(cache.hidden_states(model, ids[None])[0])
+        cache.reset()
+        steps = torch.cat([head(cache.hidden_states(model, id_[None])[0]) for id_ in ids.split(1)])
+        cache.reset()
+        calls = torch.cat([model(part[None], past_key_values=cache).logits[0] for part in ids.split([20] + [1] * 17)])
+    allowed, off = divergence(full.log_p, own), np.abs(nll_of(own, ids) - full.nll_nats).mean()
+    if policy == BOUNDED[3]:  # norms that a dtype cannot tell apart may keep another token: no worse than one fewer
+        fewer = oracle_trace(twin, ids, spec_of(replace(policy, budget=policy.budget - 1)))
+        allowed = max(allowed, divergence(truth.log_p, torch.from_numpy(fewer.log_p)) / 4)
+        off = max(off, np.abs(truth.nll_nats - fewer.nll_nats).mean() / 3)
+    for logits in (chunk, steps, calls):
+        assert divergence(truth.log_p, logits) <= 4 * allowed
+    for nll in (replay(model, ids, policy, chunk_size=13), decode(model, ids, policy).nll_nats):
+        assert nll.dtype == FLOAT32
+        assert np.abs(nll.numpy() - truth.nll_nats).mean() <= 3 * off
+
+
+def nll_of(logits: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
+    return -torch.log_softmax(logits[:-1].double(), -1).gather(1, ids[1:, None])[:, 0].numpy()

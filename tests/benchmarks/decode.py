@@ -165,8 +165,14 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--only: unknown {sorted(unknown)}; choose among {', '.join(PARTS)}")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32")
-    run = {"parity": lambda: parity(100), "70m": lambda: shape("70m", 80), "410m": lambda: shape("410m", 20), "peer": lambda: peer(40),
-           "aa": lambda: same(40, 140), "ttft": lambda: first_token(7)}  # fmt: skip
+    run = {
+        "parity": lambda: parity(100),
+        "70m": lambda: shape("70m", 80),
+        "410m": lambda: shape("410m", 20),
+        "peer": lambda: peer(40),
+        "aa": lambda: same(40, 140),
+        "ttft": lambda: first_token(7),
+    }
     for part in parts:
         print(part, flush=True)
         run[part]()
