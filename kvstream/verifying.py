@@ -150,8 +150,9 @@ def rerun(records: Records, key: str) -> Rerun:
 
 def _cell_of(fields: dict[str, Any]) -> QualityCell:
     info = resolve(fields["model"])
+    how = {"bos": "on" if fields.get("bos") else "off", "join_rows": fields.get("join_rows", False)}
     [document] = load_documents(
-        fields["text"], names=[fields["document"]], tokens=fields["tokens"], tokenizer=load_tokenizer(info)
+        fields["text"], names=[fields["document"]], tokens=fields["tokens"], tokenizer=load_tokenizer(info), **how
     )
     about = fields["device"], fields["dtype"], parse_policy(fields["policy"])
     return QualityCell(info, *about, fields["text"], document, tuple(fields["lengths"]))
