@@ -29,6 +29,7 @@ from kvstream.watch import Watch
 NODE_ID = "ray.io/node-id"  # Ray's label of each machine
 MAX_ATTEMPTS = 2  # for a worker that died; an error that the cell itself raised would only come again
 PACE_S = 3.0  # for how long a pace is taken
+CHECK_TOKENS = 512  # of a text, with which a model is checked before its first cell
 WAIT_S = 1.0  # how long the driver waits at a time, so that it notices an interrupt
 WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (
@@ -68,6 +69,8 @@ class Fleet:
     ledger: Ledger
     interrupt: Interrupt
     stored: dict[str, Any] = field(default_factory=dict)
+    checked: set[str] = field(default_factory=set)  # models that kvstream was found to compute rightly
+    refused: dict[str, BaseException] = field(default_factory=dict)  # models without any cell computed, and why
 
     def __post_init__(self) -> None:
         """Begin to watch the nodes."""
@@ -92,7 +95,7 @@ class Fleet:
             self.watch.feel()
             if self.watch.avoided != avoided:
                 avoided = self.watch.avoided
-                again.extend(self._recalled(running))
+                again.extend(self._by_itself(job) for job in self._recalled(running))
             while len(running) < 2 * slots.count and not self.interrupt.draining:
                 job = again.popleft() if again else next(coming, None)
                 if job is None:
@@ -157,17 +160,17 @@ class Fleet:
             except ray.exceptions.RayError as error:
                 return error
 
-    def _recalled(self, running: dict[Any, Sent[Job]]) -> list[Job]:
-        """Take back jobs of which nothing was heard: a machine to avoid may have been asked, and Ray waits for it."""
-        jobs = []
+    def _recalled(self, running: dict[Any, Sent[Work]]) -> list[Work]:
+        """Take back work of which nothing was heard: a machine to avoid may have been asked, and Ray waits for it."""
+        taken = []
         ready = set(self._there(list(running)))
         for stream, sent in list(running.items()):
             if not sent.begun and stream not in ready:
                 ray.cancel(stream, force=True)
                 del running[stream]
                 self.watch.without(stream, True)
-                jobs.append(self._by_itself(sent.work))
-        return jobs
+                taken.append(sent.work)
+        return taken
 
     def _by_itself(self, job: Job) -> Job:
         """Have a job compute itself what it would share with others, if that may be lost."""
@@ -320,24 +323,64 @@ class Fleet:
         return self.slots.asked_threads or node.cores
 
     def _weights(self, cells: Sequence[QualityCell | LatencyCell]) -> Any:
-        """Put a model's weights into the object store, or record why its cells fail and return None."""
+        """Put a model's weights into the object store and check it, or record why its cells fail and return None."""
         if self.interrupt.draining:
             return None
         spec = cells[0].model.spec
-        if spec in self.stored:
-            return self.stored[spec]
-        self.ledger.reporter.say(f"loading {spec}")
-        self.stored.clear()  # one model at a time
-        try:
-            weights = tasks.weights_of(cells[0])
-            with self.watch.alive():
-                self.stored[spec] = ray.put(weights)
-        except Lost:
-            raise
-        except Exception as error:
-            for cell in cells:
-                self.ledger.failed(cell, error, 1)
-        return self.stored.get(spec)
+        told = spec in self.refused
+        if not told and spec not in self.stored:
+            self.ledger.reporter.say(f"loading {spec}")
+            self.stored.clear()  # one model at a time
+            try:
+                weights = tasks.weights_of(cells[0])
+                with self.watch.alive():
+                    self.stored[spec] = ray.put(weights)
+                if spec not in self.checked:
+                    self._check(cells[0])
+            except Lost:
+                raise
+            except Exception as error:
+                self.stored.clear()
+                self.refused[spec] = error
+        if spec in self.refused:
+            self.ledger.refused(cells, self.refused[spec], told=told)
+        return None if self.interrupt.draining else self.stored.get(spec)
+
+    def _check(self, cell: QualityCell | LatencyCell) -> None:
+        """Have a worker ask the model whether kvstream computes what it does; raises what speaks against it.
+
+        Once for all its cells, as it takes a while; every worker then trusts it.
+        """
+        spec, slots = cell.model.spec, self.slots
+        self.ledger.reporter.say(f"checking {spec}")
+        ids_T = cell.document.token_ids[:CHECK_TOKENS] if isinstance(cell, QualityCell) else None
+        on_gpu = int(slots.device != "cpu")
+        asked: Any = {"num_cpus": slots.threads, "num_gpus": on_gpu, "max_calls": on_gpu}
+        task: Any = ray.remote(max_retries=0, num_returns="streaming", **asked)(_telling("check"))
+        packed = _packed(tasks.check, token_ids_T=ids_T, device=slots.device, threads=slots.threads)
+        attempt, running, avoided = 1, dict[Any, Sent[int]](), self.watch.avoided
+        while spec not in self.checked and not self.interrupt.draining:
+            self.watch.feel()
+            if self.watch.avoided != avoided:
+                avoided = self.watch.avoided
+                self._recalled(running)
+            if not running:
+                with self.watch.alive():
+                    stream = task.options(**self._elsewhere()).remote(self.code, packed, self.stored[spec])
+                running[stream] = Sent(attempt)
+            if self.watch.homeless(slots, _able(slots)):
+                self.watch.lack(f"{slots.threads} CPUs")
+            for stream, told in self._heard(running):
+                del running[stream]
+                if isinstance(told, ray.exceptions.RayError):
+                    self.watch.look(at_once=True)
+                    if cause := self._final(told, attempt):
+                        raise cause
+                    attempt += 1
+                elif not isinstance(told, Unfit):
+                    self.checked.add(spec)
+        for stream in running:
+            ray.cancel(stream, force=True)
 
     @staticmethod
     def _final(error: Any, attempt: int) -> BaseException | None:

@@ -5,6 +5,7 @@ Knows no Ray.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvstream.chunks import PART_TOKENS
-from kvstream.grid import Cell, LatencyCell
+from kvstream.grid import Cell, LatencyCell, visible
 from kvstream.jobs import Job
 from kvstream.latency import Measured, Progress
 from kvstream.parts import Parts
@@ -78,8 +79,7 @@ class Ledger:
         """Write down a latency cell."""
         fields = cell.fields | {"threads": threads, "contenders": measured.contenders, "noise": measured.noise}
         self.records.commit(cell.key, fields, [measured.rows], measured.seconds, environment)
-        noise = f", noisy: {measured.noise['noisy']}" if measured.noise["noisy"] else ""
-        line = f"{cell}: {measured.rows.num_rows:,} samples in {measured.seconds:.0f} s{noise}"
+        line = f"{cell}: {measured.rows.num_rows:,} samples in {measured.seconds:.0f} s"
         self.reporter.cell(line, cell.tokens)
         self.finished += 1
 
@@ -92,6 +92,16 @@ class Ledger:
         message = f"{type(error).__name__}: {error}"
         self.records.fail(cell.key, cell.fields, message, attempt)
         self.reporter.cell(f"{cell}: FAILED, {message.splitlines()[0]}", cell.tokens if left is None else left)
+
+    def refused(self, cells: Sequence[Cell], error: BaseException, *, told: bool) -> None:
+        """Write down that no cell of a model can be computed, and say it in one line, unless it was told before."""
+        message = f"{type(error).__name__}: {error}"
+        for cell in cells:
+            self.records.fail(cell.key, cell.fields, message, 1)
+        self.reporter.drop(len(cells), sum(cell.tokens for cell in cells))
+        if not told:
+            reason = " ".join(str(error).split())
+            self.reporter.part(visible(f"not run: no cell of {cells[0].model.spec}: {reason}"), 0)
 
 
 def _score(rows: pa.Table) -> str:

@@ -42,6 +42,11 @@ class Reporter:
         self.done += 1
         self.part(line, tokens)
 
+    def drop(self, cells: int, tokens: int) -> None:
+        """Count so many cells as done, and their tokens as none that take time."""
+        self.done += cells
+        self.tokens -= tokens
+
     def spare(self, line: str, tokens: int) -> None:
         """Tell that so many tokens need not be computed, as an earlier sweep has."""
         self.tokens -= tokens

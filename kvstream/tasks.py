@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 
+from kvstream import probe
 from kvstream.chunks import CHUNK_SIZE
 from kvstream.environment import environment
 from kvstream.grid import LATENCY, QUALITY, LatencyCell, QualityCell, code_digest
@@ -53,6 +54,18 @@ def weights_of(cell: QualityCell | LatencyCell) -> Weights:
     return Weights(config=config, arrays=arrays, code=own_code())
 
 
+def check(
+    weights: Weights, token_ids_T: np.ndarray | None, device: str, threads: int
+) -> Iterator[dict[str, str | int | None]]:
+    """Ask a model whether kvstream computes what it does: yields, once, where it was asked.
+
+    token_ids_T: ordinary tokens of a text, if there are any. Raises ValueError with the reason why not.
+    """
+    where = environment()
+    probe.check(_built(weights, device, threads), None if token_ids_T is None else torch.as_tensor(token_ids_T).long())
+    yield where
+
+
 def quality(
     weights: Weights, stretch: dict[str, Any], begun: Begun | None, shared: int, threads: int
 ) -> Iterator[tuple[list[Evaluated], dict[str, Any]]]:
@@ -91,7 +104,13 @@ def pace(weights: Weights, cell: QualityCell, threads: int, seconds: float) -> l
 
 
 def _model(weights: Weights, device: str, threads: int) -> Any:
-    """Build a model on shared weights, which must not be written to."""
+    """Build a model on shared weights, which the sweep has checked and which must not be written to."""
+    model = _built(weights, device, threads)
+    probe.trust(model)
+    return model
+
+
+def _built(weights: Weights, device: str, threads: int) -> Any:
     _require_code(weights)
     # A reused worker keeps the last cell's number, and Ray's launcher sets OMP_NUM_THREADS to 1.
     torch.set_num_threads(threads)
@@ -120,6 +139,7 @@ def latency(weights: Weights, cell: LatencyCell, threads: int) -> Iterator[Progr
     # In this process's memory, as a server's would be.
     own = {name: np.array(array) for name, array in weights["arrays"].items()}
     model: Any = from_arrays(weights["config"], own, device=cell.device)
+    probe.trust(model)
     protocol = Protocol(cell.context, cell.batch, cell.repeats.prefills, cell.repeats.rounds, cell.repeats.steps)
     reload = Reload(cell.model.spec, cell.dtype, threads, cell.policies)
     told = time.monotonic()

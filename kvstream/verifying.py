@@ -130,6 +130,10 @@ class Rerun:
 
 def rerun(records: Records, key: str) -> Rerun:
     """Compute a finished quality cell again; ValueError where that is impossible."""
+    import torch  # for which `verify` does not wait
+
+    from kvstream import probe
+
     if not _is_key(key) or f"{key}.json" not in records.storage.names():
         where = records.storage.where
         raise ValueError(f"cell: {key!r} is not finished in {where!r}; give 16 hex digits, as in its file names")
@@ -139,6 +143,7 @@ def rerun(records: Records, key: str) -> Rerun:
         raise ValueError(f"cell: {key!r} holds times, which never come again; give a quality cell")
     cell = _cell_of(fields)
     model, _ = load_model(fields["model"], dtype=fields["dtype"], device=fields["device"])
+    probe.check(model, torch.as_tensor(cell.document.token_ids).long())
     again = _rows_of(cell, model)
     if not before["token"].equals(again["token"]):
         raise ValueError(f"cell: {key!r} was computed on other tokens than {fields['text']!r} gives now")

@@ -328,6 +328,87 @@ def test_cells_that_fail_are_recorded_and_the_rest_finish(world, tmp_path):
     assert json.loads((out / "sweep.json").read_text())["question"] == "Does one bad cell stop the others?"
 
 
+CHECKING = """
+import os, pathlib, sys
+import ray
+
+FOLDER = pathlib.Path({folder!r})
+
+def asked_before_cells():
+    "Tell which models are asked whether kvstream computes what they do; one is none of these, one's worker dies once."
+    from kvstream import probe
+    real = probe.check
+
+    def check(model, ids_T=None):
+        if not getattr(model, probe.CHECKED, ()):
+            kind = "parallel" if model.config.use_parallel_residual else "serial"
+            with open(FOLDER / "asked", "a") as file:
+                file.write(f"{{kind}} {{'none' if ids_T is None else len(ids_T)}}\\n")
+            if kind == "serial":
+                raise ValueError("model=Serial computes something else\\n(by 3 nats); choose another")
+            if {dies} and not (FOLDER / "died").exists():
+                (FOLDER / "died").touch()
+                os.kill(os.getpid(), 9)
+        real(model, ids_T)
+
+    probe.check = check
+
+ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False,
+         runtime_env={{"worker_process_setup_hook": asked_before_cells}})
+sys.path.insert(0, "sweeps")
+import quick
+from kvstream.sweep import main
+main(quick.GRID, quick.__doc__, {flags!r})
+"""
+LATENCY_ONCE = ["--contexts", "8", "--prefills", "1", "--rounds", "1", "--steps", "1"]
+
+
+def checking(world, folder, *more, dies=False):
+    """A sweep of the quick grid whose workers write down which models are checked, and what it wrote down."""
+    flags = arguments(world, folder / "records", "--policies", "full,recent_only", "--budgets", "8", *more)[2:]
+    result = run([sys.executable, "-c", CHECKING.format(folder=str(folder), flags=flags, dies=dies)])
+    return result, (folder / "asked").read_text().splitlines()
+
+
+def test_a_model_is_asked_once_before_its_cells_and_one_that_is_refused_costs_no_others(world, tmp_path, tiny_model):
+    """The worker that asks the other one dies once, and that is asked again."""
+    shutil.copytree(world / "model", tmp_path / "serial")
+    tiny_model("neox_serial", torch.float32).save_pretrained(tmp_path / "serial")
+    models = f"{tmp_path / 'serial'},{world / 'model'}"
+    result, asked = checking(world, tmp_path, "--models", models, *LATENCY_ONCE, dies=True)
+    assert result.returncode == 1, result.stderr
+    assert asked == ["serial 400", "parallel 400", "parallel 400"]
+    lines = result.stdout.splitlines()
+    assert "FAILED" not in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+    reason = "model=Serial computes something else (by 3 nats); choose another"
+    [told] = [line for line in lines if "Serial" in line]
+    assert re.fullmatch(
+        rf"\[6/14, unknown time left\] not run: no cell of {tmp_path / 'serial'}: {re.escape(reason)}", told
+    )
+    assert lines.index(told) < min(number for number, line in enumerate(lines) if "PPL" in line)
+    assert "7 of 14 cells are not finished" in result.stderr
+    failed = [json.loads(path.read_text()) for path in (tmp_path / "records").glob("*.failed.json")]
+    assert sorted(each["fields"]["kind"] for each in failed) == ["latency", *["quality"] * 6]
+    assert {each["fields"]["model"] for each in failed} == {str(tmp_path / "serial")}
+    assert {each["error"] for each in failed} == {f"ValueError: {reason.replace(' (', chr(10) + '(')}"}
+    assert len(digest(tmp_path / "records")) == 7
+
+
+def test_where_only_latency_is_asked_a_model_is_checked_without_a_text(world, tmp_path):
+    result, asked = checking(world, tmp_path, "--lengths", "none", *LATENCY_ONCE)
+    assert result.returncode == 0, result.stderr
+    assert asked == ["parallel none"]
+
+
+def test_where_no_model_is_usable_there_is_nothing_to_report(world, tmp_path, tiny_model):
+    shutil.copytree(world / "model", tmp_path / "serial")
+    tiny_model("neox_serial", torch.float32).save_pretrained(tmp_path / "serial")
+    result, _ = checking(world, tmp_path, "--models", str(tmp_path / "serial"))
+    assert result.returncode == 1, result.stderr
+    assert "[6/6, unknown time left] not run: no cell of" in result.stdout.splitlines()[-1]
+
+
 def test_a_cell_that_no_machine_can_hold_is_not_run_and_the_others_are(world, tmp_path):
     out = tmp_path / "records"
     flags = long_text(world, out, "--policies", "full,streaming_llm(4,60)")[2:]

@@ -278,7 +278,10 @@ PRETENDED = """import kvstream.memory as memory, kvstream.tasks as tasks
     def quality(weights, stretch, **more):
         from kvstream.tasks import quality
         yield from quality(weights, stretch | {'device': 'cpu'}, **more)
-    memory.gpu_bytes, tasks.quality = lambda device: 10**10, quality"""
+    def check(weights, **more):
+        from kvstream.tasks import check
+        yield from check(weights, **more | {'device': 'cpu'})
+    memory.gpu_bytes, tasks.quality, tasks.check = lambda device: 10**10, quality, check"""
 
 
 @pytest.mark.long
