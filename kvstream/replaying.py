@@ -19,9 +19,10 @@ from kvstream.chunks import CHUNK_SIZE
 from kvstream.policies import Policy
 from kvstream.wrappers import is_plain_linear, unwrapped, vocabulary_of
 
-LOGITS_BYTES = {True: 2 << 20, False: 256 << 20}  # of logits that exist at once, on CPUs and elsewhere
+# Of logits that exist at once, on CPUs and elsewhere. On CPUs from 0.5 to 16 MiB take the same time, within the noise.
+LOGITS_BYTES = {True: 2 << 20, False: 256 << 20}
 LEAST_BLOCK = 256  # of the vocabulary
-SAFE_EXPONENT = 50.0
+SAFE_EXPONENT = 50.0  # e^50 times any vocabulary is still a float32
 
 
 @dataclass(frozen=True)

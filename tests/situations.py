@@ -138,6 +138,7 @@ SITUATIONS = [
     ("beams, sampling, batch repeat and select", "served", "test_rows_can_be_reordered_repeated_and_selected"),
     ("several turns of `generate` with the whole history", "served", "test_turns_of_generate_go_on"),
     ("a prompt that does not continue what the cache holds", "refused", "test_another_prompt_is_refused"),
+    ("prompt caching and chats as in [caches.md](caches.md)", "served", "test_the_recipes_work"),
     ("padding, 4-D masks, prefix masks", "refused", "test_masks_are_refused"),
     ("restarting, gapped, shifted `position_ids`", "refused", "test_positions_are_refused"),
     ("token ids beyond the vocabulary, the last one too", "refused", "test_ids_beyond_the_vocabulary_are_refused"),

@@ -4,6 +4,8 @@ import copy
 import gc
 import io
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -441,3 +443,28 @@ def test_a_model_without_a_cache_passes_at_once(llama):
     order = torch.arange(24)
     said = {"position_ids": (order % 12)[None], "attention_mask": torch.ones(1, 24)}
     assert torch.equal(llama(IDS[:, :24], **said).logits, llama(IDS[:, :24], past_key_values=None, **said).logits)
+
+
+# The recipes in docs/caches.md.
+
+
+@pytest.mark.slow
+def test_the_recipes_work(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "caches.md").read_text()
+    there = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, there)
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+    model, tokenizer, cache, ids = (there[name] for name in ("model", "tokenizer", "cache", "ids"))
+    # The conversation as it was said is what the cache holds, and reads as the template would write it.
+    said = tokenizer.decode(ids[0])
+    assert re.findall(r"<\|im_start\|>(\w+)", said) == ["system", *["user", "assistant"] * 3]
+    assert "<|im_end|>\n<|im_start|>user\nName another.<|im_end|>\n<|im_start|>assistant\n" in said
+    assert torch.equal(cache.told.ids_BN[:, : cache.told.count], ids[:, : cache.told.count])
+    # While nothing is evicted, the policy makes no difference.
+    plain = model.generate(ids[:, :-3], past_key_values=DynamicCache(), max_new_tokens=3, do_sample=False)
+    assert torch.equal(plain[:, : ids.shape[1]], ids)
+    # What a template renders anew is another text, and is refused.
+    anew = torch.cat((ids[:, :20], ids[:, 21:], ids[:, :9]), dim=1)
+    with pytest.raises(ValueError, match="do not begin with"):
+        generated(model, anew, cache, max_new_tokens=2)
