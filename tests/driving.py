@@ -20,6 +20,7 @@ def arguments(world, out, *more):
     """The command of a sweep over the tiny model and its three texts; `more` flags may replace those given here."""
     where = ["--models", str(world / "model"), "--text", str(world / "texts"), "--out", str(out), "--device", "cpu"]
     axes = ["--budgets", "8,32", "--lengths", "50,400", "--documents", "3", "--contexts", "none"]
+    axes += ["--start-sizes", "1,4", "--strategies", "keep_low,random"]  # eleven policies, whatever the sweep has
     return [sys.executable, str(QUICK), *where, *axes, *more]
 
 
