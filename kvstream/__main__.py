@@ -44,7 +44,10 @@ def _rerun(records: Records, cell: str) -> bool:
 
     again = rerun(records, cell)
     same = (
-        "identical" if not again.worst_nats and not again.other_hits else f"at most {again.worst_nats:.1e} nats apart"
+        "identical"
+        if not again.worst_nats and not again.other_hits
+        else f"at most {again.worst_nats:.1e} nats apart, {again.mean_nats:.1e} on average, where rounding alone makes "
+        f"{again.rounding_nats:.1e}"
     )
     code = "" if again.same_code else "; code, model or text have changed since"
     print(f"{again.cell}: {again.rows:,} rows, {same}, {again.other_hits:,} argmax hits differ{code}")

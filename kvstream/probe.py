@@ -60,6 +60,16 @@ def check(model: PreTrainedModel, ids_T: torch.Tensor | None = None) -> None:
     trust(model)
 
 
+@torch.inference_mode()
+def rounding_nats(model: PreTrainedModel, ids_T: torch.Tensor) -> float:
+    """How far rounding alone moves a model's −ln p of the tokens of a text: the mean over its first, in nats."""
+    stretch_T = next(_stretches(model, ids_T))
+    log_p_RTV = torch.stack(_theirs(model, stretch_T, 0)[:-1]).cpu().double().log_softmax(-1)
+    next_RT1 = stretch_T[1:, None].cpu().expand(len(log_p_RTV), -1, 1)
+    nll_RT = -log_p_RTV[:, :-1].gather(2, next_RT1)[..., 0]
+    return float((nll_RT[1:] - nll_RT[0]).abs().nanmean(1).amax())
+
+
 def trust(model: PreTrainedModel) -> None:
     """Take a model for one that was checked, as one that is built on the same weights was."""
     setattr(model, CHECKED, {*getattr(model, CHECKED, ()), _state(model)})

@@ -3,6 +3,7 @@
 import shutil
 from importlib.metadata import entry_points
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -127,6 +128,19 @@ def test_a_cell_that_differs_is_told(copy, capsys):
     rewritten(folder, keys[0], lambda rows: rows.set_column(4, rows.field(4), bent))
     code, out, _ = run(capsys, "rerun", folder, keys[0])
     assert code == 1
+    assert "nats apart" in out
+
+
+@pytest.mark.parametrize(("times", "agrees"), [(1.0, True), (100.0, False)])
+def test_what_differs_by_rounding_agrees(copy, capsys, times, agrees):
+    """As on another machine; by how much that may be, the model's own rounding tells."""
+    folder, keys = copy
+    off = np.float32(times * rerun(Records(folder), keys[0]).rounding_nats)
+    rewritten(
+        folder, keys[0], lambda rows: rows.set_column(4, rows.field(4), pa.array(rows["nll_nats"].to_numpy() + off))
+    )
+    code, out, _ = run(capsys, "rerun", folder, keys[0])
+    assert (code == 0) == agrees
     assert "nats apart" in out
 
 
