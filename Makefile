@@ -32,6 +32,11 @@ test: $(READY) ## Run the tests, but for the long ones of faults
 test-faults: $(READY) ## Run the long tests: kills, clusters, full disks
 	$(BIN)/python -m pytest -m long -vv --numprocesses 2 --dist worksteal
 
+# Two environments beside this one; their packages, torch above all, take several gigabytes.
+.PHONY: test-versions
+test-versions: $(READY) ## Run tests on the oldest and the newest versions that pyproject.toml allows
+	$(BIN)/python tests/versions.py
+
 .PHONY: bench-decode
 bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against other caches (wants a quiet machine)
 	$(BIN)/python tests/benchmarks/decode.py
