@@ -17,8 +17,6 @@ from kvstream.address import unanswered
 from kvstream.guardian import Guardian
 from kvstream.interrupt import put_off
 
-MAX_THREADS = 8  # per cell: beyond, matrix products of these sizes gain little
-
 
 def device_here() -> str:
     """Choose the device that "auto" means on this machine alone."""
@@ -205,7 +203,7 @@ def divide(device: str, nodes: list[Node], threads: int | None, cells: int, need
     def fit(each: int) -> int:
         return sum(node.cores // each for node in nodes)
 
-    most = min(MAX_THREADS, max(node.cores for node in nodes if node.memory >= needed))
+    most = max(node.cores for node in nodes if node.memory >= needed)
     each = threads or next((each for each in range(most, 1, -1) if fit(each) >= cells), 1)
     return Slots(device, each, fit(each), threads)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from kvstream.chunks import CHUNK_SIZE
-from kvstream.cluster import MAX_THREADS, Node, Slots
+from kvstream.cluster import Node, Slots
 from kvstream.grid import QualityCell
 
 WORTH_PACING_S = 300.0  # of estimated work: below, measuring costs more than it can gain
@@ -25,7 +25,7 @@ def splits(slots: Slots, nodes: Sequence[Node], cells: Sequence[QualityCell]) ->
     whole_chunks = cells[0].tokens > CHUNK_SIZE
     if slots.device != "cpu" or slots.asked_threads or work < WORTH_PACING_S or not whole_chunks:
         return [slots]
-    most = min(MAX_THREADS, max(node.cores for node in nodes))
+    most = max(node.cores for node in nodes)
     threads = [1 << power for power in range(most.bit_length())]
     ways = [replace(slots, threads=each, count=sum(node.cores // each for node in nodes)) for each in threads]
     return [way for way in ways if 0 < way.count <= len(cells)] or [slots]

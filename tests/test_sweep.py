@@ -539,7 +539,7 @@ def test_what_cannot_run_is_said_before_a_model_loads(world, tmp_path, flags, wo
     [
         ([2], None, 18, (1, 2)),
         ([8], None, 2, (4, 2)),
-        ([64], None, 1, (8, 8)),
+        ([64], None, 1, (64, 1)),  # a long cell first measures whether fewer would do
         ([2, 6], 4, 9, (4, 1)),
         ([4], 4, 9, (4, 1)),
     ],
