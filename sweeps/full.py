@@ -1,4 +1,4 @@
-"""Which KV-cache policy, which budget, how many attention sinks? The mission's grid, on Pythia and PG-19.
+"""Which KV-cache policy, which budget, how many attention sinks? Three sizes of Pythia on ten books.
 
 Hypothesis: at every budget streaming_llm beats recent_only and fix_size_l2; beyond the trained context of 2,048
 tokens the full cache's perplexity explodes and streaming_llm's does not. https://arxiv.org/abs/2309.17453
