@@ -180,7 +180,7 @@ class _Net:
         assert neox or config.model_type in ("llama", "qwen2"), config.model_type
         self.layers = [layer_class(self, f"{prefix}.{i}.", config) for i in range(config.num_hidden_layers)]
         self.embedding_VD = self.w[embedding]
-        head = "lm_head.weight" if "lm_head.weight" in self.w else "embed_out.weight"  # older versions' name in GPT-NeoX
+        head = "lm_head.weight" if "lm_head.weight" in self.w else "embed_out.weight"  # GPT-NeoX's older name
         self.unembedding_VD = self.embedding_VD if config.tie_word_embeddings else self.w[head]
         self.neox, self.config = neox, config
 
