@@ -136,7 +136,17 @@ def _attention(
     if kwargs.get("dropout"):
         raise ValueError(f"model: its attention drops out {kwargs['dropout']} of its weights; call model.eval() first")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if torch.compiler.is_compiling():
+        return _attend_outside(key, query, scaling, position_ids), None
     return key.attend(query, scaling, position_ids), None
+
+
+@torch.compiler.disable
+def _attend_outside(
+    layer: CacheLayer, query: torch.Tensor, scaling: float, position_ids: torch.Tensor | None
+) -> torch.Tensor:
+    """Answer between two compiled graphs: what a cache holds and where is decided in Python."""
+    return layer.attend(query, scaling, position_ids)
 
 
 def _mask(*, kv_length: int, **kwargs: Any) -> torch.Tensor | None:

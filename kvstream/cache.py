@@ -90,16 +90,26 @@ class KVStreamCache(Cache):
         return self._own_layers()[0].keys.shape[0] if self.get_seq_length() else None
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
     ) -> tuple[Any, Any]:
         """Hand a call's keys and values to their layer."""
+        if torch.compiler.is_compiling():  # this is Python's to do, between two graphs
+            return torch.compiler.disable(self._update)(key_states, value_states, layer_idx)
+        return self._update(key_states, value_states, layer_idx)
+
+    def _update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int) -> tuple[Any, Any]:
         if layer_idx == 0:
             if self.clock.in_call:
                 raise ValueError("cache: the last call was interrupted between two layers; reset() it and start again")
             self.clock.in_call = True
             if key_states.shape[2] == 1:
                 self._turn_sinks()
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return self._own_layers()[layer_idx].update(key_states, value_states)
 
     def _turn_sinks(self) -> None:
         """Bring the sinks of all layers to where a single token finds them."""

@@ -1,4 +1,4 @@
-"""Forks Python scripts from a process that has imported torch, transformers and datasets before them.
+"""Forks Python scripts from a process that has imported torch and transformers before them.
 
 That takes each sweep some seconds otherwise, and tests of faults start more than a hundred. All else is as if the
 script had been started by itself: a session, an environment and files for what it says of its own, signals, and an
@@ -17,7 +17,7 @@ import psutil
 # Each line of input is a start. A keeper between the two waits for the script, so that nobody else has to.
 FORKING = """
 import json, os, runpy, signal, sys
-import datasets, numba, pyarrow.parquet, rich.progress, safetensors.torch, torch, transformers.modeling_utils
+import numba, pyarrow.parquet, rich.progress, safetensors.torch, torch, transformers.modeling_utils
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, GPTNeoXForCausalLM
 
 def become(script, arguments, environment, folder, out, err):

