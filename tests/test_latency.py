@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -291,3 +292,11 @@ def test_no_ones_peak_holds_what_is_loaded_once(tiny_neox):
     found = warm_up(runner, prompt, "cpu", Reload("none", "float32", 1, ()))
     assert served == [512, 600]
     assert found["full"] < 50e6
+
+
+@pytest.mark.parametrize("sweep", ["quick", "latency", "full"])
+def test_each_budget_that_is_timed_is_exceeded_by_a_context(sweep):
+    """Where no context is longer than a budget, its policy does what full does: there is nothing to time."""
+    grid = runpy.run_path(str(ROOT / "sweeps" / f"{sweep}.py"))["GRID"]
+    timed = grid.policies if grid.latency_policies is None else grid.latency_policies
+    assert max(grid.contexts) > max(policy.regions.budget for policy in timed if policy.regions)
