@@ -97,7 +97,8 @@ def abandon_clients() -> bool:
     if opened:
         from pyarrow import fs
 
-        if finalizer := getattr(fs, "ensure_s3_finalized", None):  # some builds of pyarrow have no S3
+        finalizer: Any = getattr(fs, "ensure_s3_finalized", None)
+        if finalizer:  # some builds of pyarrow have no S3
             atexit.unregister(finalizer)
     return bool(opened)
 

@@ -168,10 +168,9 @@ def test_another_prompt_is_refused(llama):
         llama, other, KVStreamCache(llama, StreamingLLM(4, 28)), max_new_tokens=5, prefill_chunk_size=9
     )
     assert torch.equal(in_pieces, fresh)
-    # New tokens alone are passed with a mask over all of them.
-    held = cache.get_seq_length()
-    mask = torch.ones(1, held + 3, dtype=torch.long)
-    llama.generate(IDS[:, :3], attention_mask=mask, past_key_values=cache, max_new_tokens=2, do_sample=False)
+    if SAYS_WHAT_IT_CUTS:  # new tokens alone are passed with a mask over all of them; transformers 5.0 cannot
+        mask = torch.ones(1, cache.get_seq_length() + 3, dtype=torch.long)
+        llama.generate(IDS[:, :3], attention_mask=mask, past_key_values=cache, max_new_tokens=2, do_sample=False)
     with pytest.raises(ValueError, match="input_ids: none beyond"):
         llama(IDS[:, :0], past_key_values=cache)
 
