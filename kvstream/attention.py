@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 NAME = "kvstream"
 # What attention functions of transformers are given by models that need more than a softmax over all keys.
@@ -125,7 +125,8 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     asked = {name: kwargs[name] for name in NOT_COMPUTED if kwargs.get(name) is not None}
     if attention_mask is not None:
-        asked["attention_mask"] = tuple(attention_mask.shape)
+        window = getattr(attention_mask, "window", None)
+        asked |= {"sliding_window": window} if window else {"attention_mask": attention_mask}
     if asked:
         feature, value = next(iter(asked.items()))
         shown = tuple(value.shape) if isinstance(value, torch.Tensor) else value
@@ -150,8 +151,17 @@ def _attend_outside(
 
 
 def _mask(*, kv_length: int, **kwargs: Any) -> torch.Tensor | None:
+    if kv_length:
+        return sdpa_mask(kv_length=kv_length, **kwargs)
     # Layers of a KVStreamCache count no keys and mask by themselves; what the caller's mask says, `calls` has asked.
-    return sdpa_mask(kv_length=kv_length, **kwargs) if kv_length else None
+    window, rule = kwargs.get("local_size"), kwargs.get("mask_function", causal_mask_function)
+    if window is None and rule == causal_mask_function:
+        return None
+    other = torch.zeros(
+        1, 1, 1, 1
+    )  # a model may make it for layers it does not have; the attention that gets it refuses
+    other.window = window  # type: ignore[attr-defined]
+    return other
 
 
 AttentionInterface.register(NAME, _attention)

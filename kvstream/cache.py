@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 
 from kvstream import attention, probe
 from kvstream.bounded import BoundedLayer
-from kvstream.calls import Owner, Told, refuse_rows, refuse_unheard, watch
+from kvstream.calls import SERVING, Owner, Told, refuse_autocast, refuse_rows, refuse_training, refuse_unheard, watch
 from kvstream.layer import Clock, Layer, UnboundedLayer
 from kvstream.policies import BoundedPolicy, Full, Policy
 from kvstream.rope import Rope
@@ -36,11 +36,13 @@ class KVStreamCache(Cache):
 
     def __init__(self, model: PreTrainedModel, policy: Policy, *, capacity: int | None = None) -> None:
         model = unwrapped(model)
-        probe.check(model)
+        refuse_autocast(device_of(model))
+        with SERVING:
+            probe.check(model)
+            if model.config._attn_implementation != attention.NAME:
+                model.set_attn_implementation(attention.NAME)
+            watch(model)
         self._begin(model, policy, Rope(model), capacity)
-        if model.config._attn_implementation != attention.NAME:
-            model.set_attn_implementation(attention.NAME)
-        watch(model)
 
     @classmethod
     def unchecked(cls, model: PreTrainedModel, policy: Policy, rope: Rope) -> KVStreamCache:
@@ -57,7 +59,8 @@ class KVStreamCache(Cache):
                 f"skip_layers={skipped}: layer {beyond[0]} does not exist; "
                 f"{type(model).__name__} has layers 0 to {layers - 1}"
             )
-        self.policy, self.device, self.owner, self.told = policy, device_of(model), Owner(model), Told()
+        self.policy, self.device, self.owner, self.told = policy, device_of(model), Owner(model.base_model), Told()
+        self.admitted = False  # whether the call in hand was looked at
         self.clock = Clock(rope)
         super().__init__(layers=[self._layer(layer, capacity) for layer in range(layers)])
         self._own_layers()[-1].closes_call = True
@@ -73,17 +76,16 @@ class KVStreamCache(Cache):
                 f"model: its attention was set to {now!r} after this cache was made; make it after that, or call "
                 f"model.set_attn_implementation({attention.NAME!r})"
             )
-        if torch.is_autocast_enabled(self.device.type):
-            raise ValueError(
-                "autocast: KVStreamCache computes in the model's own dtype; leave autocast, and load the model with "
-                "dtype=torch.bfloat16 instead"
-            )
+        refuse_autocast(self.device)
+        refuse_training(base)
         if self.clock.model_rotates:
-            seen, ids_BT = self.get_seq_length(), said.get("input_ids")
+            seen = self.get_seq_length()
             refuse_unheard(said, seen, self._rows(), vocabulary_of(base))
-            self.told.add(ids_BT, seen)
+            self.told.take_back(seen)  # of a call that failed more may have been told
+            self.told.add(said.get("input_ids"), seen)
         else:
             refuse_rows(said["input_ids"].shape[0], self._rows())
+        self.admitted = True
 
     def _rows(self) -> int | None:
         """How many texts the cache holds, None while it holds none."""
@@ -104,6 +106,12 @@ class KVStreamCache(Cache):
 
     def _update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int) -> tuple[Any, Any]:
         if layer_idx == 0:
+            if self.clock.model_rotates and not self.admitted:
+                raise ValueError(
+                    "past_key_values: this cache meets a model that kvstream has not looked at; make one "
+                    "KVStreamCache(model, policy) for that model first"
+                )
+            self.admitted = False
             if self.clock.in_call:
                 raise ValueError("cache: the last call was interrupted between two layers; reset() it and start again")
             self.clock.in_call = True
@@ -135,6 +143,9 @@ class KVStreamCache(Cache):
         stays = max(0, seen + tokens_to_remove) if tokens_to_remove <= 0 else min(tokens_to_remove, seen)
         if stays == seen:
             return
+        if not stays:
+            self.reset()
+            return
         regions = [self.policy.regions_of(layer) for layer in range(len(self.layers))]
         if seen > min((each.sinks + each.recent for each in regions if each), default=seen):
             raise ValueError(
@@ -152,8 +163,9 @@ class KVStreamCache(Cache):
         self.told.rows(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows of the batch."""
-        self.reorder_cache(indices)
+        """Keep these rows of the batch, given by number or as a mask."""
+        if rows := self._rows():
+            self.reorder_cache(torch.arange(rows)[torch.as_tensor(indices).cpu()])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row of the batch."""
@@ -174,15 +186,16 @@ class KVStreamCache(Cache):
             for name, tensor in layer.state().items()
         }
         label = torch.tensor(list(str(self.policy).encode()), dtype=torch.uint8)
-        return held | {"seen": torch.tensor(self.get_seq_length()), "policy": label}
+        told = {} if self.told.ids is None else {"told": self.told.ids.cpu()}
+        return held | told | {"seen": torch.tensor(self.get_seq_length()), "policy": label}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Go on where the cache stood whose `state` this is.
 
         The state of a full cache serves any policy while all of its layers still keep, uncontested, every token.
-        Raises ValueError for another number of layers and for a policy that this cache cannot go on from.
+        Raises ValueError for another number of layers, another dtype and a policy that this cache cannot go on from; it
+        then is as before.
         """
-        self.reset()
         seen, label = int(state["seen"]), bytes(state["policy"].tolist()).decode()
         regions = [self.policy.regions_of(layer) for layer in range(len(self.layers))]
         uncontested = min((each.sinks + each.recent for each in regions if each), default=seen)
@@ -191,20 +204,23 @@ class KVStreamCache(Cache):
                 f"state: {seen} tokens under {label}, this cache is under {self.policy}; "
                 f"restore a state of the same policy, or of full with at most {uncontested} tokens"
             )
-        if not seen:
-            return
+        if len({str(device) for device in self.owner.devices}) > 1:
+            raise ValueError("state: the model lies on several devices, and a state on one; load it on one device")
         parts: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in state.items():
             place, dot, of_layer = name.partition(".")
             if dot:
                 parts.setdefault(int(place), {})[of_layer] = tensor.to(self.device)
-        if sorted(parts) != list(range(len(self.layers))):
+        if seen and sorted(parts) != list(range(len(self.layers))):
             raise ValueError(
                 f"state: of {len(parts)} layers, the model has {len(self.layers)}; restore one of this model"
             )
+        if seen and (held := parts[0]["keys"].dtype) != self.owner.dtype:
+            raise ValueError(f"state: of a model in {held}, this is in {self.owner.dtype}; restore one of this model")
+        self.reset()
         for layer, part in zip(self._own_layers(), (parts[place] for place in sorted(parts))):
             layer.restore(part, seen)
-        self.told.count = None
+        self.told.add(state.get("told"), 0)
 
     def _layer(self, layer: int, capacity: int | None) -> Layer:
         if self.policy.regions_of(layer) is None:
@@ -219,6 +235,7 @@ class KVStreamCache(Cache):
         The model is kept at position 0, where its own rotation does nothing, so that all rotation is the cache's.
         """
         model = unwrapped(model)
+        self.owner.require(model.base_model)
         self.clock.model_rotates, self.told.count = False, None
         try:
             zeros = torch.zeros_like(ids_BT)

@@ -8,20 +8,23 @@ holds already. Knows no policies. https://docs.pytorch.org/docs/stable/generated
 
 from __future__ import annotations
 
+import functools
 import inspect
-import types
+import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
 WATCHED = "_kvstream_watched"
-VOLATILE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")  # not what it computes
-# Before, the mask's length told.
+SAMPLED = 64  # numbers of a weight
+# Versions of transformers that do not say so tell by the length of the mask.
 SAYS_WHAT_IT_CUTS = (
     "next_sequence_length" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 )
+SERVING = threading.RLock()  # held while a model is looked at and changed: others would see it half changed
 BY_LENGTH = "group texts by length and give each group a cache of its own"
 
 
@@ -31,24 +34,34 @@ class Owner:
     Held weakly: a cache keeps no model alive.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.base = weakref.ref(model.base_model)
-        self.looks = _looks(model.base_model)
+    def __init__(self, base: Any) -> None:
+        self._bind(base)
+
+    def _bind(self, base: Any) -> None:
+        self.base, self.looks = weakref.ref(base), _looks(base)
+        self.frequencies = base.rotary_emb.inv_freq  # another tensor once a model is converted or moved
+        self.dtype, self.devices = base.dtype, set(getattr(base, "hf_device_map", {}).values())
 
     def require(self, base: Any) -> None:
-        """Raise ValueError if a call comes from another model than this."""
-        known = self.base()
+        """Raise ValueError if a call comes from another model than this, or from what has become of it since."""
+        known: Any = self.base()
         if known is None and _looks(base) == self.looks:
-            self.base = weakref.ref(base)
+            self._bind(base)
         elif known is not base:
             raise ValueError(
                 f"past_key_values: this cache was made for another model than the {type(base).__name__} that is called "
                 "with it; make one for each model"
             )
+        elif base.rotary_emb.inv_freq is not self.frequencies:
+            raise ValueError(
+                "past_key_values: the model was converted or moved to another device after this cache was made; make a "
+                "new one"
+            )
 
-    def __deepcopy__(self, memo: Any) -> Owner:
-        """Share it: a copy of a cache serves the same model."""
-        return self
+    def __deepcopy__(self, memo: dict[int, Any]) -> Owner:
+        """Share it: a copy of a cache serves the same model, unless that was copied along with it."""
+        copied = memo.get(id(self.base()))
+        return self if copied is None else Owner(copied)
 
     def __getstate__(self) -> dict[str, Any]:
         """Take along what the model looks like, and not the model."""
@@ -59,9 +72,11 @@ class Owner:
         self.looks, self.base = state["looks"], lambda: None  # type: ignore[assignment]
 
 
-def _looks(base: Any) -> tuple[str, dict[str, Any]]:
-    described = base.config.to_dict()
-    return type(base).__name__, {name: value for name, value in described.items() if name not in VOLATILE}
+def _looks(base: Any) -> tuple[object, ...]:
+    """What tells a model from another: its class, its size, and numbers of its first and last weights."""
+    weights = list(base.parameters())
+    samples = [[] if weight.is_meta else weight.flatten()[:SAMPLED].tolist() for weight in (weights[0], weights[-1])]
+    return type(base).__name__, sum(weight.numel() for weight in weights), str(samples)
 
 
 class Told:
@@ -93,49 +108,64 @@ class Told:
     def rows(self, picked: torch.Tensor) -> None:
         """Follow the cache's rows."""
         if self.ids_BN is not None:
-            self.ids_BN = self.ids_BN.index_select(0, picked.to(self.ids_BN.device))
+            with torch.inference_mode(False):
+                self.ids_BN = self.ids_BN.index_select(0, picked.to(self.ids_BN.device))
+
+    @property
+    def ids(self) -> torch.Tensor | None:
+        """What was shown, (B, T), or None if it is not known."""
+        return None if self.ids_BN is None or self.count is None else self.ids_BN[:, : self.count]
 
     def begins(self, prompt_BT: torch.Tensor) -> bool:
         """Whether a prompt goes on from what was shown; True where that is not known."""
-        if not self.count or self.ids_BN is None:
+        if not self.count or (held_BN := self.ids) is None:
             return True
-        held_BN = self.ids_BN[:, : self.count]
         if prompt_BT.shape[0] != held_BN.shape[0]:  # more beams than texts: the rows are checked when they are used
             return True
         return prompt_BT.shape[1] > self.count and torch.equal(prompt_BT[:, : self.count].to(held_BN), held_BN)
 
 
 def watch(model: PreTrainedModel) -> None:
-    """Have a model ask its `KVStreamCache` before it computes, and before `generate` cuts a prompt.
+    """Have a model ask its `KVStreamCache` before it computes, and its class before `generate` cuts a prompt.
 
     Calls with any other cache pass at once.
     """
-    if getattr(model.base_model, WATCHED, False):
-        return
-    model.base_model.register_forward_pre_hook(_before_layers, with_kwargs=True)
-    if hasattr(model, "prepare_inputs_for_generation"):
-        setattr(model, prepare_inputs_for_generation.__name__, types.MethodType(prepare_inputs_for_generation, model))
-    setattr(model.base_model, WATCHED, True)
+    if not getattr(model.base_model, WATCHED, False):
+        model.base_model.register_forward_pre_hook(_before_layers, with_kwargs=True)
+        setattr(model.base_model, WATCHED, True)
+    kind: Any = type(model)
+    prepare = getattr(kind, "prepare_inputs_for_generation", None)
+    if prepare is not None and not hasattr(prepare, WATCHED):
+        kind.prepare_inputs_for_generation = _asking(prepare)
 
 
 @torch.compiler.disable
-def _before_layers(base: torch.nn.Module, args: tuple[Any, ...], said: dict[str, Any]) -> None:
+def _before_layers(base: Any, args: tuple[Any, ...], said: dict[str, Any]) -> None:
+    if args:
+        bound = inspect.signature(base.forward).bind_partial(*args, **said).arguments
+        said = bound | bound.pop("kwargs", {})
     if admit := getattr(said.get("past_key_values"), "admit", None):
-        admit(base, said if not args else said | {"input_ids": args[0]})
+        admit(base, said)
 
 
-def prepare_inputs_for_generation(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Ask the cache whether a whole prompt goes on from what it holds, then do what the model's own method does.
+def _asking(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    """Ask the cache whether a whole prompt goes on from what it holds, then do what the class does."""
 
-    `generate` reads from the names here that a model takes all that its forward takes.
-    """
-    told = getattr(kwargs.get("past_key_values"), "told", None)
-    if told is not None and _is_whole_prompt(input_ids, kwargs) and not told.begins(input_ids):
-        raise ValueError(
-            f"input_ids: they do not begin with the {told.count} tokens that the cache holds, or end there; pass the "
-            "whole conversation, each turn appended to the ids before it, or reset() the cache for another text"
-        )
-    return type(self).prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
+    @functools.wraps(prepare)  # `generate` reads its signature
+    def prepare_inputs_for_generation(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        cache: Any = kwargs.get("past_key_values")
+        if hasattr(cache, "told") and _is_whole_prompt(input_ids, kwargs):
+            cache.told.take_back(cache.get_seq_length())  # of a call that failed more may have been told
+            if not cache.told.begins(input_ids):
+                raise ValueError(
+                    f"input_ids: they do not begin with the {cache.told.count} tokens that the cache holds, or end "
+                    "there; pass the whole conversation, each turn appended to the ids before it, or reset() the cache "
+                    "for another text"
+                )
+        return prepare(self, input_ids, *args, **kwargs)
+
+    setattr(prepare_inputs_for_generation, WATCHED, True)
+    return prepare_inputs_for_generation
 
 
 def _is_whole_prompt(input_ids: torch.Tensor, said: dict[str, Any]) -> bool:
@@ -169,6 +199,26 @@ def refuse_unheard(said: dict[str, Any], seen: int, rows: int | None, vocabulary
     refuse_positions(said.get("position_ids"), seen, T)
     if ids is not None:
         refuse_ids(ids, vocabulary)
+
+
+def refuse_autocast(device: torch.device) -> None:
+    """Raise ValueError under autocast."""
+    if torch.is_autocast_enabled(device.type):
+        raise ValueError(
+            "autocast: KVStreamCache computes in the model's own dtype; leave autocast, and load the model with "
+            "dtype=torch.bfloat16 instead"
+        )
+
+
+def refuse_training(base: Any) -> None:
+    """Raise ValueError where a model in training mode drops out, or computes again what a cache has taken."""
+    if not base.training:
+        return
+    rates = [module.p for module in base.modules() if isinstance(module, torch.nn.Dropout) and module.training]
+    rate = max(rates, default=0.0) or getattr(base.config, "attention_dropout", 0.0) or 0.0
+    if rate or getattr(base, "is_gradient_checkpointing", False):
+        what = f"drops out {rate} of its numbers" if rate else "checkpoints gradients"
+        raise ValueError(f"model: it is in training mode and {what}; call model.eval() first")
 
 
 def refuse_rows(rows: int, held: int | None) -> None:
@@ -215,9 +265,8 @@ def refuse_ids(ids: torch.Tensor, vocabulary: int) -> None:
     if ids.numel() and (ids.is_floating_point() or ids.is_complex()):
         raise ValueError(f"input_ids: {ids.dtype} is not a dtype of token ids; give whole numbers")
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
-        wrong = (ids < 0) | (ids >= vocabulary)
-        place = int(wrong.any(0).int().argmax()) if ids.ndim > 1 else int(wrong.int().argmax())
+        *_, place = first = ((ids < 0) | (ids >= vocabulary)).nonzero()[0].tolist()
         raise ValueError(
-            f"input_ids: {int(ids[wrong][0])} at position {place} is no token, the model knows ids 0 to "
+            f"input_ids: {int(ids[tuple(first)])} at position {place} is no token, the model knows ids 0 to "
             f"{vocabulary - 1}; tokenise with the model's own tokenizer"
         )

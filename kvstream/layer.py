@@ -45,17 +45,17 @@ class Clock:
     def __init__(self, rope: Rope) -> None:
         self.rope = rope
         self.sinks = Sinks()
+        self.in_call = False  # between the first layer's keys and the last layer's answer
         self._begin()
 
     def _begin(self) -> None:
         self.model_rotates = True
-        self.in_call = False  # between the first layer's keys and the last layer's answer
         self._rotations: dict[tuple[Any, ...], Rotation] = {}
         self._bands: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Take along what tables are made of, not the tables."""
-        return {"rope": self.rope, "sinks": self.sinks}
+        return {"rope": self.rope, "sinks": self.sinks, "in_call": self.in_call}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin without tables."""
@@ -121,6 +121,14 @@ class Layer(CacheLayerMixin):
         self.seen = 0
         self._arrived: tuple[torch.Tensor, torch.Tensor] | None = None
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what was copied or pickled, so that it can be written outside inference mode as well."""
+        vars(self).update(state)
+        with torch.inference_mode(False):
+            for name in self.row_tensors if self.is_initialized else ():
+                if getattr(self, name).is_inference():
+                    setattr(self, name, getattr(self, name).clone())
+
     @abstractmethod
     def _answer(
         self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
@@ -137,10 +145,6 @@ class Layer(CacheLayerMixin):
         if not self.is_initialized:
             with torch.inference_mode(False):  # buffers made in inference mode could not be written outside it
                 self.lazy_initialization(key_states, value_states)
-        elif key_states.device != self.device:  # after a restore, where a model spreads over several
-            self.device = key_states.device
-            for name in self.row_tensors:
-                setattr(self, name, getattr(self, name).to(self.device))
         self._arrived = key_states, value_states
         return self, self
 
@@ -174,8 +178,9 @@ class Layer(CacheLayerMixin):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order: what beam search needs."""
-        for name in self.row_tensors if self.is_initialized else ():
-            setattr(self, name, getattr(self, name).index_select(0, beam_idx.to(self.device)))
+        with torch.inference_mode(False):
+            for name in self.row_tensors if self.is_initialized else ():
+                setattr(self, name, getattr(self, name).index_select(0, beam_idx.to(self.device)))
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything this layer holds of the tokens seen, by name; the tensors are its own, not copies."""

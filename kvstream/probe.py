@@ -48,11 +48,16 @@ def check(model: PreTrainedModel, ids_T: torch.Tensor | None = None) -> None:
     """
     if _state(model) in getattr(model, CHECKED, ()):
         return
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"model={type(model).__name__} predicts no next token; give the class with a head for that, …ForCausalLM"
+        )
     rope = Rope(model)
-    for stretch_T in _stretches(model, ids_T):
-        if (problem := _difference(model, stretch_T, rope)) is None:
-            break
-    else:
+    with _evaluating(model):
+        for stretch_T in _stretches(model, ids_T):
+            if (problem := _difference(model, stretch_T, rope)) is None:
+                break
+    if problem:
         raise ValueError(
             f"model={type(model).__name__} computes something that kvstream does not ({problem}); "
             "choose a model such as Pythia (GPT-NeoX), Llama or Qwen2"
@@ -80,7 +85,9 @@ def _state(model: PreTrainedModel) -> tuple[str, str]:
 
 
 def _stretches(model: PreTrainedModel, ids_T: torch.Tensor | None) -> Iterator[torch.Tensor]:
-    given = [] if ids_T is None else [piece for piece in ids_T.flatten().split(TOKENS) if len(piece) > 1]
+    pieces = () if ids_T is None else ids_T.flatten().split(TOKENS)
+    # Where tokens repeat, values do, too, and attention makes the same of them however it weighs them.
+    given = [piece for piece in pieces if len(piece.unique()) > TOKENS // 2]
     for draw in range(DRAWS):
         if draw < len(given):
             yield given[draw].to(device_of(model))
@@ -97,26 +104,32 @@ def _difference(model: PreTrainedModel, ids_T: torch.Tensor, rope: Rope) -> str 
         # With a dtype or device that is new, kvstream's attention may be there already.
         with _attention(model, "eager" if before == attention.NAME else before):
             near_TV, *shaken, far_TV = _theirs(model, ids_T, offset)
+    except torch.OutOfMemoryError:
+        raise
     except ERRORS as error:
-        return f"its own forward ends with {type(error).__name__}: {error}"
+        return f"its own forward ends with {_line(error)}"
     try:
         with _attention(model, attention.NAME):
             ours = [_ours(model, ids_T, each) for each in (rope, ShiftedRope(model, offset))]
-    except attention.NotComputed:
+    except (attention.NotComputed, torch.OutOfMemoryError):
         raise
     except ERRORS as error:
         return (
             "it does not leave keys and values to transformers' attention functions, and then to its head: "
-            f"{type(error).__name__}: {error}"
+            f"{_line(error)}"
         )
     noise_RT = torch.stack([_divergence(near_TV, each_TV) for each_TV in shaken])
     for own_TV, our_TV, where in ((near_TV, ours[0], ""), (far_TV, ours[1], f" at positions from {offset:,} on")):
         divergence_T = _divergence(own_TV, our_TV)
-        counts_T = own_TV.isfinite().all(-1) & noise_RT.isfinite().all(0)  # NaN is the model's own, and is no reason
+        counts_T = ~own_TV.isnan().any(-1) & noise_RT.isfinite().all(0)  # NaN is the model's own, and is no reason
         if counts_T.any() and not _within(divergence_T[counts_T], noise_RT[:, counts_T], _last_bit(model) ** 2):
             mean, usual = divergence_T[counts_T].mean(), noise_RT[:, counts_T].mean(1).amax()
             return f"KL divergence {mean:.1g} nats a token{where}, where its own rounding comes to {usual:.1g}"
     return None
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['without a word'])[0]}"
 
 
 def _within(divergence_T: torch.Tensor, noise_RT: torch.Tensor, floor: float) -> bool:
@@ -159,13 +172,21 @@ def _ours(model: PreTrainedModel, ids_T: torch.Tensor, rope: Rope) -> torch.Tens
 def _divergence(p_TV: torch.Tensor, q_TV: torch.Tensor) -> torch.Tensor:
     """KL(p ‖ q) in nats, (T,), of logits."""
     p_TV, q_TV = (x.cpu().double().log_softmax(-1) for x in (p_TV, q_TV))
-    return (p_TV.exp() * (p_TV - q_TV)).sum(-1)
+    never_TV = p_TV.isneginf()  # tokens that the model rules out add nothing
+    return (p_TV.exp() * (p_TV.masked_fill(never_TV, 0) - q_TV.masked_fill(never_TV, 0))).sum(-1)
 
 
 def _last_bit(model: PreTrainedModel) -> float:
-    """The relative step of the coarsest numbers that a model computes with: in float64 its norms and angles are still
-    float32's."""
-    return float(max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps))
+    """The relative step of the coarsest numbers that a model computes with.
+
+    In float64 its norms and angles are still float32's; products of float32 may be told to take fewer digits.
+    """
+    steps = [torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps]
+    if model.dtype == torch.float32:
+        fewer = {"high": torch.finfo(torch.float16).eps, "medium": torch.finfo(torch.bfloat16).eps}  # TF32 has 10 bits
+        steps.append(fewer.get(torch.get_float32_matmul_precision(), 0.0))
+        steps.append(torch.finfo(torch.float16).eps if torch.backends.cuda.matmul.allow_tf32 else 0.0)
+    return float(max(steps))
 
 
 def _context(config: Any) -> int:
@@ -179,6 +200,18 @@ def _context(config: Any) -> int:
 
     text = config.get_text_config()
     return min(originals(text.to_dict()), default=0) or int(getattr(text, "max_position_embeddings", 0) or TOKENS)
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Take dropout, which would pass for rounding, out of a model for a while."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
+from transformers import PreTrainedModel
 
 
 def unwrapped(model: Any) -> Any:
@@ -30,6 +31,8 @@ def unwrapped(model: Any) -> Any:
                 "do not know; give the base model, or an adapter of its weights such as LoRA"
             )
         return unwrapped(model.get_base_model())
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"model: {type(model).__name__} is no model of transformers; give an …ForCausalLM")
     return model
 
 

@@ -100,6 +100,7 @@ SERVED = [
 REFUSED = [
     Architecture("Gemma2", {"head_dim": 16}, "windows, soft caps", refused="sliding_window=4096"),
     Architecture("Mistral", {"sliding_window": 32}, "window of 32", refused="sliding_window=32"),
+    Architecture("Phimoe", {"num_local_experts": 4, "sliding_window": 64}, "window of 64", refused="sliding_window=64"),
     Architecture("Cohere2", {}, "windows, interleaved rotation", refused="in another way than rotate-half"),
     Architecture("GptOss", {"num_local_experts": 4, "head_dim": 16}, "windows, sinks", refused="sliding_window=128"),
     Architecture(

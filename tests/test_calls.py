@@ -5,6 +5,8 @@ import gc
 import io
 import pickle
 import re
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -261,6 +263,10 @@ def test_another_model_is_refused(llama):
     cache = KVStreamCache(llama, StreamingLLM(2, 10))
     others = [tiny(), tiny("Qwen2"), copy.deepcopy(llama)]
     for other in others:
+        with pytest.raises(ValueError, match=r"this cache (was made for another|meets a) model"):  # not looked at yet
+            other(IDS[:, :5], past_key_values=cache)
+        with pytest.raises(ValueError, match="this cache was made for another model"):
+            replay_with(other, cache)
         KVStreamCache(other, Full())
         with pytest.raises(ValueError, match="this cache was made for another model"):
             other(IDS[:, :5], past_key_values=cache)
@@ -269,6 +275,12 @@ def test_another_model_is_refused(llama):
     taken = pickle.loads(pickle.dumps(cache))  # as in another process, which has a model like it
     with pytest.raises(ValueError, match="this cache was made for another model"):
         others[1](IDS[:, :5], past_key_values=taken)
+    changed = tiny()
+    KVStreamCache(changed, Full())
+    for parameter in changed.parameters():
+        parameter.mul_(1.5)
+    with pytest.raises(ValueError, match="this cache was made for another model"):
+        changed(IDS[:, :5], past_key_values=taken)
     others[0](IDS[:, :5], past_key_values=taken)
     with pytest.raises(ValueError, match="this cache was made for another model"):
         llama(IDS[:, 5:6], past_key_values=taken)
@@ -307,15 +319,16 @@ def test_attention_weights_are_refused(llama):
 def test_dropout_is_refused():
     model = tiny(attention_dropout=0.1)
     cache = KVStreamCache(model, Full())
-    with pytest.raises(ValueError, match=r"drops out 0.1 of its weights; call model.eval\(\)"):
+    with pytest.raises(ValueError, match=r"drops out 0.1 of its numbers; call model.eval\(\)"):
         model.train()(IDS[:, :5], past_key_values=cache)
 
 
-def test_the_cache_is_passed_by_name(llama):
-    cache = KVStreamCache(llama, Full())
-    llama(IDS[:, :5], torch.ones(1, 5), None, cache)
-    with pytest.raises(ValueError, match="padding"):
-        llama(IDS[:, 5:7], torch.zeros(1, 7), None, cache)
+def test_arguments_without_names_are_heard(llama):
+    for model in (llama, llama.model):
+        cache = KVStreamCache(llama, Full())
+        model(IDS[:, :5], torch.ones(1, 5), None, cache)
+        with pytest.raises(ValueError, match="padding"):
+            model(IDS[:, 5:7], torch.zeros(1, 7), None, cache)
 
 
 def test_backward_says_that_there_is_no_gradient():
@@ -439,6 +452,127 @@ def test_a_copied_model_asks_its_own_cache(llama):
     made = generated(copied, IDS[:, :20], KVStreamCache(copied, Full()), max_new_tokens=5)
     assert torch.equal(made, generated(copied, IDS[:, :20], DynamicCache(), max_new_tokens=5))
     assert copied.prepare_inputs_for_generation.__self__ is copied
+
+
+def test_a_model_copied_with_its_cache_goes_on_with_the_copy(llama):
+    cache = KVStreamCache(llama, StreamingLLM(2, 10))
+    llama(IDS[:, :20], past_key_values=cache)
+    both = copy.deepcopy({"model": llama, "cache": cache})
+    after = both["model"](IDS[:, 20:21], past_key_values=both["cache"]).logits
+    assert torch.equal(after, llama(IDS[:, 20:21], past_key_values=cache).logits)
+
+
+def test_a_converted_model_wants_a_new_cache():
+    model = tiny()
+    cache = KVStreamCache(model, StreamingLLM(2, 10))
+    model(IDS[:, :20], past_key_values=cache)
+    for convert in (lambda: model.to(torch.bfloat16).float(), model.double):
+        convert()
+        with pytest.raises(ValueError, match="was converted or moved to another device"):
+            model(IDS[:, 20:21], past_key_values=cache)
+        KVStreamCache(model, Full())
+
+
+def test_a_model_is_freed_with_its_last_reference():
+    model = tiny()
+    KVStreamCache(model, Full())
+    held = weakref.ref(model)
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_generate_takes_embeddings_as_before(llama):
+    embeds = llama.get_input_embeddings()(IDS[:, :20])
+    said = {"inputs_embeds": embeds, "max_new_tokens": 5, "do_sample": False}
+    made = [llama.generate(past_key_values=cache, **said) for cache in (KVStreamCache(llama, Full()), DynamicCache())]
+    assert torch.equal(*made)
+
+
+def test_a_failed_call_leaves_the_cache_as_it_was(llama):
+    cache = KVStreamCache(llama, StreamingLLM(4, 28))
+    hook = llama.model.embed_tokens.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generated(llama, IDS[:, :20], cache, max_new_tokens=3)
+    hook.remove()
+    fresh = generated(llama, IDS[:, :20], KVStreamCache(llama, StreamingLLM(4, 28)), max_new_tokens=3)
+    assert torch.equal(generated(llama, IDS[:, :20], cache, max_new_tokens=3), fresh)
+
+
+def test_a_copy_of_an_interrupted_cache_is_interrupted(llama):
+    cache = KVStreamCache(llama, Full())
+    llama(IDS[:, :24], past_key_values=cache)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = llama.model.layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        llama(IDS[:, 24:25], past_key_values=cache)
+    hook.remove()
+    for each in (cache, copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        with pytest.raises(ValueError, match="interrupted between two layers"):
+            llama(IDS[:, 24:25], past_key_values=each)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_what_inference_mode_made_is_used_outside_it(llama, policy):
+    two = IDS[:, :40].repeat(2, 1)
+    cache = KVStreamCache(llama, policy)
+    with torch.inference_mode():
+        llama(two, past_key_values=cache)
+        cache.reorder_cache(torch.tensor([1, 0]))
+        copies = [copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))]
+    steps = [
+        [llama(token, past_key_values=each).logits for token in two[:, :8].split(1, dim=1)] for each in (cache, *copies)
+    ]
+    assert all(torch.equal(a, b) for other in steps[1:] for a, b in zip(steps[0], other))
+
+
+def test_a_restored_cache_knows_its_text_and_its_model(llama):
+    cache = KVStreamCache(llama, Full())
+    llama(IDS[:, :20], past_key_values=cache)
+    state, other = cache.state(), KVStreamCache(llama, Full())
+    other.restore(state)
+    with pytest.raises(ValueError, match="do not begin with the 20 tokens"):
+        generated(llama, IDS[:, 50:90], other, max_new_tokens=3)
+    double = KVStreamCache(tiny(dtype=torch.float64), Full())
+    with pytest.raises(ValueError, match=r"of a model in torch.float32, this is in torch.float64"):
+        double.restore(state)
+    bounded = KVStreamCache(llama, StreamingLLM(2, 10))
+    llama(IDS[:, :33], past_key_values=bounded)
+    with pytest.raises(ValueError, match="20 tokens under full"):
+        bounded.restore(state)
+    assert bounded.get_seq_length() == 33
+
+
+def test_many_threads_begin_at_once():
+    model, expected = tiny(), replay(tiny(), IDS, StreamingLLM(4, 28))
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda _: replay(model, IDS, StreamingLLM(4, 28)), range(6)))
+    assert all(torch.allclose(each, expected, atol=1e-5) for each in found)
+
+
+def test_rows_are_selected_as_tensors_are(llama):
+    two = torch.cat((IDS[:, :20], IDS[:, 20:40]))
+    for which in (torch.tensor([False, True]), torch.tensor([-1]), [1]):
+        cache = KVStreamCache(llama, StreamingLLM(2, 10))
+        llama(two, past_key_values=cache)
+        cache.batch_select_indices(which)
+        alone = KVStreamCache(llama, StreamingLLM(2, 10))
+        llama(two[1:], past_key_values=alone)
+        logits = [llama(IDS[:, 50:51], past_key_values=each).logits for each in (cache, alone)]
+        assert torch.allclose(*logits, atol=1e-5)
+
+
+def test_what_is_no_model_of_transformers_is_said():
+    for wrong in (torch.nn.Linear(2, 2), tiny().model):
+        with pytest.raises(ValueError, match=r"…ForCausalLM"):
+            KVStreamCache(wrong, Full())
 
 
 def test_a_model_without_a_cache_passes_at_once(llama):

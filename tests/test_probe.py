@@ -104,6 +104,44 @@ def test_the_check_measures_against_the_models_own_noise(monkeypatch):
     probe.check(Architecture("Llama").build(torch.bfloat16))
 
 
+def test_no_text_makes_the_check_empty():
+    """Of tokens that repeat, of logits that are ruled out, of dropout that would pass for rounding."""
+    wrong = Architecture("SmolLM3", {"no_rope_layers": [1, 0, 1]})
+    with pytest.raises(ValueError, match="KL divergence"):
+        probe.check(wrong.build(), torch.full((200,), 5))
+    ruled_out = wrong.build()
+    ruled_out.lm_head.register_forward_hook(
+        lambda module, args, output: output.index_fill(-1, torch.tensor([0]), -torch.inf)
+    )
+    with pytest.raises(ValueError, match="KL divergence"):
+        probe.check(ruled_out)
+    dropping = wrong.build()
+    dropping.model.layers[0].mlp.register_forward_hook(
+        lambda module, args, output: torch.nn.functional.dropout(output, 0.1, module.training)
+    )
+    with pytest.raises(ValueError, match="KL divergence"):
+        probe.check(dropping.train())
+    assert all(module.training for module in dropping.modules())
+
+
+def test_products_of_fewer_digits_are_the_machines_not_the_models():
+    try:
+        for precision in ("medium", "high"):
+            torch.set_float32_matmul_precision(precision)
+            probe.check(Architecture("Llama").build())
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_lack_of_memory_is_not_the_models_fault(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(probe, "_theirs", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        probe.check(Architecture("Llama").build())
+
+
 def test_a_model_is_asked_once_for_each_dtype(monkeypatch):
     asked, difference = [], probe._difference
     monkeypatch.setattr(probe, "_difference", lambda *given: asked.append(given) or difference(*given))
