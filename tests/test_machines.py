@@ -26,8 +26,8 @@ SETTINGS = [
 # Of the exactness suite: each kind of eviction in the position mode in which every rank counts, against the oracle on
 # partial rotation, and in each dtype on grouped queries.
 CORE = (
-    "((test_replay_and_decode_equal_the_oracle and neox and not serial) or (every_dtype and llama)) and not skip_layers "
-    "and not frozen and not absolute and (full or streaming_llm or keep_low or random)"
+    "((test_replay_and_decode_equal_the_oracle and neox and not serial) or (every_dtype and llama)) and not frozen "
+    "and not skip_layers and not absolute and (full or streaming_llm or keep_low or random)"
 )
 
 
