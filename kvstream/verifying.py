@@ -128,7 +128,7 @@ class Rerun:
     @property
     def agrees(self) -> bool:
         """Whether what differs is rounding."""
-        return self.mean_nats <= AS_NOISE * self.rounding_nats
+        return not self.worst_nats or self.mean_nats <= AS_NOISE * self.rounding_nats  # NaN, where the model gives NaN
 
 
 def rerun(records: Records, key: str) -> Rerun:

@@ -25,7 +25,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from kvstream import hub
+from kvstream import hub, storage
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # threads of two processes on the same cores would mostly wait for one another
@@ -150,6 +150,7 @@ def whole(world, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _nothing_is_abandoned() -> Iterator[None]:
-    """What one test gives up must not end the next: `command.leave` ends the process where something still waits."""
+    """What one test gives up or opens must not end the next: `command.leave` ends the process where something waits."""
     yield
     hub.abandoned.clear()
+    storage.opened.clear()

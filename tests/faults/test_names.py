@@ -234,7 +234,8 @@ def test_the_page_has_no_element_more(swept):
 def test_the_page_shows_names_as_they_are(swept):
     page = Page((swept["reports"]["hostile"] / "index.html").read_text())
     model, out = str(swept["models"]["hostile"]), str(swept["outs"]["hostile"])
-    assert page.texts("p", "question") == [QUESTION]
+    [asked] = page.texts("p", "question")
+    assert model in asked
     assert model in page.texts("li")
     assert page.defined(model).startswith("Trained to 256 tokens")
     assert out in page.texts("a"), "the link to the records, which lie beside the report"
