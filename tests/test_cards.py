@@ -160,9 +160,11 @@ def test_the_readmes_results_are_written_by_this_code(tmp_path):
     assert [line for line in skeleton(block) if line in headers] == headers
     cases = re.compile(r"^\| (?:Recommended|Quality first|Speed first|Memory-limited): [^|]*\|", re.M)
     assert cases.findall(block) == cases.findall(mine)
-    rows = [line for line in skeleton(block) if line.startswith("| P |")]
+    told = "no measurable difference: "  # or not, as the machine would have it
+    rows = [line.replace(told, "") for line in skeleton(block) if line.startswith("| P |")]
     assert len(rows) >= 3
-    assert set(rows) <= set(skeleton(mine)) | {line.replace("T |", "N |") for line in skeleton(mine)}
+    lines = {line.replace(told, "") for line in skeleton(mine)}
+    assert set(rows) <= lines | {line.replace("T |", "N |") for line in lines}
     for words in (
         "Perplexity is over all documents together.",
         "Time per token is a multiple of",
