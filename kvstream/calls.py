@@ -216,7 +216,7 @@ def refuse_training(base: Any) -> None:
         return
     rates = [module.p for module in base.modules() if isinstance(module, torch.nn.Dropout) and module.training]
     rate = max(rates, default=0.0) or getattr(base.config, "attention_dropout", 0.0) or 0.0
-    if rate or getattr(base, "is_gradient_checkpointing", False):
+    if rate or any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
         what = f"drops out {rate} of its numbers" if rate else "checkpoints gradients"
         raise ValueError(f"model: it is in training mode and {what}; call model.eval() first")
 
