@@ -133,10 +133,6 @@ class Rerun:
 
 def rerun(records: Records, key: str) -> Rerun:
     """Compute a finished quality cell again; ValueError where that is impossible."""
-    import torch  # for which `verify` does not wait
-
-    from kvstream import probe
-
     if not _is_key(key) or f"{key}.json" not in records.storage.names():
         where = records.storage.where
         raise ValueError(f"cell: {key!r} is not finished in {where!r}; give 16 hex digits, as in its file names")
@@ -144,6 +140,10 @@ def rerun(records: Records, key: str) -> Rerun:
     fields = records.read_json(f"{key}.json")["fields"]
     if fields["kind"] != "quality":
         raise ValueError(f"cell: {key!r} holds times, which never come again; give a quality cell")
+    import torch  # for which neither `verify` nor a misspelt cell waits
+
+    from kvstream import probe
+
     cell = _cell_of(fields)
     model, _ = load_model(fields["model"], dtype=fields["dtype"], device=fields["device"])
     ids_T = torch.as_tensor(cell.document.token_ids).long()
