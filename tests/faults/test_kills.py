@@ -333,9 +333,10 @@ def long_sweep(world, folder):
         (texts / f"{seed}.txt").write_text(" ".join(random.Random(seed).choices(WORDS, k=LONG)))
     policies = "streaming_llm(4,4),streaming_llm(4,28),recent_only(8),recent_only(32),fix_size_l2(8,0.5,random)"
     python, *command = arguments(world, "none", "--lengths", f"1000,{LONG}", "--documents", "2")
-    at = command.index("--budgets")
-    command[at : at + 2] = ["--policies", policies, "--text", str(texts)]
-    return [python, str(script), *command, "--out"]
+    for axis in ("--budgets", "--start-sizes", "--strategies"):  # whole labels leave them nothing to vary
+        at = command.index(axis)
+        del command[at : at + 2]
+    return [python, str(script), *command, "--policies", policies, "--text", str(texts), "--out"]
 
 
 def killed(process):
