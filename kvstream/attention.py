@@ -157,9 +157,8 @@ def _mask(*, kv_length: int, **kwargs: Any) -> torch.Tensor | None:
     window, rule = kwargs.get("local_size"), kwargs.get("mask_function", causal_mask_function)
     if window is None and rule == causal_mask_function:
         return None
-    other = torch.zeros(
-        1, 1, 1, 1
-    )  # a model may make it for layers it does not have; the attention that gets it refuses
+    # A model may make it for layers that it does not have: only the attention that gets it refuses.
+    other = torch.zeros(1, 1, 1, 1)
     other.window = window  # type: ignore[attr-defined]
     return other
 
