@@ -24,13 +24,15 @@ import duckdb
 import pyarrow as pa
 from pyarrow import fs
 
-from analysis import charts, database, drawing, tables
-from analysis.fetching import at_hand
-from analysis.marks import unchecked
-from analysis.page import page
-from analysis.records import Records, RecordsError, read_records
-from analysis.summary import BEGIN, END, provenance, readme_parts, summarise, title_of
-from analysis.visible import in_markdown, visible
+from analysis.charts import drawing
+from analysis.charts import figures as charts
+from analysis.charts.marks import unchecked
+from analysis.numbers import database, tables
+from analysis.page.build import page
+from analysis.read.fetching import at_hand
+from analysis.read.records import Records, RecordsError, read_records
+from analysis.words.summary import BEGIN, END, provenance, readme_parts, summarise, title_of
+from analysis.words.visible import in_markdown, visible
 
 STORED = ("main", "documents", "noise", "latency")  # tables of the database, the others are queries
 TABLES = (

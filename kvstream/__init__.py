@@ -7,15 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvstream.cache import KVStreamCache
-    from kvstream.decoding import Decoded, decode
-    from kvstream.models import load_model
+    from kvstream.engine.cache import KVStreamCache
+    from kvstream.engine.decode import Decoded, decode
+    from kvstream.engine.replay import replay
+    from kvstream.inputs.models import load_model
     from kvstream.policies import FixSizeL2, Full, Policy, RecentOnly, StreamingLLM, parse_policy
-    from kvstream.replaying import replay
 
-_MODULES = {"KVStreamCache": "cache", "Decoded": "decoding", "decode": "decoding", "replay": "replaying"}
+_MODULES = {
+    "KVStreamCache": "engine.cache",
+    "Decoded": "engine.decode",
+    "decode": "engine.decode",
+    "replay": "engine.replay",
+}
 _MODULES |= dict.fromkeys(("FixSizeL2", "Full", "Policy", "RecentOnly", "StreamingLLM", "parse_policy"), "policies")
-_MODULES |= {"load_model": "models"}
+_MODULES |= {"load_model": "inputs.models"}
 
 __all__ = ["Decoded", "FixSizeL2", "Full", "KVStreamCache", "Policy", "RecentOnly", "StreamingLLM", "decode"]
 __all__ += ["load_model", "parse_policy", "replay"]

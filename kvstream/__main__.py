@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from kvstream.command import Parser, leave, refuse
-from kvstream.records import Records
+from kvstream.grid.flags import Parser, leave, refuse
+from kvstream.records.store import Records
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _verify(records: Records) -> bool:
-    from kvstream.verifying import verify
+    from kvstream.records.verify import verify
 
     verdict = verify(records)
     for problem in verdict.problems:
@@ -40,7 +40,7 @@ def _verify(records: Records) -> bool:
 
 
 def _rerun(records: Records, cell: str) -> bool:
-    from kvstream.verifying import rerun
+    from kvstream.records.verify import rerun
 
     again = rerun(records, cell)
     same = (

@@ -11,9 +11,9 @@ fit a machine's memory are recorded as such, and the rest is run.
     ray start --head; python sweeps/full.py                                    on a Ray that runs
 """
 
-from kvstream.grid import Grid, expand
+from kvstream.grid.cells import Grid, expand
 from kvstream.policies import Axes
-from kvstream.sweep import main
+from kvstream.sweep.main import main
 
 AXES = Axes(start_sizes=(0, 1, 2, 4, 8), strategies=("keep_low", "keep_high", "random"))
 

@@ -11,8 +11,8 @@ Cost: 12 cells, each alone on its machine, one after the other; `--dry-run` prin
 """
 
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
-from kvstream.grid import Grid
-from kvstream.sweep import main
+from kvstream.grid.cells import Grid
+from kvstream.sweep.main import main
 
 GRID = Grid(
     name="latency",

@@ -20,7 +20,7 @@ import psutil
 from driving import ROOT, digest
 from nursery import fork
 
-from kvstream import guardian
+from kvstream.sweep import guardian
 
 RAY = str(Path(sys.executable).parent / "ray")
 RECORD = "????????????????.json"
@@ -32,8 +32,8 @@ GATED = """
 import json, os, pathlib, time
 from dataclasses import dataclass
 from kvstream import FixSizeL2, Full, grid
-from kvstream.grid import Grid, Repeats
-from kvstream.sweep import main
+from kvstream.grid.cells import Grid, Repeats
+from kvstream.sweep.main import main
 
 grid._policy = lambda axis, policy: None  # a sweep refuses policies of others, whose code is in no cell's key
 FOLDER = pathlib.Path({folder!r})

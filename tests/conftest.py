@@ -25,7 +25,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from kvstream import hub, storage
+from kvstream.inputs import hub
+from kvstream.records import storage
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # threads of two processes on the same cores would mostly wait for one another

@@ -91,7 +91,8 @@ def test_sweeps_import_only_installed_packages():
 
 
 def test_a_flag_error_does_not_wait_for_torch():
-    code = "import sys, kvstream.sweep, kvstream.grid, kvstream; print('torch' in sys.modules, 'ray' in sys.modules)"
+    modules = "kvstream.sweep.main, kvstream.grid.cells, kvstream"
+    code = f"import sys, {modules}; print('torch' in sys.modules, 'ray' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["False", "False"]
 

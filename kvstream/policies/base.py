@@ -2,7 +2,7 @@
 
 Every bounded policy of kvstream has the same shape, *protected sinks + protected recents + a contest for the rest*,
 so a policy only states three sizes (`Regions`) and, if anything is contested, who leaves. The mechanics (slots,
-lifetimes, rotation) stand once, in `kvstream.cache`. A policy knows neither transformers nor Ray nor files.
+lifetimes, rotation) stand once, in `kvstream.engine.cache`. A policy knows neither transformers nor Ray nor files.
 
 Shape legend: B batch, H kv-heads, S tokens, D head size.
 """

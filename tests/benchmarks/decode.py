@@ -17,8 +17,8 @@ import torch
 from measuring import Peer, interleaved, ratio, results, show, step_seconds
 
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
-from kvstream.latency import Contender, DynamicContender, HeldContender, PolicyContender, Protocol, measure
-from kvstream.models import load_model
+from kvstream.inputs.models import load_model
+from kvstream.measure.latency import Contender, DynamicContender, HeldContender, PolicyContender, Protocol, measure
 
 PARTS = ("parity", "70m", "410m", "peer", "aa", "ttft")
 STEPS = 4

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kvstream.shapes import SHAPES
+from kvstream.inputs.pythia_shapes import SHAPES
 
 HERE = Path(__file__).parent
 PEER = HERE.parent.parent / ".cache" / "peer"

@@ -39,15 +39,16 @@ from tables import BEGIN, END, rewrite
 from torch import nn
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedModel
 
-from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM, noise
-from kvstream.cache import KVStreamCache
-from kvstream.chunks import CHUNK_SIZE
-from kvstream.environment import environment
-from kvstream.latency import Contender, DynamicContender, PolicyContender, Protocol
-from kvstream.memory import peak_bytes
-from kvstream.models import load_model
+from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
+from kvstream.engine.cache import KVStreamCache
+from kvstream.engine.chunks import CHUNK_SIZE
+from kvstream.engine.replay import replay_chunks, score
+from kvstream.inputs.models import load_model
+from kvstream.measure import machine_noise
+from kvstream.measure.environment import environment
+from kvstream.measure.latency import Contender, DynamicContender, PolicyContender, Protocol
+from kvstream.measure.peak_memory import peak_bytes
 from kvstream.policies import Policy
-from kvstream.replaying import replay_chunks, score
 
 ROOT = Path(__file__).parent.parent.parent
 PARTS = ("memory", "workers", "driver", "profile", "peak", "decode", "peer", "dynamic", "grid")
@@ -331,10 +332,10 @@ def peak_of_replay(name: str, tokens: int, policy: Policy) -> tuple[float, float
 # What is written.
 
 
-def machine(before: noise.Before) -> dict[str, object]:
+def machine(before: machine_noise.Before) -> dict[str, object]:
     """The machine, and what else it did since `before`; processes that this one started and saw end are its own."""
     known = environment()
-    after = noise.after(before)
+    after = machine_noise.after(before)
     others = after["others"]
     if isinstance(others, float):
         others = max(0.0, others - sum(os.times()[2:4]) / (time.monotonic() - before.seconds))
@@ -381,7 +382,7 @@ def measured(options: argparse.Namespace, flags: argparse.ArgumentParser) -> dic
     for name, given, known in (("only", parts, PARTS), ("models", models, tuple(LENGTHS))):
         if unknown := set(given) - set(known):
             flags.error(f"--{name}: unknown {sorted(unknown)}; choose among {', '.join(known)}")
-    before = noise.before()
+    before = machine_noise.before()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     rounds = options.rounds or max(ROUNDS.values())
     alone = {"memory": lambda: memory(rounds), "workers": lambda: workers(rounds), "driver": driver,

@@ -1,7 +1,7 @@
 """What a sweep costs beside its cells, and how cells share a machine; two parts of replay.py.
 
 workers  one worker of all threads, or as many workers of one thread, against one thread alone: what the sweep chooses
-         between by measuring (`kvstream.pacing`). The parallel efficiency is the better one's rate over the number
+         between by measuring (`sweep.pacing`). The parallel efficiency is the better one's rate over the number
          of threads times the rate of one alone.
 driver   processor time of the sweep's own process per cell, and the seconds until a sweep with 10,000 finished
          cells knows what is left to do
@@ -20,18 +20,18 @@ import torch
 from measuring import interleaved, ratio, results
 
 from kvstream import StreamingLLM
-from kvstream.cluster import Slots, connect
-from kvstream.fleet import Fleet
-from kvstream.grid import QualityCell
-from kvstream.interrupt import Interrupt
-from kvstream.ledger import Ledger
-from kvstream.models import resolve
-from kvstream.pacing import together
-from kvstream.progress import Reporter
-from kvstream.quality import TOKEN_ROWS
-from kvstream.records import Records, sealed
-from kvstream.tasks import pace, weights_of
-from kvstream.text import Document
+from kvstream.grid.cells import QualityCell
+from kvstream.inputs.documents import Document
+from kvstream.inputs.models import resolve
+from kvstream.measure.quality import TOKEN_ROWS
+from kvstream.records.store import Records, sealed
+from kvstream.sweep.cluster import Slots, connect
+from kvstream.sweep.fleet import Fleet
+from kvstream.sweep.interrupt import Interrupt
+from kvstream.sweep.pacing import together
+from kvstream.sweep.progress import Reporter
+from kvstream.sweep.results import Ledger
+from kvstream.sweep.worker import pace, weights_of
 
 FINISHED, TOKENS, TIMED = 10_000, 8192, 200
 

@@ -1,0 +1,1 @@
+"""One look, and every chart in it."""

@@ -1,0 +1,109 @@
+"""Charts along the text: loss by position, with an overview to zoom by, and perplexity by length.
+
+The page sets `zoom_from` and `zoom_to` of the detail charts from the brush of the overview; a file shows all of it.
+"""
+
+from typing import Any
+
+import altair as alt
+
+from analysis.charts.axes import ends, log2_x, log_y
+from analysis.charts.marks import (
+    Figure,
+    Row,
+    budget_title,
+    groups,
+    legend_of,
+    lines,
+    most_budgets,
+    panel,
+    rule,
+    sparse,
+    tips,
+    values,
+)
+from analysis.charts.theme import STYLES
+
+CORPUS = ("ppl_corpus:Q", "PPL, corpus", ".3f")
+CHANGE = ("ppl_change_percent:Q", "PPL against full, %", "+.2f")
+OVERVIEW_HEIGHT = 70
+
+
+def along(rows: list[Row], field: str, title: str) -> Figure:
+    """A quantity along the text, a panel a budget; rules where the budget and the trained context are exceeded."""
+    legend = legend_of(row["series"] for row in rows)
+    panels = []
+    for (setting, size), mine in groups(rows, "setting", "budget"):
+        whole = [row for row in rows if row["setting"] == setting]
+        context, last = mine[0]["trained_context"], max(row["position"] for row in whole)
+        y = alt.Y(f"{field}:Q", title=title, scale=roomy(ends(whole, field), 3.5 if context < last else 2))
+        layers = lines(values(mine), position_x(), y, "series", legend, marks=values(sparse(mine)))
+        shown = (("policy:N", "policy", ""), ("position:Q", "position", ",d"), (f"{field}:Q", title, ".3f"))
+        layers[0] = layers[0].encode(tooltip=tips(*shown))
+        layers += rule({"position": size}, "budget full", leftward=size > last / 2)
+        if context < last:
+            layers += rule({"position": context}, "trained context ends", leftward=context > last / 2, line_of_text=1)
+        zoom = {"zoom_from": 0, "zoom_to": round(1.01 * last)}  # beyond the last point, lest it be cut in half
+        about = f"{title} along the text, by policy"
+        panels.append(panel(setting, budget_title(size), layers, about, signals=zoom))
+    return Figure(panels, legend, most_budgets(rows))
+
+
+def position_x() -> alt.X:
+    """The detail charts' axis, whose ends the page may move."""
+    scale = alt.Scale(domainMin=alt.ExprRef("zoom_from"), domainMax=alt.ExprRef("zoom_to"), nice=False, zero=False)
+    axis = alt.Axis(format=",d", tickCount=5)
+    return alt.X("position:Q", title="position in the text, tokens", scale=scale, axis=axis)
+
+
+def roomy(numbers: list[float], above: float) -> alt.Scale:
+    """A linear scale around `numbers` with room for words above them."""
+    room = 0.06 * (max(numbers) - min(numbers) or 1)
+    return alt.Scale(domain=[min(numbers) - room, max(numbers) + above * room], nice=False)
+
+
+def position(rows: list[Row]) -> Figure:
+    """Loss along the text."""
+    return along(rows, "nll_placed_nats", "NLL, nats per token")
+
+
+def excess(rows: list[Row]) -> Figure:
+    """Loss over the full cache's on the same tokens, along the text."""
+    return along([row for row in rows if row["policy"] != "full"], "excess_nats", "NLL over full’s, nats per token")
+
+
+def overview(rows: list[Row]) -> Figure:
+    """The full cache's loss over the whole text, small, with a brush: the detail charts show what is brushed."""
+    panels = []
+    for (setting,), mine in groups(rows, "setting"):
+        sizes = sorted({row["budget"] for row in mine})
+        full = [row for row in mine if row["policy"] == "full" and row["budget"] == sizes[0]]
+        last, context = max(row["position"] for row in mine), mine[0]["trained_context"]
+        axis = alt.Axis(format=",d", tickCount=8)
+        x = alt.X("position:Q", title=None, scale=alt.Scale(domain=[0, last], nice=False), axis=axis)
+        y = alt.Y("nll_nats:Q", title=None, axis=None, scale=roomy(ends(full, "nll_nats"), 1))
+        line = alt.Chart(values(full), name="overview").encode(x=x, y=y)  # else the name is drawn at random
+        brush = alt.selection_interval(name="brush", encodings=["x"])
+        layers: list[Any] = [line.mark_line(color=STYLES["full"].colour, strokeWidth=1.5).add_params(brush)]
+        for size in [*sizes, *([context] if context < last else [])]:
+            layers.append(rule({"position": size}, "")[0])
+        about = "the full cache’s loss over the whole text; the number fields beside it zoom as its brush does"
+        panels.append(panel(setting, "", layers, about, OVERVIEW_HEIGHT))
+    return Figure(panels, [], 1)
+
+
+def length(rows: list[Row]) -> Figure:
+    """Perplexity of the first L tokens, at each length asked for."""
+    legend = legend_of(row["series"] for row in rows)
+    panels = []
+    for (setting, size), mine in groups(rows, "setting", "budget"):
+        whole = [row for row in rows if row["setting"] == setting]
+        x = log2_x("length", "length of the text, tokens (log scale)", mine)
+        layers = lines(values(mine), x, log_y("ppl_placed", "perplexity (log scale)", whole), "series", legend)
+        shown = tips(("policy:N", "policy", ""), ("length:Q", "length", ",d"), CORPUS, CHANGE)
+        layers[-1] = layers[-1].encode(tooltip=shown)
+        context, longest = mine[0]["trained_context"], max(row["length"] for row in mine)
+        if context < longest:
+            layers += rule({"length": context}, "trained context ends", leftward=True)
+        panels.append(panel(setting, budget_title(size), layers, "perplexity of the first L tokens against L"))
+    return Figure(panels, legend, most_budgets(rows))

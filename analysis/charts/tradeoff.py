@@ -1,0 +1,121 @@
+"""The trade-off: perplexity against what a smaller cache saves, both as multiples of the full cache's.
+
+One chart for each thing that may be saved: KV memory, which the answer speaks of, time per token, time to the first
+token. The page switches between them. As in the other charts, rows in, panels out, and nothing is computed.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import altair as alt
+
+from analysis.charts.axes import change_axis, ratio_axis
+from analysis.charts.marks import (
+    WHISKER,
+    Figure,
+    Row,
+    emphasis,
+    groups,
+    legend_of,
+    panel,
+    scales,
+    spoken,
+    tips,
+    values,
+    whiskers,
+)
+from analysis.charts.theme import INK, MUTED, RULE
+from analysis.words.wording import tokens_of, with_caveat
+
+HEIGHT = 430
+# axis → (what the page calls it, title of x, the better corner, title of its value in tooltips)
+AXES = {
+    "kv": ("KV memory", "KV memory ÷ full’s (log scale)", "smaller and closer to full", "KV kept, MB"),
+    "tpot": ("time per token", "time per token ÷ full’s (log scale)", "faster and closer to full", "TPOT, ms"),
+    "ttft": (
+        "time to first token",
+        "time to first token ÷ full’s (log scale)",
+        "sooner and closer to full",
+        "TTFT, ms",
+    ),
+}
+
+
+def tradeoff(axis: str) -> Callable[[list[Row]], Figure]:
+    """The drawing of one of `AXES`."""
+
+    def draw(rows: list[Row]) -> Figure:
+        mine = with_caveat([row for row in rows if row["axis"] == axis], "policy")
+        # The legend is that of all axes, so that it stays when the reader switches.
+        legend = legend_of(row["series"] for row in rows)
+        panels = [one_setting(setting, group, axis, legend) for (setting,), group in groups(mine, "setting")]
+        return Figure(panels, legend if panels else [], min(2, len(panels)))
+
+    return draw
+
+
+def one_setting(setting: str, rows: list[Row], axis: str, legend: list[Any]) -> Any:
+    """One panel: whiskers, the step line of what nothing beats, points with budgets, the better corner in words."""
+    name, title, corner, value = AXES[axis]
+    x = ratio_axis(alt.X, "x", title, rows)
+    y = change_axis(alt.Y, "ppl_ratio", "perplexity against full (log scale)", rows)
+    scale = scales(legend)
+    marked = [{**row, "label": "full" if row["budget"] is None else f"{row['budget']:,}"} for row in rows]
+    front = alt.Chart(values(row for row in marked if row["unbeaten"]))
+    step = front.mark_line(interpolate="step-after", color=RULE, strokeWidth=1.5).encode(x=x, y=y)
+    colour = alt.Color("series:N", scale=scale["color"], legend=alt.Legend(title=None, columns=3))
+    level = [row for row in marked if row["x_low"] is not None]
+    base = alt.Chart(values(level)).encode(color=colour, opacity=emphasis("series"))
+    low = alt.X("x_low:Q", scale=x["scale"], title=title, axis=x["axis"])
+    across = [base.mark_rule(strokeWidth=WHISKER).encode(x=low, x2=alt.X2("x_high:Q"), y=y)] if level else []
+    point = alt.Chart(values(marked)).mark_point(filled=True, size=110)
+    point = point.encode(
+        x=x,
+        y=y,
+        color=colour,
+        opacity=emphasis("series"),
+        shape=alt.Shape("series:N", scale=scale["shape"], legend=alt.Legend(title=None, columns=3)),
+        tooltip=tips(
+            ("policy:N", "policy", ""),
+            ("ppl_change_percent:Q", "PPL against full, %", "+.2f"),
+            ("x:Q", f"{name} ÷ full’s", ".3f"),
+            ("x_low:Q", "from", ".3f"),
+            ("x_high:Q", "to", ".3f"),
+            ("value:Q", value, ",.4~g"),
+            ("kv_percent:Q", "KV kept, % of full", ".1f"),
+        ),
+    )
+    better = alt.Chart(values([{"better": f"better: {corner}"}])).mark_text(
+        align="left", baseline="bottom", color=MUTED, fontWeight="bold"
+    )
+    layers = [step, *across, *whiskers(marked, "ppl_ratio", x, y, legend), point]
+    layers += labels(marked, x, y)
+    layers.append(better.encode(x=alt.XValue(8), y=alt.YValue(HEIGHT - 8), text=alt.Text("better:N")))
+    where = f"at {rows[0]['length']:,} tokens" if axis == "kv" else f"at {tokens_of(rows[0])}"
+    about = f"perplexity against {name}, both as multiples of the full cache’s. Perplexity ÷ full’s, by {name}:"
+    return panel(setting, f"{name} {where}", layers, about + spoken(rows, "policy", "ppl_ratio", ".3f"), HEIGHT)
+
+
+def labels(rows: list[Row], x: Any, y: Any) -> list[Any]:
+    """Each point's budget, above it and to the right; below it for full, whose neighbours are those hardest to tell."""
+    found = []
+    places: tuple[tuple[bool, Literal["bottom", "top"], int], ...] = ((False, "bottom", -5), (True, "top", 7))
+    for full, baseline, shift in places:
+        mine = [row for row in apart(rows) if (row["budget"] is None) == full]
+        text = alt.Chart(values(mine)).mark_text(
+            align="left", baseline=baseline, dx=7, dy=shift, color=INK, fontSize=11
+        )
+        found += [text.encode(x=x, y=y, text=alt.Text("label:N"), opacity=emphasis("series"))] if mine else []
+    return found
+
+
+def apart(rows: list[Row]) -> list[Row]:
+    """Rows without those whose label would lie upon the same label of an earlier one."""
+    found: list[Row] = []
+    spans = {name: [row[name] for row in rows] for name in ("x", "ppl_ratio")}
+    near = {name: (max(span) / min(span)) ** 0.06 for name, span in spans.items()}
+    for row in rows:
+        same = [other for other in found if other["label"] == row["label"]]
+        if not any(all(max(row[n], o[n]) / min(row[n], o[n]) <= near[n] for n in near) for o in same):
+            found.append(row)
+    return found

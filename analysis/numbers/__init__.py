@@ -1,0 +1,1 @@
+"""SQL over checked records, and the statistics of its results."""

@@ -1,0 +1,1 @@
+"""Charts, words and tables → one page."""

@@ -1,0 +1,151 @@
+"""The HTML page: the rows of the queries laid out for `template/page.html`.
+
+One self-contained file: Vega once, specs as JSON, scripts allowed by their hash alone, no request to anywhere.
+"""
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from analysis.charts import figures as charts
+from analysis.charts.theme import SYMBOLS, theme
+from analysis.charts.tradeoff import AXES
+from analysis.numbers import database
+from analysis.numbers.rounds import MIN_ROUNDS
+from analysis.numbers.stats import MIN_DOCUMENTS
+from analysis.page import result_rows
+from analysis.page.sections import COLUMNS, LATENCY_COLUMNS
+from analysis.page.views import code, escape_json, model_of, view
+from analysis.read.records import Records
+from analysis.words import speed, wording
+from analysis.words.cards import CASES, card
+from analysis.words.claims import claims
+from analysis.words.summary import answers, problems, subtitle_of, title_of
+from analysis.words.visible import visible
+
+TEMPLATE = Path(__file__).parent.parent / "template"
+SCRIPTS = ("charts.js", "choices.js", "zoom.js", "tables.js")
+Row = dict[str, Any]
+
+
+def page(
+    records: Records,
+    frames: dict[str, list[Row]],
+    figures: dict[str, charts.Figure | None],
+    thresholds: tuple[float, float, float],
+    out: Path,
+) -> str:
+    """The HTML page; thresholds as `database.open_database` takes them, `out` the folder that it will stand in."""
+    vega: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    ours = "\n".join((TEMPLATE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    scripts = [vega.replace("\r\n", "\n"), f'"use strict";\n{ours}']
+    overview = frames["overview"][0]
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            title=title_of(records),
+            subtitle=subtitle_of(frames),
+            idle=[row for row in frames["main"] if row["longest"] and not row["evicts"]],
+            overview=overview,
+            quality=bool(overview["quality_cells"]),
+            speed=bool(overview["latency_cells"]),
+            hardware=sorted({row["hardware"] for row in frames["noise"] if row["hardware"]}),
+            several=len(overview["settings"]) > 1,
+            switch=list(dict.fromkeys(map(model_of, overview["settings"]))),
+            model_of=model_of,
+            models=frames["models"],
+            commits=next((row["values"] for row in frames["environment"] if row["name"] == "commit"), []),
+            environment=frames["environment"],
+            problems=problems(records, frames),
+            planned=len(records.sweep.get("cells", [])),
+            answers=answers(frames),
+            cards={setting: cards_of(frames, setting) for setting in overview["settings"]},
+            cases=CASES,
+            thresholds=dict(zip(("within", "quality_within", "memory"), thresholds)),
+            figures={name: view(name, figure, overview) for name, figure in figures.items()},
+            axes=AXES,
+            table=result_rows.main_table(frames["main"], picks(frames)),
+            columns=COLUMNS,
+            latency_table=result_rows.latency_table(frames["latency"]),
+            latency_columns=LATENCY_COLUMNS,
+            again=[speed.again(row) for row in frames["noise"]],
+            again_span=speed.again_span(frames["noise"]),
+            fronts=speed.fronts(frames["pareto"]),
+            claims=claims(frames["published_latency"], frames["cross_method"]),
+            min_rounds=MIN_ROUNDS,
+            spread=result_rows.spread_note(frames["main"]),
+            incomplete=any(
+                row["documents"] != row["paired_documents"] or row["ppl_placed"] != row["ppl_corpus"]
+                for row in frames["main"]
+            ),
+            cross=frames["cross_method"],
+            published=[row for row in frames["published"] if row["ours"] is not None],
+            unmatched=[row for row in frames["published"] if row["ours"] is None],
+            min_documents=MIN_DOCUMENTS,
+            queries={
+                path.stem: code(path.read_text(encoding="utf-8")) for path in sorted(database.QUERIES.glob("*.sql"))
+            },
+            shown={
+                "main",
+                "latency",
+                "noise",
+                "differences",
+                "published",
+                "cards",
+                *(query for query, _ in charts.FIGURES.values()),
+            },
+            folder=folder_of(records, out),
+            show=wording,
+            symbols=SYMBOLS,
+            look=escape_json(theme()["config"]),
+            style=Markup((TEMPLATE / "style.css").read_text(encoding="utf-8")),
+            scripts=[Markup(text) for text in scripts],
+            hashes=" ".join(map(script_hash, scripts)),
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """The template's: what it prints is escaped, and no character of it is invisible."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
+    )
+
+
+def cards_of(frames: dict[str, list[Row]], setting: str) -> list[Row]:
+    """The cards of one setting; none where there is no quality to choose by."""
+    mine = [row for row in frames["cards"] if row["setting"] == setting]
+    return [card(row) for row in mine] if any(row["setting"] == setting for row in frames["main"]) else []
+
+
+def picks(frames: dict[str, list[Row]]) -> dict[tuple[str, str], list[str]]:
+    """By setting and policy, the cards that took it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in frames["cards"]:
+        if row["policy"]:
+            found.setdefault((row["setting"], row["policy"]), []).append(CASES[row["card"]].title.lower())
+    return found
+
+
+def folder_of(records: Records, out: Path) -> Row:
+    """Where the token-level records are: a link when they lie beside the report, else only in words."""
+    path = os.path.relpath(records.folder.resolve(), out.resolve())
+    beside = "://" not in records.where and path.split(os.sep).count("..") <= 1
+    return {"path": records.where, "link": Path(path).as_posix() if beside else None}
+
+
+def script_hash(text: str) -> str:
+    """The CSP source that allows exactly this inline script."""
+    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"

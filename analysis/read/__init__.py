@@ -1,0 +1,1 @@
+"""A records folder → checked rows."""

@@ -1,0 +1,1 @@
+"""The cache, replay and decoding; under them one backend per kind of device."""

@@ -1,0 +1,1 @@
+"""Axes → cells with content-derived keys; flags; preflight."""

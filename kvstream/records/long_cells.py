@@ -1,0 +1,98 @@
+"""The finished parts of a long cell, so that a sweep that is killed goes on from the last of them.
+
+    <key>.parts.json                the parts so far: files, sha256, tokens and seconds
+    <key>.<tokens>.part.parquet     rows up to that many tokens
+    <key>.<tokens>.state            the cache after the last part, as safetensors
+
+A part counts once parts.json names it, and that is written last. A part or a state that is not what it names is not
+used: the cell starts again. When the cell is committed, all of these files go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvstream.grid.cells import SCHEMA
+from kvstream.records.store import Records
+
+if TYPE_CHECKING:  # else whoever only looks at records would wait for torch
+    from kvstream.measure.quality import Begun, Evaluated
+
+
+@dataclass
+class Parts:
+    """What is finished of one cell."""
+
+    records: Records
+    key: str
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+    def load(self) -> Begun | None:
+        """Find where the cell can go on; None where nothing was left, ValueError naming the file of damage."""
+        name = f"{self.key}.parts.json"
+        if name not in self.records.storage.names():
+            return None
+        record = self.records.read_json(name)
+        try:
+            for entry in (*record["parts"], record["state"]):
+                name = entry["file"]
+                data = self.records.read_committed(name, entry["sha256"])
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read ({error})") from None
+        from safetensors.torch import load
+
+        from kvstream.measure.quality import Begun
+
+        self.parts = record["parts"]
+        return Begun(self.parts[-1]["tokens"], load(data))
+
+    def add(self, evaluated: Evaluated, tokens: int, where: dict[str, Any]) -> None:
+        """Commit a part that ends after `tokens` tokens, computed on `where`, with the state to go on from."""
+        from safetensors.torch import save
+
+        assert evaluated.state is not None, "the last part is committed with the cell"
+        rows, state = f"{self.key}.{tokens}.part.parquet", f"{self.key}.{tokens}.state"
+        part = {"file": rows, "tokens": tokens, "seconds": evaluated.seconds, "where": where}
+        self.parts = [*self.parts, part | {"sha256": self.records.write_rows(rows, [evaluated.rows])}]
+        data = save({name: held.contiguous() for name, held in evaluated.state.items()})
+        record = {
+            "schema": SCHEMA,
+            "cell": self.key,
+            "parts": self.parts,
+            "state": {"file": state, "sha256": self.records.write_bytes(state, data)},
+        }
+        self.records.write_json(f"{self.key}.parts.json", record)
+        self._remove(lambda name: name.endswith(".state") and name != state)
+
+    def joined(self, last: Evaluated) -> tuple[list[pa.Table], float]:
+        """Rows of all parts, `last` included, and the seconds they took together."""
+        files = [self.records.read_committed(part["file"], part["sha256"]) for part in self.parts]
+        seconds = sum(part["seconds"] for part in self.parts)
+        return [*(pq.read_table(pa.BufferReader(file)) for file in files), last.rows], seconds + last.seconds
+
+    def places(self, last: dict[str, Any]) -> list[dict[str, Any]]:
+        """Where the parts were computed, each place once, the last part's at the end."""
+        found = [part["where"] for part in self.parts]
+        return [place for n, place in enumerate(found) if place != last and place not in found[:n]] + [last]
+
+    def clear(self) -> None:
+        """Remove what a committed cell no longer needs."""
+        self._remove(lambda name: name.endswith((".parts.json", ".part.parquet", ".state")))
+
+    def _remove(self, unwanted: Callable[[str], bool]) -> None:
+        for name in self.records.storage.names():
+            if name.startswith(f"{self.key}.") and unwanted(name):
+                self.records.storage.remove(name)
+
+
+def tidy(records: Records, finished: set[str], planned: set[str]) -> int:
+    """Remove parts of cells that are finished; count the cells begun that are none of those planned."""
+    begun = {name.partition(".")[0] for name in records.storage.names() if name.endswith(".parts.json")}
+    for key in begun & finished:
+        Parts(records, key).clear()
+    return len(begun - finished - planned)

@@ -1,0 +1,157 @@
+"""Do 95 % intervals hold the truth in 95 of 100 cases? Asked of synthetic documents and rounds whose truth is known.
+
+Documents are like real ones: their level is shared with full, the policy's excess differs from document to document and
+leans to one side, and tokens within a document are correlated. Repetitions stand where policies stand in a report.
+"""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from golden import FULL, QUICK, l2, recent, streaming, write
+from scipy import stats as scipy_stats
+from scipy.signal import lfilter
+
+from analysis.numbers import database, rounds, stats
+from analysis.read.records import read_records
+
+REPETITIONS = 1000
+TOKENS = 200
+EXCESS_NATS = 0.06
+LOST_SHARE = 0.01
+TRUTH = {"ppl_change": np.exp(EXCESS_NATS) - 1, "points": -100 * LOST_SHARE}
+
+
+def drift(random, shape, memory=0.6):
+    """Standard normal along the tokens, each correlated with the one before."""
+    steps = random.normal(size=shape) * np.sqrt(1 - memory**2)
+    steps[..., 0] /= np.sqrt(1 - memory**2)
+    return lfilter([1], [1, -memory], steps)
+
+
+def documents(count):
+    """Sums as `stats.SUMS` of 1,000 repetitions of as many documents, (6, 1000, count)."""
+    random = np.random.default_rng(count)
+    shape = (REPETITIONS, count)
+    level = random.normal(0.9, 0.15, shape)
+    excess, lost = (mean * random.gamma(4, 1 / 4, shape) for mean in (EXCESS_NATS, LOST_SHARE))
+    each = (*shape, TOKENS)
+    full = np.exp(level[..., None] + 0.8 * drift(random, each))
+    more = excess[..., None] * np.exp(0.5 * drift(random, each) - 0.125)
+    luck = scipy_stats.norm.cdf(drift(random, each))
+    guessed = random.uniform(0.3, 0.5, shape)[..., None]
+    n = np.full(shape, float(TOKENS))
+    hits = (luck < guessed - lost[..., None]).sum(-1)
+    return np.array([(full + more).sum(-1), n, hits, full.sum(-1), n, (luck < guessed).sum(-1)], float)
+
+
+@cache
+def covered(count):
+    """How often each interval over documents holds the truth, by the report's own function."""
+    sums = documents(count)
+    found = {name: [] for name in TRUTH}
+    for start in range(0, REPETITIONS, 100):
+        lows, highs = stats.spread(sums[:, start : start + 100], seed=start)
+        for name, truth in TRUTH.items():
+            place = stats.CHANGES.index(name)
+            found[name] += list((lows[place] <= truth) & (truth <= highs[place]))
+    return {name: np.mean(held) for name, held in found.items()}
+
+
+@pytest.mark.parametrize("name", TRUTH)
+@pytest.mark.parametrize("count", [stats.MIN_DOCUMENTS, 20, 30])
+def test_intervals_over_documents_cover_the_truth(name, count):
+    assert 0.93 <= covered(count)[name] <= 0.97
+
+
+def test_without_widening_bca_falls_short_at_few_documents(monkeypatch):
+    monkeypatch.setattr(stats, "widened", lambda count: stats.CONFIDENCE)
+    assert max(covered.__wrapped__(stats.MIN_DOCUMENTS).values()) < 0.93
+
+
+def ratios(count):
+    """A policy's seconds over full's within each round; rounds drift, and now and then something else runs."""
+    random = np.random.default_rng(count)
+    common = np.exp(drift(random, (REPETITIONS, count)) * 0.1)
+    mine, full = (
+        common * np.exp(0.02 * random.normal(size=common.shape) + 0.1 * (random.random(common.shape) < 0.05))
+        for _ in range(2)
+    )
+    return 0.9 * mine / full
+
+
+@pytest.mark.parametrize("count", [*range(rounds.MIN_ROUNDS, 13), 20, 40, 41, 100])
+def test_intervals_over_rounds_cover_the_truth(count):
+    lows, highs = rounds.spread(ratios(count))
+    assert 0.93 <= np.mean((lows <= 0.9) & (highs >= 0.9)) <= 0.97
+
+
+def test_a_bootstrap_of_a_few_rounds_would_not():
+    found = scipy_stats.bootstrap((ratios(7),), np.median, n_resamples=1999, axis=-1, method="percentile", rng=0)
+    low, high = found.confidence_interval
+    assert not 0.93 <= np.mean((low <= 0.9) & (high >= 0.9)) <= 0.97
+
+
+@pytest.mark.parametrize(
+    ("name", "statistic"),
+    [
+        ("ppl_change", lambda nll, n, hits, f, m, g: np.exp(nll.sum(-1) / n.sum(-1) - f.sum(-1) / m.sum(-1)) - 1),
+        ("ppl_mean_change", lambda nll, n, hits, f, m, g: np.exp(nll / n).mean(-1) / np.exp(f / m).mean(-1) - 1),
+        ("points", lambda nll, n, hits, f, m, g: 100 * (hits.sum(-1) / n.sum(-1) - g.sum(-1) / m.sum(-1))),
+        ("accuracy_change", lambda nll, n, hits, f, m, g: hits.sum(-1) / n.sum(-1) / (g.sum(-1) / m.sum(-1)) - 1),
+        ("ppl_corpus", lambda nll, n, hits, f, m, g: np.exp(nll.sum(-1) / n.sum(-1))),
+        ("ppl_mean", lambda nll, n, hits, f, m, g: np.exp(nll / n).mean(-1)),
+        ("accuracy", lambda nll, n, hits, f, m, g: hits.sum(-1) / n.sum(-1)),
+    ],
+)
+def test_each_interval_is_scipys_paired_bca(name, statistic):
+    sums = documents(12)[:, :2]
+    sums[1] += np.arange(12)  # documents of unequal length
+    sums[4] = sums[1]
+    lows, highs = stats.spread(sums, seed=5)
+    place = (*stats.CHANGES, *stats.LEVELS).index(name)
+    tail = scipy_stats.norm.cdf(-np.sqrt(12 / 11) * scipy_stats.t.ppf(0.975, 11))
+    expected = scipy_stats.bootstrap(
+        tuple(sums[:, 1]),
+        lambda *columns, axis: np.round(statistic(*columns), 10),
+        n_resamples=stats.RESAMPLES,
+        paired=True,
+        vectorized=True,
+        method="BCa",
+        confidence_level=1 - 2 * tail,
+        rng=np.random.default_rng(5),
+    ).confidence_interval
+    assert (lows[place][1], highs[place][1]) == pytest.approx(tuple(expected), rel=1e-9)
+
+
+def test_few_documents_give_a_range_and_equal_ones_a_point():
+    few = documents(20)[:, :1, : stats.MIN_DOCUMENTS - 1]
+    lows, highs = stats.spread(few, seed=0)
+    each = np.exp(few[0] / few[1] - few[3] / few[4])[0] - 1
+    assert (lows[0, 0], highs[0, 0]) == (pytest.approx(each.min()), pytest.approx(each.max()))
+    same = documents(20)[:, :1]
+    same[:3] = same[3:]
+    lows, highs = stats.spread(same, seed=0)
+    assert (lows[: len(stats.CHANGES)] == 0).all()
+    assert (highs[: len(stats.CHANGES)] == 0).all()
+
+
+def test_a_tie_with_the_best_is_told_from_a_loss(tmp_path):
+    policies = (FULL, streaming(4, 60, 0.1), streaming(1, 63, 0.1), recent(64, 0.13), l2(64, "keep_low", 0.9))
+    plan = type(QUICK)(policies, QUICK.models, tuple(f"book {number:02}" for number in range(12)), 300, (300,))
+    connection = database.open_database(read_records(write(plan, tmp_path)), 5.0)
+    found = {row["policy"]: row for row in database.rows(connection, "cross_method")}
+    [best] = [policy for policy, row in found.items() if row["best"]]
+    assert best in ("streaming_llm(4,60)", "streaming_llm(1,63)")
+    [other] = {"streaming_llm(4,60)", "streaming_llm(1,63)"} - {best}
+    assert found[other]["tied_with_best"] is True
+    assert found["fix_size_l2(64,0.7,keep_low)"]["tied_with_best"] is False
+    assert found["recent_only(64)"]["tied_with_best"] is False
+
+
+def test_too_few_documents_leave_a_tie_open(tmp_path):
+    policies = (FULL, streaming(4, 60, 0.1), streaming(1, 63, 0.1))
+    plan = type(QUICK)(policies, QUICK.models, ("Job", "Ruth"), 300, (300,))
+    connection = database.open_database(read_records(write(plan, tmp_path)), 5.0)
+    ties = {row["best"]: row["tied_with_best"] for row in database.rows(connection, "cross_method")}
+    assert ties == {True: False, False: None}

@@ -1,0 +1,362 @@
+"""The report's command line: what it writes, what it refuses, and that nothing drops out in silence."""
+
+import ast
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from golden import (
+    FULL,
+    GOLDEN,
+    QUICK,
+    ROOT,
+    Latency,
+    built,
+    quick_report,
+    run_report,
+    streaming,
+    write,
+    write_cell,
+    write_json,
+)
+
+from analysis.numbers import database
+from analysis.read.records import read_records
+from analysis.report import TABLES
+from analysis.words import wording
+from analysis.words.visible import visible
+
+CHARTS = ["tradeoff_tpot", "tradeoff_kv", "tradeoff_ttft", "multiples", "cross_method", "position", "excess"]
+CHARTS += ["start_size", "length", "position_modes"]
+
+
+def page_of(report):
+    return (report / "index.html").read_text(encoding="utf-8")
+
+
+def test_writes_page_charts_tables_and_summary(tmp_path_factory):
+    _, report = built("golden", tmp_path_factory)
+    for name in CHARTS:
+        assert (report / "charts" / f"{name}.svg").read_text(encoding="utf-8").startswith("<svg")
+        assert (report / "charts" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.stem for path in (report / "tables").glob("*.csv")} == set(TABLES)
+    for name in TABLES:
+        table = pq.read_table(report / "tables" / f"{name}.parquet")
+        with (report / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            printed = list(csv.DictReader(file))
+        assert (len(printed), list(printed[0])) == (table.num_rows, table.column_names), name
+    assert "take streaming_llm(4," in (report / "summary.md").read_text(encoding="utf-8")
+
+
+def test_page_is_self_contained_and_escaped(tmp_path_factory):
+    _, report = built("golden", tmp_path_factory)
+    page = page_of(report)
+    assert len(page) < 3_000_000
+    assert "&lt;b&gt;weights&lt;/b&gt; &amp; made up" in page
+    assert "default-src 'none'" in page
+    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+    assert not re.findall(r"""<(?!a )[^>]*(?:src|href)=["']?(?:https?:)?//""", outside)  # links alone may lead outside
+    assert page.count("<script>") == 2
+    bundle = re.search(r"<script>(.*?)</script>", page, flags=re.S).group(1)
+    assert "<!--" not in bundle
+    for spec in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', outside, flags=re.S):
+        assert not set("<>&") & set(spec)
+        json.loads(spec, parse_constant=lambda constant: pytest.fail(f"{constant} in a spec"))
+
+
+def test_failed_missing_and_invalid_are_named(tmp_path_factory):
+    records, report = built("golden", tmp_path_factory)
+    page = page_of(report)
+    for badge in ("2 failed", "1 missing", "2 invalid rows"):
+        assert f'<li class="badge">{badge}</li>' in page
+    known = {path.name[:16] for path in records.glob("*.json")}
+    missing = set(json.loads((records / "sweep.json").read_text())["cells"]) - known
+    assert len(missing) == 1
+    assert missing.pop() in page
+    assert "golden failure" in page
+    assert "Incomplete: 2 failed, 1 missing, 2 invalid rows." in (report / "summary.md").read_text(encoding="utf-8")
+
+
+def test_few_documents_get_no_interval(tmp_path_factory):
+    _, report = built("quick", tmp_path_factory)
+    assert "2 documents: too few for an interval" in page_of(report)
+    assert "No records for this yet" in page_of(report)
+    assert not (report / "charts" / "position_modes.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "field"),
+    [
+        (lambda folder, key: flip(folder / f"{key}.parquet"), "sha256"),
+        (lambda folder, key: (folder / f"{key}.parquet").unlink(), "file"),
+        (lambda folder, key: edit(folder / f"{key}.json", rows=7), "rows"),
+        (lambda folder, key: edit(folder / f"{key}.json", schema=2), "schema"),
+        (lambda folder, key: (folder / f"{key}.json").write_text("{"), "not JSON"),
+        (lambda folder, key: unseal(folder / f"{key}.json"), "checksum"),
+    ],
+)
+def test_a_damaged_cell_is_named_excluded_and_counted(tmp_path, damage, field):
+    folder = write(small(QUICK), tmp_path / "records")
+    key = next(key for key in json.loads((folder / "sweep.json").read_text())["cells"])
+    damage(folder, key)
+    done = quick_report("--records", folder, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert f"left out {key}.json: " in done.stderr
+    assert field in done.stderr
+    assert "Traceback" not in done.stderr
+    page = page_of(tmp_path / "out")
+    assert '<li class="badge">1 left out</li>' in page
+    assert f"{key}.json: " in page
+    assert "17 of 18 cells" in page
+
+
+def small(plan):
+    return type(plan)(plan.policies, plan.models, plan.documents, tokens=1100, lengths=(512, 1100))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def edit(path, **changes):
+    write_json(path, json.loads(path.read_text()) | changes)
+
+
+def unseal(path):
+    """One bit of the checksum's own name: without a checksum nothing is known of the rest."""
+    path.write_text(path.read_text().replace('"checksum"', '"checksul"'))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--records", "nowhere"], ["--records", "nowhere", "make run"]),
+        (["--records", "empty"], ["--records", "empty", "no finished cell"]),
+        (["--records", "torn"], ["sha256", "run"]),
+        (["--records", "fine", "--readme", "nowhere.md"], ["--readme", "nowhere.md"]),
+        (["--records", "fine", "--readme", "bare.md"], ["--readme", "results:begin", "add"]),
+        (["--records", "fine", "--out", "bare.md"], ["bare.md"]),
+        (["--within", "x"], ["--within"]),
+        (["--within", "-1"], ["--within", "-1"]),
+        (["--frobnicate"], ["--frobnicate"]),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, arguments, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare.md").write_text("no markers")
+    plan = type(QUICK)(QUICK.policies[:2], QUICK.models, QUICK.documents, tokens=64, lengths=(64,))
+    for name in ("fine", "torn"):
+        write(plan, tmp_path / name)
+    for path in (tmp_path / "torn").glob("*.parquet"):
+        flip(path)
+    done = run_report(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr.splitlines()[-1] for word in words), done.stderr
+
+
+def test_one_policy_alone_is_reported_without_an_answer(tmp_path):
+    for index, policies in enumerate(([GOLDEN.policies[0]], [GOLDEN.policies[1]])):
+        plan = type(QUICK)(tuple(policies), QUICK.models, QUICK.documents[:1], tokens=200, lengths=(200,))
+        done = quick_report("--records", write(plan, tmp_path / str(index)), "--out", tmp_path / f"out{index}")
+        assert done.returncode == 0, done.stderr
+        assert "compare no policy that has to evict with the full cache" in page_of(tmp_path / f"out{index}")
+
+
+def test_readme_block_is_rewritten_in_place(tmp_path):
+    plan = type(QUICK)(QUICK.policies, QUICK.models, QUICK.documents, tokens=1100, lengths=(1100,))
+    records = write(plan, tmp_path / "records")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results:begin -->\nbygone\n<!-- results:end -->\nafter\n")
+    for _ in range(2):
+        assert quick_report("--records", records, "--out", tmp_path / "out", "--readme", readme).returncode == 0
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- results:begin -->\n")
+    assert text.endswith("\n<!-- results:end -->\nafter\n")
+    assert "bygone" not in text
+    assert "python analysis/report.py --records" in text
+    assert text.count("| `streaming_llm(4,252)` |") == 1
+
+
+def test_of_two_cells_for_the_same_run_the_planned_one_counts(tmp_path):
+    plan = type(QUICK)(QUICK.policies[:2], QUICK.models, QUICK.documents[:1], tokens=300, lengths=(300,))
+    folder = write(plan, tmp_path / "records")
+    expected = quick_report("--records", folder, "--out", tmp_path / "one")
+    cell = json.loads(next(path for path in folder.glob("*.json") if path.name != "sweep.json").read_text())
+    count = cell["rows"]
+    losses = np.full(count, 9, dtype=np.float32)  # an older version's cell, not in the plan any more
+    stale = (np.zeros(count, dtype=np.int32), losses, np.zeros(count, dtype=bool))
+    for key in ("0" * 16, "f" * 16):
+        write_cell(folder, key, cell["fields"], *stale, cell["environment"])
+    done = quick_report("--records", folder, "--out", tmp_path / "two")
+    assert (expected.returncode, done.returncode) == (0, 0), done.stderr
+    tables = [(tmp_path / out / "tables" / "main.csv").read_text() for out in ("one", "two")]
+    assert tables[0] == tables[1]
+    assert "2 cells repeat" in page_of(tmp_path / "two")
+
+
+def test_report_is_reproducible(tmp_path_factory):
+    records, report = built("quick", tmp_path_factory)
+    again = report.with_name("again")  # beside the first, for a page links to the records that lie beside it
+    assert quick_report("--records", records, "--out", again).returncode == 0
+    assert page_of(again) == page_of(report)
+
+
+def test_the_page_links_to_token_level_records_beside_it_and_names_those_elsewhere(tmp_path, tmp_path_factory):
+    records, report = built("quick", tmp_path_factory)
+    assert f'<a href="../records/">{records}</a>' in page_of(report)
+    assert (report / "../records").resolve() == records
+    assert quick_report("--records", records, "--out", tmp_path / "far" / "off").returncode == 0
+    page = page_of(tmp_path / "far" / "off")
+    assert f"<code>{records}</code>" in page
+    assert ">Token-level records" in page
+    assert "../records/" not in page
+
+
+def test_a_folder_with_glob_characters_and_quotes_is_read(tmp_path):
+    plan = type(QUICK)(QUICK.policies[:2], QUICK.models, QUICK.documents[:1], tokens=300, lengths=(300,))
+    folder = write(plan, tmp_path / "it's [1] *?")
+    shutil.copy(next(folder.glob("*.parquet")), folder / "stray.parquet")  # uncommitted: must not be read
+    done = quick_report("--records", folder, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "598 scored tokens" in page_of(tmp_path / "out")
+
+
+def test_database_reads_nothing_but_the_records(tmp_path, tmp_path_factory):
+    records, report = built("quick", tmp_path_factory)
+    connection = database.open_database(read_records(records), 5.0)
+    with pytest.raises(Exception, match=r"(?i)permission|disabled"):
+        connection.sql(f"FROM read_csv('{report / 'tables' / 'main.csv'}')").fetchall()
+    with pytest.raises(Exception, match=r"(?i)lock"):
+        connection.execute("SET enable_external_access = true")
+
+
+def test_every_query_opens_with_its_question():
+    for path in database.QUERIES.glob("*.sql"):
+        assert re.match(r"-- [A-Z].*\?\n", path.read_text(encoding="utf-8")), path.name
+
+
+def test_analysis_imports_neither_torch_nor_kvstream_nor_ray():
+    for path in (ROOT / "analysis").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"torch", "kvstream", "ray", "transformers"}, path.name
+    code = "import analysis.report, sys; print({'torch', 'kvstream', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("table", ["results", "latency"])
+def test_policies_with_layers_that_never_evict_are_marked_and_no_others(table, tmp_path_factory):
+    _, report = built("golden", tmp_path_factory)
+    rows = page_of(report).partition(f'id="{table}"')[2].partition("</table>")[0].split("<tr")[2:]
+    marked = [row for row in rows if '<span class="tag grows"' in row]
+    assert marked
+    assert marked == [row for row in rows if "skip_layers" in row]
+    assert all('whatever the budget: layers 0, 1 never evict">memory grows</span>' in row for row in marked)
+    for line in (report / "summary.md").read_text(encoding="utf-8").splitlines():
+        assert ("(memory grows with the text)" in line) == ("skip_layers" in line), line
+
+
+def test_no_answer_calls_memory_bounded_that_grows(tmp_path, tmp_path_factory):
+    sizes = ((1, 63, 0.2), (4, 60, 0.1), (4, 124, 0.05))
+    policies = (FULL, *(streaming(*size, skip="0,1") for size in sizes))
+    records = write(replace(QUICK, policies=policies, tokens=300, lengths=(300,)), tmp_path / "records")
+    for within, start in ((1, "No policy tried stays"), (50, "Take streaming_llm(4,60,skip_layers=(0,1))")):
+        out = tmp_path / f"out{within}"
+        flags = ("--within", within, "--quality-within", within)
+        assert quick_report("--records", records, "--out", out, *flags).returncode == 0
+        page = page_of(out).replace("\u00a0", " ")
+        answer = page.partition('id="answer"')[2].partition("</section>")[0]
+        assert start in answer
+        assert "of the KV memory at 300 tokens (memory grows with the text)" in answer
+        assert ("MB kept at 300 tokens (memory grows with the text)" in answer) == (within == 50)
+        assert "Its memory grows with the text all the same: layers 0, 1 never evict." in answer
+        tight = "At 64 tokens the best is" in answer
+        assert tight == ("of the memory (memory grows with the text)." in answer) == (within == 1)
+        cross = page.partition('id="cross"')[2].partition("</table>")[0]
+        assert cross.count('<span class="tag grows"') == 2
+    _, bounded = built("quick", tmp_path_factory)
+    assert "memory grows" not in re.sub(r"<pre>.*?</pre>", "", page_of(bounded), flags=re.S)  # but for the queries
+
+
+@pytest.mark.parametrize(
+    ("layers", "why", "behind"),
+    [
+        ("", "", ""),
+        ("5", "layer 5 never evicts", " (memory grows with the text)"),
+        ("0,1", "layers 0, 1 never evict", " (memory grows with the text)"),
+    ],
+)
+def test_why_memory_grows_although_there_is_a_budget(layers, why, behind):
+    assert (wording.growth(layers), wording.caveat(layers)) == (why, behind)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (("streaming_llm", 256, 4, None, None, "cache", ""), "StreamingLLM(start_size=4, recent_size=252)"),
+        (("recent_only", 256, 0, None, None, "cache", ""), "RecentOnly(window_size=256)"),
+        (
+            ("fix_size_l2", 256, None, "0.7", "keep_low", "cache", ""),
+            'FixSizeL2(budget=256, keep_ratio=0.7, strategy="keep_low")',
+        ),
+        (
+            ("recent_only", 9, 0, None, None, "absolute", "0"),
+            'RecentOnly(window_size=9, position="absolute", skip_layers=(0,))',
+        ),
+        (("tova", 9, None, None, None, "cache", ""), "parse_policy('tova(9)')"),
+    ],
+)
+def test_recommended_policy_as_python(row, expected):
+    names = ("policy_name", "budget", "start_size", "keep_ratio", "strategy", "position_mode", "skip_layers")
+    assert wording.call({**dict(zip(names, row)), "policy": "tova(9)"}) == expected
+
+
+def test_the_latest_sweep_says_which_prefixes_are_reported(tmp_path):
+    plan = replace(QUICK, tokens=300, lengths=(100, 300))
+    folder = write(plan, tmp_path / "records")
+    sweep = json.loads((folder / "sweep.json").read_text())
+    write_json(folder / "sweep.json", sweep | {"lengths": [50, 200, 300]})
+    records = read_records(folder)
+    assert {tuple(commit["fields"]["lengths"]) for commit in records.quality} == {(50, 200, 300)}
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\x00\x1b[31m\u202e|x\u2028\n<!--"
+
+
+def test_hostile_names_are_escaped_and_their_control_characters_shown(tmp_path):
+    latency = Latency(contexts=(128, 300), rounds=6)
+    plan = replace(QUICK, models=((HOSTILE, HOSTILE, 512),), documents=(HOSTILE,), text=HOSTILE, question=HOSTILE)
+    records = write(replace(plan, tokens=300, lengths=(150, 300), latency=latency), tmp_path / "records")
+    failure = {"schema": 1, "cell": "0" * 16, "fields": {"model": HOSTILE}, "error": HOSTILE, "attempts": 1}
+    write_json(records / f"{'0' * 16}.failed.json", failure)
+    assert run_report("--records", records, "--out", tmp_path / "out").returncode == 0
+    texts = [page_of(tmp_path / "out"), (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")]
+    texts += [path.read_text(encoding="utf-8") for path in (tmp_path / "out" / "charts").glob("*.svg")]
+    assert len(texts) > 10
+    for text in texts:
+        assert not set("\x00\x1b\u202e\u2028") & set(re.sub(r"<script>.*?</script>", "", text, flags=re.S))
+        assert "<img src=x" not in text
+    assert "␀␛[31m⟨U+202E⟩|x⟨U+2028⟩␊" in texts[0]
+    assert "␀␛[31m⟨U+202E⟩\\|x" in texts[1]  # a bar would end a cell of the table
+    assert texts[0].count("<script>") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("plain name", "plain name"), ("é ü 字", "é ü 字"), ("a\tb\x7f", "a␉b␡"), ("\ufeffx\x85", "⟨U+FEFF⟩x⟨U+0085⟩")],
+)
+def test_what_cannot_be_seen_gets_a_symbol(text, shown):
+    assert visible(text) == shown
+    assert visible({"names": [text], "other": 1.5}) == {"names": [shown], "other": 1.5}

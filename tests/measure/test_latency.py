@@ -1,0 +1,302 @@
+"""Latency cells: what is sampled, in which order, by which definition; a prefill leaves the cache decoding would."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import datetime
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM
+from kvstream.grid.cells import LatencyCell, Repeats
+from kvstream.grid.planning import too_large
+from kvstream.inputs.models import resolve
+from kvstream.measure.latency import (
+    DYNAMIC,
+    FULL_AGAIN,
+    Measured,
+    PolicyContender,
+    Progress,
+    Protocol,
+    Reload,
+    contenders,
+    evaluate,
+    measure,
+    warm_up,
+)
+from kvstream.measure.peak_memory import can_reset, peak_bytes
+
+pytestmark = pytest.mark.timed
+ROOT = Path(__file__).parent.parent.parent
+POLICIES = (StreamingLLM(2, 6), RecentOnly(8, skip_layers=(1,)), FixSizeL2(8, 0.5, "keep_low"))
+PROTOCOL = Protocol(context=20, batch=2, prefills=3, rounds=6, steps=2)
+MODES = ["cache", "absolute", "frozen"]
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_neox):
+    """One measured cell of a tiny model."""
+    reload = Reload("none", "float32", 1, POLICIES)
+    told = list(evaluate(tiny_neox(), POLICIES, PROTOCOL, cell="c", device="cpu", reload=reload))
+    assert all(isinstance(item, Progress) and 0 <= item.share <= 1.001 for item in told[:-1])
+    assert isinstance(told[-1], Measured)
+    return told[-1]
+
+
+def test_every_contender_is_sampled_at_every_step_in_random_order(measured):
+    rows = measured.rows.to_pylist()
+    labels = {entry["label"] for entry in measured.contenders}
+    # One that holds 8 keys in each layer, and one that holds all in the layer that never evicts.
+    twins = {f"{policy} without eviction" for policy in POLICIES[:2]}
+    assert labels == {"full", FULL_AGAIN, DYNAMIC, *map(str, POLICIES)} | twins
+    steps = Counter((row["policy"], row["round"], row["step"]) for row in rows if row["phase"] == "step")
+    assert steps == Counter({(label, r, s): 1 for label in labels for r in range(6) for s in range(2)})
+    prefills = Counter((row["policy"], row["round"]) for row in rows if row["phase"] == "ttft")
+    assert prefills == Counter({(label, r): 1 for label in labels - twins for r in range(3)})
+    orders = set()
+    for number, step in product(range(6), range(2)):
+        at = {"phase": "step", "round": number, "step": step}
+        turns = {row["turn"]: row["policy"] for row in rows if row.items() >= at.items()}
+        assert sorted(turns) == list(range(len(labels)))
+        orders.add(tuple(turns[turn] for turn in sorted(turns)))
+    assert len(orders) == 12
+    taken = [(row["round"], row["step"], row["turn"]) for row in rows if row["phase"] == "step"]
+    assert taken == sorted(taken), "a step of each before the next step of any"
+    assert all(row["seconds"] > 0 and row["cell"] == "c" for row in rows)
+
+
+def test_memory_is_computed_over_all_layers_and_measured(measured):
+    by_label = {entry["label"]: entry for entry in measured.contenders}
+    key = 2 * 64 * 2 * 4  # two texts; keys and values of 64 numbers of 4 bytes
+    assert by_label["full"]["kv_bytes"] == 3 * 20 * key
+    assert by_label[str(POLICIES[0])]["kv_bytes"] == 3 * 8 * key
+    assert by_label[str(POLICIES[1])]["kv_bytes"] == (8 + 20 + 8) * key
+    assert by_label[str(POLICIES[0])]["kv_bytes_allocated"] == 3 * (9 * key + key)  # two sinks' keys twice
+    assert by_label["full"]["kv_bytes_allocated"] == 3 * (20 + 3) * key
+    assert {label for label, entry in by_label.items() if entry["peak_bytes"] is None} == {
+        label for label, entry in by_label.items() if entry["role"] in ("again", "without eviction")
+    }
+
+
+class Sleeper:
+    """A contender with known costs."""
+
+    def __init__(self, label: str, prefill_s: float, step_s: float) -> None:
+        self.label, self.prefill_s, self.step_s = label, prefill_s, step_s
+
+    def start(self, prompt_BT: torch.Tensor) -> None:
+        time.sleep(self.prefill_s)
+
+    def step(self) -> None:
+        time.sleep(self.step_s)
+
+    def rewind(self) -> None:
+        time.sleep(0.02)  # must not be timed
+
+
+def test_samples_mean_what_the_definitions_say():
+    runners = [Sleeper("slow", 0.06, 0.012), Sleeper("fast", 0.03, 0.004)]
+    *_, rows = measure("c", runners, torch.zeros(1, 4), Protocol(4, 1, prefills=4, rounds=5, steps=3))
+    frame = rows.to_pandas()
+    for runner in runners:
+        own = frame[frame.policy == runner.label]
+        ttft, itl = own[own.phase == "ttft"].seconds, own[own.phase == "step"].seconds
+        assert (len(ttft), len(itl)) == (4, 15)
+        assert runner.prefill_s <= ttft.median() < runner.prefill_s + 0.015
+        assert runner.step_s <= itl.median() < runner.step_s + 0.015
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("skip", [(), (1,)], ids=["all layers", "layer 1 never evicts"])
+@pytest.mark.parametrize("length", [5, 9, 40])
+@pytest.mark.parametrize(
+    "policy",
+    [StreamingLLM(3, 5), StreamingLLM(0, 8), RecentOnly(1), *(FixSizeL2(8, 0.4, s) for s in ("keep_low", "random"))],
+    ids=str,
+)
+def test_a_prefill_leaves_the_cache_that_decoding_leaves(tiny_llama, tokens, policy, mode, skip, length):
+    from dataclasses import replace
+
+    model = tiny_llama(torch.float64)
+    policy = replace(policy, position=mode, skip_layers=skip)
+    ids = tokens(length)[None]
+    prefilled, decoded = KVStreamCache(model, policy), KVStreamCache(model, policy)
+    for chunk in ids.split(7, dim=1):
+        prefilled.hidden_states(model, chunk)
+    for token in ids.split(1, dim=1):
+        decoded.hidden_states(model, token)
+    for ours, theirs in zip(prefilled.layers, decoded.layers):
+        for one, other in zip(held(ours), held(theirs)):
+            assert torch.allclose(one, other, atol=1e-9)
+
+
+def held(layer):
+    """Keys and values that a layer keeps, by age, sinks at their own positions; and the scores of contested ones."""
+    if not hasattr(layer, "budget"):
+        return layer.keys[:, :, : layer.seen], layer.values[:, :, : layer.seen]
+    ring = [
+        layer._slot(token) for token in range(max(0, layer.seen - layer.recent), layer.seen) if token >= layer.sinks
+    ]
+    own = [*range(min(layer.sinks, layer.seen)), *ring]
+    seats = layer.rank_BHZ[:, :, : layer.members].argsort(-1)
+    spread = seats[..., None].expand(-1, -1, -1, layer.keys.shape[-1])
+    older = layer.plain_BHZD if layer.by_rank else layer.keys[:, :, layer.contested_at :]
+    return (
+        layer.anchors_BHSD[:, :, : min(layer.sinks, layer.seen)],
+        torch.cat((layer.keys[:, :, ring], older.gather(2, spread)), 2),
+        torch.cat((layer.values[:, :, own], layer.values[:, :, layer.contested_at :].gather(2, spread)), 2),
+        layer.score_BHZ.gather(2, seats),
+    )
+
+
+def test_twins_hold_as_many_keys_and_never_evict(tiny_neox):
+    policies = (StreamingLLM(2, 6), RecentOnly(8, skip_layers=(1,)))
+    prompt = torch.ones(1, 20, dtype=torch.int64)
+    for runner in contenders(tiny_neox(), policies, Protocol(20, 1, 1, 1, 1))[-2:]:
+        runner.start(prompt)
+        for _ in range(5):
+            runner.step()
+        kept = [runner.policy.kept(layer, 20) for layer in range(3)]
+        assert [layer.seen - 1 for layer in runner.cache.layers] == kept
+
+
+def test_peak_memory_sees_what_was_held_for_a_moment():
+    if not can_reset("cpu"):
+        pytest.skip("this system cannot reset a process's peak memory; fresh processes are used instead")
+    floats = 40_000_000
+
+    def work() -> None:
+        torch.ones(floats).sum()
+
+    for _ in range(2):  # the second time, too, though the first freed as much
+        assert 0.95 * 4 * floats < peak_bytes("cpu", work) < 1.2 * 4 * floats
+
+
+def test_a_fresh_process_measures_where_the_peak_cannot_be_reset(monkeypatch, tiny_neox, tmp_path):
+    tiny_neox().save_pretrained(tmp_path)
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    monkeypatch.setattr("kvstream.measure.latency.can_reset", lambda _: False)
+    policies = (RecentOnly(4),)
+    reload = Reload(str(tmp_path), "float32", 1, policies)
+    *_, result = evaluate(tiny_neox(), policies, Protocol(8, 1, 1, 1, 1), cell="c", device="cpu", reload=reload)
+    peaks = {entry["label"]: entry["peak_bytes"] for entry in result.contenders if entry["peak_bytes"] is not None}
+    assert set(peaks) == {"full", DYNAMIC, "recent_only(4)"}
+    assert all(0 <= peak < 1e9 for peak in peaks.values())  # tiny caches may fit into memory that was free
+
+
+def test_where_no_peak_can_be_reset_memory_is_sampled(monkeypatch):
+    monkeypatch.setattr("kvstream.measure.peak_memory._reset_high_water", lambda: False)
+    floats = 40_000_000
+
+    def work() -> None:
+        held = torch.ones(floats)
+        time.sleep(0.2)
+        held.sum()
+
+    assert 0.95 * 4 * floats < peak_bytes("cpu", work) < 1.2 * 4 * floats
+
+
+def test_a_context_beyond_memory_is_refused_with_the_estimate():
+    info = resolve("shape:pythia-70m")
+    cell = LatencyCell(info, "cpu", "float32", (Full(), RecentOnly(256)), 100_000, 4, Repeats(), None)
+    refusal = r"contexts: 100000 × batch 4 .* needs about [\d.,]+ GB .* 8.0 GB are available; give shorter contexts"
+    assert re.match(refusal, too_large(cell, 8e9))
+    assert too_large(cell, 1e12) is None
+    assert cell.kv_bytes_held > 4 * 3 * 100_000 * 6 * 512 * 2 * 4
+
+
+def test_latency_cells_run_alone_after_the_others(tmp_path, tiny_neox):
+    out = tmp_path / "records"
+    command = [
+        sys.executable, str(ROOT / "sweeps" / "latency.py"), "--models", "shape:pythia-70m", "--device", "cpu",
+        "--policies", "streaming_llm", "--budgets", "16", "--contexts", "32,48", "--prefills", "1", "--rounds", "2",
+        "--out", str(out),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(path.read_text()) for path in sorted(out.glob("????????????????.json"))]
+    assert sorted(record["fields"]["context"] for record in records) == [32, 48]
+    spans = sorted((end - record["seconds"], end) for record in records for end in [written(record)])
+    assert spans[0][1] <= spans[1][0] + 1.5, "one at a time, to the second that records are dated by"
+    for record in records:
+        table = pq.read_table(out / record["file"])
+        assert table.num_rows == record["rows"]
+        assert record["fields"]["kind"] == "latency"
+        assert record["fields"]["threads"] >= 1
+        assert set(record["fields"]["noise"]) == {"load_before", "load_after", "steal", "others", "governor"}
+        assert np.isfinite(table["seconds"].to_numpy()).all()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert ", 0 to do" in again.stdout
+
+
+def written(record):
+    return datetime.fromisoformat(record["written_at"]).timestamp()
+
+
+def test_without_processor_times_the_load_tells(monkeypatch):
+    from kvstream.measure import machine_noise
+
+    monkeypatch.setattr(machine_noise, "STAT", Path("/nowhere"))
+    monkeypatch.setattr("os.getloadavg", lambda: (3.5, 0, 0))
+    told = machine_noise.after(machine_noise.before())
+    assert (told["others"], told["steal"], told["load_after"]) == (None, None, 3.5)
+
+
+def test_noise_tells_other_processes_from_ones_own():
+    from kvstream.measure import machine_noise as machine_noise
+
+    if not machine_noise.STAT.exists():
+        pytest.skip("this system does not tell what its processors do")
+    before = machine_noise.before()
+    spin = "import time; end = time.monotonic() + 1\nwhile time.monotonic() < end: pass"
+    subprocess.run([sys.executable, "-c", spin], check=True)
+    told = machine_noise.after(before)
+    assert told["others"] > 0.5
+    assert 0 <= told["steal"] <= 1
+
+
+def test_twins_are_one_for_each_size_and_none_where_nothing_is_evicted(tiny_neox):
+    """Policies that keep as many keys take as long without eviction, and full is a twin of what has not evicted."""
+
+    def twins(context):
+        runners = contenders(tiny_neox(), POLICIES, Protocol(context, 1, 1, 1, 1))
+        return [runner.label for runner in runners if runner.label.endswith(" without eviction")]
+
+    assert twins(20) == [f"{policy} without eviction" for policy in POLICIES[:2]]
+    assert twins(8) == []
+
+
+def test_no_ones_peak_holds_what_is_loaded_once(tiny_neox):
+    """A code path's first use loads libraries: the order of contenders must not show in their peaks."""
+    served = []
+
+    class Told(PolicyContender):
+        def start(self, prompt_BT):
+            served.append(prompt_BT.shape[1])
+            super().start(prompt_BT)
+
+    runner = Told("full", tiny_neox(), Protocol(600, 1, 1, 1, 1), Full())
+    prompt = torch.ones(1, 600, dtype=torch.int64)
+    found = warm_up(runner, prompt, "cpu", Reload("none", "float32", 1, ()))
+    assert served == [512, 600]
+    assert found["full"] < 50e6
+
+
+@pytest.mark.parametrize("sweep", ["quick", "latency", "full"])
+def test_each_budget_that_is_timed_is_exceeded_by_a_context(sweep):
+    """Where no context is longer than a budget, its policy does what full does: there is nothing to time."""
+    grid = runpy.run_path(str(ROOT / "sweeps" / f"{sweep}.py"))["GRID"]
+    timed = grid.policies if grid.latency_policies is None else grid.latency_policies
+    assert max(grid.contexts) > max(policy.regions.budget for policy in timed if policy.regions)

@@ -1,0 +1,238 @@
+"""Who gets in, and what gets out: ports, tokens, secrets, and addresses at which no Ray answers."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from driving import ROOT, arguments
+from standins.head import Head
+
+CANARY = "hf_canary0Zx7QmWv"
+
+
+@pytest.fixture
+def folder():
+    """A folder whose path is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def head():
+    head = Head()
+    yield head
+    head.remove()
+
+
+def shell(folder, **more):
+    """The environment of a user who has no Ray running and never had one."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | {"RAY_TMPDIR": str(folder), "HOME": str(folder), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"} | more
+
+
+def small(world, out):
+    return arguments(world, out, "--lengths", "50", "--documents", "1", "--policies", "full,recent_only")
+
+
+def listening(process):
+    """Addresses at which a process and all it started accept connections."""
+    found = set()
+    for one in (process, *process.children(recursive=True)):
+        try:
+            sockets = one.net_connections(kind="inet")
+        except psutil.Error:
+            continue
+        found |= {(one.name(), each.laddr.ip) for each in sockets if each.status == psutil.CONN_LISTEN}
+    return found
+
+
+# A sweep of somebody's own, who imports Ray for something else.
+OWN = """
+import ray, runpy, sys
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("before", ["", OWN], ids=["ours", "one that imports Ray first"])
+def test_a_sweep_listens_on_loopback_alone_and_keeps_a_secret(world, folder, before):
+    """With no Ray running. The secret may be in processes' environments, and in nothing that stays or is shown."""
+    out = folder / "records"
+    python, *command = small(world, out)
+    (folder / "own.py").write_text(before)
+    command = [python, *([str(folder / "own.py")] if before else []), *command]
+    secret = {"HF_TOKEN": CANARY, "HUGGING_FACE_HUB_TOKEN": CANARY}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    sweep = subprocess.Popen(command, cwd=ROOT, env=shell(folder, **secret), **pipes)
+    seen = set()
+    while sweep.poll() is None:
+        try:
+            seen |= listening(psutil.Process(sweep.pid))
+        except psutil.Error:
+            break
+        time.sleep(0.2)
+    said = sweep.communicate()[0]
+    assert sweep.returncode == 0, said
+    loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert {"gcs_server", "raylet"} <= {name for name, _ in seen}, "the ports were looked at while Ray ran"
+    assert {ip for _, ip in seen} <= loopback, seen
+
+    report = [sys.executable, "analysis/report.py", "--records", str(out), "--out", str(folder / "report")]
+    told = subprocess.run(report, cwd=ROOT, env=shell(folder, **secret), capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr
+    assert CANARY not in said + told.stdout + told.stderr
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    names = {path.name for path in files}
+    assert {"gcs_server.out", "raylet.out", "sweep.json", "index.html"} <= names, "Ray's session is among them"
+    assert not [path for path in files if CANARY.encode() in path.read_bytes()]
+    rows = [str(pq.read_table(path).to_pylist()) for path in files if path.suffix == ".parquet"]
+    assert rows
+    assert not [row for row in rows if CANARY in row], "what is compressed in files"
+
+
+@pytest.mark.long
+def test_a_job_without_the_token_is_refused(head):
+    submit = ["ray", "job", "submit", "--address", head.url, "--", "echo", "let-in"]
+    for changes in ({"RAY_AUTH_MODE": None}, {"HOME": "/nonexistent"}, {"RAY_AUTH_TOKEN": "0" * 64}):
+        refused = head.run(*submit, **changes)
+        assert refused.returncode == 1, refused.stdout
+        assert "AuthenticationError" in refused.stderr
+        assert "let-in" not in refused.stdout
+    accepted = head.run(*submit)
+    assert accepted.returncode == 0, accepted.stderr
+    assert "let-in" in accepted.stdout
+
+
+@pytest.mark.long
+def test_a_sweep_without_the_token_is_told_so(world, head, tmp_path):
+    address = (head.folder / "t" / "ray" / "ray_current_cluster").read_text()
+    refused = head.run(*small(world, tmp_path / "records"), RAY_ADDRESS=address, RAY_AUTH_MODE=None)
+    assert refused.returncode == 2
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith(f"error: ray: the cluster at {address} lets nobody in")
+    assert "RAY_AUTH_MODE=token" in last
+
+
+@pytest.fixture
+def silent():
+    """A port that accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def closed():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def web():
+    """Something that answers, and is no Ray."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            try:
+                while True:
+                    with server.accept()[0] as caller:
+                        caller.recv(100)
+                        caller.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            except OSError:
+                pass
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("closed", "connection refused"),
+        ("silent", "no answer within 3 s"),
+        ("web", "what answers there is no Ray"),
+        ("ray://127.0.0.1:10001", "Ray Client, which sweeps do not use"),
+        ("http://127.0.0.1:8265", "is an address for `ray job submit` alone"),
+        ("nonsense", "is not host:port, such as 10.0.0.1:6379"),
+        ("127.0.0.1:99999", "is not host:port"),
+        ("a..b:6379", "no Ray answers at 'a..b:6379'"),
+        ("auto", "no Ray was started on this machine"),
+    ],
+)
+def test_an_address_without_a_ray_is_one_clear_error_at_once(folder, request, where, words):
+    address = request.getfixturevalue(where) if where in ("closed", "silent", "web") else where
+    code = "from kvstream.grid.flags import refuse\nfrom kvstream.sweep.ray_address import answering\n"
+    code += "try:\n    answering()\nexcept ValueError as error:\n    refuse(error)"
+    began = time.monotonic()
+    environment = shell(folder, RAY_ADDRESS=address)
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert time.monotonic() - began < 10
+    assert told.returncode == 2
+    [line] = told.stderr.splitlines()
+    assert line.startswith("error: RAY_ADDRESS: ")
+    assert address in line
+    assert words in line
+    assert "unset" in line, "the remedy"
+
+
+@pytest.mark.timed
+def test_a_sweep_says_so_too_and_waits_no_longer(world, folder, closed, silent):
+    """Ray alone would wait for more than a minute. The time that imports take is this machine's, so it is taken off."""
+
+    def seconds(address):
+        began = time.monotonic()
+        told = subprocess.run(
+            small(world, folder / "records"),
+            cwd=ROOT,
+            env=shell(folder, RAY_ADDRESS=address),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert told.returncode == 2
+        [line] = told.stderr.splitlines()
+        assert f"RAY_ADDRESS: no Ray answers at {address!r}" in line
+        return time.monotonic() - began
+
+    took = {address: min(seconds(address), seconds(address)) for address in (closed, silent)}
+    assert took[silent] - took[closed] < 5
+
+
+@pytest.mark.long
+def test_a_healthy_cluster_far_away_is_not_taken_for_a_dead_one(world, head, tmp_path):
+    """Every byte is two thirds of a second late in each direction, more than any place on earth."""
+    host, port = (head.folder / "t" / "ray" / "ray_current_cluster").read_text().split(":")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=relay, args=(server, (host, int(port))), daemon=True).start()
+        code = "from kvstream.sweep.ray_address import answering; print(answering())"
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        told = head.run(sys.executable, "-c", code, RAY_ADDRESS=address)
+        assert told.stdout.strip() == address, told.stderr
+
+
+def relay(server, to):
+    while True:
+        near = server.accept()[0]
+        far = socket.create_connection(to)
+        for source, target in ((near, far), (far, near)):
+            threading.Thread(target=late, args=(source, target), daemon=True).start()
+
+
+def late(source, target):
+    try:
+        while data := source.recv(65536):
+            time.sleep(0.67)
+            target.sendall(data)
+    except OSError:
+        pass

@@ -1,0 +1,404 @@
+"""Workers, drivers and whole sweeps are killed, and clocks jump: nothing finished is lost, and nothing stays behind."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+from apart import (
+    CELLS,
+    OWN_RAY,
+    RECORD,
+    failures,
+    family,
+    gated,
+    goes_on,
+    head,
+    named,
+    told,
+    until,
+    workers,
+)
+from conftest import WORDS
+from driving import QUICK, arguments, digest
+
+from kvstream import StreamingLLM
+from kvstream.inputs.weights import to_arrays
+from kvstream.sweep import worker
+from kvstream.sweep.pacing import together
+
+pytestmark = pytest.mark.long
+
+
+def test_a_worker_that_is_killed_twice_costs_one_cell(start, world, tmp_path, whole):
+    """Whoever kills it; the kernel does where memory is short."""
+    command = gated(world, tmp_path)
+    (tmp_path / "gate").write_text("8")
+    sweep = start(command)
+    killed = set()
+    for _ in range(2):
+        [pid] = until(lambda: {pid for pid, *_, budget, _ in told(tmp_path) if budget == 8} - killed, 60, "its worker")
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
+    assert sweep.ended() == 1
+    [failure] = failures(tmp_path)
+    assert failure["attempts"] == 2
+    assert failure["error"].splitlines()[0] == (
+        "RuntimeError: the process that computed it was killed or crashed, or its machine was lost"
+    )
+    assert "FAILED, RuntimeError: the process that computed it was killed" in sweep.out()
+    assert f"1 of {CELLS} cells are not finished" in sweep.err()
+    assert "Traceback" not in sweep.out() + sweep.err()
+    assert len(digest(tmp_path / "records")) == CELLS - 1
+    goes_on(start, command, tmp_path, whole)
+
+
+# The driver is busy with its n-th result while "hold" holds that number, and tells when all is over.
+HELD = """
+    import atexit, itertools
+    from kvstream.sweep.results import Ledger
+    atexit.register((FOLDER / "over").touch)
+    real, numbers = Ledger.evaluated, itertools.count(1)
+    def held(self, *arguments):
+        number = str(next(numbers))
+        while number in (FOLDER / "hold").read_text().split():
+            (FOLDER / ("busy " + number)).touch()
+            time.sleep(0.02)
+        return real(self, *arguments)
+    Ledger.evaluated = held
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "number"),
+    [("fetch", signal.SIGKILL), ("wait", signal.SIGKILL), ("wait", signal.SIGTERM)],
+    ids=["killed, then more is fetched", "killed, then the last is waited for", "stopped"],
+)
+def test_a_sweep_whose_ray_ends_says_so(start, world, tmp_path, whole, what, number):
+    """Ray ends a driver that uses its store then without a word; of one that is killed it knows only after 15 s."""
+    command = gated(world, tmp_path, before=OWN_RAY + HELD)
+    gate, hold = tmp_path / "gate", tmp_path / "hold"
+    gate.write_text("14 15" if what == "wait" else "")
+    hold.write_text("8" if what == "wait" else "1 2")
+    sweep = start(command, RAY_max_direct_call_object_size="1")  # even small results lie in Ray's store
+
+    def seen(event):
+        return {budget for _, _, happened, budget, _ in told(tmp_path) if happened == event}
+
+    if what == "wait":
+        until(lambda: {14, 15} <= seen("begin"), 60, "the last two, so that all are submitted")
+        gate.write_text("15")
+        until((tmp_path / "busy 8").exists, 60, "all but one")
+    else:
+        until((tmp_path / "busy 1").exists, 60, "the first result, that of full")
+    gate.unlink()
+    until(lambda: seen("end") >= ({15} if what == "wait" else {8, 9, 10}), 60, "what had been submitted")
+    time.sleep(2)  # for the results to be stored: Ray ends the driver, too, where a worker tells of one then
+    if what == "fetch":
+        hold.write_text("2")
+        until((tmp_path / "busy 2").exists, 60, "the first of several results that were heard of together")
+        until(lambda: 11 in seen("end"), 60, "what was submitted before that")
+        time.sleep(2)
+    [raylet] = named(sweep.session, "raylet")
+    raylet.send_signal(number)
+    until(lambda: raylet not in family(sweep.session), 30, "its end")
+    hold.write_text("")
+    assert sweep.ended(30) == 1, sweep.err()
+    until(lambda: "stopping: " in sweep.err(), 10, "a word")
+    said = sweep.err()
+    assert "; repeat the sweep, after `ray start` if a Ray that you had started no longer runs" in said
+    assert "Traceback" not in sweep.out() + said
+    if number == signal.SIGKILL:  # else Ray ends the driver at once
+        written = 8 if what == "wait" else 2
+        assert said.count("stopping: ") == said.count("stopping: the Ray on this machine has ended") == 1
+        assert f"{CELLS - written} of {CELLS} cells are not finished" in said
+        assert (tmp_path / "over").exists(), "Ray has ended the driver before its time"
+        assert len(digest(tmp_path / "records")) == written
+    sweep.leaves_nothing()
+    goes_on(start, command, tmp_path, whole)
+
+
+HUNGRY = """
+        if budget == 8 and not (FOLDER / "fed").exists():
+            held = [bytearray(b"1") * 10**8 for _ in range(60) if not time.sleep(0.03)]
+            time.sleep(20)
+"""
+
+
+def test_a_cell_that_fills_the_memory_is_killed_by_ray_and_costs_only_itself(start, world, tmp_path, whole):
+    memory = psutil.virtual_memory()
+    if memory.available < 8e9:
+        pytest.skip("needs eight gigabytes that nobody uses")
+    limit = str((memory.total - memory.available + 3e9) / memory.total)  # three gigabytes more than are in use
+    command = [*gated(world, tmp_path, then=HUNGRY.strip()), "--threads", "2"]
+    (tmp_path / "gate").unlink()
+    sweep = start(command, RAY_memory_usage_threshold=limit, RAY_memory_monitor_refresh_ms="50")
+    assert sweep.ended() == 1
+    [failure] = failures(tmp_path)
+    assert failure["attempts"] == 2
+    assert failure["error"].startswith("RuntimeError: its machine ran out of memory, and Ray killed the cell; give ")
+    assert "python" not in failure["error"], "the commands of other processes, which Ray lists, are nobody's business"
+    assert "Traceback" not in sweep.out() + sweep.err()
+    assert len(digest(tmp_path / "records")) == CELLS - 1
+    (tmp_path / "fed").touch()
+    goes_on(start, command, tmp_path, whole)
+
+
+EARLY = """
+import os, signal, sys
+WHERE, NUMBER = {where!r}, {number}
+
+def strike():
+    os.kill(0 if NUMBER == signal.SIGINT else os.getpid(), NUMBER)  # a terminal's Ctrl-C reaches the whole group
+{hook}
+import runpy
+sys.argv = {command!r}
+runpy.run_path({script!r}, run_name="__main__")
+"""
+HOOKS = {
+    "texts": "from kvstream import plan as place; name = 'load_documents'",
+    "Ray's start": "import ray._private.node as place; place = place.Node; name = 'start_ray_processes'",
+    "after Ray's start": "from kvstream import cluster as place; name = 'choose_device'",
+}
+AROUND = """
+inner = getattr(place, name)
+def struck(*given, **named):
+    strike()
+    return inner(*given, **named)
+setattr(place, name, struck)
+"""
+
+
+@pytest.mark.parametrize("where", HOOKS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_sweep_can_be_stopped_before_its_first_cell(start, world, tmp_path, where, number):
+    command = arguments(world, tmp_path / "records")[1:]
+    names = {"where": where, "number": int(number), "hook": HOOKS[where] + AROUND, "command": command}
+    (tmp_path / "early.py").write_text(EARLY.format(**names, script=str(QUICK)))
+    sweep = start([sys.executable, str(tmp_path / "early.py")])
+    rays_own = {int(signal.SIGTERM)} if (number, where) == (signal.SIGTERM, "Ray's start") else set()
+    assert sweep.ended(60) in {130, *rays_own}
+    assert "Traceback" not in sweep.out() + sweep.err()
+    assert not digest(tmp_path / "records")
+    sweep.leaves_nothing()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["Ctrl-C", "Ctrl-C twice", "SIGTERM", "SIGKILL"])
+def test_a_driver_that_is_stopped_leaves_no_process_and_the_same_command_goes_on(start, world, tmp_path, whole, how):
+    command = gated(world, tmp_path)
+    sweep = start(command)
+    until(lambda: len({pid for pid, *_ in told(tmp_path)}) == 2, 60, "two cells at the gate")
+    if how == "SIGKILL":
+        sweep.process.kill()
+        assert sweep.ended() == -signal.SIGKILL
+    elif how == "SIGTERM":
+        sweep.process.terminate()
+    else:
+        for process in family(sweep.session):  # more than a terminal would reach
+            process.send_signal(signal.SIGINT)
+    if how.startswith("Ctrl-C"):
+        until(lambda: "SIGINT: finishing the cells that run" in sweep.err(), 20, "an answer to Ctrl-C")
+    if how == "Ctrl-C":
+        time.sleep(2)
+        assert sweep.process.poll() is None, "it waits for the cells that run"
+        (tmp_path / "gate").unlink()
+    elif how == "Ctrl-C twice":
+        sweep.send(signal.SIGINT)
+    assert sweep.ended(60) == (-signal.SIGKILL if how == "SIGKILL" else 1)
+    assert "Traceback" not in sweep.out() + sweep.err()
+    sweep.leaves_nothing()
+    finished = len(digest(tmp_path / "records"))
+    if how == "Ctrl-C":
+        assert 4 <= finished <= 5, "two ran and two waited with Ray, full may have come before; nothing new began"
+        assert len({pid for pid, *_ in told(tmp_path)}) == 2
+    else:
+        assert finished <= 2
+    if how == "SIGKILL":
+        until(lambda: "stopping: the sweep was killed" in sweep.err(), 10, "a word")
+    else:
+        assert sweep.err().count("stopping: ") == 0
+        assert f"{CELLS - finished} of {CELLS} cells are not finished" in sweep.err()
+    goes_on(start, command, tmp_path, whole)
+
+
+CLOCK = """
+import time
+real = time.time
+
+def jumping():
+    return real() + (86400 if int(time.monotonic()) % 2 else -86400)
+
+time.time = jumping
+"""
+
+
+def test_a_wall_clock_that_jumps_changes_nothing(start, world, tmp_path, whole):
+    """A day forth and back, every second, in the driver and in the workers."""
+    (tmp_path / "jumping.py").write_text(CLOCK)
+    command = gated(world, tmp_path, before=f"{OWN_RAY}; import jumping", then="import jumping; time.sleep(0.3)")
+    (tmp_path / "gate").unlink()
+    begun = time.monotonic()
+    sweep = start(command, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert sweep.ended() == 0, sweep.err()
+    elapsed = time.monotonic() - begun
+    assert digest(tmp_path / "records") == whole
+    records = [json.loads(path.read_text()) for path in (tmp_path / "records").glob(RECORD)]
+    assert all(0 < record["seconds"] < elapsed for record in records)
+    assert " h " not in sweep.out(), "the time left is told in hours"
+    rates = [int(rate.replace(",", "")) for rate in re.findall(r", ([-\d,]+) tokens/s", sweep.out())]
+    assert len(rates) == CELLS
+    assert all(300 / elapsed < rate for rate in rates)
+
+
+def test_the_pace_of_threads_does_not_follow_a_clock_that_jumps(tiny_model, monkeypatch):
+    """Set back by a day in the middle, a wall clock would have it measure for a day; here it is set right again."""
+    text = np.random.default_rng(0).integers(0, 97, 1100, dtype=np.int32)
+    cell = SimpleNamespace(document=SimpleNamespace(token_ids=text), policy=StreamingLLM(4, 60), device="cpu")
+    real, begun = time.time, time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: real() - 86400 * (0.5 < time.monotonic() - begun < 30))
+    config, arrays = to_arrays(tiny_model("neox", torch.float32))
+    weights = worker.Weights(config=config, arrays=arrays, code=worker.own_code())
+    done = worker.pace(weights, cell, 1, 2.0)
+    assert 2.0 <= done[-1] - done[0] < 20
+    assert sorted(done) == done
+    assert together([done, done]) > 0
+
+
+def test_what_a_grid_names_twice_is_computed_once(start, world, tmp_path):
+    """Policies and budgets fall together; texts that are the same under two names are two documents."""
+    texts, out = tmp_path / "texts", tmp_path / "records"
+    texts.mkdir()
+    for name in ("one", "other"):
+        shutil.copy(world / "texts" / "one.txt", texts / f"{name}.txt")
+    axes = [
+        "--policies",
+        "full,recent_only,full,recent_only(8),fix_size_l2",
+        "--budgets",
+        "8,8",
+        "--keep-ratios",
+        ".5,.5",
+    ]
+    command = [*arguments(world, out, *axes, "--lengths", "300,300"), "--text", str(texts), "--documents", "2"]
+    sweep = start([*command, "--strategies", "random,random"])
+    assert sweep.ended() == 0, sweep.err()
+    assert "6 cells, 0 finished before, 6 to do" in sweep.out()
+    lines = [line.partition("] ")[2].partition(": PPL")[0] for line in sweep.out().splitlines() if ": PPL" in line]
+    assert len(lines) == len(set(lines)) == 6
+    keys = json.loads((out / "sweep.json").read_text())["cells"]
+    assert len(keys) == len(set(keys)) == len(digest(out)) == 6
+    losses = {}
+    for path in out.glob(RECORD):
+        record = json.loads(path.read_text())
+        table = pq.read_table(out / record["file"])
+        assert table["position"].to_pylist() == list(range(1, 300))
+        assert set(table["cell"].to_pylist()) == {record["cell"]}
+        assert set(table["document"].to_pylist()) == {record["fields"]["document"]}
+        losses.setdefault(record["fields"]["policy"], []).append(table["nll_nats"].to_pylist())
+    assert losses["full"][0] == losses["full"][1]
+    assert losses["recent_only(8)"][0] == losses["recent_only(8)"][1]
+    drawn = losses["fix_size_l2(8,0.5,random)"]
+    assert drawn[0] != drawn[1], "draws follow the document's name"
+
+
+LEAST = {"worker": 20, "driver": 20, "group": 5}
+LONG = 10_000  # tokens, in parts of a size that workers compute many times a second
+SMALL_PARTS = """
+from kvstream import chunks
+chunks.PART_TOKENS = 2048
+import runpy, sys
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def long_sweep(world, folder):
+    """Write texts and a script into `folder`; returns the command of a sweep of ten long cells, but for its --out."""
+    texts, script = folder / "texts", folder / "small_parts.py"
+    texts.mkdir()
+    script.write_text(SMALL_PARTS)
+    for seed in range(2):
+        (texts / f"{seed}.txt").write_text(" ".join(random.Random(seed).choices(WORDS, k=LONG)))
+    policies = "streaming_llm(4,4),streaming_llm(4,28),recent_only(8),recent_only(32),fix_size_l2(8,0.5,random)"
+    python, *command = arguments(world, "none", "--lengths", f"1000,{LONG}", "--documents", "2")
+    for axis in ("--budgets", "--start-sizes", "--strategies"):  # whole labels leave them nothing to vary
+        at = command.index(axis)
+        del command[at : at + 2]
+    return [python, str(script), *command, "--policies", policies, "--text", str(texts), "--out"]
+
+
+def killed(process):
+    """Kill a process; returns whether it was there."""
+    with suppress(psutil.Error):
+        process.kill()
+        return True
+    return False
+
+
+def goes_on_for(sweep, seconds):
+    """Whether it does; returns when it ends."""
+    with suppress(subprocess.TimeoutExpired):
+        sweep.ended(seconds)
+    return sweep.process.poll() is None
+
+
+@pytest.mark.long
+def test_a_hundred_kills_at_random_moments_change_no_row(start, world, tmp_path):
+    """Workers and drivers on a Ray that goes on, and whole sweeps with a Ray of their own."""
+    seed = int(os.environ.get("SEED", time.time_ns() % 10**6))
+    print(f"SEED={seed}")
+    draw = random.Random(seed)
+    ray, address = head(start)
+    command = long_sweep(world, tmp_path)
+    sweeps, kills, finished = [start([*command, str(tmp_path / "whole")], RAY_ADDRESS=address)], Counter(), 0
+    assert sweeps[0].ended(120) == 0, sweeps[0].err()
+    whole = digest(tmp_path / "whole")
+    assert len(whole) == 10
+    end = time.monotonic() + 1200
+    while kills.total() < 100 or any(kills[victim] < least for victim, least in LEAST.items()):
+        out = tmp_path / f"disturbed{finished}"
+        own, early = draw.random() < 0.15, draw.random() < 0.65  # early: whatever it does, before it computes, too
+        everything = "group" if own else "driver"
+        sweep = start([*command, str(out)], RAY_ADDRESS="local" if own else address)
+        sweeps.append(sweep)
+        session = sweep.session if own else ray.session
+        while not early and sweep.process.poll() is None and not workers(session) and time.monotonic() < end:
+            time.sleep(0.05)
+        while goes_on_for(sweep, draw.uniform(0.0, 4.0 if early else 1.5)):
+            assert time.monotonic() < end, f"only {dict(kills)} in 20 minutes"
+            victim = everything if early else draw.choice([everything, "worker", "worker"])
+            if victim == "worker":  # one, or all at once
+                kills[victim] += sum(map(killed, workers(session)[: draw.choice([1, None])]))
+            elif victim == "driver":
+                kills[victim] += killed(sweep.process)
+            else:
+                kills[victim] += sum(map(killed, family(sweep.session))) > 0
+        code = sweep.ended()
+        assert code in (0, 1, -signal.SIGKILL), sweep.err()
+        if code == 0:
+            assert digest(out) == whole
+            finished += 1
+    out = tmp_path / f"disturbed{finished}"
+    for _ in range(2):  # a cell that was killed twice in a row has failed, and is tried again
+        sweeps.append(start([*command, str(out)], RAY_ADDRESS=address))
+        code = sweeps[-1].ended(120)
+    print(f"{dict(kills)}, {finished} of {len(sweeps)} sweeps finished in between")
+    assert code == 0, sweeps[-1].err()
+    assert digest(out) == whole
+    assert not list(out.glob("*.part*")) + list(out.glob("*.state")) + list(out.glob("*.failed.json"))
+    assert "Traceback" not in "".join(sweep.out() + sweep.err() for sweep in sweeps)
+    until(lambda: not [process for sweep in sweeps for process in family(sweep.session)], 30, "the end of all sweeps")
+    until(lambda: not workers(ray.session), 30, "the end of their workers")
