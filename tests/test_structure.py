@@ -1,33 +1,47 @@
-"""What the code promises about itself: who imports what, and that the README says what is there."""
+"""What the house promises: who may import whom, how large a thing may be, and that the documents name what is there."""
 
 import ast
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import golden
+import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted((ROOT / "kvstream").rglob("*.py"))
+CODE = [path for folder in ("kvstream", "analysis") for path in sorted((ROOT / folder).rglob("*.py"))]
+# Each folder may import those of the rows before it, and itself; folders of one row do not know each other.
+FLOORS = {
+    "kvstream": [{"policies"}, {"inputs", "engine"}, {"measure", "grid"}, {"records"}, {"sweep"}],
+    "analysis": [{"read"}, {"numbers"}, {"charts", "words"}, {"page"}],
+}
+MAY = {  # where a folder may use another of its own row
+    ("charts", "words"),  # a chart writes numbers as sentences do
+}
+RAY = {"cluster.py", "ray_pool.py"}
+LONGEST_MODULE, LONGEST_CLASS, LONGEST_README = 260, 150, 120
 
 
-def imports(path: Path) -> set[str]:
-    """Top-level packages that a file imports, wherever in it, type-checking blocks aside."""
-    found = set()
-    skipped = set()
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            skipped.update(id(child) for child in ast.walk(node))
-    for node in ast.walk(tree):
-        if id(node) in skipped:
+def nodes(path: Path, *, at_import: bool = False):
+    """All statements of a file, type-checking blocks aside; at_import: and what functions do."""
+    waiting = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
+        yield node
+        if not (at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+            waiting += ast.iter_child_nodes(node)
+
+
+def imports(path: Path, *, at_import: bool = False) -> set[str]:
+    """Full names that a file imports: modules, and what it takes from them."""
+    found = set()
+    for node in nodes(path, at_import=at_import):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
+            assert not node.level, f"{path}: a relative import"
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return found
 
@@ -36,89 +50,113 @@ def top(names: set[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-def test_only_two_modules_import_ray():
-    assert [path.name for path in MODULES if "ray" in top(imports(path))] == ["cluster.py", "fleet.py"]
+def test_folders_are_those_of_the_house():
+    for package, floors in FLOORS.items():
+        there = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        assert there == set.union(*floors), package
+    assert {path.name for path in (ROOT / "kvstream").glob("*.py")} == {"__init__.py", "__main__.py"}
+    assert {path.name for path in (ROOT / "analysis").glob("*.py")} == {"__init__.py", "report.py"}
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_go_one_way(package):
+    arrows = 0
+    for height, floor in enumerate(FLOORS[package]):
+        below = set().union(*FLOORS[package][:height])
+        for folder in floor:
+            for path in (ROOT / package / folder).rglob("*.py"):
+                used = {name.split(".")[1] for name in imports(path) if name.startswith(f"{package}.")}
+                allowed = below | {folder} | {other for one, other in MAY if one == folder}
+                assert used <= allowed, f"{path.relative_to(ROOT)} uses {used - allowed}"
+                arrows += len(used - {folder})
+    assert arrows > 5  # else nothing was looked at
+
+
+def test_only_two_files_know_ray():
+    knowing = {path for path in CODE if "ray" in top(imports(path))}
+    assert {path.name for path in knowing} == RAY
+    assert {path.parent.name for path in knowing} == {"sweep"}
 
 
 def test_the_report_stands_apart():
-    for path in sorted((ROOT / "analysis").glob("*.py")):
+    for path in (ROOT / "analysis").rglob("*.py"):
         assert not top(imports(path)) & {"torch", "transformers", "ray", "kvstream"}, path.name
 
 
+@pytest.mark.parametrize("folder", ["policies", "grid", "records"])
+def test_no_torch_is_imported_where_none_is_needed(folder):
+    files = sorted((ROOT / "kvstream" / folder).rglob("*.py"))
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files]
+    code = f"import sys, {', '.join(modules)}; print('torch' in sys.modules, 'ray' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["False", "False"]
+
+
+def test_policies_know_nothing_but_arrays():
+    for path in (ROOT / "kvstream" / "policies").rglob("*.py"):
+        known = {"kvstream", "numpy"} | set(sys.stdlib_module_names)
+        assert top(imports(path, at_import=True)) <= known, path.name
+
+
+def test_nothing_is_too_long_to_read():
+    for path in CODE:
+        text = path.read_text()
+        assert len(text.splitlines()) <= LONGEST_MODULE, path.relative_to(ROOT)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno - node.lineno + 1 <= LONGEST_CLASS, f"{path.relative_to(ROOT)}: {node.name}"
+
+
+def test_tests_lie_in_folders_of_the_same_names():
+    folders = {path.parent.name for path in (ROOT / "kvstream").glob("*/__init__.py")}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        first, *rest = path.relative_to(ROOT / "tests").parts
+        assert not rest or first in folders or (first == "analysis" and (ROOT / "analysis" / rest[0]).is_dir()), path
+
+
 def test_charts_name_no_channel_by_a_string():
-    drawing = [path for path in (ROOT / "analysis").glob("*.py") if "altair" in imports(path)]
-    calls = [node for path in drawing for node in ast.walk(ast.parse(path.read_text()))]
-    calls = [node for node in calls if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".encode")]
+    drawing = [path for path in (ROOT / "analysis").rglob("*.py") if "altair" in top(imports(path))]
+    calls = [node for path in drawing for node in nodes(path) if isinstance(node, ast.Call)]
+    calls = [node for node in calls if ast.unparse(node.func).endswith(".encode")]
     given = [one for call in calls for one in call.keywords if one.arg]
-    assert len(given) > 50
+    assert len(given) > 30
     plain = ("alt.value(", "alt.condition(")  # dictionaries, which are looked up like strings
     objects = [one for one in given if isinstance(one.value, ast.Call | ast.Name)]
     assert [one for one in objects if not ast.unparse(one.value).startswith(plain)] == given
 
 
-def test_policies_know_neither_models_nor_ray():
-    for path in sorted((ROOT / "kvstream" / "policies").glob("*.py")):
-        assert not top(imports(path)) & {"torch", "transformers", "ray", "datasets"}, path.name
-
-
-def test_nothing_points_back_up():
-    engine = (
-        "attention bounded cache chunks contest decoding layer memory noise probe replaying rope sinks wrappers calls"
-    )
-    floors = [
-        set(f"{engine} address checkpoint environment guardian hub interrupt lastword progress shapes weights".split()),
-        {"demo", "grid", "models", "records", "sources", "storage", "text"},
-        {"jobs", "latency", "quality"},
-        {"command", "parts", "plan", "room", "tasks", "verifying"},
-        {"cluster", "ledger", "pacing"},
-        {"fleet", "watch"},
-        {"sweep"},
-    ]
-    there = {path.stem for path in (ROOT / "kvstream").glob("*.py")} - {"__init__", "__main__"}
-    assert set.union(*floors) == there
-    for place, floor in enumerate(floors):
-        above = {f"kvstream.{name}" for upper in floors[place + 1 :] for name in upper}
-        for name in floor:
-            assert not above & imports(ROOT / "kvstream" / f"{name}.py"), name
-
-
 def test_sweeps_import_only_installed_packages():
     for path in sorted((ROOT / "sweeps").glob("*.py")):
         assert top(imports(path)) <= {"kvstream"} | set(sys.stdlib_module_names), path.name
-        tree = ast.parse(path.read_text())
         for word in ("Hypothesis", "Cost", "python sweeps/"):
-            assert word in ast.get_docstring(tree), f"{path.name} does not state: {word}"
-
-
-def test_a_flag_error_does_not_wait_for_torch():
-    modules = "kvstream.sweep.main, kvstream.grid.cells, kvstream"
-    code = f"import sys, {modules}; print('torch' in sys.modules, 'ray' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.split() == ["False", "False"]
-
-
-def test_the_readmes_tree_shows_every_file_and_no_other():
-    readme = (ROOT / "README.md").read_text()
-    tree = readme.partition("## What is where\n")[2].partition("\n## ")[0]
-    files = [path for folder in ("kvstream", "analysis", "sweeps", "tests") for path in (ROOT / folder).rglob("*.py")]
-    for path in files:
-        if path.name != "__init__.py":
-            assert re.search(rf"\b{re.escape(path.stem)}(\.py)?\b", tree), f"README's tree lacks {path}"
-    for name in re.findall(r"\b(\w+)\.py\b|\b(test_\w+)", tree):
-        assert any(path.stem in name for path in files), f"README's tree names {name}"
+            assert word in ast.get_docstring(ast.parse(path.read_text())), f"{path.name} does not state: {word}"
 
 
 def test_nothing_is_left_for_later():
-    for path in [*MODULES, *(ROOT / "analysis").glob("*.py"), *(ROOT / "sweeps").glob("*.py")]:
+    for path in [*CODE, *(ROOT / "sweeps").glob("*.py")]:
         assert not re.search(r"TODO|FIXME|XXX|NotImplementedError", path.read_text()), path.name
 
 
-def test_the_readmes_way_to_read_records_works(tmp_path):
-    golden.write(replace(golden.QUICK, tokens=300, lengths=(300,)), tmp_path / "records" / "quick")
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    [example] = [text for text in examples if "duckdb" in text]
-    ran = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    lines = ran.stdout.splitlines()
-    assert len(lines) == len(golden.QUICK.policies) * len(golden.QUICK.documents)
-    assert all(1 < float(line.split()[-1]) < 1000 for line in lines)
+def test_the_readme_is_an_introduction():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= LONGEST_README
+    for path in CODE:
+        assert path.name in ("__init__.py", "report.py") or f"{path.name}" not in text, f"README names {path.name}"
+
+
+def test_every_link_of_a_document_leads_somewhere():
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    links = [(path, link) for path in documents for link in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())]
+    assert len(links) > 10
+    assert [(path.name, link) for path, link in links if not (path.parent / link).exists()] == []
+    linked = {(path.parent / link).resolve() for path, link in links}
+    assert {path for path in (ROOT / "docs").glob("*.md") if path not in linked} == set(), "a document no other names"
+
+
+def test_the_files_that_the_architecture_names_are_there():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`((?:\w+/)+(?:\w+\.\w+)?)`", text)
+    assert len(named) > 15
+    for name in named:
+        found = [place for place in (ROOT, ROOT / "kvstream") if (place / name).exists()]
+        assert found, f"docs/architecture.md names {name}"
