@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from kvstream.grid.flags import Parser, leave, refuse
+from kvstream.grid.exits import leave, refuse
+from kvstream.grid.flags import Parser
 from kvstream.records.store import Records
 
 

@@ -11,7 +11,7 @@ fit a machine's memory are recorded as such, and the rest is run.
     ray start --head; python sweeps/full.py                                    on a Ray that runs
 """
 
-from kvstream.grid.cells import Grid, expand
+from kvstream.grid.axes import Grid, expand
 from kvstream.policies import Axes
 from kvstream.sweep.main import main
 

@@ -32,7 +32,7 @@ GATED = """
 import json, os, pathlib, time
 from dataclasses import dataclass
 from kvstream import FixSizeL2, Full, grid
-from kvstream.grid.cells import Grid, Repeats
+from kvstream.grid.axes import Grid, Repeats
 from kvstream.sweep.main import main
 
 grid._policy = lambda axis, policy: None  # a sweep refuses policies of others, whose code is in no cell's key

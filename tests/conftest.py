@@ -14,6 +14,8 @@ import pytest
 import torch
 from apart import CELLS, apart, gated
 from driving import digest
+from exactness_cases import spec_of
+from oracle_store import Store
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GPTNeoXConfig,
@@ -25,8 +27,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from kvstream.grid import exits
 from kvstream.inputs import hub
-from kvstream.records import storage
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # threads of two processes on the same cores would mostly wait for one another
@@ -113,6 +115,15 @@ def tokens():
 
 
 @pytest.fixture(scope="session")
+def trace_of():
+    """(family, ids, policy) → what the oracle finds with float64 weights, kept in `oracle_results.npz` or computed."""
+    store = Store(build_model)
+    yield lambda family, ids, policy, vocab=VOCAB: store.trace(family, tuple(ids.tolist()), spec_of(policy), vocab)
+    if "KVSTREAM_STORE_ORACLE" in os.environ:
+        store.save()
+
+
+@pytest.fixture(scope="session")
 def world(tmp_path_factory, tiny_model):
     """A folder with a tiny model and three texts of 500 words."""
     folder = tmp_path_factory.mktemp("world")
@@ -151,7 +162,7 @@ def whole(world, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _nothing_is_abandoned() -> Iterator[None]:
-    """What one test gives up or opens must not end the next: `command.leave` ends the process where something waits."""
+    """What one test gives up or opens must not end the next: `exits.leave` ends the process where something waits."""
     yield
     hub.abandoned.clear()
-    storage.opened.clear()
+    exits.opened.clear()

@@ -6,20 +6,18 @@ Values are comma lists without spaces or quotes, because `ray submit` joins argu
 from __future__ import annotations
 
 import argparse
-import atexit
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar, get_args
 
-from kvstream.grid.cells import BOS, DTYPE_BYTES, MOST, Grid, expand, visible
-from kvstream.inputs.hub import abandoned
+from kvstream.grid.axes import BOS, MOST, Grid, expand
+from kvstream.grid.cells import DTYPE_BYTES
+from kvstream.grid.exits import refuse
 from kvstream.policies import POLICIES, Axes, BoundedPolicy, Policy, parse_policy
 from kvstream.policies.base import Position
 from kvstream.policies.fix_size_l2 import Strategy
-from kvstream.records.storage import abandon_clients
 
 T = TypeVar("T")
 REPEATS = {"prefills": "prefills per policy", "rounds": "rounds", "steps": "output tokens per round"}
@@ -43,28 +41,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and where argparse's own words name no remedy, where to look for it."""
         refuse(message if "; " in message else f"{message}; --help lists what there is")
-
-
-def refuse(message: object) -> NoReturn:
-    """End the program with one clear line and exit code 2, whatever the values and errors of others in it hold."""
-    line = " ".join(part.strip() for part in str(message).splitlines())
-    print(f"error: {visible(line)}", file=sys.stderr)
-    leave(2)
-
-
-def leave(code: int, *, at_once: bool = False) -> NoReturn:
-    """End the program, also where Python would first wait for what was given up: a busy hub may ask for an hour.
-
-    It ends at once where it used an object store, too.
-
-    at_once: without releasing objects first, such as buffers of Ray's store.
-    """
-    if abandon_clients() or at_once or any(thread.is_alive() for thread in abandoned):
-        atexit._run_exitfuncs()  # Ray's end, for one
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    raise SystemExit(code)
 
 
 def parse_flags(grid: Grid, question: str, arguments: Sequence[str] | None = None) -> tuple[Grid, Options]:

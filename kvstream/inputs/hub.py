@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 PREFLIGHT_S = 7.0
 STALL_S = 60.0  # a download of which nothing comes for so long is given up
-abandoned: list[threading.Thread] = []  # what was given up and may still wait; see `command.leave`
+abandoned: list[threading.Thread] = []  # what was given up and may still wait; see `grid.exits.leave`
 # The hub's own rules for a repository; a revision becomes part of a path in its cache, so it may not lead elsewhere.
 _PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
 _ID = re.compile(

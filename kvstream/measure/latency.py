@@ -35,11 +35,12 @@ from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.decode import synchronizer
 from kvstream.engine.layer import UnboundedLayer
-from kvstream.grid.cells import distinct_sizes, policy_fields
 from kvstream.inputs.models import load_model
 from kvstream.measure import machine_noise as noise
 from kvstream.measure.peak_memory import can_reset, peak_bytes
 from kvstream.policies import Full, Policy
+from kvstream.policies.fields import policy_fields
+from kvstream.policies.sizes import distinct_sizes
 
 FULL_AGAIN = "full (again)"
 DYNAMIC = "DynamicCache"

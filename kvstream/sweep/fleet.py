@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import ray
 
 from kvstream.grid.cells import LatencyCell, QualityCell
-from kvstream.grid.planning import needed_bytes, side_by_side, text_bytes
+from kvstream.grid.memory_needed import needed_bytes, side_by_side, text_bytes
 from kvstream.sweep import worker
 from kvstream.sweep.cluster import Node, Slots
 from kvstream.sweep.interrupt import Interrupt, Lost

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from kvstream.grid.cells import Cell, Grid, LatencyCell, QualityCell
-from kvstream.grid.flags import Options, leave, parse_flags, refuse
+from kvstream.grid.axes import Grid
+from kvstream.grid.cells import Cell, LatencyCell, QualityCell
+from kvstream.grid.exits import leave, refuse
+from kvstream.grid.flags import Options, parse_flags
 from kvstream.sweep.interrupt import Interrupt, Lost
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
     from kvstream.grid import planning
     from kvstream.records.store import Records
     from kvstream.sweep import cluster
+    from kvstream.sweep.dry_run import describe
     from kvstream.sweep.ray_address import answering
 
     cluster.refuse_lost(options.out)
@@ -87,7 +90,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
     sweep = Sweep(grid, question, options, planning.prepare(grid), Records(options.out))
     auto = options.device == "auto"
     if options.dry_run:
-        planning.describe(grid, question, sweep.span(cluster.device_here() if auto else options.device), sweep.records)
+        describe(grid, question, sweep.span(cluster.device_here() if auto else options.device), sweep.records)
         return 0
     with sweep.records.locked():
         if not (where and auto):  # else only the cluster knows the device
@@ -141,7 +144,7 @@ class Sweep:
         return unfinished
 
     def _measure_on(self, where: str | None) -> int:
-        from kvstream.grid import planning as planning
+        from kvstream.grid.memory_needed import needed_bytes, too_large
         from kvstream.records import disk_space
         from kvstream.sweep import cluster
 
@@ -152,12 +155,12 @@ class Sweep:
         nodes = cluster.fit_for(device, nodes, options.threads)
         self.look(device)
         available = max(node.memory for node in nodes)
-        refused = {cell: why for cell in self.missing if (why := planning.too_large(cell, available))}
+        refused = {cell: why for cell in self.missing if (why := too_large(cell, available))}
         if refused and len(refused) == len(self.cells):
             raise ValueError(next(iter(refused.values())))
         todo = [cell for cell in self.missing if cell not in refused]
         evaluated = [cell for cell in todo if isinstance(cell, QualityCell)]
-        largest = max(map(planning.needed_bytes, evaluated), default=0.0)
+        largest = max(map(needed_bytes, evaluated), default=0.0)
         slots = cluster.divide(device, nodes, options.threads, len(evaluated), largest)
         disk_space.require_room(self.records, todo, slots.count)
         self._begin(refused)

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvstream.engine.chunks import PART_TOKENS
-from kvstream.grid.cells import Cell, LatencyCell, visible
+from kvstream.grid.cells import Cell, LatencyCell
+from kvstream.grid.visible import visible
 from kvstream.measure.latency import Measured, Progress
 from kvstream.measure.quality import Begun, Evaluated
 from kvstream.records.long_cells import Parts

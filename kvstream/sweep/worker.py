@@ -13,7 +13,8 @@ import torch
 from kvstream.engine import model_check
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.replay import replay_chunks
-from kvstream.grid.cells import LATENCY, QUALITY, LatencyCell, QualityCell, code_digest
+from kvstream.grid.cells import LatencyCell, QualityCell
+from kvstream.grid.code_version import LATENCY, QUALITY, code_digest
 from kvstream.inputs.models import load_model, resolve
 from kvstream.inputs.weights import from_arrays, to_arrays
 from kvstream.measure.environment import environment

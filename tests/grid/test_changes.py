@@ -15,8 +15,9 @@ import torch
 
 from analysis.numbers.database import open_database
 from analysis.read.records import read_records
-from kvstream.grid import cells as grid
-from kvstream.grid.cells import Grid, LatencyCell, QualityCell, Repeats
+from kvstream.grid import code_version
+from kvstream.grid.axes import Grid, Repeats
+from kvstream.grid.cells import LatencyCell, QualityCell
 from kvstream.inputs.documents import Document
 from kvstream.inputs.models import resolve
 from kvstream.policies import FixSizeL2, Full, StreamingLLM
@@ -84,7 +85,7 @@ def test_what_decides_nothing_leaves_a_cell_as_it_is(quality, change):
     assert replace(quality, **IRRELEVANT[change]).key == quality.key
 
 
-PACKAGE = Path(grid.__file__).parent
+PACKAGE = Path(code_version.__file__).parent.parent
 # What these modules compute is in a cell's identity, or decides nothing.
 NAMED_OTHERWISE = {
     "grid": "makes the identity",
@@ -114,23 +115,27 @@ def reached(*modules):
 
 
 def test_every_module_that_decides_numbers_is_in_the_digest():
-    assert reached("quality", "jobs", "text", "tasks") - set(grid.QUALITY + grid.LATENCY) == set(NAMED_OTHERWISE)
-    assert reached("quality", "jobs", "text") - set(grid.QUALITY) <= set(NAMED_OTHERWISE)
+    assert reached("quality", "jobs", "text", "tasks") - set(code_version.QUALITY + code_version.LATENCY) == set(
+        NAMED_OTHERWISE
+    )
+    assert reached("quality", "jobs", "text") - set(code_version.QUALITY) <= set(NAMED_OTHERWISE)
     random_prompts = {"text"}
-    assert reached("latency") - set(grid.LATENCY) - random_prompts <= set(NAMED_OTHERWISE)
+    assert reached("latency") - set(code_version.LATENCY) - random_prompts <= set(NAMED_OTHERWISE)
 
 
-@pytest.mark.parametrize("module", [*dict.fromkeys(grid.QUALITY + grid.LATENCY), "policies/fix_size_l2"])
+@pytest.mark.parametrize(
+    "module", [*dict.fromkeys(code_version.QUALITY + code_version.LATENCY), "policies/fix_size_l2"]
+)
 def test_a_changed_line_of_the_engine_makes_every_cell_another(quality, latency, monkeypatch, module):
     cells, real = {"QUALITY": quality, "LATENCY": latency}, Path.read_bytes
     before = {kind: cell.key for kind, cell in cells.items()}
     changed = PACKAGE / f"{module}.py"
     monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) + b"#" * (path == changed))
-    grid._source_digests.cache_clear()
+    code_version._source_digests.cache_clear()
     for kind, cell in cells.items():
-        assert (cell.key != before[kind]) == (module in getattr(grid, kind) or "/" in module), kind
+        assert (cell.key != before[kind]) == (module in getattr(code_version, kind) or "/" in module), kind
     monkeypatch.undo()
-    grid._source_digests.cache_clear()
+    code_version._source_digests.cache_clear()
     assert {kind: cell.key for kind, cell in cells.items()} == before
 
 

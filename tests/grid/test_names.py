@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from driving import ROOT, run
 
-from kvstream.grid.cells import visible
+from kvstream.grid.visible import visible
 from kvstream.inputs import text_sources
 from kvstream.records.store import Records
 
@@ -51,7 +51,7 @@ SPELLED = {
 QUESTION = "Is <b>this</b></script><script>window.broken=1</script> '; DROP TABLE main; -- {{7*7}} ${x} | safe?"
 SWEEPS = """
 import sys
-from kvstream.grid.cells import Grid
+from kvstream.grid.axes import Grid
 from kvstream.policies import Full, RecentOnly
 from kvstream.sweep.main import main
 

@@ -24,7 +24,7 @@ from driving import QUICK, run
 
 from kvstream import __main__ as command
 from kvstream.grid import planning
-from kvstream.grid.cells import Grid
+from kvstream.grid.axes import Grid
 from kvstream.inputs import text_sources
 from kvstream.inputs.models import load_model, load_tokenizer, resolve
 from kvstream.measure.quality import evaluate

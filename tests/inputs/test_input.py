@@ -14,7 +14,7 @@ import transformers
 from driving import QUICK, ROOT, run
 
 from kvstream import __main__ as command
-from kvstream.grid.cells import Grid, Repeats
+from kvstream.grid.axes import Grid, Repeats
 from kvstream.policies import Full, RecentOnly, StreamingLLM, parse_policy
 from kvstream.sweep import cluster, main
 

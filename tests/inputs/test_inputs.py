@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kvstream import replay
 from kvstream.grid import planning
-from kvstream.grid.cells import Grid
+from kvstream.grid.axes import Grid
 from kvstream.inputs.models import load_model
 from kvstream.policies import Full, RecentOnly, StreamingLLM
 from kvstream.records.verify import _cell_of

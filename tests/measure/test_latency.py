@@ -19,8 +19,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM
-from kvstream.grid.cells import LatencyCell, Repeats
-from kvstream.grid.planning import too_large
+from kvstream.grid.axes import Repeats
+from kvstream.grid.cells import LatencyCell
+from kvstream.grid.memory_needed import too_large
 from kvstream.inputs.models import resolve
 from kvstream.measure.latency import (
     DYNAMIC,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kvstream.grid import planning
-from kvstream.grid.cells import Grid
+from kvstream.grid.axes import Grid
 from kvstream.measure.quality import Evaluated, evaluate
 from kvstream.policies import Full, StreamingLLM
 from kvstream.records.long_cells import Parts

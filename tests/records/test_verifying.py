@@ -10,7 +10,7 @@ import pytest
 
 from kvstream.__main__ import main
 from kvstream.grid import planning
-from kvstream.grid.cells import Grid
+from kvstream.grid.axes import Grid
 from kvstream.measure.quality import evaluate
 from kvstream.policies import FixSizeL2, Full
 from kvstream.records.store import Records, sha256_of

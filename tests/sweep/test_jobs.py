@@ -12,7 +12,7 @@ import torch
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.engine.chunks import CHUNK_SIZE, PART_TOKENS
 from kvstream.grid.cells import QualityCell
-from kvstream.grid.planning import side_by_side, too_large
+from kvstream.grid.memory_needed import side_by_side, too_large
 from kvstream.inputs.documents import Document
 from kvstream.inputs.models import resolve
 from kvstream.measure.quality import Begun, begin, evaluate

@@ -24,7 +24,7 @@ from driving import QUICK, ROOT, arguments, digest, kill_once_there_is, run
 from kvstream import load_model, parse_policy, replay
 from kvstream.engine.chunks import PART_TOKENS
 from kvstream.grid import planning as plan
-from kvstream.grid.cells import Grid
+from kvstream.grid.axes import Grid
 from kvstream.grid.flags import parse_flags
 from kvstream.policies import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.records.disk_space import written_bytes
@@ -280,7 +280,7 @@ FAILING = """
 import os, pathlib
 from dataclasses import dataclass
 from kvstream import FixSizeL2, Full, RecentOnly, grid
-from kvstream.grid.cells import Grid
+from kvstream.grid.axes import Grid
 from kvstream.sweep.main import main
 
 grid._policy = lambda axis, policy: None  # a sweep refuses policies of others, whose code is in no cell's key

@@ -1,0 +1,134 @@
+"""A sweep as data: `Grid`, the questions that a sweep asks, and `expand`, the policies that axes span.
+
+What can be checked without a model or a text is checked here. Knows no Ray, no files, no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvstream.policies import POLICIES, Axes, Policy
+
+BOS = ("auto", "on", "off")
+MOST = 2**31 - 1  # positions are 32-bit numbers
+
+
+def _whole(field: str, value: object, least: int) -> None:
+    if type(value) is not int or not least <= value <= MOST:
+        bounds = f"up to {MOST:,}" if type(value) is int and value > MOST else f"of {least} or more"
+        raise ValueError(f"{field}: {value!r} is not valid; give whole numbers {bounds}")
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How often a latency cell measures: prefills and rounds per contender, and output tokens per round."""
+
+    prefills: int = 5
+    rounds: int = 40
+    steps: int = 4
+
+    def __post_init__(self) -> None:
+        """Check that each is a number of times."""
+        for name, value in vars(self).items():
+            _whole(name, value, 1)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The questions a sweep asks of each of the `models` under each of the `policies`.
+
+    Quality, where `lengths` are given: perplexity and accuracy on `documents` texts. The longest length, in tokens, is
+    run and holds the others as its prefixes. text, join_rows: see `inputs.text_sources`; bos: see `inputs.documents`.
+    Latency, where `contexts` are given: TTFT of prompts that long, in tokens, and the time per token after them, for
+    each of the `batches`, the number of texts at once; `repeats` says how often.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    policies: tuple[Policy, ...]
+    text: str = "kjv"
+    documents: int = 1
+    lengths: tuple[int, ...] = ()
+    contexts: tuple[int, ...] = ()
+    batches: tuple[int, ...] = (1,)
+    repeats: Repeats = Repeats()
+    latency_policies: tuple[Policy, ...] | None = None  # where latency cells compare fewer than all
+    bos: str = "auto"
+    join_rows: bool = False
+
+    def __post_init__(self) -> None:
+        """Drop repetitions and check the axes; what a model or text decides is checked when they are known."""
+        # Records go to a folder of this name, so it may not lead elsewhere.
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", self.name, re.ASCII):
+            raise ValueError(f"name: {self.name!r} is not valid; give up to 100 letters, digits, -, _ and .")
+        self._check("models", lambda axis, value: _name(axis, value, "names of models"))
+        for axis in ("policies", "latency_policies") if self.latency_policies is not None else ("policies",):
+            self._check(axis, _policy)
+        for axis, least in (("lengths", 2), ("contexts", 1), ("batches", 1)):
+            self._check(axis, lambda axis, value, least=least: _whole(axis, value, least))  # type: ignore[misc]
+        for axis in ("models", "policies", "batches"):
+            if not getattr(self, axis):
+                raise ValueError(f"{axis}: empty; name at least one")
+        if not self.lengths and not self.contexts:
+            raise ValueError("lengths, contexts: both empty; give lengths to measure quality or contexts for latency")
+        _whole("documents", self.documents, 1)
+        _name("text", self.text, "the name of a text")
+        if self.bos not in BOS:
+            raise ValueError(f"bos: {self.bos!r} is not valid; choose one of {', '.join(BOS)}")
+        _is("join_rows", self.join_rows, bool, "True or False")
+        _is("repeats", self.repeats, Repeats, "Repeats(…)")
+        object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
+
+    def _check(self, axis: str, check: Callable[[str, Any], None]) -> None:
+        """Check each value of an axis, and make it a tuple without repetitions."""
+        values = getattr(self, axis)
+        if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+            raise ValueError(f"{axis}: {values!r} is not valid; give a tuple")
+        values = tuple(values)
+        for value in values:
+            check(axis, value)
+        object.__setattr__(self, axis, tuple(dict.fromkeys(values)))
+
+
+def expand(names: Sequence[str], budgets: Sequence[int], axes: Axes) -> tuple[Policy, ...]:
+    """Every policy that the axes span: each name with each budget, in that order.
+
+    Raises ValueError for an unknown name and for values that a policy refuses.
+    """
+    for name in names:
+        if name not in POLICIES:
+            raise ValueError(f"policies: {name!r} is unknown; choose among {', '.join(POLICIES)}")
+    for budget in budgets:
+        if type(budget) is not int or budget < 1:
+            raise ValueError(f"budgets: {budget!r} is not valid; give whole numbers of at least 1")
+    spanned = [policy for name in names for budget in budgets for policy in POLICIES[name].spanned(budget, axes)]
+    return tuple(dict.fromkeys(spanned))
+
+
+def _is(field: str, value: object, kind: type, what: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{field}: {value!r} is not valid; give {what}")
+
+
+def _name(field: str, value: object, what: str) -> None:
+    """A name goes into records, which are UTF-8; a path may hold bytes that are not."""
+    _is(field, value, str, what)
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{field}: {value!r} is not UTF-8; rename it, or give it under a link's name") from None
+
+
+def _policy(field: str, value: object) -> None:
+    _is(field, value, Policy, "policies such as StreamingLLM(4, 252)")
+    assert isinstance(value, Policy)
+    if type(value) not in POLICIES.values():  # its code would be in no key, and its name another's
+        raise ValueError(
+            f"{field}: {value} is a {type(value).__name__}, which is not among kvstream's policies; put it into "
+            "kvstream/policies/ and name it in POLICIES: then it has a name of its own, and a change of it new cells"
+        )
+    if value.regions and value.regions.budget > MOST:
+        raise ValueError(f"{field}: {value} keeps more tokens than any text has; give budgets up to {MOST:,}")

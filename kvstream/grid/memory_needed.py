@@ -1,0 +1,66 @@
+"""How much memory a cell needs, estimated before anything is loaded: is it refused, how many texts go side by side?
+
+Knows neither machines nor devices' real sizes: what is available is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvstream.engine.chunks import CHUNK_SIZE, PART_TOKENS
+from kvstream.grid.cells import DTYPE_BYTES, Cell, LatencyCell, QualityCell
+
+SCORING_BYTES = {True: 16 << 20, False: 1 << 30}  # logits that exist at once and what is computed of them: CPUs, GPUs
+
+
+def needed_bytes(cell: Cell) -> float:
+    """Estimate the memory that a cell needs: weights, caches, and what is computed with at once."""
+    model, size = cell.model, DTYPE_BYTES[cell.dtype]
+    weights = model.flops_per_token / 2 * size
+    if isinstance(cell, LatencyCell):
+        # DynamicCache's prefill takes the prompt at once: a few activations of four times the hidden size per token.
+        return 2 * weights + cell.kv_bytes_held + 16 * cell.batch * cell.context * model.hidden_size * size
+    assert isinstance(cell, QualityCell)
+    return weights + text_bytes(cell)
+
+
+def text_bytes(cell: QualityCell) -> float:
+    """Estimate what each text of a quality cell needs beside the weights."""
+    model, size = cell.model, DTYPE_BYTES[cell.dtype]
+    cache, on_cpu = cell.kv_bytes(cell.policy, cell.tokens), cell.device == "cpu"
+    working = 32 * CHUNK_SIZE * model.hidden_size * size + SCORING_BYTES[on_cpu]
+    if not on_cpu:  # where no fused attention is used, the scores of a block of queries exist
+        kept = max(cell.policy.kept(layer, cell.tokens) for layer in range(model.num_layers))
+        working += 3 * model.hidden_size // model.head_dim * 128 * (kept + CHUNK_SIZE) * size
+    elif cell.tokens - 1 > PART_TOKENS:
+        cache *= 6  # also on its way from part to part: in the worker, in Ray's store, in the driver that writes it
+    return cache + working
+
+
+def side_by_side(cells: Sequence[Cell], memory: float) -> int:
+    """How many texts of one model to take along at once: as many as half of a GPU's memory holds beside the weights."""
+    short = [cell for cell in cells if isinstance(cell, QualityCell) and cell.tokens - 1 <= PART_TOKENS]
+    sizes = [(needed_bytes(cell), text_bytes(cell)) for cell in short]
+    return int(min((max(1, (memory / 2 - (all_ - text)) // text) for all_, text in sizes), default=1))
+
+
+def too_large(cell: Cell, available_bytes: float) -> str | None:
+    """Why a cell does not fit, or None if it does."""
+    needed = needed_bytes(cell)
+    if needed <= available_bytes:
+        return None
+    sizes = f"about {_size(needed)}", f"{_size(available_bytes)} are available"
+    if isinstance(cell, LatencyCell):
+        return (
+            f"contexts: {cell.context} × batch {cell.batch} of {cell.model.spec!r} needs {sizes[0]} with all policies "
+            f"side by side, {sizes[1]}; give shorter contexts, smaller batches or fewer policies"
+        )
+    assert isinstance(cell, QualityCell)
+    return (
+        f"lengths: {cell.tokens} tokens of {cell.model.spec!r} under {cell.policy} need {sizes[0]}, {sizes[1]}; "
+        "give shorter lengths, or a policy that bounds the cache"
+    )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.0f} MB"
