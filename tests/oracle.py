@@ -268,3 +268,14 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max()
     return shifted - np.log(np.exp(shifted).sum())
+
+
+if __name__ == "__main__":
+    # Keep what the engine's tests ask: see oracle_store.py.
+    import os
+    import subprocess
+    import sys
+
+    assert sys.argv[1:] == ["--store"], "python tests/oracle.py --store"
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "tests/engine", "-m", "not slow and not long"]
+    sys.exit(subprocess.run(command, env=os.environ | {"KVSTREAM_STORE_ORACLE": "1"}).returncode)

@@ -1,7 +1,5 @@
 """replay, decode and the cache under plain transformers calls equal the token-by-token oracle, and one another.
 
-Tolerances are the contract and are not to be loosened: 1e-5 nats with float64 weights, 1e-4 with float32.
-
 A float32 comparison of norm-based policies is fair only while no two norms that compete are closer than float32 can
 tell apart. The matrix below is pinned to sequences where that holds (and checks it); elsewhere such policies are
 compared in float64.
@@ -9,35 +7,29 @@ compared in float64.
 
 import copy
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
+from exactness_cases import BOUNDED, FLOAT32, FLOAT64, MODES, TOLERANCE, assert_close, every_pair, spec_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from oracle import Spec, Trace, oracle_trace, protected_of
+from oracle import Trace, oracle_trace, protected_of
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
 from kvstream.engine.replay import score
 
-FLOAT64, FLOAT32 = torch.float64, torch.float32
-TOLERANCE = {FLOAT64: 1e-5, FLOAT32: 1e-4}
 FAMILIES = ["neox", "neox_serial", "llama"]
-MODES = ["cache", "absolute", "frozen"]
 T, SEED = 37, 3
-
-BOUNDED = [
-    StreamingLLM(start_size=4, recent_size=7),
-    StreamingLLM(start_size=0, recent_size=9),
-    RecentOnly(window_size=10),
-    FixSizeL2(budget=11, keep_ratio=0.5, strategy="keep_low"),
-    FixSizeL2(budget=11, keep_ratio=0.5, strategy="keep_high"),
-    FixSizeL2(budget=11, keep_ratio=0.5, strategy="random", seed=20240611),
-]
 MATRIX = [Full()] + [
     replace(policy, position=mode, skip_layers=skip) for policy in BOUNDED for mode in MODES for skip in [(), (0, 1)]
 ]
+# Where families and further axes are beside: each two of (policy, mode, skipped layers, family) meet.
+PAIRS = [
+    (replace(policy, position=mode, skip_layers=skip), family)
+    for policy, mode, skip, family in every_pair(BOUNDED, MODES, [(), (0, 1)], ["neox", "llama"])
+]
+PAIRS += [(Full(), "neox"), (Full(), "llama")]
 # Corners of the parameters, each in the mode where every kept key's rank counts.
 CORNERS = [
     StreamingLLM(start_size=1, recent_size=1),
@@ -47,38 +39,6 @@ CORNERS = [
     *(FixSizeL2(budget=6, keep_ratio=ratio, strategy=s) for ratio in (0.0, 1.0) for s in ("keep_low", "random")),
     *(FixSizeL2(budget=1, keep_ratio=ratio, strategy=s) for ratio in (0.0, 1.0) for s in ("keep_high", "random")),
 ]
-
-
-def spec_of(policy) -> Spec:
-    """Say a kvstream policy in the oracle's words."""
-    if isinstance(policy, Full):
-        return Spec()
-    axes = {"position": policy.position, "skip_layers": tuple(policy.skip_layers)}
-    if isinstance(policy, StreamingLLM):
-        return Spec("streaming_llm", sinks=policy.start_size, recent=policy.recent_size, **axes)
-    if isinstance(policy, RecentOnly):
-        return Spec("recent_only", recent=policy.window_size, **axes)
-    fields = ("budget", "keep_ratio", "strategy", "seed")
-    return Spec("fix_size_l2", **{field: getattr(policy, field) for field in fields}, **axes)
-
-
-@pytest.fixture(scope="session")
-def trace_of(tiny_model):
-    """(family, ids, policy) → the oracle's Trace, computed once; one serves both dtypes, which share their numbers."""
-
-    @lru_cache
-    def trace(family: str, ids: tuple[int, ...], spec: Spec) -> Trace:
-        return oracle_trace(tiny_model(family, FLOAT64), ids, spec)
-
-    return lambda family, ids, policy: trace(family, tuple(ids.tolist()), spec_of(policy))
-
-
-def assert_close(ours: torch.Tensor, truth, tolerance: float, what: str = "") -> None:
-    ours, truth = np.asarray(ours, dtype=np.float64), np.asarray(truth, dtype=np.float64)
-    assert ours.shape == truth.shape, what
-    off = np.abs(ours - truth)
-    worst = int(off.argmax())
-    assert off[worst] <= tolerance, f"{what}: |Δnll| = {off[worst]:.2e} at t = {worst}"
 
 
 def nll_by_calls(model, ids: torch.Tensor, policy, sizes: list[int]) -> torch.Tensor:
@@ -116,11 +76,11 @@ def test_replay_and_decode_equal_the_oracle(policy, family, tiny_model, tokens, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_matrix_holds_no_near_ties(family, tokens, trace_of):
+def test_the_matrix_holds_no_near_ties(family, tiny_model, tokens):
     """Otherwise float32 may keep another token than the oracle, and the matrix would fail for no fault of the code."""
     for policy in MATRIX:
         if isinstance(policy, FixSizeL2) and policy.strategy != "random":
-            trace = trace_of(family, tokens(T, SEED), policy)
+            trace = oracle_trace(tiny_model(family, FLOAT64), tokens(T, SEED), spec_of(policy))
             assert narrowest_decision(trace, policy) > 3e-5, policy
 
 
@@ -160,12 +120,12 @@ def test_corners(policy, tiny_model, tokens, trace_of):
     ],
     ids=str,
 )
-def test_texts_longer_than_any_block(policy, tiny_model, tokens):
+def test_texts_longer_than_any_block(policy, tiny_model, tokens, trace_of):
     """Masked products are cut into blocks of queries; a text must be longer than those to meet their seams."""
     length, vocab = 199, 401
     ids = tokens(length, SEED, vocab=vocab)
     model = tiny_model("neox", FLOAT64, vocab)
-    truth = oracle_trace(model, ids, spec_of(policy)).nll_nats
+    truth = trace_of("neox", ids, policy, vocab).nll_nats
     for size in (67, length):
         assert_close(replay(model, ids, policy, chunk_size=size), truth, TOLERANCE[FLOAT64], f"replay by {size}")
     assert_close(decode(model, ids, policy).nll_nats, truth, TOLERANCE[FLOAT64], "decode")
@@ -241,8 +201,7 @@ def test_any_split_into_plain_calls_equals_the_oracle(case, sizes, tiny_model, t
 # ---------------------------------------------------------------------------------------- plain transformers calls
 
 
-@pytest.mark.parametrize("family", ["neox", "llama"])
-@pytest.mark.parametrize("policy", MATRIX, ids=str)
+@pytest.mark.parametrize(("policy", "family"), PAIRS, ids=str)
 def test_a_chunk_single_tokens_a_chunk(policy, family, tiny_model, tokens, trace_of):
     """Prefill, generate, prefill again: the way a chat uses a cache."""
     ids = tokens(T, SEED)
@@ -250,8 +209,7 @@ def test_a_chunk_single_tokens_a_chunk(policy, family, tiny_model, tokens, trace
     assert_close(nll, trace_of(family, ids, policy).nll_nats, TOLERANCE[FLOAT64])
 
 
-@pytest.mark.parametrize("family", ["neox", "llama"])
-@pytest.mark.parametrize("policy", MATRIX, ids=str)
+@pytest.mark.parametrize(("policy", "family"), PAIRS, ids=str)
 def test_rows_of_a_batch_do_not_mix(policy, family, tiny_model, tokens):
     """Each row evicts by its own norms; a draw does not depend on the row."""
     model, rows = tiny_model(family, FLOAT64), torch.stack([tokens(23, 1), tokens(23, 2)])

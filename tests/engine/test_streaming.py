@@ -5,15 +5,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from exactness_cases import BOUNDED, FLOAT64, MODES, TOLERANCE, assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import oracle_trace
-from test_exactness import BOUNDED, MODES, TOLERANCE, assert_close, spec_of
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
 from kvstream.engine.replay import replay_chunks, score
 
-FLOAT64 = torch.float64
 POLICIES = [Full(), *(replace(policy, position=mode, skip_layers=skip)
                       for policy in BOUNDED for mode in MODES for skip in [(), (1,)])]  # fmt: skip
 
@@ -55,10 +53,10 @@ def test_what_is_no_tensor_is_refused(tiny_neox, pieces):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @pytest.mark.parametrize("family", ["neox", "llama"])
-def test_a_state_goes_on_in_another_cache(tiny_model, tokens, policy, family):
+def test_a_state_goes_on_in_another_cache(tiny_model, tokens, trace_of, policy, family):
     """At every cut, by chunks and by single tokens, the rest is exactly what it would have been."""
     model, ids = tiny_model(family, FLOAT64), tokens(41, 3)
-    truth = oracle_trace(model, tuple(ids.tolist()), spec_of(policy)).nll_nats
+    truth = trace_of(family, ids, policy).nll_nats
     whole = replay(model, ids, policy, chunk_size=5)
     for cut in (1, 5, 10, 11, 12, 15, 30, 39):
         before, after = KVStreamCache(model, policy), KVStreamCache(model, policy)
