@@ -41,7 +41,7 @@ def _verify(records: Records) -> bool:
 
 
 def _rerun(records: Records, cell: str) -> bool:
-    from kvstream.records.verify import rerun
+    from kvstream.sweep.rerun import rerun
 
     again = rerun(records, cell)
     same = (

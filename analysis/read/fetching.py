@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from pyarrow import fs
 
-from analysis.read.records import COMMIT, FAILED, RecordsError
+from analysis.read.contract import COMMIT, FAILED, ROWS, RecordsError
 
 T = TypeVar("T")
 CREDENTIALS = re.compile(r"^[^?]*@|[?&][^=&]*(key|secret|token|password)[^=&]*=", re.IGNORECASE)
@@ -74,11 +74,12 @@ def listed(where: str) -> tuple[fs.FileSystem, str, list[str]]:
 
 
 def needed(names: list[str]) -> list[str]:
-    """Of the files of a records folder those that a report reads: a Parquet file only if it is committed."""
+    """Of the files of a records folder those that a report reads: rows only of cells with a commit record."""
     commits = [name for name in names if COMMIT.fullmatch(name)]
-    files = [f"{name.split('.')[0]}.parquet" for name in commits]
+    committed = {name.removesuffix(".json") for name in commits}
+    rows = [name for name in names if ROWS.fullmatch(name) and name.partition(".")[0] in committed]
     failures = [name for name in names if FAILED.fullmatch(name)]
-    return [*commits, *files, *failures, *({"sweep.json"} & set(names))]
+    return [*commits, *rows, *failures, *({"sweep.json"} & set(names))]
 
 
 def bring(store: fs.FileSystem, source: str, target: Path) -> None:

@@ -1,11 +1,12 @@
 """The finished parts of a long cell, so that a sweep that is killed goes on from the last of them.
 
-    <key>.parts.json                the parts so far: files, sha256, tokens and seconds
-    <key>.<tokens>.part.parquet     rows up to that many tokens
-    <key>.<tokens>.state            the cache after the last part, as safetensors
+    <key>.parts.json                         the parts so far: files, sha256, tokens and seconds
+    <key>.<tokens>.<sha256>.part.parquet     rows of the part that ends after so many tokens
+    <key>.<tokens>.<sha256>.state            the cache after the last part, as safetensors
 
 A part counts once parts.json names it, and that is written last. A part or a state that is not what it names is not
-used: the cell starts again. When the cell is committed, all of these files go.
+used: the cell starts again. When the cell is committed, all of these files go. They only serve to go on: what a sweep
+has computed or loaded it also holds, so another sweep that removes them costs it nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvstream.grid.cells import SCHEMA
-from kvstream.records.store import Records
+from kvstream.records.store import Records, parquet
 
 if TYPE_CHECKING:  # else whoever only looks at records would wait for torch
     from kvstream.measure.quality import Begun, Evaluated
@@ -31,49 +32,49 @@ class Parts:
     records: Records
     key: str
     parts: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[bytes] = field(default_factory=list)  # of each part, as in its file
 
     def load(self) -> Begun | None:
         """Find where the cell can go on; None where nothing was left, ValueError naming the file of damage."""
         name = f"{self.key}.parts.json"
         if name not in self.records.storage.names():
             return None
-        record = self.records.read_json(name)
+        record, files = self.records.read_json(name), []
         try:
             for entry in (*record["parts"], record["state"]):
                 name = entry["file"]
-                data = self.records.read_committed(name, entry["sha256"])
+                files.append(self.records.read_committed(name, entry["sha256"]))
         except OSError as error:
             raise ValueError(f"{name} cannot be read ({error})") from None
         from safetensors.torch import load
 
         from kvstream.measure.quality import Begun
 
+        *self.rows, state = files
         self.parts = record["parts"]
-        return Begun(self.parts[-1]["tokens"], load(data))
+        return Begun(self.parts[-1]["tokens"], load(state))
 
     def add(self, evaluated: Evaluated, tokens: int, where: dict[str, Any]) -> None:
         """Commit a part that ends after `tokens` tokens, computed on `where`, with the state to go on from."""
         from safetensors.torch import save
 
         assert evaluated.state is not None, "the last part is committed with the cell"
-        rows, state = f"{self.key}.{tokens}.part.parquet", f"{self.key}.{tokens}.state"
-        part = {"file": rows, "tokens": tokens, "seconds": evaluated.seconds, "where": where}
-        self.parts = [*self.parts, part | {"sha256": self.records.write_rows(rows, [evaluated.rows])}]
+        rows, stem = parquet([evaluated.rows]), f"{self.key}.{tokens}"
+        file, sha256 = self.records.write_named(stem, "part.parquet", rows)
+        part = {"file": file, "sha256": sha256, "tokens": tokens, "seconds": evaluated.seconds, "where": where}
+        self.parts, self.rows = [*self.parts, part], [*self.rows, rows]
         data = save({name: held.contiguous() for name, held in evaluated.state.items()})
-        record = {
-            "schema": SCHEMA,
-            "cell": self.key,
-            "parts": self.parts,
-            "state": {"file": state, "sha256": self.records.write_bytes(state, data)},
-        }
+        state, sha256 = self.records.write_named(stem, "state", data)
+        held = {"file": state, "sha256": sha256}
+        record = {"schema": SCHEMA, "cell": self.key, "parts": self.parts, "state": held}
         self.records.write_json(f"{self.key}.parts.json", record)
         self._remove(lambda name: name.endswith(".state") and name != state)
 
     def joined(self, last: Evaluated) -> tuple[list[pa.Table], float]:
         """Rows of all parts, `last` included, and the seconds they took together."""
-        files = [self.records.read_committed(part["file"], part["sha256"]) for part in self.parts]
         seconds = sum(part["seconds"] for part in self.parts)
-        return [*(pq.read_table(pa.BufferReader(file)) for file in files), last.rows], seconds + last.seconds
+        tables = [pq.read_table(pa.BufferReader(rows)) for rows in self.rows]
+        return [*tables, last.rows], seconds + last.seconds
 
     def places(self, last: dict[str, Any]) -> list[dict[str, Any]]:
         """Where the parts were computed, each place once, the last part's at the end."""

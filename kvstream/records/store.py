@@ -1,23 +1,27 @@
 """The records folder: what a sweep leaves behind, and what a report reads.
 
-    sweep.json            the sweep's name, question and cell keys
-    <key>.parquet         a cell's rows, zstd
-    <key>.json            its commit record: sha256 and row count of that file, the cell's fields, the environment
-    <key>.failed.json     the error of a cell whose last attempt failed
-    <key>.parts.json      of a long cell on its way: see `kvstream.records.long_cells`
+    sweep.json                the sweep's name, question and cell keys
+    <key>.<sha256>.parquet    a cell's rows, zstd; 16 hex digits of what the file holds are part of its name
+    <key>.json                its commit record: names that file, its sha256 and row count, the cell's fields, the
+                              environment
+    <key>.failed.json         the error of a cell whose last attempt failed
+    <key>.parts.json          of a long cell on its way: see `kvstream.records.long_cells`
 
 A cell is finished once its commit record exists, and that is written last. A kill at any moment leaves finished cells
-and, at worst, files that nobody names. Every JSON file ends in a checksum over its name and content, so a bit that
-flips anywhere is seen. Only the driver of a sweep writes here. Where the folder lies, `kvstream.records.storage` knows.
+and, at worst, files that nobody names. So do two sweeps that write the same cell at once: as no file of rows replaces
+another with other rows, whichever record is written last names a whole one. Every JSON file ends in a checksum over its
+name and content, so a bit that flips anywhere is seen. Only the driver of a sweep writes here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,9 +29,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvstream.grid.cells import LATENCY, QUALITY, SCHEMA, Cell, Grid, code_digest
-from kvstream.records.storage import storage_at
+from kvstream.grid.axes import Grid
+from kvstream.grid.cells import SCHEMA, Cell
+from kvstream.grid.code_version import LATENCY, QUALITY, code_digest
+from kvstream.records.address import storage_at
 
+ROWS = re.compile(r"([0-9a-f]{16})(\.[0-9a-f]{16})?\.parquet")  # older sweeps named them <key>.parquet
+NAMED = 16  # hex digits of a sha256 that are part of a file's name
 READERS = 8  # files hashed at once
 
 
@@ -37,9 +45,16 @@ class Records:
     def __init__(self, where: str | Path) -> None:
         self.storage = storage_at(where)
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Hold the folder for this process; ValueError, naming the holder, if another sweep writes to it."""
-        return self.storage.held()
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; ValueError, naming the holder, if another sweep writes to it.
+
+        Object stores cannot be held. Where it is, files of rows that no record names are removed first.
+        """
+        with self.storage.held():
+            if self.storage.one_writer:
+                self._remove_strays()
+            yield
 
     def plan(self, grid: Grid, question: str, cells: Sequence[Cell]) -> None:
         """Write down which cells the sweep consists of, which prefixes of them to report, and under which names."""
@@ -65,9 +80,20 @@ class Records:
         self, key: str, fields: dict[str, Any], rows: Sequence[pa.Table], seconds: float, environment: dict[str, Any]
     ) -> None:
         """Write a finished cell, whose rows may come in several tables."""
-        sha256 = self.write_rows(f"{key}.parquet", rows)
+        file, sha256 = self.write_named(key, "parquet", parquet(rows))
         count = sum(table.num_rows for table in rows)
-        self.write_json(f"{key}.json", commit_record(key, fields, sha256, count, seconds, environment))
+        record = {
+            "schema": SCHEMA,
+            "cell": key,
+            "file": file,
+            "sha256": sha256,
+            "rows": count,
+            "fields": fields,
+            "environment": environment,
+            "seconds": seconds,
+            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self.write_json(f"{key}.json", record)
         self.storage.remove(f"{key}.failed.json")
 
     def fail(self, key: str, fields: dict[str, Any], error: str, attempts: int) -> None:
@@ -84,12 +110,33 @@ class Records:
                     if self.read_json(name).get("fields", {}).get("code") not in today:
                         self.storage.remove(name)
 
+    def committed(self, key: str) -> tuple[dict[str, Any], bytes]:
+        """A cell's commit record and the file of its rows; ValueError if either is not what was written."""
+        record = self.read_json(f"{key}.json")
+        file, sha256 = record["file"], record["sha256"]
+        of_cell = ROWS.fullmatch(file) and file in (f"{key}.{sha256[:NAMED]}.parquet", f"{key}.parquet")
+        if record["cell"] != key or not of_cell:
+            raise ValueError(f"{key}.json is of {record['cell']}, {file}")
+        return record, self.read_committed(file, sha256)
+
     def _is_whole(self, key: str) -> bool:
         try:
-            record = self.read_json(f"{key}.json")
-            return record["cell"] == key and bool(self.read_committed(f"{key}.parquet", record["sha256"]))
-        except (OSError, ValueError, KeyError):
+            return bool(self.committed(key))
+        except (OSError, ValueError, KeyError, TypeError):
             return False
+
+    def _remove_strays(self) -> None:
+        """Remove rows of cells that were killed before their record was written, or of records written anew."""
+        there = self.storage.names()
+        files = [(found[1], name) for name in there if (found := ROWS.fullmatch(name))]
+        often = Counter(key for key, _ in files)
+        for key, name in files:
+            if f"{key}.json" not in there:
+                self.storage.remove(name)
+            elif often[key] > 1:
+                with suppress(OSError, ValueError):  # what is damaged stays, for `verify` to name
+                    if self.read_json(f"{key}.json")["file"] != name:
+                        self.storage.remove(name)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file; ValueError if it is not exactly what was written."""
@@ -102,35 +149,15 @@ class Records:
             raise ValueError(f"{name} is not the file that was committed")
         return data
 
-    def write_rows(self, name: str, rows: Sequence[pa.Table]) -> str:
-        """Write a Parquet file of tables with the same columns, and return its sha256."""
-        return self.write_bytes(name, parquet(rows))
-
-    def write_bytes(self, name: str, data: Any) -> str:
-        """Write a file and return its sha256."""
-        self.storage.write(name, data)
-        return sha256_of(data)
+    def write_named(self, stem: str, ending: str, data: Any) -> tuple[str, str]:
+        """Write a file whose name tells its content; returns that name and the sha256."""
+        sha256 = sha256_of(data)
+        self.storage.write(name := f"{stem}.{sha256[:NAMED]}.{ending}", data)
+        return name, sha256
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file with its checksum."""
         self.storage.write(name, sealed(name, record))
-
-
-def commit_record(
-    key: str, fields: dict[str, Any], sha256: str, rows: int, seconds: float, environment: dict[str, Any]
-) -> dict[str, Any]:
-    """What is written down of a finished cell beside its rows."""
-    return {
-        "schema": SCHEMA,
-        "cell": key,
-        "file": f"{key}.parquet",
-        "sha256": sha256,
-        "rows": rows,
-        "fields": fields,
-        "environment": environment,
-        "seconds": seconds,
-        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def parquet(rows: Sequence[pa.Table]) -> Any:

@@ -116,9 +116,11 @@ def _finish(records: Records, cells: list[QualityCell]) -> None:
     columns = (["k" * 16] * count, ["random"] * count, range(1, TOKENS), random.integers(0, 50_000, count))
     rows = pa.table([*columns, random.random(count, np.float32), random.random(count) < 0.4], schema=TOKEN_ROWS)
     records.commit(cells[0].key, cells[0].fields, [rows], 1.0, {})
-    data, record = records.storage.read(f"{cells[0].key}.parquet"), records.read_json(f"{cells[0].key}.json")
+    record = records.read_json(f"{cells[0].key}.json")
+    data = records.storage.read(record["file"])
     for key in (cell.key for cell in cells):
-        (Path(records.storage.where) / f"{key}.parquet").write_bytes(data)
+        file = record["file"].replace(cells[0].key, key)
+        (Path(records.storage.where) / file).write_bytes(data)
         (Path(records.storage.where) / f"{key}.json").write_bytes(
-            sealed(f"{key}.json", record | {"cell": key, "file": f"{key}.parquet"})
+            sealed(f"{key}.json", record | {"cell": key, "file": file})
         )

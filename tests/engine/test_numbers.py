@@ -169,13 +169,14 @@ def test_every_row_is_recorded(swept):
         text = path.read_text()
         assert "NaN" not in text, "JSON has no such number"
         record = json.loads(text)
-        nll = pq.read_table(path.with_suffix(".parquet"))["nll_nats"].to_numpy()
+        rows = pq.read_table(path.parent / record["file"])
+        nll = rows["nll_nats"].to_numpy()
         assert len(nll) == record["rows"] == 59
         ill = record["fields"]["document"] == "ill"
         assert np.isfinite(nll[: FIRST if ill else None]).all()
         assert np.isnan(nll[FIRST]) == ill
         model = build_model("neox", torch.float32)
-        ids = torch.tensor(pq.read_table(path.with_suffix(".parquet"))["token"].to_numpy()[: FIRST - 1])
+        ids = torch.tensor(rows["token"].to_numpy()[: FIRST - 1])
         if record["fields"]["strategy"] != "random":  # whose seed is the document's own
             expected = replay(model, torch.cat([torch.tensor([0]), ids]), parse_policy(record["fields"]["policy"]))
             assert np.abs(nll[: FIRST - 1] - expected.numpy()).max() < 1e-5
@@ -200,9 +201,10 @@ def test_the_report_counts_them_and_keeps_them_out_of_means(swept):
     assert done.returncode == 0, done.stderr
     invalid, finite = 0, {}
     for path in (base / "records").glob("????????????????.json"):
-        nll = pq.read_table(path.with_suffix(".parquet"))["nll_nats"].to_numpy().astype(float)
+        record = json.loads(path.read_text())
+        nll = pq.read_table(path.parent / record["file"])["nll_nats"].to_numpy().astype(float)
         invalid += int(np.isnan(nll).sum())
-        finite.setdefault(json.loads(path.read_text())["fields"]["policy"], []).extend(nll[np.isfinite(nll)])
+        finite.setdefault(record["fields"]["policy"], []).extend(nll[np.isfinite(nll)])
     summary = (base / "report" / "summary.md").read_text()
     assert f"{invalid} invalid rows" in summary
     longest = [row for row in pq.read_table(base / "report" / "tables" / "main.parquet").to_pylist() if row["longest"]]

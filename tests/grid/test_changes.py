@@ -250,7 +250,8 @@ def test_the_report_calls_a_reused_cell_what_the_last_sweep_calls_it(tmp_path):
 
 def test_another_schema_makes_every_cell_another_and_is_refused_by_readers(quality, monkeypatch, tmp_path):
     from analysis.read.records import RecordsError, read_records
-    from kvstream.records.verify import rerun, verify
+    from kvstream.records.verify import verify
+    from kvstream.sweep.rerun import rerun
 
     before = quality.key
     records = Records(tmp_path)

@@ -178,7 +178,7 @@ def test_every_cell_finishes_and_keeps_its_name(swept):
     found = []
     for path in swept["outs"]["hostile"].glob("????????????????.json"):
         record = json.loads(path.read_text())
-        table = pq.read_table(path.with_suffix(".parquet"))
+        table = pq.read_table(path.parent / record["file"])
         assert table["document"].unique().to_pylist() == [record["fields"]["document"]]
         found.append(record["fields"]["document"])
     assert sorted(found) == sorted([*HOSTILE, *HOSTILE])

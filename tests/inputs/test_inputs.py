@@ -16,7 +16,7 @@ from kvstream.grid import planning
 from kvstream.grid.axes import Grid
 from kvstream.inputs.models import load_model
 from kvstream.policies import Full, RecentOnly, StreamingLLM
-from kvstream.records.verify import _cell_of
+from kvstream.sweep.rerun import cell_of
 from kvstream.sweep import cluster, main, worker
 
 POLICIES = (Full(), StreamingLLM(4, 12))
@@ -76,7 +76,7 @@ def test_bos_is_in_tokens_fields_and_key(world, tmp_path):
     assert len(cells["auto"].document.token_ids) == len(cells["off"].document.token_ids) == 50
     assert cells["auto"].key == cells["on"].key != cells["off"].key
     for cell in cells.values():
-        assert _cell_of(cell.fields).document.token_ids.tolist() == cell.document.token_ids.tolist()
+        assert cell_of(cell.fields).document.token_ids.tolist() == cell.document.token_ids.tolist()
 
 
 def test_without_a_bos_token_auto_adds_none(world):
@@ -94,7 +94,7 @@ def test_joined_rows_are_computed_again_as_they_were_read(world, tmp_path):
     grid = grid_of(str(world / "model"), tmp_path / "wiki.jsonl", join_rows=True)
     [cell, _] = cells_of(grid)
     assert (cell.fields["document"], cell.fields["join_rows"], cell.tokens) == ("wiki", True, 50)
-    assert _cell_of(cell.fields).key == cell.key
+    assert cell_of(cell.fields).key == cell.key
 
 
 def test_flags_reach_the_grid(world, tmp_path, monkeypatch, capsys):

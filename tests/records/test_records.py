@@ -1,5 +1,6 @@
 """The records folder: what counts as finished, what a kill can leave, who may write."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -7,10 +8,11 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from record_cases import file_of, flip
 
 from kvstream.records.store import Records
 
-KEY = "0123456789abcdef"
+KEY, FAILED = "0123456789abcdef", "f" * 16
 ROWS = pa.table({"cell": [KEY] * 3, "nll_nats": pa.array([1.0, 2.0, 3.0], pa.float32())})
 
 
@@ -22,54 +24,85 @@ def records(tmp_path):
 
 
 def test_a_committed_cell_is_finished_and_reads_back(records):
-    assert records.finished([KEY, "f" * 16]) == {KEY}
+    assert records.finished([KEY, FAILED]) == {KEY}
     record = json.loads((records.storage.folder / f"{KEY}.json").read_text())
     assert (record["rows"], record["fields"], record["schema"]) == (3, {"model": "a"}, 1)
-    assert pq.read_table(records.storage.folder / record["file"]).equals(ROWS)
-    assert sorted(path.name for path in records.storage.folder.iterdir()) == [f"{KEY}.json", f"{KEY}.parquet"]
+    file = records.storage.folder / record["file"]
+    assert pq.read_table(file).equals(ROWS)
+    assert record["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert file.name == f"{KEY}.{record['sha256'][:16]}.parquet"
+    assert set(records.storage.names()) == {f"{KEY}.json", file.name}
 
 
 @pytest.mark.parametrize("harm", ["flip", "empty", "truncate", "remove", "swap", "no record", "broken record", "list"])
 def test_whatever_is_not_what_was_committed_counts_as_missing(records, harm):
-    parquet, record = records.storage.folder / f"{KEY}.parquet", records.storage.folder / f"{KEY}.json"
-    data = bytearray(parquet.read_bytes())
-    if harm == "flip":
-        data[len(data) // 2] ^= 1
-    parquet.write_bytes({"empty": b"", "truncate": data[:-1]}.get(harm, bytes(data)))
-    if harm == "remove":
-        parquet.unlink()
-    elif harm == "swap":
-        pq.write_table(ROWS.slice(1), parquet)
-    elif harm == "no record":
-        record.unlink()
-    elif harm == "broken record":
-        record.write_text("{")
-    elif harm == "list":
-        record.write_text("[]")
+    parquet, record = records.storage.folder / file_of(records, KEY), records.storage.folder / f"{KEY}.json"
+    {
+        "flip": lambda: flip(parquet),
+        "empty": lambda: parquet.write_bytes(b""),
+        "truncate": lambda: parquet.write_bytes(parquet.read_bytes()[:-1]),
+        "remove": parquet.unlink,
+        "swap": lambda: pq.write_table(ROWS.slice(1), parquet),
+        "no record": record.unlink,
+        "broken record": lambda: record.write_text("{"),
+        "list": lambda: record.write_text("[]"),
+    }[harm]()
     assert records.finished([KEY]) == set()
 
 
-def test_a_failure_is_recorded_until_the_cell_succeeds(records):
-    records.fail("f" * 16, {"model": "a"}, "ValueError: no", 2)
-    failed = json.loads((records.storage.folder / ("f" * 16 + ".failed.json")).read_text())
-    assert (failed["error"], failed["attempts"]) == ("ValueError: no", 2)
-    assert records.finished(["f" * 16]) == set()
-    records.commit("f" * 16, {}, [ROWS], 0.5, {})
-    assert not (records.storage.folder / ("f" * 16 + ".failed.json")).exists()
+ELSEWHERE = ["../{key}.parquet", "/etc/passwd", "{other}.parquet", "{key}.json", "{key}.{other}.parquet", 7, None]
 
 
-def test_a_write_that_fails_leaves_what_was_there(records, monkeypatch):
-    monkeypatch.setattr("kvstream.records.storage.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        records.commit(KEY, {"model": "b"}, [ROWS], 0.5, {})
-    monkeypatch.undo()
+@pytest.mark.parametrize("field", ["file", "sha256"])
+@pytest.mark.parametrize("name", [*ELSEWHERE, "/../../{key}.par"])
+def test_a_record_that_names_another_file_counts_for_nothing(records, field, name):
+    """With a checksum that is right: whoever wrote it wanted something."""
+    from analysis.read.records import RecordsError, read_records
+
+    elsewhere = name.format(key=KEY, other=FAILED) if isinstance(name, str) else name
+    records.write_json(f"{KEY}.json", records.read_json(f"{KEY}.json") | {field: elsewhere})
+    assert records.finished([KEY]) == set()
+    with pytest.raises(RecordsError, match=f"nothing to report in .*{KEY}.json: {field}: "):
+        read_records(records.storage.folder)
+
+
+def test_a_folder_of_older_names_is_still_read(records):
+    """Before files were named for what they hold, a cell's rows were <key>.parquet."""
+    record = records.read_json(f"{KEY}.json")
+    (records.storage.folder / record["file"]).rename(records.storage.folder / f"{KEY}.parquet")
+    records.write_json(f"{KEY}.json", record | {"file": f"{KEY}.parquet"})
     assert records.finished([KEY]) == {KEY}
-    assert not list(records.storage.folder.glob(".*.tmp"))
+    with records.locked():
+        assert f"{KEY}.parquet" in records.storage.names()
+
+
+def test_a_failure_is_recorded_until_the_cell_succeeds(records):
+    records.fail(FAILED, {"model": "a"}, "ValueError: no", 2)
+    failed = records.read_json(f"{FAILED}.failed.json")
+    assert (failed["error"], failed["attempts"]) == ("ValueError: no", 2)
+    assert records.finished([FAILED]) == set()
+    records.commit(FAILED, {}, [ROWS], 0.5, {})
+    assert f"{FAILED}.failed.json" not in records.storage.names()
+
+
+def test_rows_that_no_record_names_go_with_the_next_sweep(records):
+    """Those of a commit that was killed between its two files, and those that a newer commit replaced."""
+    old = file_of(records, KEY)
+    records.write_named(FAILED, "parquet", b"rows whose record was never written")
+    records.commit(KEY, {"model": "a"}, [ROWS.slice(1)], 0.5, {})
+    assert len([name for name in records.storage.names() if name.endswith(".parquet")]) == 3
+    (records.storage.folder / "mine.parquet").write_bytes(b"a user's own")
+    with records.locked():
+        assert set(records.storage.names()) == {".lock", "mine.parquet", f"{KEY}.json", file_of(records, KEY)}
+    assert file_of(records, KEY) != old
+    (records.storage.folder / f"{KEY}.json").write_text("{")
+    records.write_named(KEY, "parquet", b"other rows")
+    with records.locked():  # which of the two the record named nobody knows
+        assert len([name for name in records.storage.names() if name.startswith(f"{KEY}.")]) == 3
 
 
 def test_a_second_sweep_is_told_who_holds_the_folder(records):
-    code = "import sys; from kvstream.records.store import Records; from pathlib import Path\n"
-    code += "with Records(Path(sys.argv[1])).locked(): pass"
+    code = "import sys; from kvstream.records.store import Records\nwith Records(sys.argv[1]).locked(): pass"
     command = [sys.executable, "-c", code, str(records.storage.folder)]
     with records.locked():
         second = subprocess.run(command, capture_output=True, text=True)
@@ -78,10 +111,11 @@ def test_a_second_sweep_is_told_who_holds_the_folder(records):
     assert subprocess.run(command).returncode == 0
 
 
-def test_a_folder_that_cannot_be_created_is_a_clear_error(tmp_path):
+@pytest.mark.parametrize("place", ["/proc/records", "{file}"])
+def test_a_folder_that_cannot_be_created_is_a_clear_error(tmp_path, place):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ValueError, match=r"out: cannot write to .* give another --out"),
-        Records(tmp_path / "file").locked(),
+        Records(place.format(file=tmp_path / "file")).locked(),
     ):
         pass

@@ -1,6 +1,7 @@
 """Cells share work, and long ones go on from their parts: nothing of it shows in the rows."""
 
 import hashlib
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -169,7 +170,8 @@ def test_a_cell_goes_on_from_its_last_part(begun_cell):
     assert [place["cpu"] for place in again.places({"cpu": "there"})] == ["here", "there"]
     again.records.commit(again.key, {}, tables, seconds, {})
     again.clear()
-    assert again.records.storage.names() == [f"{again.key}.json", f"{again.key}.parquet"]
+    record = again.records.read_json(f"{again.key}.json")
+    assert sorted(again.records.storage.names()) == sorted([f"{again.key}.json", record["file"]])
     assert Parts(again.records, again.key).load() is None
 
 
@@ -184,14 +186,15 @@ def test_parts_of_finished_cells_go_and_others_are_counted(begun_cell):
 
 def test_one_state_is_kept(begun_cell):
     parts, _ = begun_cell
-    assert [path.name for path in parts.records.storage.folder.glob("*.state")] == [f"{parts.key}.1024.state"]
+    assert len(list(parts.records.storage.folder.glob(f"{parts.key}.1024.*.state"))) == 1
+    assert len(list(parts.records.storage.folder.glob("*.state"))) == 1
 
 
-@pytest.mark.parametrize("name", ["512.part.parquet", "1024.part.parquet", "1024.state", "parts.json"])
+@pytest.mark.parametrize("name", ["512.*.part.parquet", "1024.*.part.parquet", "1024.*.state", "parts.json"])
 @pytest.mark.parametrize("harm", ["flip", "truncate", "empty", "remove"])
 def test_a_part_that_is_not_what_was_committed_is_not_used(begun_cell, name, harm):
     parts, _ = begun_cell
-    path = parts.records.storage.folder / f"{parts.key}.{name}"
+    [path] = parts.records.storage.folder.glob(f"{parts.key}.{name}")
     data = bytearray(path.read_bytes())
     if name.endswith("json") and harm == "flip":
         data[0] ^= 1
@@ -205,7 +208,7 @@ def test_a_part_that_is_not_what_was_committed_is_not_used(begun_cell, name, har
         assert again.load() is None
     else:
         words = "cannot be read" if harm == "remove" else "is not the file that was committed"
-        with pytest.raises(ValueError, match=rf"{parts.key}\.{name} {words}"):
+        with pytest.raises(ValueError, match=f"{re.escape(path.name)} {words}"):
             again.load()
     assert again.parts == []
 

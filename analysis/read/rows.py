@@ -1,0 +1,41 @@
+"""What is wrong with a cell's rows: each token scored once, each time measured once. Knows no files."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from analysis.read.contract import CONTENDER, PREFILLED, check_fields
+
+
+def quality_problem(fields: dict[str, Any], table: pa.Table) -> str | None:
+    """What is wrong with a quality cell's rows: each position must be scored exactly once."""
+    tokens = fields["tokens"]
+    if max(fields["lengths"], default=None) != tokens:
+        return f"lengths: {fields['lengths']} does not end at tokens={tokens}"
+    if not np.array_equal(np.sort(table["position"].to_numpy()), np.arange(1, tokens)):
+        return f"position: the file does not score 1…{tokens - 1} once each"
+    return None
+
+
+def latency_problem(fields: dict[str, Any], table: pa.Table) -> str | None:
+    """What is wrong with a latency cell's rows: all prefills and steps of all contenders, each with a positive time."""
+    contenders = fields.get("contenders")
+    if not isinstance(contenders, list) or not contenders or not isinstance(fields.get("noise"), dict):
+        return "contenders, noise: missing"
+    for contender in contenders:
+        check_fields(contender, CONTENDER, "contenders")
+    expected: set[tuple[Any, ...]] = set()
+    for contender in contenders:
+        steps = [("step", number, step) for number in range(fields["rounds"]) for step in range(fields["steps"])]
+        prefills = [("ttft", number, 0) for number in range(fields["prefills"])]
+        taken = steps + (prefills if contender["role"] in PREFILLED else [])
+        expected |= {(contender["label"], *sample) for sample in taken}
+    found = Counter(zip(*(table[name].to_pylist() for name in ("policy", "phase", "round", "step"))))
+    if set(found) != expected or max(found.values()) > 1:
+        return "policy, phase, round, step: the file does not hold every prefill and step of every contender once"
+    seconds = table["seconds"].to_numpy()
+    if not (np.isfinite(seconds) & (seconds > 0)).all():
+        return "seconds: not all are finite and positive"
+    return None

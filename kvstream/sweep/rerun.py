@@ -1,0 +1,92 @@
+"""Does a cell give the same rows again? `kvstream rerun DIR CELL` computes one quality cell anew and compares.
+
+Nothing is written. It computes where it is started, without Ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kvstream.grid.cells import QualityCell
+from kvstream.inputs.documents import load_documents
+from kvstream.inputs.models import load_model, load_tokenizer, resolve
+from kvstream.policies import parse_policy
+from kvstream.records.store import Records
+from kvstream.records.verify import KEY, checked_rows
+from kvstream.sweep.jobs import Job
+
+AS_NOISE = 4.0  # times what rounding alone changes: other machines and numbers of threads round in other ways
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A cell computed again: how far its NLL is from the records' at most and on average, in nats, what the model's own
+    rounding makes of it on average, and how many hits differ."""
+
+    cell: str
+    same_code: bool
+    rows: int
+    worst_nats: float
+    mean_nats: float
+    rounding_nats: float
+    other_hits: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether what differs is rounding."""
+        return not self.worst_nats or self.mean_nats <= AS_NOISE * self.rounding_nats  # NaN, where the model gives NaN
+
+
+def rerun(records: Records, key: str) -> Rerun:
+    """Compute a finished quality cell again; ValueError where that is impossible."""
+    if not KEY.fullmatch(key) or f"{key}.json" not in records.storage.names():
+        where = records.storage.where
+        raise ValueError(f"cell: {key!r} is not finished in {where!r}; give 16 hex digits, as in its file names")
+    _, before = checked_rows(records, key)
+    fields = records.read_json(f"{key}.json")["fields"]
+    if fields["kind"] != "quality":
+        raise ValueError(f"cell: {key!r} holds times, which never come again; give a quality cell")
+    import torch  # for which neither `verify` nor a misspelt cell waits
+
+    from kvstream.engine import model_check
+
+    cell = cell_of(fields)
+    model, _ = load_model(fields["model"], dtype=fields["dtype"], device=fields["device"])
+    ids_T = torch.as_tensor(cell.document.token_ids).long()
+    model_check.check(model, ids_T)
+    again = _rows_of(cell, model)
+    if not before["token"].equals(again["token"]):
+        raise ValueError(f"cell: {key!r} was computed on other tokens than {fields['text']!r} gives now")
+    then, now = before["nll_nats"].to_numpy().astype(np.float64), again["nll_nats"].to_numpy()
+    apart = np.where((then == now) | (np.isnan(then) & np.isnan(now)), 0.0, np.abs(then - now))
+    hits = int((before["correct"].to_numpy() != again["correct"].to_numpy()).sum())
+    differs = float(apart.max()), float(apart.mean()), model_check.rounding_nats(model, ids_T)
+    return Rerun(str(cell), cell.key == key, len(apart), *differs, hits)
+
+
+def cell_of(fields: dict[str, Any]) -> QualityCell:
+    """The quality cell that a commit record describes, with its text read anew."""
+    info = resolve(fields["model"])
+    how = {"bos": "on" if fields.get("bos") else "off", "join_rows": fields.get("join_rows", False)}
+    [document] = load_documents(
+        fields["text"], names=[fields["document"]], tokens=fields["tokens"], tokenizer=load_tokenizer(info), **how
+    )
+    about = fields["device"], fields["dtype"], parse_policy(fields["policy"])
+    return QualityCell(info, *about, fields["text"], document, tuple(fields["lengths"]))
+
+
+def _rows_of(cell: QualityCell, model: Any) -> pa.Table:
+    """Rows of all parts of a cell, computed one after the other."""
+    from kvstream.measure.quality import Begun, evaluate
+
+    job, tables = Job((cell,)), []
+    while True:
+        [result] = evaluate(model, begun=job.begun, **job.stretch)
+        tables.append(result.rows)
+        if result.state is None:
+            return pa.concat_tables(tables)
+        job = Job(job.cells, start=job.stop, begun=Begun(job.stop, result.state))
