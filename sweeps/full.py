@@ -11,22 +11,24 @@ fit a machine's memory are recorded as such, and the rest is run.
     ray start --head; python sweeps/full.py                                    on a Ray that runs
 """
 
-from kvstream.grid.axes import Grid, expand
-from kvstream.policies import Axes
+from kvstream.grid import Grid, expand
 from kvstream.sweep.main import main
-
-AXES = Axes(start_sizes=(0, 1, 2, 4, 8), strategies=("keep_low", "keep_high", "random"))
 
 GRID = Grid(
     name="full",
     models=("pythia-70m-deduped", "pythia-160m-deduped", "pythia-410m-deduped"),
-    policies=expand(("full", "streaming_llm", "recent_only", "fix_size_l2"), (256, 512, 1024), AXES),
+    policies=expand(
+        ("full", "streaming_llm", "recent_only", "fix_size_l2"),
+        (256, 512, 1024),
+        start_sizes=(0, 1, 2, 4, 8),
+        strategies=("keep_low", "keep_high", "random"),
+    ),
     text="pg19",
     documents=10,
     lengths=(512, 1024, 2048, 4096, 8192),
     contexts=(512, 2048, 4096, 8192),
     batches=(1, 8),
-    latency_policies=expand(("streaming_llm", "recent_only", "fix_size_l2"), (256, 1024), Axes()),
+    latency_policies=expand(("streaming_llm", "recent_only", "fix_size_l2"), (256, 1024)),
 )
 
 if __name__ == "__main__":

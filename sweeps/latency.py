@@ -11,7 +11,7 @@ Cost: 12 cells, each alone on its machine, one after the other; `--dry-run` prin
 """
 
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
-from kvstream.grid.axes import Grid
+from kvstream.grid import Grid
 from kvstream.sweep.main import main
 
 GRID = Grid(

@@ -11,7 +11,7 @@ Cost: 18 quality cells of 2,048 tokens and 1 latency cell; about four minutes on
 """
 
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
-from kvstream.grid.axes import Grid, Repeats
+from kvstream.grid import Grid, Repeats
 from kvstream.sweep.main import main
 
 BUDGETS = (128, 512, 1536)

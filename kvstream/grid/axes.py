@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvstream.policies import POLICIES, Axes, Policy
+from kvstream.policies import POLICIES, Policy
+from kvstream.policies.fields import axes_of, spanned
 
 BOS = ("auto", "on", "off")
 MOST = 2**31 - 1  # positions are 32-bit numbers
@@ -93,10 +94,12 @@ class Grid:
         object.__setattr__(self, axis, tuple(dict.fromkeys(values)))
 
 
-def expand(names: Sequence[str], budgets: Sequence[int], axes: Axes) -> tuple[Policy, ...]:
+def expand(names: Sequence[str], budgets: Sequence[int], **axes: Sequence[Any]) -> tuple[Policy, ...]:
     """Every policy that the axes span: each name with each budget, in that order.
 
-    Raises ValueError for an unknown name and for values that a policy refuses.
+    axes: values by the axis' name, as in `expand(("streaming_llm",), (256,), start_sizes=(0, 4))`; each policy takes
+    those that are its own, and its defaults for the others. Raises ValueError for an unknown name, for an axis that
+    none of the policies has, and for values that a policy refuses.
     """
     for name in names:
         if name not in POLICIES:
@@ -104,8 +107,14 @@ def expand(names: Sequence[str], budgets: Sequence[int], axes: Axes) -> tuple[Po
     for budget in budgets:
         if type(budget) is not int or budget < 1:
             raise ValueError(f"budgets: {budget!r} is not valid; give whole numbers of at least 1")
-    spanned = [policy for name in names for budget in budgets for policy in POLICIES[name].spanned(budget, axes)]
-    return tuple(dict.fromkeys(spanned))
+    known = dict.fromkeys(axis for name in names for axis in axes_of(POLICIES[name]))
+    for axis in axes:
+        if axis not in known:
+            raise ValueError(
+                f"{axis}: not an axis of {', '.join(names)}; leave it out, or choose among {', '.join(known) or 'none'}"
+            )
+    found = [policy for name in names for budget in budgets for policy in spanned(POLICIES[name], budget, axes)]
+    return tuple(dict.fromkeys(found))
 
 
 def _is(field: str, value: object, kind: type, what: str) -> None:

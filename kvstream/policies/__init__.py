@@ -1,17 +1,20 @@
-"""The policies, one file each. To add one: write its file, and name its class in `POLICIES`."""
+# ruff: noqa: I001  # this order is the one of lists and --help
+"""The policies, one file each. To add one: write its file, and import its class here. docs/adding-a-policy.md shows it.
 
-from dataclasses import fields
+Everything else follows from its fields: labels, flags, axes of a grid, records, the report, tests against the oracle.
+"""
 
-from kvstream.policies.base import Axes, BoundedPolicy, Policy, Regions, parse_call
-from kvstream.policies.fix_size_l2 import FixSizeL2
-from kvstream.policies.full import Full
-from kvstream.policies.recent_only import RecentOnly
-from kvstream.policies.streaming_llm import StreamingLLM
+from kvstream.policies.base import BoundedPolicy as BoundedPolicy, Policy as Policy, Regions as Regions
+from kvstream.policies.labels import read_label
 
-POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Full, StreamingLLM, RecentOnly, FixSizeL2)}
+# Each import registers a policy.
+from kvstream.policies.full import Full as Full
+from kvstream.policies.streaming_llm import StreamingLLM as StreamingLLM
+from kvstream.policies.recent_only import RecentOnly as RecentOnly
+from kvstream.policies.fix_size_l2 import FixSizeL2 as FixSizeL2
 
-__all__ = ["POLICIES", "Axes", "BoundedPolicy", "FixSizeL2", "Full", "Policy", "RecentOnly", "Regions", "StreamingLLM"]
-__all__ += ["parse_policy"]
+_classes = [each for each in list(vars().values()) if isinstance(each, type) and issubclass(each, Policy)]
+POLICIES: dict[str, type[Policy]] = {each.name: each for each in _classes if hasattr(each, "name")}
 
 
 def parse_policy(label: str) -> Policy:
@@ -19,12 +22,4 @@ def parse_policy(label: str) -> Policy:
 
     Values may stand in the order of the fields or be named. Raises ValueError naming what is wrong and the remedy.
     """
-    name, values, named = parse_call(label)
-    if name not in POLICIES:
-        raise ValueError(f"policy={label!r}: unknown name {name!r}; choose one of {', '.join(POLICIES)}")
-    positional = [f.name for f in fields(POLICIES[name]) if not f.kw_only]
-    try:
-        return POLICIES[name](*values, **named)
-    except TypeError:
-        known = ", ".join(positional + [f.name for f in fields(POLICIES[name]) if f.kw_only])
-        raise ValueError(f"policy={label!r}: its fields do not fit; {name} takes {known or 'none'}") from None
+    return read_label(label, POLICIES)

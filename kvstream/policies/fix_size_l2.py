@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from kvstream.policies.base import Axes, BoundedPolicy, Regions, one_of, refuse, whole
+from kvstream.policies.base import BoundedPolicy, Regions
 from kvstream.policies.draws import uniform_ranks
+from kvstream.policies.fields import Axis, Range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,28 +27,10 @@ class FixSizeL2(BoundedPolicy):
     """Keep the newest ⌊budget·keep_ratio⌋ tokens; one older token leaves per step and head, chosen by `strategy`."""
 
     name: ClassVar[str] = "fix_size_l2"
-    budget: int
-    keep_ratio: float
-    strategy: Strategy
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the budget, that the ratio is one, the strategy and the seed."""
-        super().__post_init__()
-        whole(self, "budget", 1)
-        whole(self, "seed", 0)
-        one_of(self, "strategy", get_args(Strategy))
-        ratio = self.keep_ratio
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
-            raise refuse(self, "keep_ratio", ratio, "give the protected share of the budget, from 0 to 1")
-        if self.seed >= 2**63:
-            raise refuse(self, "seed", self.seed, "give a seed below 2**63")
-        object.__setattr__(self, "keep_ratio", float(ratio))
-
-    @classmethod
-    def at_budget(cls, budget: int, axes: Axes) -> list[BoundedPolicy]:
-        """Each strategy with each keep_ratio."""
-        return [cls(budget, ratio, strategy) for strategy in axes.strategies for ratio in axes.keep_ratios]  # type: ignore[arg-type]
+    budget: Annotated[int, Range(1)]
+    keep_ratio: Annotated[float, Axis("keep_ratios", (0.7,), "share of the budget for the newest tokens"), Range(0, 1)]
+    strategy: Annotated[Strategy, Axis("strategies", ("keep_low",), "which of the older keys stay")]
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
 
     @property
     def regions(self) -> Regions:

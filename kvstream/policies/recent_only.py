@@ -4,9 +4,10 @@
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
-from kvstream.policies.base import Axes, BoundedPolicy, Regions, whole
+from kvstream.policies.base import BoundedPolicy, Regions
+from kvstream.policies.fields import Range
 
 
 @dataclass(frozen=True)
@@ -14,17 +15,12 @@ class RecentOnly(BoundedPolicy):
     """Keep the last `window_size` tokens."""
 
     name: ClassVar[str] = "recent_only"
-    window_size: int
-
-    def __post_init__(self) -> None:
-        """A window holds at least one token."""
-        super().__post_init__()
-        whole(self, "window_size", 1)
+    window_size: Annotated[int, Range(1)]
 
     @classmethod
-    def at_budget(cls, budget: int, axes: Axes) -> list[BoundedPolicy]:  # noqa: ARG003
+    def at_budget(cls, budget: int, **fields: Any) -> BoundedPolicy:
         """The budget is the window."""
-        return [cls(budget)]
+        return cls(window_size=budget, **fields)
 
     @property
     def regions(self) -> Regions:

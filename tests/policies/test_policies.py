@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 import kvstream.policies as package
 from kvstream.policies import (
     POLICIES,
-    Axes,
     BoundedPolicy,
     FixSizeL2,
     Full,
@@ -21,6 +20,7 @@ from kvstream.policies import (
     parse_policy,
 )
 from kvstream.policies.draws import derived_seed, uniform_ranks
+from kvstream.policies.fields import spanned
 
 POSITIONS = st.sampled_from(["cache", "absolute", "frozen"])
 SKIPS = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -56,17 +56,23 @@ def test_what_a_layer_keeps_is_bounded_unless_it_is_skipped(policy: Policy, toke
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_policies_span_axes_at_their_budget(name):
-    axes = Axes(start_sizes=(0, 2), strategies=("keep_low", "random"), positions=("cache", "frozen"), skip_layers=(1,))
-    spanned = POLICIES[name].spanned(64, axes)
-    assert len(set(spanned)) == len(spanned) > 0
-    for policy in spanned:
+    axes = {"start_sizes": (0, 2), "strategies": ("keep_low", "random"), "positions": ("cache", "frozen")}
+    found = spanned(POLICIES[name], 64, axes | {"skip_layers": (1,)})
+    assert len(set(found)) == len(found) > 0
+    for policy in found:
         if policy.regions:
             assert policy.regions.budget == 64
             assert policy.skip_layers == (1,)
 
 
 def test_every_module_of_policies_is_registered():
-    modules = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"base", "draws"}
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)} - {
+        "base",
+        "draws",
+        "fields",
+        "labels",
+        "sizes",
+    }
     assert modules == set(POLICIES)
     for name, policy in POLICIES.items():
         module = importlib.import_module(f"kvstream.policies.{name}")
