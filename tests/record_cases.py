@@ -10,7 +10,7 @@ from kvstream.grid import planning
 from kvstream.grid.axes import Grid
 from kvstream.measure.quality import Evaluated, evaluate
 from kvstream.records.long_cells import Parts
-from kvstream.records.store import Records
+from kvstream.records.store import Records, parquet
 from kvstream.sweep.jobs import seeded
 
 KEY, OTHER = "0123456789abcdef", "fedcba9876543210"
@@ -116,3 +116,11 @@ def part_is_sound(records):
     """It is there whole or not at all."""
     begun = Parts(records, OTHER).load()
     assert begun is None or (begun.tokens == 512 and begun.state["kept"].equal(torch.arange(3)))
+
+
+def rewritten(records, key, change):
+    """Replace a cell's rows and have its record agree with the file, as nobody's accident would."""
+    record, data = records.committed(key)
+    file, sha256 = records.write_named(key, "parquet", parquet([change(pq.read_table(pa.BufferReader(data)))]))
+    records.storage.remove(record["file"])
+    records.write_json(f"{key}.json", record | {"file": file, "sha256": sha256})

@@ -83,10 +83,10 @@ def _rows_of(cell: QualityCell, model: Any) -> pa.Table:
     """Rows of all parts of a cell, computed one after the other."""
     from kvstream.measure.quality import Begun, evaluate
 
-    job, tables = Job((cell,)), []
+    job, tables = Job(cells=(cell,)), []
     while True:
-        [result] = evaluate(model, begun=job.begun, **job.stretch)
+        [result] = evaluate(model, begun=job.begun, **job.stretch | {"device": cell.device})
         tables.append(result.rows)
         if result.state is None:
             return pa.concat_tables(tables)
-        job = Job(job.cells, start=job.stop, begun=Begun(job.stop, result.state))
+        job = Job(cells=job.cells, start=job.stop, begun=Begun(job.stop, result.state))

@@ -1,0 +1,75 @@
+"""`kvstream rerun`: the same cell again, on the same machine and where roundings differ."""
+
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from record_cases import rewritten, swept
+
+from kvstream.__main__ import main
+from kvstream.policies import FixSizeL2, Full
+from kvstream.records.store import Records
+from kvstream.sweep.rerun import rerun
+
+
+@pytest.fixture(scope="module")
+def whole(world, tiny_neox, tmp_path_factory):
+    """Records of two cells, one of which draws at random, and their keys."""
+    folder = tmp_path_factory.mktemp("verified") / "records"
+    records, cells = swept(world, tiny_neox(), folder, (Full(), FixSizeL2(16, 0.5, "random")), 1)
+    return records, [cell.key for cell in cells]
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """The same records, to be changed."""
+    shutil.copytree(whole[0].storage.folder, tmp_path / "records")
+    return Records(tmp_path / "records"), whole[1]
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(["rerun", *map(str, arguments)])
+    told = capsys.readouterr()
+    return ended.value.code, told.out, told.err
+
+
+def with_nll(change):
+    return lambda rows: rows.set_column(4, rows.field(4), pa.array(change(rows["nll_nats"].to_numpy())))
+
+
+def test_a_cell_gives_the_same_again(whole, capsys):
+    records, keys = whole
+    again = rerun(records, keys[1])
+    assert (again.rows, again.worst_nats, again.other_hits, again.same_code) == (299, 0.0, 0, True)
+    code, out, _ = run(capsys, records.storage.where, keys[0])
+    assert code == 0
+    assert "299 rows, identical, 0 argmax hits differ\n" in out
+
+
+@pytest.mark.parametrize(("times", "agrees"), [(1.0, True), (100.0, False)])
+def test_what_differs_by_rounding_agrees_and_no_more(copy, capsys, times, agrees):
+    """As on another machine; by how much that may be, the model's own rounding tells."""
+    records, keys = copy
+    off = np.float32(times * rerun(records, keys[0]).rounding_nats)
+    rewritten(records, keys[0], with_nll(lambda nll: nll + off))
+    code, out, _ = run(capsys, records.storage.where, keys[0])
+    assert (code == 0) == agrees
+    assert "nats apart" in out
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (["f" * 16], ["cell: 'ffffffffffffffff' is not finished", "16 hex digits"]),
+        (["../x"], ["cell: '../x' is not finished"]),
+        ([], ["CELL"]),
+    ],
+)
+def test_bad_input_is_one_line(whole, capsys, cell, words):
+    code, _, error = run(capsys, whole[0].storage.where, *cell)
+    assert code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert all(word in error for word in words), error
