@@ -53,14 +53,14 @@ def tell(what):
 
 @dataclass(frozen=True)
 class Gated(FixSizeL2):
-    def scores(self, keys_BHSD):
+    def token_scores(self, *keys_and_values):
         budget = self.regions.budget
         tell(f"begin {{budget}}")
         while waits(budget):
             time.sleep(0.02)
         {then}
         tell(f"end {{budget}}")
-        return super().scores(keys_BHSD)
+        return super().token_scores(*keys_and_values)
 
 GATED = tuple(Gated(budget, 0.5, "keep_low") for budget in range(8, 16))
 GRID = Grid("gated", ({model!r},), (Full(), *GATED), {texts!r}, {documents}, (300,){more})

@@ -128,8 +128,9 @@ class BoundedLayer(Layer):
 
     def _score(self, keys_BHSD: torch.Tensor) -> torch.Tensor:
         """Score candidates as they stand in the ring, (B, H, S); zeros where draws decide."""
-        score_BHS = self.policy.scores(keys_BHSD)
-        return keys_BHSD.new_zeros(keys_BHSD.shape[:3], dtype=torch.float32) if score_BHS is None else score_BHS
+        if self.policy.scored_by == "nothing":
+            return keys_BHSD.new_zeros(keys_BHSD.shape[:3], dtype=torch.float32)
+        return self.policy.token_scores(keys_BHSD, keys_BHSD)
 
     # One token, in place.
 

@@ -4,7 +4,7 @@ Every bounded policy of kvstream has the same shape, *protected sinks + protecte
 so a policy only states three sizes (`Regions`) and, if anything is contested, who leaves. The mechanics (slots,
 lifetimes, rotation) stand once, in `kvstream.engine.cache`. A policy knows neither transformers nor Ray nor files.
 
-Shape legend: B batch, H kv-heads, S tokens, D head size.
+Shape legend: B batch, H kv-heads, G query heads per kv-head, S tokens, D head size.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 Position = Literal["cache", "absolute", "frozen"]
+ScoredBy = Literal["nothing", "token", "attention"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
+    shared_by_heads: ClassVar[bool] = False  # one kept set per layer, by the heads' mean score, instead of one per head
 
     @property
     def regions(self) -> Regions | None:
@@ -60,13 +62,29 @@ class Policy(ABC):
         """Check each field as it is declared; a subclass that checks more calls this first."""
         check_fields(self)
 
-    def scores(self, keys_BHSD: torch.Tensor) -> torch.Tensor | None:  # noqa: ARG002
-        """Score each key, shape (B, H, S): among contested tokens the lowest leaves, the youngest of equals.
+    @property
+    def scored_by(self) -> ScoredBy:
+        """What a contested token's score is made of; the lowest score leaves, of equals the youngest.
 
-        Keys come as they are cached: rotated, each to its position when it arrived. None (the default) means that
-        scores decide nothing.
+        "token": its key and value, once, as it comes (`token_scores`). "attention": what it receives, at every step
+        (`update_scores`). "nothing": no token is contested, or who leaves is drawn (`draws`).
         """
-        return None
+        return "nothing"
+
+    def token_scores(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Score tokens by what they are, shape (B, H, S); asked of a policy scored by token.
+
+        Keys come as they are cached: rotated, each to its position when it arrived.
+        """
+        raise TypeError(f"{self.name} is scored by {self.scored_by}; a policy scored by token defines token_scores")
+
+    def update_scores(self, scores_BHS: torch.Tensor, probs_BHGS: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Return the scores after one more query, shape (B, H, S), float64; asked of a policy scored by attention.
+
+        probs_BHGS: that query's softmax attention to the cached tokens and to itself, in no particular order, for each
+        query head that shares a kv-head. scores_BHS: of the same tokens before; the query's own token has 0.
+        """
+        raise TypeError(f"{self.name} is scored by {self.scored_by}; one scored by attention defines update_scores")
 
     def draws(self, layer: int, heads: int, steps: range) -> np.ndarray | None:  # noqa: ARG002
         """Draw who leaves: shape (heads, len(steps)), the rank by age in 0 … contested. None: scores decide."""
@@ -75,6 +93,16 @@ class Policy(ABC):
     def regions_of(self, layer: int) -> Regions | None:
         """Regions of one layer: None where the layer never evicts."""
         return None if layer in getattr(self, "skip_layers", ()) else self.regions
+
+    def tokens_from_full(self, layer: int) -> int | None:
+        """How many first tokens leave this layer just what a full cache holds, so that it can start from that.
+
+        None: any number. As many as are protected; none where attention scores, which begin with the first token.
+        """
+        regions = self.regions_of(layer)
+        if regions is None:
+            return None
+        return 0 if self.scored_by == "attention" and regions.contested else regions.sinks + regions.recent
 
     def kept(self, layer: int, tokens: int) -> int:
         """Count the tokens that `layer` keeps per kv-head after `tokens` steps."""

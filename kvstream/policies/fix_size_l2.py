@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from kvstream.policies.base import BoundedPolicy, Regions
+from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy
 from kvstream.policies.draws import uniform_ranks
 from kvstream.policies.fields import Axis, Range
 
@@ -39,10 +39,13 @@ class FixSizeL2(BoundedPolicy):
         recent = math.floor(self.budget * Fraction(self.keep_ratio).limit_denominator(10**6))
         return Regions(sinks=0, contested=self.budget - recent, recent=recent)
 
-    def scores(self, keys_BHSD: torch.Tensor) -> torch.Tensor | None:
-        """Score by norm, shape (B, H, S); RoPE does not change it."""
-        if self.strategy == "random":
-            return None
+    @property
+    def scored_by(self) -> ScoredBy:
+        """By token, unless the leaving one is drawn."""
+        return "nothing" if self.strategy == "random" else "token"
+
+    def token_scores(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Score by the key's norm, shape (B, H, S); RoPE does not change it."""
         # In bfloat16 hundreds of keys would share a few dozen norms.
         norms = (keys_BHSD.float() if keys_BHSD.element_size() < 4 else keys_BHSD).norm(dim=-1)
         return -norms if self.strategy == "keep_low" else norms
@@ -51,4 +54,5 @@ class FixSizeL2(BoundedPolicy):
         """Draw the leaving rank anew at every step, from (seed, layer, head, step) alone."""
         if self.strategy != "random":
             return None
-        return uniform_ranks(self.seed, layer, heads, steps, self.regions.contested + 1)
+        regions = self.regions_of(layer) or self.regions
+        return uniform_ranks(self.seed, layer, heads, steps, regions.contested + 1)

@@ -286,21 +286,21 @@ from kvstream.sweep.main import main
 grid._policy = lambda axis, policy: None  # a sweep refuses policies of others, whose code is in no cell's key
 @dataclass(frozen=True)
 class DeadlyOnce(FixSizeL2):
-    def scores(self, keys_BHSD):
+    def token_scores(self, *keys_and_values):
         marker = pathlib.Path("{marker}")
         if not marker.exists():
             marker.touch()
             os.kill(os.getpid(), 9)
-        return super().scores(keys_BHSD)
+        return super().token_scores(*keys_and_values)
 
 @dataclass(frozen=True)
 class Deadly(FixSizeL2):
-    def scores(self, keys_BHSD):
+    def token_scores(self, *keys_and_values):
         os.kill(os.getpid(), 9)
 
 @dataclass(frozen=True)
 class Faulty(FixSizeL2):
-    def scores(self, keys_BHSD):
+    def token_scores(self, *keys_and_values):
         raise RuntimeError("broken on purpose\\nsecond line")
 
 FAILING = tuple(policy(budget, 0.5, "keep_low") for policy, budget in ((DeadlyOnce, 8), (Deadly, 9), (Faulty, 10)))
