@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from kvstream.grid.axes import Repeats
 from kvstream.grid.code_version import LATENCY, QUALITY, code_digest
 from kvstream.grid.visible import visible
-from kvstream.policies import Full, Policy
+from kvstream.policies import BoundedPolicy, Full, Policy
 from kvstream.policies.fields import policy_fields
-from kvstream.policies.sizes import distinct_sizes
+from kvstream.policies.sizes import distinct_sizes, kept_by_layer
 
 if TYPE_CHECKING:
     from kvstream.inputs.documents import Document
@@ -180,8 +180,9 @@ class LatencyCell(Cell):
     @property
     def kv_bytes_held(self) -> int:
         """Bytes of all caches held at once: the policies', full again, DynamicCache, the twins without eviction."""
-        bounded = [policy for policy in self.policies if policy.regions]
-        twins = distinct_sizes(bounded, self.model.num_layers, self.context)
-        held = [Full(), Full(), Full(), *bounded, *twins]
-        held += [Full() for policy in twins if getattr(policy, "skip_layers", ())]  # whose twins reserve all layers
-        return self.batch * sum(self.kv_bytes(policy, self.context + self.repeats.steps + 1) for policy in held)
+        tokens, layers = self.context + self.repeats.steps + 1, self.model.num_layers
+        bounded = [policy for policy in self.policies if isinstance(policy, BoundedPolicy)]
+        held = sum(self.kv_bytes(policy, tokens) for policy in (Full(), Full(), Full(), *bounded))
+        for twin in distinct_sizes(bounded, layers, self.context):  # which reserves its largest layer's room in all
+            held += self.kv_bytes(Full(), max(kept_by_layer(twin, layers, tokens)))
+        return self.batch * held

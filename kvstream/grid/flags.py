@@ -91,10 +91,11 @@ def _add_axes(group: Any, grid: Grid) -> None:
     group.add_argument("--budgets", type=values.NUMBERS, metavar="N,N", help="cached tokens per layer and head")
     for name, (field, owners) in policy_axes().items():
         read, metavar = _reader(field)
-        of = "" if len(owners) == sum(bool(axes_of(each)) for each in POLICIES.values()) else f" of {', '.join(owners)}"
+        shared = len(owners) == sum(bool(axes_of(each)) for each in POLICIES.values())
         choices = f": {', '.join(field.choices)}" if field.choices else ""
         assert field.axis
-        group.add_argument(_flag(name), type=read, metavar=metavar, help=f"{field.axis.words}{of}{choices}")
+        words = field.axis.words + ("" if shared else f" ({', '.join(owners)})") + choices
+        group.add_argument(_flag(name), type=read, metavar=metavar, help=words)
     group.add_argument(
         "--lengths",
         type=values.none_or(values.NUMBERS),

@@ -12,7 +12,8 @@ from kvstream.grid.cells import LatencyCell, QualityCell
 from kvstream.inputs import text_sources as texts
 from kvstream.inputs.documents import Document, load_documents
 from kvstream.inputs.models import ModelInfo, as_built, load_tokenizer, resolve
-from kvstream.policies import Full, Policy
+from kvstream.policies import BoundedPolicy, Full, Policy
+from kvstream.policies.sizes import evicts
 
 log = logging.getLogger(__name__)
 
@@ -51,23 +52,28 @@ def prepare(grid: Grid) -> list[Source]:
     for info in infos:
         _require_layers(grid, info)
     sources = [Source(info, _documents(grid, info)) for info in infos]
-    for note in notes(grid):
+    for note in notes(grid, max(info.num_layers for info in infos)):
         log.warning(note)
     return sources
 
 
-def notes(grid: Grid) -> list[str]:
-    """What a grid asks that says nothing about eviction: policies whose budgets hold a whole text or prompt."""
+def notes(grid: Grid, layers: int) -> list[str]:
+    """What a grid asks that says nothing about eviction: policies whose budgets hold a whole text or prompt.
+
+    layers: of the deepest model.
+    """
     found = []
     longest = grid.lengths[-1] if grid.lengths else 0
-    if clones := _that_hold(longest - 1, grid.policies):  # nothing is asked of what the last token leaves
+    if clones := _that_hold(longest - 1, layers, grid.policies):  # nothing is asked of what the last token leaves
         found.append(
             f"note: {clones} will equal full, whose {longest:,} tokens they hold; "
             "give longer --lengths or smaller --budgets to tell them apart"
         )
     timed = grid.latency_policies or grid.policies
     parts = [
-        f"at {context:,} tokens of context {held}" for context in grid.contexts if (held := _that_hold(context, timed))
+        f"at {context:,} tokens of context {held}"
+        for context in grid.contexts
+        if (held := _that_hold(context, layers, timed))
     ]
     if parts:
         found.append(
@@ -77,9 +83,10 @@ def notes(grid: Grid) -> list[str]:
     return found
 
 
-def _that_hold(tokens: int, policies: Sequence[Policy]) -> str:
+def _that_hold(tokens: int, layers: int, policies: Sequence[Policy]) -> str:
     """The labels of policies that evict nothing of so many tokens, the first few of many; empty if none do."""
-    labels = [str(policy) for policy in policies if policy.regions and 0 < tokens <= policy.regions.budget]
+    bounded = [policy for policy in policies if isinstance(policy, BoundedPolicy)]
+    labels = [str(policy) for policy in bounded if tokens > 0 and not evicts(policy, layers, tokens)]
     return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
 
 

@@ -18,18 +18,9 @@ from transformers import PreTrainedModel
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.replay import Scored, replay_windows, windows
+from kvstream.measure.rows import TOKEN_ROWS
 from kvstream.policies import Full, Policy
 
-TOKEN_ROWS = pa.schema(
-    [
-        pa.field("cell", pa.string(), nullable=False),
-        pa.field("document", pa.string(), nullable=False),
-        pa.field("position", pa.int32(), nullable=False),  # index of the predicted token, 1 … T−1
-        pa.field("token", pa.int32(), nullable=False),
-        pa.field("nll_nats", pa.float32(), nullable=False),
-        pa.field("correct", pa.bool_(), nullable=False),
-    ]
-)
 State = dict[str, torch.Tensor]
 
 

@@ -1,19 +1,19 @@
-"""What runs in a Ray worker: one function per kind of cell. Knows no Ray; gets all it needs as arguments."""
+"""What a worker of a sweep does: keeps one model, and computes one piece of work after another. Knows no Ray.
+
+It has all it needs from its arguments: which device and how many threads, a model's weights, and what to compute.
+"""
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from kvstream.engine import model_check
-from kvstream.engine.chunks import CHUNK_SIZE
-from kvstream.engine.replay import replay_chunks
-from kvstream.grid.cells import LatencyCell, QualityCell
+from kvstream.grid.cells import Cell, LatencyCell
 from kvstream.grid.code_version import LATENCY, QUALITY, code_digest
 from kvstream.inputs.models import load_model, resolve
 from kvstream.inputs.weights import from_arrays, to_arrays
@@ -26,15 +26,19 @@ from kvstream.measure.quality import evaluate as evaluate_quality
 TELL_S = 2.0  # progress is told this often: telling is work, too, and may disturb what is measured
 
 
-class Weights(TypedDict):
-    """A model as arrays that workers can share, and the digest of the code with which they are to use it.
-
-    A dictionary, so that also a machine without kvstream can be sent one, and then tell what it lacks.
-    """
+class Weights(NamedTuple):
+    """A model as its configuration and arrays that workers can share."""
 
     config: Any
     arrays: dict[str, np.ndarray]
-    code: str
+
+
+class Finished(NamedTuple):
+    """What came of a piece of work, and when it began and ended by the machine's monotonic clock."""
+
+    result: Any
+    began_s: float
+    ended_s: float
 
 
 def own_code() -> str:
@@ -42,7 +46,7 @@ def own_code() -> str:
     return code_digest(dict.fromkeys(QUALITY + LATENCY))
 
 
-def weights_of(cell: QualityCell | LatencyCell) -> Weights:
+def weights_of(cell: Cell) -> Weights:
     """Load a cell's model. ValueError if that is no longer the one of which the cell's key was made."""
     spec = cell.model.spec
     model, _ = load_model(spec, dtype=cell.dtype)
@@ -51,104 +55,85 @@ def weights_of(cell: QualityCell | LatencyCell) -> Weights:
             f"models: {spec!r} was changed while the sweep ran (it was {cell.model.identity}, it is {identity}); "
             "repeat the sweep"
         )
-    config, arrays = to_arrays(model)
-    return Weights(config=config, arrays=arrays, code=own_code())
+    return Weights(*to_arrays(model))
 
 
-def check(
-    weights: Weights, token_ids_T: np.ndarray | None, device: str, threads: int
-) -> Iterator[dict[str, str | int | None]]:
-    """Ask a model whether kvstream computes what it does: yields, once, where it was asked.
+class Worker:
+    """Keeps the last model it was given, and the last first tokens that it replayed for several jobs.
 
-    token_ids_T: ordinary tokens of a text, if there are any. Raises ValueError with the reason why not.
+    device: `cpu`, `mps`, or one GPU such as `cuda:1`.
     """
-    where = environment()
-    model_check.check(
-        _built(weights, device, threads), None if token_ids_T is None else torch.as_tensor(token_ids_T).long()
-    )
-    yield where
 
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._model: Any = None
+        self._first: tuple[Any, Begun] | None = None  # of which texts
 
-def quality(
-    weights: Weights, stretch: dict[str, Any], begun: Begun | None, shared: int, threads: int
-) -> Iterator[tuple[list[Evaluated], dict[str, Any]]]:
-    """Evaluate a job's next part: yields, once, a result per cell and where they were computed.
+    def load(self, weights: Weights, *, own: bool = False) -> None:
+        """Take another model in place of the one before. own: in this process's memory, not in memory that is shared.
 
-    begun: what it goes on from, of which `shared` tokens if that is given.
-    """
-    where = environment()
-    model = _model(weights, stretch["device"], threads)
-    if begun and shared:
-        begun = begun.first(shared)
-    yield evaluate_quality(model, begun=begun, **stretch), where
+        On a CPU, arrays that are shared must not be written to.
+        """
+        self._model = self._first = None
+        arrays = {name: np.array(array) for name, array in weights.arrays.items()} if own else weights.arrays
+        self._model = from_arrays(weights.config, arrays, device=self.device)
 
+    def do(self, call: tuple[str, dict[str, Any]], threads: int) -> Iterator[Progress | Finished]:
+        """Do a piece of work, as its `call` says: yields what it is at, and last what came of it."""
+        torch.set_num_threads(threads)  # Ray's launcher sets OMP_NUM_THREADS to 1
+        began_s = time.monotonic()
+        name, given = call
+        result: Any = None
+        if name == "latency":
+            for result in self.latency(**given, threads=threads):
+                if isinstance(result, Progress):
+                    yield result
+        else:
+            result = getattr(self, name)(**given)
+        yield Finished(result, began_s, time.monotonic())
 
-def first_tokens(weights: Weights, token_ids_BN: np.ndarray, device: str, threads: int) -> Begun:
-    """Replay the first tokens of texts, for all jobs on these texts to go on from."""
-    return begin(_model(weights, device, threads), token_ids_BN, device)
+    def check(self, token_ids_T: np.ndarray | None) -> None:
+        """Ask the model whether kvstream computes what it does: ValueError with the reason why not.
 
+        token_ids_T: ordinary tokens of a text, if there are any.
+        """
+        model_check.check(self._model, None if token_ids_T is None else torch.as_tensor(token_ids_T).long())
 
-def pace(weights: Weights, cell: QualityCell, threads: int, seconds: float) -> list[float]:
-    """Replay a cell's text so long, two chunks at least: the times at which chunks were done.
+    def quality(
+        self, stretch: dict[str, Any], begun: Begun | None = None, common: int = 0, shared: int = 0
+    ) -> tuple[list[Evaluated], dict[str, Any]]:
+        """Evaluate a stretch of texts, as `measure.quality.evaluate` takes it: a result per text, and the machine.
 
-    Times are of the monotonic clock, which all processes of a machine share: those of tasks that ran at once can be
-    laid side by side.
-    """
-    model = _model(weights, cell.device, threads)
-    done: list[float] = []
-    ids = torch.as_tensor(cell.document.token_ids, dtype=torch.int64, device=cell.device)
-    while len(done) < 2 or done[-1] - done[0] < seconds:
-        for scored in replay_chunks(model, ids, cell.policy):
-            if scored.nll_nats.cpu().numel() == CHUNK_SIZE:
-                done.append(time.monotonic())
-            if len(done) > 1 and done[-1] - done[0] > seconds:
-                break
-    return done
+        begun: what the part before left. shared: how many of the texts' first tokens are taken from a replay that
+        serves several policies; common: how many that replay has.
+        """
+        model = self._trusted()
+        if shared:
+            begun = self._first_tokens(stretch["token_ids_BN"][:, : common + 1]).first(shared)
+        return evaluate_quality(model, begun=begun, device=self.device, **stretch), environment()
 
+    def latency(self, cell: LatencyCell, threads: int) -> Iterator[Progress | tuple[Measured, dict[str, Any]]]:
+        """Measure a latency cell: yields what it is at now and then, and last the result and the machine."""
+        protocol = Protocol(cell.context, cell.batch, cell.repeats.prefills, cell.repeats.rounds, cell.repeats.steps)
+        reload = Reload(cell.model.spec, cell.dtype, threads, cell.policies)
+        where, model, told = environment(), self._trusted(), time.monotonic()
+        measuring = evaluate_latency(model, cell.policies, protocol, cell=cell.key, device=self.device, reload=reload)
+        for item in measuring:
+            if isinstance(item, Measured):
+                yield item, where
+            elif time.monotonic() - told > TELL_S:
+                told = time.monotonic()
+                yield item
 
-def _model(weights: Weights, device: str, threads: int) -> Any:
-    """Build a model on shared weights, which the sweep has checked and which must not be written to."""
-    model = _built(weights, device, threads)
-    model_check.trust(model)
-    return model
+    def _trusted(self) -> Any:
+        """The model, which another worker may have checked."""
+        model_check.trust(self._model)
+        return self._model
 
-
-def _built(weights: Weights, device: str, threads: int) -> Any:
-    _require_code(weights)
-    # A reused worker keeps the last cell's number, and Ray's launcher sets OMP_NUM_THREADS to 1.
-    torch.set_num_threads(threads)
-    return from_arrays(weights["config"], weights["arrays"], device=device)
-
-
-def _require_code(weights: Weights) -> None:
-    """ValueError where this process computes with other code than the driver, whose digest the cells' keys hold."""
-    if own_code() != weights["code"]:
-        raise ValueError(of_another(platform.node()))
-
-
-def of_another(machine: str) -> str:
-    """What to say of a machine that has another kvstream than the driver."""
-    return (
-        f"code: kvstream on {machine} is not the one of the sweep's driver; install the same on all machines, and "
-        "change it on none while a sweep runs"
-    )
-
-
-def latency(weights: Weights, cell: LatencyCell, threads: int) -> Iterator[Progress | tuple[Measured, dict[str, Any]]]:
-    """Measure a latency cell: yields progress now and then, and last the result and where it was measured."""
-    where = environment()
-    _require_code(weights)
-    torch.set_num_threads(threads)
-    # In this process's memory, as a server's would be.
-    own = {name: np.array(array) for name, array in weights["arrays"].items()}
-    model: Any = from_arrays(weights["config"], own, device=cell.device)
-    model_check.trust(model)
-    protocol = Protocol(cell.context, cell.batch, cell.repeats.prefills, cell.repeats.rounds, cell.repeats.steps)
-    reload = Reload(cell.model.spec, cell.dtype, threads, cell.policies)
-    told = time.monotonic()
-    for item in evaluate_latency(model, cell.policies, protocol, cell=cell.key, device=cell.device, reload=reload):
-        if isinstance(item, Measured):
-            yield item, where
-        elif time.monotonic() - told > TELL_S:
-            told = time.monotonic()
-            yield item
+    def _first_tokens(self, token_ids_BN: np.ndarray) -> Begun:
+        """Replay first tokens with a full cache, or take what was replayed last if that is the same."""
+        texts = token_ids_BN.shape, token_ids_BN.tobytes()
+        if self._first is None or self._first[0] != texts:
+            self._first = None  # the old ones go before the new ones take memory
+            self._first = texts, begin(self._model, token_ids_BN, self.device)
+        return self._first[1]

@@ -18,7 +18,8 @@ from measuring import Peer, interleaved, ratio, results, show, step_seconds
 
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.inputs.models import load_model
-from kvstream.measure.latency import Contender, DynamicContender, HeldContender, PolicyContender, Protocol, measure
+from kvstream.measure.contenders import Contender, DynamicContender, HeldContender, PolicyContender, Protocol
+from kvstream.measure.latency import measure
 
 PARTS = ("parity", "70m", "410m", "peer", "aa", "ttft")
 STEPS = 4

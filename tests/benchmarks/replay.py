@@ -45,8 +45,8 @@ from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.replay import replay_chunks, score
 from kvstream.inputs.models import load_model
 from kvstream.measure import machine_noise
+from kvstream.measure.contenders import Contender, DynamicContender, PolicyContender, Protocol
 from kvstream.measure.environment import environment
-from kvstream.measure.latency import Contender, DynamicContender, PolicyContender, Protocol
 from kvstream.measure.peak_memory import peak_bytes
 from kvstream.policies import Policy
 

@@ -23,7 +23,7 @@ from kvstream import StreamingLLM
 from kvstream.grid.cells import QualityCell
 from kvstream.inputs.documents import Document
 from kvstream.inputs.models import resolve
-from kvstream.measure.quality import TOKEN_ROWS
+from kvstream.measure.rows import TOKEN_ROWS
 from kvstream.records.store import Records, sealed
 from kvstream.sweep.cluster import Slots, connect
 from kvstream.sweep.fleet import Fleet

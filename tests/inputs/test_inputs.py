@@ -16,8 +16,8 @@ from kvstream.grid import planning
 from kvstream.grid.axes import Grid
 from kvstream.inputs.models import load_model
 from kvstream.policies import Full, RecentOnly, StreamingLLM
-from kvstream.sweep.rerun import cell_of
 from kvstream.sweep import cluster, main, worker
+from kvstream.sweep.rerun import cell_of
 
 POLICIES = (Full(), StreamingLLM(4, 12))
 
@@ -127,14 +127,14 @@ def test_budgets_larger_than_a_text_are_said(world, tmp_path, caplog):
 
 def test_contexts_that_do_not_exceed_a_budget_are_said():
     grid = grid_of("m", "t", lengths=(), contexts=(8, 16, 32, 64), latency_policies=(RecentOnly(16), RecentOnly(32)))
-    [note] = planning.notes(grid)
+    [note] = planning.notes(grid, 3)
     assert note.startswith(
         "note: at 8 tokens of context recent_only(16), recent_only(32); at 16 tokens of context recent_only(16), "
         "recent_only(32); at 32 tokens of context recent_only(32) hold as much as full, "
     )
-    assert planning.notes(grid_of("m", "t", lengths=(), contexts=(32,))) == []
+    assert planning.notes(grid_of("m", "t", lengths=(), contexts=(32,)), 3) == []
     many = tuple(RecentOnly(budget) for budget in range(90, 99))
-    assert "recent_only(93) and 5 more will" in planning.notes(grid_of("m", "t", policies=many))[0]
+    assert "recent_only(93) and 5 more will" in planning.notes(grid_of("m", "t", policies=many), 3)[0]
 
 
 def test_what_is_said_equals_full(tiny_llama, tokens):

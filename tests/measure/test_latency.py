@@ -23,19 +23,8 @@ from kvstream.grid.axes import Repeats
 from kvstream.grid.cells import LatencyCell
 from kvstream.grid.memory_needed import too_large
 from kvstream.inputs.models import resolve
-from kvstream.measure.latency import (
-    DYNAMIC,
-    FULL_AGAIN,
-    Measured,
-    PolicyContender,
-    Progress,
-    Protocol,
-    Reload,
-    contenders,
-    evaluate,
-    measure,
-    warm_up,
-)
+from kvstream.measure.contenders import DYNAMIC, FULL_AGAIN, PolicyContender, Protocol, contenders
+from kvstream.measure.latency import Measured, Progress, Reload, evaluate, measure, warm_up
 from kvstream.measure.peak_memory import can_reset, peak_bytes
 
 pytestmark = pytest.mark.timed
