@@ -160,15 +160,18 @@ def test_the_canaries_sing(tmp_path, monkeypatch, let):
     assert (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize(("what", "reader"), [("auto_map", "AutoConfig"), ("auto_map of a tokenizer", "AutoTokenizer")])
-def test_the_canary_of_auto_map_sings(world, tmp_path, what, reader):
-    folder, canary = changed(world, tmp_path, REFUSED[what][0])
-    code = (
-        f"from transformers import {reader} as R; R.from_pretrained('.', trust_remote_code=True, local_files_only=True)"
-    )
+def test_the_canaries_of_auto_map_sing(world, tmp_path):
+    """In a process of its own, as transformers writes such code into its cache."""
+    code, canaries = "", []
+    for what, reader in (("auto_map", "AutoConfig"), ("auto_map of a tokenizer", "AutoTokenizer")):
+        (tmp_path / reader).mkdir()
+        folder, canary = changed(world, tmp_path / reader, REFUSED[what][0])
+        code += f"from transformers import {reader} as R\ntry: R.from_pretrained({str(folder)!r}, "
+        code += "trust_remote_code=True, local_files_only=True)\nexcept Exception: pass\n"
+        canaries.append(canary)
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    run([sys.executable, "-c", code], cwd=folder, env=environment)
-    assert canary.exists()
+    run([sys.executable, "-c", code], env=environment)
+    assert all(canary.exists() for canary in canaries)
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -224,8 +227,8 @@ def test_a_model_is_refused_or_loaded_without(world, tmp_path, monkeypatch, what
 # As a user would
 
 
-@pytest.mark.parametrize("what", ["pickled weights", "auto_map", "auto_map of a tokenizer", "attention from the hub"])
-def test_a_sweep_refuses_a_model(world, tmp_path, what):
+def test_a_sweep_refuses_a_model(world, tmp_path):
+    what = "auto_map"
     folder, canary = changed(world, tmp_path, REFUSED[what][0])
     flags = ["--models", str(folder), "--text", str(world / "texts"), "--out", str(tmp_path / "out"), "--lengths", "50"]
     done = run([sys.executable, str(QUICK), *flags])

@@ -590,6 +590,7 @@ PROCESSES = [
 ]  # fmt: skip
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("arguments", "words"), PROCESSES, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_process_says_so_in_two_seconds(world, arguments, words):
     arguments = [str(world / "model") if argument == "WORLD" else argument for argument in arguments]
