@@ -1,10 +1,14 @@
 """Is the oracle itself right? Against transformers where that knows the answer, against closed forms elsewhere."""
 
+import random
 from collections import Counter
+from datetime import date
 
 import numpy as np
+import oracle_store
 import pytest
 import torch
+from conftest import build_model
 from oracle import Spec, _mix, draw, evict, oracle_kept, oracle_nll, oracle_trace, protected_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -273,3 +277,43 @@ def test_survival_past_the_window_decays_geometrically():
         alive += 0 in members
     expected = (4 / 5) ** steps
     assert abs(alive / seeds - expected) < 4 * (expected * (1 - expected) / seeds) ** 0.5
+
+
+# What is kept of it
+
+
+def test_a_sample_of_what_is_kept_is_found_again():
+    """Others every day; those of short texts, which take a second in all."""
+    store = oracle_store.Store(build_model)
+    short = sorted(digest for digest, found in store.kept.items() if len(found.likeliest) < 50)
+    sample = random.Random(date.today().isoformat()).sample(short, 8)
+    for digest in sample:
+        found, kept = store.compute(store.inputs[digest]), store.kept[digest]
+        np.testing.assert_allclose(kept.nll_nats, found.nll_nats, rtol=0, atol=1e-10, err_msg=store.inputs[digest])
+        assert kept.likeliest.tolist() == found.likeliest.tolist()
+
+
+def test_what_is_kept_is_of_this_oracle_and_these_weights():
+    store = oracle_store.Store(build_model)
+    outdated = [digest for digest, inputs in store.inputs.items() if store.digest(inputs) != digest]
+    assert not outdated, f"{len(outdated)} of {len(store.inputs)}: python tests/oracle.py --store"
+
+
+@pytest.mark.parametrize("change", ["oracle", "weights", "tokens", "policy", "nothing"])
+def test_what_is_not_kept_is_computed(monkeypatch, tmp_path, change):
+    """Poisoned results are read where all is as it was, and only there."""
+    spec, ids = Spec("recent_only", recent=3), (5, 6, 7, 8, 9, 10)
+    store = oracle_store.Store(build_model, tmp_path / "store.npz")
+    truth = store.trace("neox", ids, spec, 97).nll_nats
+    store.kept = {digest: oracle_store.Found(0 * truth, np.zeros(6)) for digest in store.kept}
+    store.save()
+    build = build_model
+    if change == "oracle":
+        monkeypatch.setattr(oracle_store, "source_digest", lambda: "another")
+    elif change == "weights":
+        build = lambda family, dtype, vocab: build_model("neox_serial", dtype, vocab)  # noqa: E731
+    ids = (*ids[:-1], 11) if change == "tokens" else ids
+    spec = with_(spec, recent=4) if change == "policy" else spec
+    found = oracle_store.Store(build, tmp_path / "store.npz").trace("neox", ids, spec, 97).nll_nats
+    assert len(found) == 5
+    assert (found == 0).all() == (change == "nothing")
