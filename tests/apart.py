@@ -20,8 +20,6 @@ import psutil
 from driving import ROOT, digest
 from nursery import fork
 
-from kvstream.sweep import guardian
-
 RAY = str(Path(sys.executable).parent / "ray")
 RECORD = "????????????????.json"
 CELLS = 9  # of a gated sweep: eight that wait at the gate, and full
@@ -96,23 +94,13 @@ def until(true, seconds, what):
 
 
 def family(session):
-    """Processes of a session that live, and those that its leader started beside it, with sessions of their own."""
+    """Processes of a session that live."""
     found = []
     for process in psutil.process_iter():
         with suppress(OSError, psutil.Error):
-            mine = os.getsid(process.pid) == session or is_beside(process, session)
-            if mine and process.status() != psutil.STATUS_ZOMBIE:
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
-
-
-def is_beside(process, driver):
-    """Whether a process watches over what that driver leaves, or has its last word."""
-    name = process.name().lower()  # is read sooner than a command
-    if not name.startswith(("python", "sh", "dash", "bash")):
-        return False
-    command = process.cmdline()
-    return command[-3:-1] in ([guardian.__file__, str(driver)], ["last word", str(driver)])
 
 
 def named(session, name):
@@ -170,7 +158,7 @@ class Started:
         return self.process.wait(seconds)
 
     def leaves_nothing(self):
-        """Wait for all its processes to be gone, the guardian of its Ray among them."""
+        """Wait for all its processes to be gone."""
         until(lambda: not family(self.session), 30, "the end of its processes")
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvstream.sweep.guardian import Guardian
 from kvstream.sweep.interrupt import put_off
 from kvstream.sweep.ray_address import unanswered
+
+NODE_ID = "ray.io/node-id"  # Ray's label of each machine
 
 
 def device_here() -> str:
@@ -48,10 +49,7 @@ def connect(where: str | None) -> list[Node]:
         if not ray.is_initialized():
             own: Any = {} if where else {"address": "local", "include_dashboard": False}
             with put_off():  # torn in two, it leaves processes behind
-                guardian = None if where else Guardian()
                 ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
-                if guardian:
-                    guardian.started()
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray would kill its head first, then abort
             # Asked for last, so done first when the program ends: a Ctrl-C must not tear Ray's end in two either.
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
@@ -69,6 +67,11 @@ def connect(where: str | None) -> list[Node]:
     cores, gpus = sum(node.cores for node in nodes), sum(node.gpus for node in nodes)
     print(f"Ray: {len(nodes)} node(s) with {cores} CPUs and {gpus} GPUs")
     return nodes
+
+
+def joined() -> bool:
+    """Whether this process uses a Ray already."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 def machines() -> list[Node]:
@@ -135,6 +138,9 @@ def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
     return device
 
 
+_gpu_memory: dict[str, float] = {}  # by machine, as each takes a fresh process to ask
+
+
 def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
     """Keep the nodes that have the cores and the device, with its memory in place of the machine's where it is a GPU.
 
@@ -156,8 +162,13 @@ def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
             f"threads: {threads} asked, the largest node with a GPU has {largest} CPUs; give no more than that"
         )
     ask = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(gpu_bytes)
-    asked = [ask.options(label_selector={"ray.io/node-id": node.id}).remote(device) for node in able]
-    able = [replace(node, memory=memory) for node, memory in zip(able, ray.get(asked)) if memory]
+    asked = {
+        node.id: ask.options(label_selector={NODE_ID: node.id}).remote(device)
+        for node in able
+        if node.id not in _gpu_memory
+    }
+    _gpu_memory.update(zip(asked, ray.get(list(asked.values()))))
+    able = [replace(node, memory=_gpu_memory[node.id]) for node in able if _gpu_memory[node.id]]
     if not able:
         raise ValueError(
             f"device: {device!r} asked, and Ray counts GPUs, but torch finds none there; "
@@ -168,8 +179,7 @@ def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
 
 def refuse_lacking(device: str, threads: int | None) -> None:
     """Raise ValueError for what this machine certainly lacks, before a Ray is started on it, which takes long."""
-    running = "ray" in sys.modules and sys.modules["ray"].is_initialized()  # by somebody, with what they gave it
-    if running or "RAY_OVERRIDE_RESOURCES" in os.environ:
+    if "RAY_OVERRIDE_RESOURCES" in os.environ:
         return
     fit_for("cpu", [Node("", os.cpu_count() or 1, 0, 0)], threads)
     if device == "cuda" and device_here() != "cuda":
@@ -181,31 +191,47 @@ def refuse_lacking(device: str, threads: int | None) -> None:
 
 @dataclass(frozen=True)
 class Slots:
-    """What one quality cell takes of the cluster, and how many fit at once.
+    """What a worker takes of a machine.
 
-    asked_threads: what the user asked for, which latency cells follow too; None gives them all cores of their node.
+    threads: its CPU cores, None for all that its machine has; where the device is a GPU it has one of these, too.
+    whole: it is alone on its machine, as for latency, however many threads it computes with.
     """
 
     device: str
-    threads: int
-    count: int
-    asked_threads: int | None = None
+    threads: int | None
+    whole: bool = False
+
+    def threads_on(self, node: Node) -> int:
+        """With how many threads it computes there."""
+        return self.threads or node.cores
+
+    def on(self, node: Node) -> int:
+        """How many workers a machine has room for."""
+        room = node.cores // self.threads_on(node)
+        if self.whole:
+            return min(room, 1)
+        return room if self.device == "cpu" else min(room, node.gpus)
+
+    def takes(self, node: Node) -> dict[str, Any]:
+        """What Ray is asked for."""
+        if self.whole:
+            return {"num_cpus": node.cores, "num_gpus": node.gpus}
+        return {"num_cpus": self.threads_on(node), "num_gpus": int(self.device != "cpu")}
 
 
 def divide(device: str, nodes: list[Node], threads: int | None, cells: int, needed: float = 0.0) -> Slots:
-    """Divide the cluster among cells: one GPU each, or `threads` CPU cores, by default so that all cores are busy.
+    """Divide the cluster among quality cells: one GPU each, or as many CPU cores that all are busy.
 
-    needed: the bytes of the largest cell. A node that can hold it must have the cores it takes.
+    threads: asked for, else chosen. needed: the bytes of the largest cell; a node that can hold it must have the cores.
     """
     if device != "cpu":
-        return Slots(device, threads or 1, sum(node.gpus for node in nodes), threads)
+        return Slots(device, threads or 1)
 
     def fit(each: int) -> int:
         return sum(node.cores // each for node in nodes)
 
     most = max(node.cores for node in nodes if node.memory >= needed)
-    each = threads or next((each for each in range(most, 1, -1) if fit(each) >= cells), 1)
-    return Slots(device, each, fit(each), threads)
+    return Slots(device, threads or next((each for each in range(most, 1, -1) if fit(each) >= cells), 1))
 
 
 def refuse_lost(out: str) -> None:

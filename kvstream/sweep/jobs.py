@@ -1,37 +1,46 @@
 """How quality cells share work: texts side by side, and first tokens that a full cache replays once for all policies.
 
-A job is what one task computes: cells of one policy on texts of equal length. Long texts are cut into parts, and a job
-then goes on from where the part before it ended. Knows no Ray: what a job begins with may be a reference.
+A job is what a worker computes in one go: cells of one policy on texts of equal length. Long texts are cut into parts,
+and a job then goes on from where the part before it ended. Which worker computes what, `scheduler` decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
-from typing import Any
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvstream.engine.chunks import CHUNK_SIZE, PART_TOKENS
 from kvstream.grid.cells import QualityCell
-from kvstream.policies import BoundedPolicy, Policy
+from kvstream.grid.memory_needed import text_bytes
+from kvstream.policies import Policy
 from kvstream.policies.draws import derived_seed
+from kvstream.sweep.work import Work
+
+if TYPE_CHECKING:
+    from kvstream.measure.quality import Begun, State
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job(Work):
     """Cells that are evaluated side by side, from `start` on.
 
-    begun: what they go on from, a `quality.Begun` or a reference to one; where `shared` is given, the first so many
-    tokens of what other jobs begin with, too.
+    begun: what the part before left. common: first tokens that are worth replaying once for all jobs on these texts.
     """
 
     cells: tuple[QualityCell, ...]
     start: int = 0
-    begun: Any = None
-    shared: int = 0
-    attempt: int = 1
+    begun: Begun | None = None
+    common: int = 0
+
+    @property
+    def text(self) -> tuple[str, ...]:
+        """The names of its documents."""
+        return tuple(cell.document.name for cell in self.cells)
 
     @property
     def length(self) -> int:
@@ -49,25 +58,57 @@ class Job:
         return self.stop == self.length - 1
 
     @property
+    def shared(self) -> int:
+        """How many of the common first tokens it takes over."""
+        return 0 if self.start else min(self.common, shareable(self))
+
+    @property
+    def joint(self) -> bool:
+        """It is, where texts or first tokens were computed for several."""
+        return len(self.cells) > 1 or self.shared > 0
+
+    @cached_property
+    def memory_bytes(self) -> float:
+        """What its texts need; all workers of a machine share the weights."""
+        return sum(map(text_bytes, self.cells))
+
+    @property
+    def left(self) -> int:
+        """What comes after the parts that are done."""
+        return self.length - self.start
+
+    @property
+    def call(self) -> tuple[str, dict[str, Any]]:
+        """Evaluate this part."""
+        given = {"stretch": self.stretch, "begun": self.begun, "common": self.common, "shared": self.shared}
+        return "quality", given
+
+    @property
     def stretch(self) -> dict[str, Any]:
-        """What `quality.evaluate` needs to know of the next part, and not the texts beyond it."""
+        """What `measure.quality.evaluate` needs to know of the next part, and not the texts beyond it."""
         first = self.cells[0]
         return {
             "token_ids_BN": np.stack([cell.document.token_ids[self.start : self.stop + 1] for cell in self.cells]),
             "policy": seeded(first.policy, first.document.name),
             "cells": [cell.key for cell in self.cells],
-            "documents": [cell.document.name for cell in self.cells],
-            "device": first.device,
+            "documents": list(self.text),
             "start": self.start,
             "goes_on": not self.ends,
         }
 
+    def followed(self, state: State) -> Job:
+        """The job of the next part, which goes on from the state in which this one left the cache."""
+        from kvstream.measure.quality import Begun
+
+        return self.resumed(Begun(self.stop, state))
+
+    def resumed(self, begun: Begun) -> Job:
+        """The job of the part that goes on from there."""
+        return replace(self, start=begun.tokens, begun=begun, common=0, attempt=1)
+
     def once_more(self) -> list[Job]:
         """Try again, text by text and without what was shared: one of these alone may be what failed."""
-        if len(self.cells) > 1:
-            return [Job((cell,), attempt=self.attempt + 1) for cell in self.cells]
-        own = self.begun if not self.shared else None
-        return [replace(self, begun=own, shared=0, attempt=self.attempt + 1)]
+        return [replace(self, cells=(cell,), common=0, attempt=self.attempt + 1) for cell in self.cells]
 
 
 def jobs_of(cells: Sequence[QualityCell], side_by_side: int) -> list[Job]:
@@ -83,30 +124,29 @@ def jobs_of(cells: Sequence[QualityCell], side_by_side: int) -> list[Job]:
     for group in by_policy.values():
         queue = iter(group)
         while taken := tuple(islice(queue, side_by_side)):
-            jobs.append(Job(taken))
+            jobs.append(Job(cells=taken))
     place = {cell.document.name: place for place, cell in reversed(list(enumerate(cells)))}
-    return sorted(jobs, key=lambda job: [place[cell.document.name] for cell in job.cells])
+    return list(sharing(sorted(jobs, key=lambda job: [place[name] for name in job.text])))
 
 
-def by_texts(jobs: Sequence[Job]) -> Iterator[tuple[list[Job], int]]:
-    """Group jobs on the same texts, each with the number of first tokens worth replaying once for all: 0 if none are.
-
-    A token is worth it as long as two jobs can use it.
-    """
-    for _, group in groupby(jobs, key=lambda job: [cell.document.name for cell in job.cells]):
-        found = list(group)
-        usable = sorted(shareable(job) for job in found)
-        yield found, usable[-2] if len(usable) > 1 else 0
+def sharing(jobs: Iterable[Job]) -> Iterator[Job]:
+    """Tell jobs on the same texts how many first tokens are worth replaying once: as long as two can use a token."""
+    by_text: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        by_text.setdefault(job.text, []).append(job)
+    for group in by_text.values():
+        usable = sorted(map(shareable, group))
+        yield from (replace(job, common=usable[-2] if len(usable) > 1 else 0) for job in group)
 
 
 def shareable(job: Job) -> int:
     """Count the first tokens of a job's texts that a full cache may replay for it.
 
-    These are whole chunks, so that no rounding changes, in which no token loses its protection.
+    These are whole chunks, so that no rounding changes, in which no layer's token loses its protection.
     """
-    most, policy = job.stop - 1, job.cells[0].policy
-    if isinstance(policy, BoundedPolicy) and policy.regions:
-        most = min(most, policy.regions.sinks + policy.regions.recent)
+    cell, most = job.cells[0], job.stop - 1
+    for alike in map(cell.policy.tokens_from_full, range(cell.model.num_layers)):
+        most = most if alike is None else min(most, alike)
     return 0 if job.start else most // CHUNK_SIZE * CHUNK_SIZE
 
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from kvstream.grid.cells import QualityCell
 from kvstream.inputs.documents import load_documents
-from kvstream.inputs.models import load_model, load_tokenizer, resolve
+from kvstream.inputs.model_loading import load_model, load_tokenizer
+from kvstream.inputs.models import resolve
 from kvstream.policies import parse_policy
 from kvstream.records.store import Records
 from kvstream.records.verify import KEY, checked_rows

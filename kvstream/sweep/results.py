@@ -1,7 +1,4 @@
-"""What becomes of cells, whoever computed them: their records, a line of progress each, and what to do next.
-
-Knows no Ray.
-"""
+"""What becomes of cells: their records, and a line of progress each. Only the driver writes. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -13,18 +10,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvstream.engine.chunks import PART_TOKENS
-from kvstream.grid.cells import Cell, LatencyCell
+from kvstream.grid.cells import Cell, LatencyCell, QualityCell
 from kvstream.grid.visible import visible
-from kvstream.measure.latency import Measured, Progress
-from kvstream.measure.quality import Begun, Evaluated
+from kvstream.measure.latency import Measured
+from kvstream.measure.quality import Evaluated
 from kvstream.records.long_cells import Parts
 from kvstream.records.store import Records
 from kvstream.sweep.jobs import Job
+from kvstream.sweep.pool import Done, Event, Told
 from kvstream.sweep.progress import Reporter
+from kvstream.sweep.work import Timing, Work
 
 
 @dataclass
-class Ledger:
+class Results:
     """Writes to one records folder and tells what it wrote."""
 
     records: Records
@@ -32,49 +31,59 @@ class Ledger:
     finished: int = 0  # cells
     _parts: dict[str, Parts] = field(default_factory=dict)  # of long cells on their way
 
-    def resumed(self, job: Job) -> Job:
+    def resumed(self, work: Work) -> Work:
         """Have a job on a long text go on where an earlier sweep stopped."""
-        if job.length - 1 <= PART_TOKENS:
-            return job
-        [cell] = job.cells
+        if not isinstance(work, Job) or work.start or work.length - 1 <= PART_TOKENS:
+            return work
+        [cell] = work.cells
         parts = self._parts[cell.key] = Parts(self.records, cell.key)
         try:
             begun = parts.load()
         except ValueError as error:
             self.reporter.part(f"{cell}: starts again, {error}", 0)
-            return job
+            return work
         if begun is None:
-            return job
-        self.reporter.spare(f"{cell}: goes on after {begun.tokens:,} of {job.length:,} tokens", begun.tokens)
-        return replace(job, start=begun.tokens, begun=begun)
+            return work
+        self.reporter.spare(f"{cell}: goes on after {begun.tokens:,} of {work.length:,} tokens", begun.tokens)
+        return replace(work, start=begun.tokens, begun=begun)
 
-    def evaluated(self, job: Job, results: list[Evaluated], environment: dict[str, Any], threads: int) -> Job | None:
-        """Write down what a job's part gave; returns the job of the next part, None after the last."""
+    def take(self, event: Event) -> None:
+        """Write down what a worker finished, and tell how far it is."""
+        if isinstance(event, Told):
+            [cell] = event.work.cells
+            self.reporter.inside(str(cell), event.progress.what, event.progress.share)
+        elif isinstance(event, Done) and isinstance(event.work, Job):
+            results, environment = event.result
+            self.evaluated(event.work, results, environment, event.worker.threads)
+        elif isinstance(event, Done) and isinstance(event.work, Timing):
+            [cell], (measured, environment) = event.work.cells, event.result
+            self.timed(cell, measured, environment, event.worker.threads)
+
+    def evaluated(self, job: Job, results: list[Evaluated], environment: dict[str, Any], threads: int) -> None:
+        """Write down what a job's part gave."""
         for cell, result in zip(job.cells, results):
             parts = self._parts.get(cell.key)
-            if not job.ends:
-                assert parts is not None
-                parts.add(result, job.stop, environment | {"threads": threads})
-                rate = (job.stop - job.start) / result.seconds
-                line = f"{cell}: {job.stop:,} of {job.length:,} tokens, {rate:,.0f} tokens/s"
-                self.reporter.part(line, job.stop - job.start)
+            if job.ends:
+                self._finish(cell, job, result, environment, threads)
                 continue
-            rows, seconds = parts.joined(result) if parts else ([result.rows], result.seconds)
-            fields = cell.fields | {"threads": threads}
-            if parts and len(places := parts.places(environment | {"threads": threads})) > 1:
-                fields |= {"computed_on": places}  # a long cell may have been finished elsewhere than begun
-            self.records.commit(cell.key, fields, rows, seconds, environment)
-            if parts:
-                parts.clear()
-                del self._parts[cell.key]
-            line = f"{cell}: {_score(pa.concat_tables(rows))}, {(cell.tokens - 1) / seconds:,.0f} tokens/s"
-            self.reporter.cell(line, cell.tokens - job.start)
-            self.finished += 1
-        if job.ends:
-            return None
-        state = results[0].state
-        assert state is not None, "a part that is not the last leaves a state"
-        return Job(job.cells, start=job.stop, begun=Begun(job.stop, state))
+            assert parts is not None
+            parts.add(result, job.stop, environment | {"threads": threads})
+            rate = (job.stop - job.start) / result.seconds
+            line = f"{cell}: {job.stop:,} of {job.length:,} tokens, {rate:,.0f} tokens/s"
+            self.reporter.part(line, job.stop - job.start)
+
+    def _finish(self, cell: QualityCell, job: Job, last: Evaluated, environment: dict[str, Any], threads: int) -> None:
+        parts = self._parts.pop(cell.key, None)
+        rows, seconds = parts.joined(last) if parts else ([last.rows], last.seconds)
+        fields = cell.fields | {"threads": threads}
+        if parts and len(places := parts.places(environment | {"threads": threads})) > 1:
+            fields |= {"computed_on": places}  # a long cell may have been finished elsewhere than begun
+        self.records.commit(cell.key, fields, rows, seconds, environment)
+        if parts:
+            parts.clear()
+        line = f"{cell}: {_score(pa.concat_tables(rows))}, {(cell.tokens - 1) / seconds:,.0f} tokens/s"
+        self.reporter.cell(line, cell.tokens - job.start)
+        self.finished += 1
 
     def timed(self, cell: LatencyCell, measured: Measured, environment: dict[str, Any], threads: int) -> None:
         """Write down a latency cell."""
@@ -84,15 +93,12 @@ class Ledger:
         self.reporter.cell(line, cell.tokens)
         self.finished += 1
 
-    def told(self, cell: LatencyCell, progress: Progress) -> None:
-        """Tell how far a latency cell is."""
-        self.reporter.inside(str(cell), progress.what, progress.share)
-
-    def failed(self, cell: Cell, error: BaseException, attempt: int, left: int | None = None) -> None:
-        """Write down that a cell failed, with `left` of its tokens not computed, by default all."""
+    def failed(self, work: Work, error: BaseException) -> None:
+        """Write down that cells failed."""
         message = f"{type(error).__name__}: {error}"
-        self.records.fail(cell.key, cell.fields, message, attempt)
-        self.reporter.cell(f"{cell}: FAILED, {message.splitlines()[0]}", cell.tokens if left is None else left)
+        for cell in work.cells:
+            self.records.fail(cell.key, cell.fields, message, work.attempt)
+            self.reporter.cell(f"{cell}: FAILED, {message.splitlines()[0]}", work.left)
 
     def refused(self, cells: Sequence[Cell], error: BaseException, *, told: bool) -> None:
         """Write down that no cell of a model can be computed, and say it in one line, unless it was told before."""

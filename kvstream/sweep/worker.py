@@ -15,7 +15,8 @@ import torch
 from kvstream.engine import model_check
 from kvstream.grid.cells import Cell, LatencyCell
 from kvstream.grid.code_version import LATENCY, QUALITY, code_digest
-from kvstream.inputs.models import load_model, resolve
+from kvstream.inputs.model_loading import load_model
+from kvstream.inputs.models import resolve
 from kvstream.inputs.weights import from_arrays, to_arrays
 from kvstream.measure.environment import environment
 from kvstream.measure.latency import Measured, Progress, Protocol, Reload

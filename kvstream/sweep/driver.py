@@ -1,0 +1,123 @@
+"""Has workers compute cells, phase by phase, until none is left, and has what comes of them written down. Knows no Ray.
+
+`scheduler` says what a worker does next, `pool` what happened, `results` what becomes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvstream.grid.cells import Cell, LatencyCell, QualityCell
+from kvstream.grid.memory_needed import side_by_side
+from kvstream.sweep.cluster import Node, Slots
+from kvstream.sweep.interrupt import Interrupt, Lost
+from kvstream.sweep.jobs import jobs_of
+from kvstream.sweep.pool import Pool
+from kvstream.sweep.results import Results
+from kvstream.sweep.scheduler import Scheduler, phases
+from kvstream.sweep.work import Check, Timing, Work
+
+WAIT_S = 1.0  # how long the driver waits at a time, so that it notices a Ctrl-C
+
+
+class Workers(Pool, Protocol):
+    """A pool that can be told with which model to compute, and that must be closed where work is left in it."""
+
+    def load(self, cell: Cell, say: Callable[[str], None]) -> None:
+        """Compute with this cell's model from now on; raises what speaks against it."""
+        ...
+
+    def close(self) -> None:
+        """End all workers, whatever they do."""
+        ...
+
+
+@dataclass
+class Driver:
+    """Computes cells with the workers that `pool_for` gives."""
+
+    slots: Slots  # for quality cells
+    latency_slots: Slots
+    nodes: list[Node]
+    pool_for: Callable[[Slots, list[Node]], Workers]
+    results: Results
+    interrupt: Interrupt
+    refused: dict[str, BaseException] = field(default_factory=dict)  # models, and why
+
+    def measure(self, cells: Sequence[Cell]) -> None:
+        """Compute all cells; raises Lost."""
+        for phase in phases(cells):
+            if self.interrupt.draining:
+                return
+            spec = phase[0].model.spec
+            if told := spec in self.refused:
+                self.results.refused(phase, self.refused[spec], told=told)
+            else:
+                self._phase(phase)
+
+    def _phase(self, cells: list[Cell]) -> None:
+        """Compute cells of one model and kind."""
+        timed = isinstance(cells[0], LatencyCell)
+        pool = self.pool_for(self.latency_slots if timed else self.slots, self.nodes)
+        try:
+            pool.load(cells[0], self.results.reporter.say)
+        except Lost:
+            raise
+        except Exception as error:
+            self._refuse(cells, error)
+            return
+        check = Check(cells=tuple(cells))
+        try:
+            self._drive(pool, Scheduler(check, self._works(cells), self.results.resumed))
+        except Lost:
+            raise  # who would end workers now would wait for Ray
+        except BaseException:
+            pool.close()
+            raise
+        if self.interrupt.stopping:
+            pool.close()
+
+    def _works(self, cells: Sequence[Cell]) -> list[Work]:
+        timings: list[Work] = [Timing(cells=(cell,)) for cell in cells if isinstance(cell, LatencyCell)]
+        quality = [cell for cell in cells if isinstance(cell, QualityCell)]
+        at_once = 1  # a CPU is busy with one text
+        if quality and self.slots.device != "cpu":
+            at_once = side_by_side(quality, min(node.memory for node in self.nodes))
+        return [*timings, *jobs_of(quality, at_once)]
+
+    def _drive(self, pool: Pool, scheduler: Scheduler) -> None:
+        self._hand_out(pool, scheduler)
+        while not (scheduler.over or self.interrupt.stopping):
+            if not (scheduler.in_flight or pool.starting()) and pool.idle():
+                lacking = RuntimeError("no machine that is left has the memory that it needs")
+                for work in scheduler.give_up():
+                    self.results.failed(work, lacking)
+                continue
+            happened = pool.wait(WAIT_S)
+            settled = [(event, scheduler.settle(event)) for event in happened]
+            self._hand_out(pool, scheduler)  # before anything is written: no worker waits for a disk
+            for event, failure in settled:
+                self.results.take(event)
+                if failure and isinstance(failure.work, Check):
+                    self._refuse(failure.work.cells, failure.error)
+                elif failure:
+                    self.results.failed(failure.work, failure.error)
+
+    def _hand_out(self, pool: Pool, scheduler: Scheduler) -> None:
+        """Give every worker one piece of work, and then what may wait behind it."""
+        scheduler.stopped |= self.interrupt.draining
+        sent = True
+        while sent:
+            sent = False
+            for worker in pool.idle():
+                if work := scheduler.next(worker):
+                    if isinstance(work, Check):
+                        self.results.reporter.say(f"checking {work.cells[0].model.spec}")
+                    pool.send(worker, work)
+                    sent = True
+
+    def _refuse(self, cells: Sequence[Cell], error: BaseException) -> None:
+        self.refused[cells[0].model.spec] = error
+        self.results.refused(cells, error, told=False)

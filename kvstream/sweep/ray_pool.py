@@ -1,0 +1,267 @@
+"""Workers as Ray actors: one per GPU, per CPU slot or, for latency, per machine. With `cluster` all that knows Ray.
+
+An actor is pinned to its machine and lives on from cell to cell, and from sweep to sweep in one process. It has two
+calls queued at most, so it begins the next when one ends, without asking the driver. Ray's object store holds one model
+at a time, of which each machine gets one copy. A machine is told apart by the actor's own report: one without kvstream,
+or with another, computes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from kvstream.grid.cells import Cell
+from kvstream.sweep.cluster import NODE_ID, Node, Slots
+from kvstream.sweep.pool import Done, Event, Failed, Lost, Told, WorkerInfo
+from kvstream.sweep.watch import Watch
+from kvstream.sweep.work import Work
+from kvstream.sweep.worker import Finished, own_code, weights_of
+
+STARTS = 3  # that may fail on a machine before it is left out
+OTHER_CODE = (
+    "code: kvstream on {} is not the one of the sweep's driver; install the same on all machines, and change it on "
+    "none while a sweep runs"
+)
+WORDS: tuple[tuple[type[BaseException], str], ...] = (
+    (
+        ray.exceptions.OutOfMemoryError,
+        "its machine ran out of memory, and Ray killed the cell; give fewer or shorter texts, smaller budgets, or more "
+        "--threads, so that fewer cells run at once",
+    ),
+    (ray.exceptions.ObjectLostError, "what it needs was lost with another machine"),
+    (ray.exceptions.RayError, "the process that computed it was killed or crashed, or its machine was lost"),
+)
+
+
+def actor_class(name: str) -> Any:
+    """Make the class of actors; name: by which the system lists their processes.
+
+    It is sent as a whole, not as a name in kvstream: a machine may have none.
+    """
+
+    class Actor:
+        def __init__(self, device: str) -> None:
+            self.model, self.code = "", ""
+            try:
+                from kvstream.sweep.worker import Worker, own_code
+
+                self.worker = Worker(own_gpu(device))
+                self.code = own_code()
+            except Exception as error:
+                self.code = repr(error)
+
+        def report(self) -> tuple[str, str]:
+            return platform.node(), self.code
+
+        def do(self, call: Any, threads: int, model: str, weights: list[Any], own: bool) -> Iterator[Any]:
+            if model != self.model:
+                self.model = ""
+                self.worker.load(ray.get(weights[0]), own=own)
+                self.model = model
+            yield from self.worker.do(call, threads)
+
+    def own_gpu(device: str) -> str:
+        """Number the GPU that Ray gave this actor as torch does: by its place among those that the process sees."""
+        if device != "cuda":
+            return device
+        own, seen = str(ray.get_gpu_ids()[0]), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        return f"cuda:{seen.index(own) if own in seen else own}"
+
+    Actor.__name__ = Actor.__qualname__ = name
+    return ray.remote(max_restarts=0, max_task_retries=0)(Actor)
+
+
+@dataclass
+class Hired:
+    """An actor, on which machine, what it was sent, oldest first, and its report until that is there."""
+
+    id: str
+    node: Node
+    actor: Any
+    report: Any
+    sent: dict[Any, Work] = field(default_factory=dict)  # by Ray's stream of what it tells
+
+
+class RayPool:
+    """Actors in all slots of the machines that are fit for them; a `pool.Pool`."""
+
+    def __init__(self, slots: Slots, nodes: list[Node]) -> None:
+        self.slots = self._own_slots = slots
+        self.watch = Watch(slots, nodes)
+        self._code, self._model = own_code(), ""
+        self._actor = actor_class("latency" if slots.whole else "quality")
+        self._hired: dict[str, Hired] = {}
+        self._starts = 0
+        self._failed_starts: Counter[str] = Counter()  # by machine
+        self._hire()
+
+    def serves(self, slots: Slots, nodes: list[Node]) -> bool:
+        """Whether its workers will do for other slots; if these have more threads each, fewer of them are used."""
+        own, idle = self._own_slots, not any(hired.sent for hired in self._hired.values())
+        fine = slots.whole or (own.threads or 0) <= (slots.threads or 0)
+        return idle and fine and (slots.whole, slots.device) == (own.whole, own.device) and self.watch.same(nodes)
+
+    def load(self, cell: Cell, say: Callable[[str], None]) -> None:
+        """Have workers compute with the model of this cell from now on; raises what speaks against it."""
+        model = f"{cell.model.identity} {cell.dtype}"
+        if model != self._model:
+            say(f"loading {cell.model.spec}")
+            self._model, self._weights = "", None
+            weights = weights_of(cell)
+            with self.watch.alive():
+                self._model, self._weights = model, ray.put(weights)
+
+    def idle(self) -> list[WorkerInfo]:
+        """Those with nothing to do first, and of these small machines first. Work must not queue while others start."""
+        ready = []
+        for node in self.watch.nodes:
+            there = [hired for hired in self._hired.values() if hired.node.id == node.id and not hired.report]
+            ready += there[: self.slots.on(node)]
+        if self.starting():
+            ready = [hired for hired in ready if not hired.sent]
+        ready.sort(key=lambda hired: (len(hired.sent), hired.node.memory))
+        return [self._info(hired) for hired in ready]
+
+    def starting(self) -> bool:
+        """Whether some actors have not reported yet."""
+        return any(hired.report for hired in self._hired.values())
+
+    def send(self, worker: WorkerInfo, work: Work) -> None:
+        """Queue work on an actor. Latency is measured on a model in memory of its own, as a server's is."""
+        hired = self._hired[worker.id]
+        do = hired.actor.do.options(num_returns="streaming")
+        with self.watch.alive():
+            stream = do.remote(work.call, worker.threads, self._model, [self._weights], self.slots.whole)
+        hired.sent[stream] = work
+
+    def wait(self, seconds: float) -> list[Event]:
+        """What happened; raises `interrupt.Lost` if nothing can be computed any more."""
+        self.watch.look()
+        events: list[Event] = []
+        living = {node.id for node in self.watch.nodes}
+        for hired in [hired for hired in self._hired.values() if hired.node.id not in living]:
+            # Ray itself waits for minutes for the answer of a machine that has fallen silent.
+            events.append(self._lose(hired, ray.exceptions.NodeDiedError("it does not answer any more")))
+        self._hire()
+        of = {reference: hired for hired in self._hired.values() for reference in (hired.report, *hired.sent)}
+        for reference in self._there([each for each in of if each], 0.0 if events else seconds):
+            hired = of[reference]
+            if hired.id in self._hired:
+                if reference == hired.report:
+                    self._take_on(hired)
+                else:
+                    events.append(self._heard(hired, reference))
+        return events
+
+    def close(self) -> None:
+        """End all actors, whatever they do."""
+        for hired in self._hired.values():
+            ray.kill(hired.actor)
+        self._hired.clear()
+
+    def _there(self, references: list[Any], seconds: float) -> list[Any]:
+        """Which of these are there, in their order, after waiting so long for one at most."""
+        if not references:
+            time.sleep(seconds)
+            return []
+        with self.watch.alive():
+            ray.wait(references, timeout=seconds)
+            ready = set(ray.wait(references, num_returns=len(references), timeout=0)[0])
+        return [reference for reference in references if reference in ready]
+
+    def _hire(self) -> None:
+        """Start the actors that are missing."""
+        for node in self.watch.nodes:
+            there = sum(hired.node.id == node.id for hired in self._hired.values())
+            for _ in range(there, self._own_slots.on(node)):
+                self._starts += 1
+                asked = self._own_slots.takes(node) | {"label_selector": {NODE_ID: node.id}}
+                with self.watch.alive():
+                    actor = self._actor.options(**asked).remote(self.slots.device)
+                    hired = Hired(f"{node.id}/{self._starts}", node, actor, actor.report.remote())
+                self._hired[hired.id] = hired
+
+    def _take_on(self, hired: Hired) -> None:
+        """Take an actor into service, or its machine out of it."""
+        try:
+            with self.watch.alive():
+                machine, code = ray.get(hired.report)
+        except ray.exceptions.RayError as error:
+            self._lose(hired, error)
+            self.watch.look(at_once=True)
+            self._failed_starts[hired.node.id] += 1
+            if self._failed_starts[hired.node.id] >= STARTS:
+                self.watch.leave_out(hired.node, f"no worker starts on it ({_explained(error)})")
+            return
+        hired.report = None
+        if code != self._code:
+            self.watch.leave_out(hired.node, f"{OTHER_CODE.format(machine)} (there: {code})")
+
+    def _heard(self, hired: Hired, stream: Any) -> Event:
+        """What an actor tells next of some work."""
+        worker, work = self._info(hired), hired.sent[stream]
+        try:
+            with self.watch.alive():
+                told = ray.get(next(stream))
+        except ray.exceptions.RayError as error:
+            self.watch.look(at_once=True)
+            cause = getattr(error, "cause", None)  # what the work raised
+            if cause is None or isinstance(cause, ray.exceptions.RayError):
+                return self._lose(hired, cause or error)
+            del hired.sent[stream]
+            return Failed(worker, work, cause)
+        if not isinstance(told, Finished):
+            return Told(worker, work, told)
+        del hired.sent[stream]
+        return Done(worker, work, *told)
+
+    def _lose(self, hired: Hired, error: BaseException) -> Lost:
+        ray.kill(hired.actor)
+        del self._hired[hired.id]
+        return Lost(self._info(hired), _explained(error))
+
+    def _info(self, hired: Hired) -> WorkerInfo:
+        node = hired.node
+        memory_of = node.id if self.slots.device == "cpu" else hired.id
+        return WorkerInfo(hired.id, node.id, self.slots.threads_on(node), node.memory, memory_of)
+
+
+def _explained(error: BaseException) -> BaseException:
+    """What happened to a worker in a sweep's words, before Ray's.
+
+    Of Ray's words on a lack of memory no more than the first lines: others list the commands of all processes.
+    """
+    told = next(words for kind, words in WORDS if isinstance(error, kind))
+    words = str(error).splitlines()[:2] if isinstance(error, ray.exceptions.OutOfMemoryError) else [str(error)]
+    return RuntimeError("\n".join([told, *words]))
+
+
+_kept: RayPool | None = None  # of the last sweep of this process: its workers have all imported what they need
+
+
+def pool_for(slots: Slots, nodes: list[Node]) -> RayPool:
+    """Workers for these slots: those of the sweep before where they will do, else new ones in their place."""
+    global _kept
+    if _kept and _kept.serves(slots, nodes):
+        _kept.slots = slots
+        _kept.watch.begin(slots)
+        return _kept
+    release()
+    _kept = RayPool(slots, nodes)
+    return _kept
+
+
+def release() -> None:
+    """End the workers that this process has, if any."""
+    global _kept
+    if _kept and _kept.watch.same_ray():
+        _kept.close()
+    _kept = None

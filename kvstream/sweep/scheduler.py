@@ -1,0 +1,165 @@
+"""Which piece of work goes to which worker next, and what follows from what a worker did. Knows no Ray.
+
+The rules, for the cells of one model and kind; `phases` says in which order these come:
+
+* The model is checked first, by the worker that asks first. If it is refused, all its cells are.
+* A worker stays with its text, whose first tokens it has replayed; else it takes a text that no other has, else the
+  one with most to do. A long text's next part comes before, and so does what is tried again.
+* A worker has one piece of work, and one more waiting as long as more is to do than there are workers.
+* Work goes where there is memory for it beside what else is computed there.
+* A worker that died costs what it was computing one of two attempts; what waited behind it loses none. An error that
+  a cell raised is final; cells that were computed together are tried once more alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from kvstream.grid.cells import Cell, LatencyCell
+from kvstream.sweep.jobs import Job
+from kvstream.sweep.pool import Event, Failed, Lost, Told, WorkerInfo
+from kvstream.sweep.work import Check, Work
+
+MAX_ATTEMPTS = 2
+IN_FLIGHT = 2  # per worker: what it computes, and what waits so that the worker need not
+
+
+def phases(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells in the order in which they are computed: quality first, then latency, one model at a time."""
+    latency = [cell for cell in cells if isinstance(cell, LatencyCell)]
+    quality = [cell for cell in cells if not isinstance(cell, LatencyCell)]
+    return [list(group) for kind in (quality, latency) for _, group in groupby(kind, key=lambda cell: cell.model)]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Work that is not tried again."""
+
+    work: Work
+    error: BaseException
+
+
+class Scheduler:
+    """Hands out the work of one phase. Stopped, it hands out nothing new, and is over when workers have nothing left.
+
+    prepare: what becomes of work right before it is sent, such as a job that goes on from its last part.
+    """
+
+    def __init__(self, check: Check, works: Iterable[Work], prepare: Callable[[Any], Any] = lambda work: work) -> None:
+        self.check: Check | None = check  # as long as it is not passed
+        self.prepare = prepare
+        self.stopped = False
+        self.waiting = 0
+        self._first: deque[Work] = deque()  # what comes before the texts
+        self._texts: dict[tuple[str, ...], deque[Work]] = {}
+        self._held: dict[str, list[Work]] = {}  # by worker
+        self._workers: dict[str, WorkerInfo] = {}
+        self._text_of: dict[str, tuple[str, ...]] = {}  # by worker
+        for work in works:
+            self._texts.setdefault(work.text, deque()).append(work)
+            self.waiting += 1
+
+    @property
+    def in_flight(self) -> int:
+        """How many pieces of work the workers have."""
+        return sum(map(len, self._held.values()))
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to wait for."""
+        return not self.in_flight and (self.stopped or not self.waiting)
+
+    def next(self, worker: WorkerInfo) -> Work | None:
+        """What this worker is to do, now or after what it has; None if nothing."""
+        self._workers[worker.id] = worker
+        held = self._held.setdefault(worker.id, [])
+        if self.stopped or len(held) >= IN_FLIGHT or (held and self.waiting < len(self._workers)):
+            return None
+        if self.check:
+            work: Work | None = None if self.in_flight else self.check
+        elif work := self._taken(worker):
+            self._text_of[worker.id] = work.text
+            work = self.prepare(work)
+        if work:
+            held.append(work)
+        return work
+
+    def settle(self, event: Event) -> Failure | None:
+        """Take note of what happened; returns what failed for good."""
+        if isinstance(event, Lost):
+            return self._lost(event)
+        if isinstance(event, Told):
+            return None
+        self._held[event.worker.id].remove(event.work)
+        if isinstance(event, Failed):
+            return self._failed(event.work, event.error, again=event.work.joint)
+        if event.work is self.check:
+            self.check = None
+        elif isinstance(event.work, Job) and not event.work.ends:
+            results, _ = event.result
+            self._put_first([event.work.followed(results[0].state)])
+        return None
+
+    def give_up(self) -> list[Work]:
+        """Take back what waits, if no worker there is can hold it: to be asked when all of them are idle."""
+        left = [work for works in (self._first, *self._texts.values()) for work in works]
+        self._first.clear()
+        self._texts.clear()
+        self.waiting = 0
+        return left
+
+    def _lost(self, event: Lost) -> Failure | None:
+        self._workers.pop(event.worker.id, None)
+        self._text_of.pop(event.worker.id, None)
+        held = self._held.pop(event.worker.id, [])
+        self._put_first(held[1:])
+        return self._failed(held[0], event.error, again=True) if held else None
+
+    def _failed(self, work: Work, error: BaseException, *, again: bool) -> Failure | None:
+        if not again or work.attempt >= MAX_ATTEMPTS:
+            self.stopped |= work is self.check
+            return Failure(work, error)
+        if isinstance(work, Check):
+            self.check = Check(cells=work.cells, attempt=work.attempt + 1)
+        else:
+            self._put_first(work.once_more())
+        return None
+
+    def _put_first(self, works: Sequence[Work]) -> None:
+        self._first.extend(works)
+        self.waiting += len(works)
+
+    def _taken(self, worker: WorkerInfo) -> Work | None:
+        """Choose work for a worker, and take it out of what waits."""
+        room = worker.memory_bytes - self._used_beside(worker)
+        for works in self._by_preference(worker):
+            for place, work in enumerate(works):
+                if work.memory_bytes <= room:
+                    del works[place]
+                    self.waiting -= 1
+                    if not works and works is not self._first:
+                        del self._texts[work.text]
+                    return work
+        return None
+
+    def _by_preference(self, worker: WorkerInfo) -> Iterator[deque[Work]]:
+        yield self._first
+        own = self._text_of.get(worker.id)
+        if own in self._texts:
+            yield self._texts[own]
+        taken = set(self._text_of.values())
+        free = [text for text in self._texts if text not in taken]
+        others = sorted(taken & self._texts.keys() - {own}, key=lambda text: -len(self._texts[text]))
+        yield from (self._texts[text] for text in (*free, *others))
+
+    def _used_beside(self, worker: WorkerInfo) -> float:
+        """Bytes that other workers take of this one's memory: each computes one piece of work at a time."""
+        used = 0.0
+        for id, held in self._held.items():
+            if held and id != worker.id and self._workers[id].memory_of == worker.memory_of:
+                used += max(work.memory_bytes for work in held)
+        return used

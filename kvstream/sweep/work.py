@@ -1,0 +1,84 @@
+"""What a worker is sent: a quality job (`jobs`), a latency cell, or a question about their model. Knows no Ray."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kvstream.grid.cells import Cell, LatencyCell, QualityCell
+from kvstream.grid.memory_needed import needed_bytes
+
+CHECK_TOKENS = 512  # of a text, with which a model is checked
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Work(ABC):
+    """Cells of one model that a worker computes in one go; attempt: how often it was tried, this time included."""
+
+    cells: tuple[Cell, ...]
+    attempt: int = 1
+
+    @property
+    def text(self) -> tuple[str, ...]:
+        """The names of its documents; empty where work on one text has nothing in common."""
+        return ()
+
+    @property
+    def joint(self) -> bool:
+        """Whether an error in it may be the matter of another cell."""
+        return False
+
+    @property
+    @abstractmethod
+    def memory_bytes(self) -> float:
+        """What it needs beside what is on its machine already."""
+
+    @property
+    def left(self) -> int:
+        """Tokens of each cell that are not computed if it fails."""
+        return self.cells[0].tokens
+
+    @property
+    @abstractmethod
+    def call(self) -> tuple[str, dict[str, Any]]:
+        """Which method of a `Worker` does it, and with what."""
+
+    def once_more(self) -> Sequence[Work]:
+        """What to try when it has failed."""
+        return [replace(self, attempt=self.attempt + 1)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Check(Work):
+    """Does kvstream compute what the model of these cells does?"""
+
+    @property
+    def memory_bytes(self) -> float:
+        """A few tokens need nothing worth counting."""
+        return 0.0
+
+    @property
+    def call(self) -> tuple[str, dict[str, Any]]:
+        """Ask, with ordinary tokens of the first text, if there is one."""
+        first = self.cells[0]
+        ids_T = first.document.token_ids[:CHECK_TOKENS] if isinstance(first, QualityCell) else None
+        return "check", {"token_ids_T": ids_T}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Timing(Work):
+    """A latency cell, alone on its machine."""
+
+    cells: tuple[LatencyCell]
+
+    @property
+    def memory_bytes(self) -> float:
+        """All that it needs."""
+        return needed_bytes(self.cells[0])
+
+    @property
+    def call(self) -> tuple[str, dict[str, Any]]:
+        """Measure it."""
+        return "latency", {"cell": self.cells[0]}
