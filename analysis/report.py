@@ -3,7 +3,7 @@
     python analysis/report.py                                   records/quick → report/index.html
     python analysis/report.py --records records/full --out report-full
     python analysis/report.py --records s3://bucket/full         records that lie in an object store
-    python analysis/report.py --readme README.md                also rewrites the block between its results markers
+    python analysis/report.py --readme README.md                also rewrites its results block and docs/report.png
 
 Everything shown comes from the queries in `queries/`; this module only writes it down. Exit code 2 on bad input: no
 folder, no records, or files that do not match their commit records (left out, named, and the rest still reported).
@@ -13,9 +13,10 @@ import argparse
 import atexit
 import math
 import os
+import shutil
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -24,34 +25,19 @@ import duckdb
 import pyarrow as pa
 from pyarrow import fs
 
-from analysis.charts import drawing
-from analysis.charts import figures as charts
+from analysis.charts import drawing, figures
 from analysis.charts.marks import unchecked
 from analysis.numbers import database, tables
 from analysis.page.build import page
 from analysis.read.fetching import at_hand
 from analysis.read.records import Records, RecordsError, read_records
-from analysis.words.summary import BEGIN, END, provenance, readme_parts, summarise, title_of
+from analysis.words import readme as readme_words
+from analysis.words.summary import stands_on, summarise, title_of
 from analysis.words.visible import in_markdown, visible
 
-STORED = ("main", "documents", "noise", "latency")  # tables of the database, the others are queries
-TABLES = (
-    *STORED,
-    "pareto",
-    "multiples",
-    "budget",
-    "cross_method",
-    "position",
-    "start_size",
-    "length",
-    "position_modes",
-    "context",
-    "throughput",
-    "eviction",
-    "published",
-    "published_latency",
-    "cards",
-)
+STORED = ("perplexity", "documents", "noise", "latency")  # tables of the database, the others are queries
+OTHERS = ("cards", "published", "published_latency")  # tables of which there is no chart
+TABLES = (*STORED, *figures.QUERIES, *OTHERS)
 WORDS = ("overview", "environment", "models", "invalid", "answer", "speed")  # asked for sentences, not tables
 BY_SETTING = ("answer", "speed", *(name for name in TABLES if not name.startswith("published")))
 
@@ -114,7 +100,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="PERCENT",
         help="share of the full cache's memory where that is limited (default: %(default)g)",
     )
-    parser.add_argument("--readme", type=Path, metavar="FILE", help=f"also rewrite FILE between {BEGIN} and {END}")
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="also rewrite FILE's results block and its docs/report.png"
+    )
     return parser.parse_args(arguments)
 
 
@@ -139,7 +127,7 @@ def share(text: str) -> float:
 
 def build(records: Records, out: Path, thresholds: tuple[float, float, float], readme: Path | None = None) -> list[str]:
     """Write the whole report into `out` and say what was written; thresholds as `database.open_database` takes them."""
-    block_of = readme_parts(readme) if readme else None
+    around = readme_words.readme_parts(readme) if readme else None
     connection = database.open_database(records, *thresholds)
     found = {name: ask(connection, name) for name in (*TABLES, *WORDS)}
     frames = {name: table.to_pylist() for name, table in found.items()}
@@ -151,9 +139,9 @@ def build(records: Records, out: Path, thresholds: tuple[float, float, float], r
     for name in TABLES:
         tables.write(out / "tables", name, frames[name], found[name].schema)
     frames = {name: visible(rows) for name, rows in frames.items()}
-    figures = {name: draw(frames[query]) if frames[query] else None for name, (query, draw) in charts.FIGURES.items()}
-    wait_for_charts = drawing.draw(figures, out / "charts")
-    (out / "index.html").write_text(page(records, frames, figures, thresholds, out), encoding="utf-8")
+    drawn = figures.drawn(frames)
+    wait_for_charts = drawing.draw(drawn, out / "charts", stands_on(frames))
+    (out / "index.html").write_text(page(records, frames, drawn, thresholds, out), encoding="utf-8")
     summary = summarise(records, frames)
     (out / "summary.md").write_text(f"# kvstream: {in_markdown(title_of(records))}\n\n{summary}\n", encoding="utf-8")
     written = [
@@ -162,11 +150,23 @@ def build(records: Records, out: Path, thresholds: tuple[float, float, float], r
         f"{out / 'tables'}: {len(TABLES)} tables as CSV and Parquet",
         f"{out / 'summary.md'}",
     ]
-    if readme and block_of:
-        readme.write_text(
-            f"{block_of[0]}{BEGIN}\n{summary}\n\n{provenance(records)}\n{END}{block_of[1]}", encoding="utf-8"
-        )
-        written.append(f"{readme}, between its results markers")
+    if readme and around:
+        written += rewrite(readme, around, records, frames, out / "charts" / "tradeoff_kv.png")
+    return written
+
+
+def rewrite(
+    readme: Path, around: tuple[str, str], records: Records, frames: dict[str, list[dict[str, Any]]], picture: Path
+) -> list[str]:
+    """Rewrite the README's block, copy its picture beside it if there is one, and say what was written."""
+    place = readme.parent / readme_words.PICTURE
+    written = [f"{readme}, between its results markers"]
+    if picture.exists():
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(picture, place)
+        written.append(str(place))
+    block = readme_words.block(records, frames, picture.exists())
+    readme.write_text(f"{around[0]}{block}{around[1]}", encoding="utf-8")
     return written
 
 

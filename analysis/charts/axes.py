@@ -19,34 +19,6 @@ STEPS = (
     (1, 3),
     (1,),
 )
-CHANGES: tuple[float, ...] = (
-    -90,
-    -80,
-    -70,
-    -60,
-    -50,
-    -40,
-    -30,
-    -20,
-    -10,
-    -5,
-    -2,
-    -1,
-    0,
-    0.5,
-    1,
-    2,
-    5,
-    10,
-    20,
-    30,
-    50,
-    75,
-    100,
-    150,
-    200,
-)
-CHANGES += (300, 400, 600, 900, 1400, 1900, 2900, 4900, 9900, 99_900, 999_900)
 
 
 def log_ticks(numbers: Iterable[float]) -> list[float]:
@@ -71,6 +43,12 @@ def log_ticks(numbers: Iterable[float]) -> list[float]:
 def ends(rows: Iterable[Row], *names: str) -> list[float]:
     """All known values of these fields."""
     return [row[name] for row in rows for name in names if row[name] is not None]
+
+
+def bound(field: str, end: str) -> str:
+    """The field that holds the `low` or `high` end of another's interval: its unit stays last."""
+    stem, _, unit = field.rpartition("_")
+    return f"{stem}_{end}_{unit}" if unit in ("percent", "points") else f"{field}_{end}"
 
 
 def log_scale(numbers: list[float], least: float = 1, room: float = 0.08) -> tuple[alt.Scale, list[float]]:
@@ -98,30 +76,49 @@ def log2_x(field: str, title: str, rows: list[Row]) -> alt.X:
 
 def ratio_axis(channel: Any, field: str, title: str, rows: list[Row], around: float = 1.02) -> Any:
     """A log axis around all ratios, their whiskers, and one."""
-    scale, ticks = log_scale([1.0, *ends(rows, field, f"{field}_low", f"{field}_high")], around, 0.09)
+    found = [1.0, *ends(rows, field, bound(field, "low"), bound(field, "high"))]
+    scale, ticks = log_scale(found, around, 0.09)
     return channel(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="~g", grid=True))
 
 
-def change_axis(channel: Any, field: str, title: str, rows: list[Row], around: float = 1.02) -> Any:
-    """The axis of a ratio, its ticks named as changes in per cent: 1.5 is +50 %."""
-    numbers = [1.0, *ends(rows, field, f"{field}_low", f"{field}_high")]
-    scale, _ = log_scale(numbers, around, 0.09)
-    low, high = scale["domain"]
+def change_axis(channel: Any, field: str, title: str, rows: list[Row]) -> Any:
+    """The axis of a change in per cent: linear around zero and logarithmic beyond 1 %: losses span 0.1 to 1,000 %."""
+    found = [bent(value) for value in (0.0, *ends(rows, field, bound(field, "low"), bound(field, "high")))]
+    low, high = min(found), max(found)
+    room = max(0.06 * (high - low), (bent(1) - (high - low)) / 2)  # noise fills no panel
+    low, high = low - room, high + room
+    scale = alt.Scale(type="symlog", constant=1, domain=[unbent(low), unbent(high)], nice=False)
     ticks = change_ticks(low, high, most=9 if channel is alt.X else 16)
-    sign = "abs(datum.value - 1) < 1e-9 ? '0 %' : "
-    fine = ".1f" if any(abs(100 * tick % 1 - 0.5) < 0.4 for tick in ticks) else ",.0f"
-    axis = alt.Axis(values=ticks, labelExpr=f"{sign}format(100 * (datum.value - 1), '+{fine}') + ' %'", grid=True)
+    words = "datum.value ? format(datum.value, '+,~g') + ' %' : '0 %'"
+    axis = alt.Axis(values=ticks, labelExpr=words, grid=True, labelOverlap=False)
     if channel is alt.X:
         axis.labelBound = True  # a name is left out rather than cut off
-    return channel(f"{field}:Q", title=title, scale=scale, axis=axis)
+    return channel(f"{field}:Q", title=f"{title} (log scale beyond 1 %)" if title else "", scale=scale, axis=axis)
 
 
 def change_ticks(low: float, high: float, most: int) -> list[float]:
-    """Ratios that are round changes, at least a `most`th of the axis apart; no change is always among them."""
-    apart = (high / low) ** (1 / most)
-    found = [1.0]
-    for percent in sorted(CHANGES, key=lambda one: -abs(one) if one % 50 == 0 else -abs(one) / 10):
-        ratio = 1 + percent / 100
-        if low <= ratio <= high and all(max(ratio / other, other / ratio) >= apart for other in found):
-            found.append(ratio)
-    return sorted(found) if len(found) > 2 else log_ticks([low, high])
+    """Round changes between two bent ones, at least a `most`th of the axis apart; no change is always among them."""
+    found = [0.0]
+    for step in (1, 5, 2):
+        for size in (step * 10.0**power for power in (0, 1, 2, 3, 4, 5, -1, -2)):
+            for tick in (size, -size):
+                place = bent(tick)
+                apart = all(abs(place - bent(other)) >= (high - low) / most for other in found)
+                found += [tick] if low <= place <= high and apart else []
+    return sorted(found)
+
+
+def bent(percent: float) -> float:
+    """Where a change stands on a change axis."""
+    return math.copysign(math.log1p(abs(percent)), percent)
+
+
+def unbent(place: float) -> float:
+    """The change that stands there."""
+    return math.copysign(math.expm1(abs(place)), place)
+
+
+def middle(scale: alt.Scale) -> float:
+    """The value in the middle of a change axis."""
+    low, high = scale["domain"]
+    return unbent((bent(low) + bent(high)) / 2)

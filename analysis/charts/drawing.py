@@ -9,26 +9,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis.charts import rendering
-from analysis.charts.figures import ON_PAGE_ONLY, for_file
+from analysis.charts.figures import CHARTS
 from analysis.charts.marks import Figure
-from analysis.page.sections import SECTIONS
+from analysis.charts.specs import for_file
 
 MOST = 4  # processes; each takes a while to start
 
 
-def draw(figures: dict[str, Figure | None], folder: Path) -> Callable[[], list[str]]:
+def draw(figures: dict[str, Figure | None], folder: Path, about: str = "") -> Callable[[], list[str]]:
     """Start to write every figure that has panels, and remove the files of those that have none.
 
-    Returns what waits for the end and gives the names of what was drawn.
+    about: what was measured, for a line beneath each title. Returns what waits for the end and gives the names of what
+    was drawn.
     """
     for name in figures:
         for suffix in ("svg", "png"):
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
-    drawn = {name: one for name, one in figures.items() if one and one.panels and name not in ON_PAGE_ONLY}
+    drawn = {name: one for name, one in figures.items() if one and one.panels and CHARTS[name].file}
     largest_first = sorted(drawn, key=lambda name: -len(drawn[name].panels))
     shares = [largest_first[start :: cores()] for start in range(min(cores(), len(drawn)))]
     running = [
-        start({str(folder / name): for_file(drawn[name], SECTIONS[name].heading) for name in share}) for share in shares
+        start({str(folder / name): for_file(drawn[name], CHARTS[name].heading, about) for name in share})
+        for share in shares
     ]
 
     def wait() -> list[str]:

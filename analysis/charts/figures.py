@@ -1,64 +1,167 @@
-"""The figures of the report: which query each draws, and how its panels become specs for the page and for files.
+"""Every chart of the report. To add one:
 
-A figure is a list of panels (small multiples). The page lays panels out itself, each as wide as its column; files for
-papers are the same panels side by side at a fixed width with one legend.
+1. `queries/<name>.sql` answers its question; the first line is the question.
+2. `charts/<name>.py` draws the rows: a function from rows to a `Figure`, of `marks` and `axes`; it computes nothing.
+3. An entry in `CHARTS` below says from which query it comes, in which section of the page it stands, how to read it.
+4. `python tests/analysis/charts/test_specs.py` keeps what it draws; look at the PNG.
+
+The page, the files, the CSV and Parquet tables and the list of what is missing follow from the entry.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from analysis.charts import along, compare, speed
-from analysis.charts.marks import Figure, Panel, Row
-from analysis.charts.multiples import multiples
-from analysis.charts.specs import compact
-from analysis.charts.tradeoff import AXES, tradeoff
+from analysis.charts import along_the_text, speed
+from analysis.charts.by_budget import by_budget
+from analysis.charts.equal_budget import equal_budget
+from analysis.charts.marks import Figure, Row
+from analysis.charts.position_modes import position_modes
+from analysis.charts.sinks import sinks
+from analysis.charts.theme import looks
+from analysis.charts.tradeoff import tradeoff
 
-FILE_WIDTH, FILE_WIDE = 400, 760
-LEGENDS = {"color", "shape", "strokeDash"}
+QUALITY = "python sweeps/full.py --models {models} --text {text}"
+LATENCY = "python sweeps/latency.py --models {models}"
 
-FIGURES: dict[str, tuple[str, Callable[[list[Row]], Figure]]] = {
-    **{f"tradeoff_{axis}": ("pareto", tradeoff(axis)) for axis in AXES},
-    "multiples": ("multiples", multiples),
-    "cross_method": ("cross_method", compare.cross_method),
-    "overview": ("position", along.overview),
-    "position": ("position", along.position),
-    "excess": ("position", along.excess),
-    "start_size": ("start_size", compare.start_size),
-    "length": ("length", along.length),
-    "position_modes": ("position_modes", compare.position_modes),
-    "tpot": ("context", speed.tpot),
-    "ttft": ("context", speed.ttft),
-    "eviction": ("eviction", speed.eviction),
-    "throughput": ("throughput", speed.throughput),
-    "kv_memory": ("context", speed.kv_memory),
-    "peak_memory": ("context", speed.peak_memory),
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart: its section, query and drawing, its heading, how to read it, what it needs, what command fills it."""
+
+    section: str
+    query: str
+    draw: Callable[[list[Row]], Figure]
+    heading: str
+    caption: str
+    needs: str
+    command: str = QUALITY
+    file: bool = True  # a control on the page is no file
+
+
+CHARTS: dict[str, Chart] = {
+    **{
+        f"tradeoff_{axis}": Chart(
+            "tradeoff",
+            "tradeoff",
+            tradeoff(axis),
+            f"Perplexity against {what}",
+            "Numbers are budgets in tokens. The step line joins what nothing measured beats on both axes, as far as "
+            "can be told. Whiskers are 95 % intervals, or the range over few documents.",
+            needs,
+            command,
+        )
+        for axis, what, needs, command in (
+            ("kv", "KV memory", "the full cache and another policy on the same document", QUALITY),
+            ("tpot", "time per token", "quality and latency of the same model, device and dtype", LATENCY),
+        )
+    },
+    "equal_budget": Chart(
+        "equal",
+        "equal_budget",
+        equal_budget,
+        "Methods at equal budget",
+        "Further right is worse. “tie”: cannot be told from the best at that budget (known from ten documents on).",
+        "two methods at one budget",
+    ),
+    "by_budget": Chart(
+        "equal",
+        "by_budget",
+        by_budget,
+        "What a larger budget buys",
+        "Dashed: the full cache. Points at one budget stand side by side so that whiskers can be told apart.",
+        "a policy with a budget",
+    ),
+    "sinks": Chart(
+        "sinks",
+        "sinks",
+        sinks,
+        "How many attention sinks",
+        "Sinks, the first tokens of the text, share one budget with the recent ones. Lower is better.",
+        "several start sizes at one budget",
+        QUALITY + " --start-sizes 0,1,2,4,8",
+    ),
+    "position_modes": Chart(
+        "sinks",
+        "position_modes",
+        position_modes,
+        "Position modes",
+        "RoPE tells a model how far apart two tokens are; once tokens leave the cache, their numbers must be chosen. "
+        "“cache” numbers kept keys by their place in the cache, as StreamingLLM is published. "
+        "“absolute” keeps their place in the text, which is what the seed report (see Published) measured. "
+        "“frozen” never renumbers, the bug of naive implementations.",
+        "one policy in several position modes",
+        QUALITY + " --positions cache,absolute,frozen",
+    ),
+    "overview": Chart(
+        "zoom",
+        "along_the_text",
+        along_the_text.overview,
+        "Zoom",
+        "",
+        "the full cache and another policy on the same document",
+        file=False,
+    ),
+    "excess": Chart(
+        "text",
+        "along_the_text",
+        along_the_text.excess,
+        "What eviction costs, token by token",
+        "Loss over the full cache’s on the same tokens: zero is the full cache. Hard and easy passages cancel out; "
+        "what remains is the policy’s doing.",
+        "the full cache and another policy on the same document",
+    ),
+    "length": Chart(
+        "text",
+        "length",
+        along_the_text.length,
+        "Perplexity by length of text",
+        "The first L tokens of the same runs, against full. A line that rises keeps losing.",
+        "several lengths",
+        QUALITY + " --lengths 512,1024,2048,4096",
+    ),
+    "peak_memory": Chart(
+        "speed",
+        "context",
+        speed.peak_memory,
+        "Peak memory, measured",
+        "The most that serving a request took beyond the weights: cache, activations, temporaries. Where the context "
+        "is short a bounded policy can peak above full.",
+        "a latency cell",
+        LATENCY,
+    ),
+    "tpot": Chart(
+        "speed",
+        "context",
+        speed.tpot,
+        "Time per output token (TPOT)",
+        "Lower is better; whiskers are 95 % intervals over rounds.",
+        "a latency cell",
+        LATENCY,
+    ),
+    "eviction": Chart(
+        "speed",
+        "eviction",
+        speed.eviction,
+        "What eviction adds to a step",
+        "Against as many cached keys of which none leaves, paired by round. Zero is free.",
+        "a bounded policy in a latency cell",
+        LATENCY,
+    ),
+    "throughput": Chart(
+        "speed",
+        "throughput",
+        speed.throughput,
+        "Throughput against batch size",
+        "Higher is better. Output tokens per second over the whole batch, after the first token.",
+        "several batch sizes",
+        LATENCY + " --batches 1,8",
+    ),
 }
-ON_PAGE_ONLY = {"overview"}  # a control, not a figure
+QUERIES = tuple(dict.fromkeys(chart.query for chart in CHARTS.values()))
 
 
-def for_page(one: Panel) -> Row:
-    """A panel's spec for the page: as wide as its container, no legend (the page draws one per figure)."""
-    layers = []
-    for layer in one.spec["layer"]:
-        encoding = layer["encoding"]
-        bare = {name: {**encoding[name], "legend": None} for name in LEGENDS & set(encoding)}
-        layers.append({**layer, "encoding": encoding | bare})
-    fitted = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
-    return compact(one.spec | fitted | {"layer": layers})
-
-
-def for_file(figure: Figure, title: str) -> Row:
-    """All panels of a figure with one legend, on white."""
-    alone = len(figure.panels) == 1
-    width = FILE_WIDE if alone and not figure.named else FILE_WIDTH
-    first = figure.panels[0].spec
-    names = [" · ".join(filter(None, (one.setting if figure.several else "", one.title))) for one in figure.panels]
-    parts = [
-        {name: value for name, value in one.spec.items() if name not in ("config", "$schema", "params")}
-        | {"width": width, "title": name}
-        for one, name in zip(figure.panels, names)
-    ]
-    whole: Row = {"concat": parts, "columns": figure.columns, "title": title}
-    if alone:
-        whole = parts[0] | {"title": {"text": title, "subtitle": names[0]} if names[0] else title}
-    look = first["config"] | {"background": "white", "padding": 14}
-    return whole | {"$schema": first["$schema"], "config": look, "params": first["params"]}
+def drawn(frames: dict[str, list[Row]]) -> dict[str, Figure | None]:
+    """Every chart from the rows of its query; None where there are none."""
+    series = {row["series"] for query in QUERIES for row in frames[query] if "series" in row}
+    with looks(series):
+        return {name: one.draw(frames[one.query]) if frames[one.query] else None for name, one in CHARTS.items()}

@@ -14,11 +14,14 @@ from typing import Any, Literal
 import altair as alt
 from altair.utils.schemapi import debug_mode
 
+from analysis.charts.axes import bound
 from analysis.charts.theme import MUTED, RULE, Style, order, style
 
 Row = dict[str, Any]
 HEIGHT = 270
 WHISKER = 1.5
+CORPUS = ("ppl_corpus:Q", "PPL, corpus", ".3f")  # what many tooltips say
+CHANGE = ("ppl_change_percent:Q", "PPL against full, %", "+.2f")
 SPOKEN = 14  # as many values of a chart are read out; beyond, its table serves better
 
 
@@ -129,14 +132,14 @@ def lines(
 def whiskers(
     rows: list[Row], field: str, x: Any, y: alt.Y, legend: list[tuple[str, Style]], by: str = "series"
 ) -> list[alt.Chart]:
-    """Upright intervals of `field` (its `_low` and `_high`), for the rows that have one."""
-    known = [row for row in rows if row[f"{field}_low"] is not None]
+    """Upright intervals of `field`, for the rows that have one."""
+    known = [row for row in rows if row[bound(field, "low")] is not None]
     if not known:
         return []
     colour = alt.Color(f"{by}:N", scale=scales(legend)["color"], legend=alt.Legend(title=None, columns=3))
     rule = alt.Chart(values(known)).mark_rule(strokeWidth=WHISKER).encode(x=x, color=colour, opacity=emphasis(by))
-    low = alt.Y(f"{field}_low:Q", scale=y["scale"], title=y["title"], axis=y["axis"])
-    return [rule.encode(y=low, y2=alt.Y2(f"{field}_high:Q"))]
+    low = alt.Y(f"{bound(field, 'low')}:Q", scale=y["scale"], title=y["title"], axis=y["axis"])
+    return [rule.encode(y=low, y2=alt.Y2(f"{bound(field, 'high')}:Q"))]
 
 
 def rule(

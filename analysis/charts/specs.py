@@ -1,17 +1,52 @@
-"""Specs made small: the page carries every one of them, so each row keeps only what its chart draws.
+"""Panels → Vega-Lite specs: for the page, each as wide as its column; for files, side by side with one legend.
 
-Layers that draw the same rows share one data set, written column by column; what a layer repeats of an earlier one's
-axes and scales, which layers share anyway, is left out. Knows Vega-Lite's JSON, nothing of figures.
+The page carries every spec, so each row keeps only what its chart draws. Layers that draw the same rows share one data
+set, written column by column; what a layer repeats of an earlier one's axes and scales, which layers share anyway, is
+left out. Knows Vega-Lite's JSON, nothing of single charts.
 """
 
 import re
 from typing import Any
 
-Row = dict[str, Any]
+from analysis.charts.marks import Figure, Panel, Row
+
+FILE_WIDTH, FILE_WIDE = 400, 760
+LEGENDS = {"color", "shape", "strokeDash"}
 DIGITS = 5  # of a number that is drawn; the CSV beside the chart has all of them
 CHANNELS = {"x", "y", "color", "shape", "strokeDash"}
 SHARED = {"scale", "axis"}
 TESTED = re.compile(r"datum\['([^']+)'\]")
+
+
+def for_page(one: Panel) -> Row:
+    """A panel's spec for the page: as wide as its container, no legend (the page draws one per figure)."""
+    layers = []
+    for layer in one.spec["layer"]:
+        encoding = layer["encoding"]
+        bare = {name: {**encoding[name], "legend": None} for name in LEGENDS & set(encoding)}
+        layers.append({**layer, "encoding": encoding | bare})
+    fitted = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+    return compact(one.spec | fitted | {"layer": layers})
+
+
+def for_file(figure: Figure, title: str, about: str = "") -> Row:
+    """All panels of a figure with one legend, on white; `about`: a line that says of what, as a file stands alone."""
+    alone = len(figure.panels) == 1
+    width = FILE_WIDE if alone and not figure.named else FILE_WIDTH
+    first = figure.panels[0].spec
+    names = [" · ".join(filter(None, (one.setting if figure.several else "", one.title))) for one in figure.panels]
+    parts = [
+        {name: value for name, value in one.spec.items() if name not in ("config", "$schema", "params")}
+        | {"width": width, "title": name}
+        for one, name in zip(figure.panels, names)
+    ]
+    whole: Row = {"concat": parts, "columns": figure.columns}
+    if alone:
+        whole = parts[0]
+        about = "; ".join(filter(None, (names[0], about)))
+    whole["title"] = {"text": title, "subtitle": about} if about else title
+    look = first["config"] | {"background": "white", "padding": 14}
+    return whole | {"$schema": first["$schema"], "config": look, "params": first["params"]}
 
 
 def compact(spec: Row) -> Row:

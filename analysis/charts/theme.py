@@ -1,10 +1,15 @@
 """How series look: colour, shape and dash of each policy, and the Vega theme. Colours hold on white and on near-black.
 
+STYLES holds preferred looks and decides nothing else: a policy that is not in it gets a look of its own.
+
 Hues follow Okabe and Ito's palette for colour-blind readers (https://jfly.uni-koeln.de/color/), shifted until each
 has a contrast of about 3:1 on both grounds; shape and dash repeat the distinction without colour.
 """
 
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,17 +38,14 @@ STYLES: dict[str, Style] = {
     "fix_size_l2 keep_high": Style("#a97b00", "triangle-down", (5, 3)),
     "fix_size_l2 random": Style("#c2609a", "cross", (2, 2)),
 }
-SPARE = (
-    Style("#8f63c9", "triangle-right"),
-    Style("#b04a4a", "triangle-left", (4, 2)),
-    Style("#5c8a2e", "wedge", (2, 2)),
-)
+SPARE = ("#8f63c9", "#b04a4a", "#5c8a2e", "#1f8f8f", "#c2547c", "#7a78d6", "#a06f3d", "#3f8fd0")  # for any other policy
+SPARE_DASHES = ((3, 1), (5, 1, 1, 1), (1, 2), (6, 1), (10, 3))
 BUDGET_STYLES = (
-    Style("#d55e00", "square", (4, 2)),
-    Style("#2273c3", "circle"),
-    Style("#009e73", "diamond", (8, 2)),
-    Style("#c2609a", "triangle-up", (2, 2)),
-    Style("#8f63c9", "cross", (8, 2, 2, 2)),
+    Style("#6f7680", "circle"),
+    Style("#8d949e", "diamond", (4, 2)),
+    Style("#6f7680", "square", (8, 2)),
+    Style("#8d949e", "triangle-up", (2, 2)),
+    Style("#6f7680", "cross", (8, 2, 2, 2)),
 )
 VARIANT_STYLES = {
     "cache": Style("#2273c3", "circle"),
@@ -53,22 +55,39 @@ VARIANT_STYLES = {
 INK, MUTED, GRID, RULE = "#22262b", "#5b626c", "#e4e7eb", "#868b94"
 FONT = "Helvetica, Arial, sans-serif"
 
-
 SHAPES = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down", "triangle-right", "triangle-left")
 DASHES = ((1, 0), (6, 3), (2, 2), (8, 2, 2, 2), (4, 2))
+_met: ContextVar[tuple[str, ...]] = ContextVar("met", default=())
+
+
+@contextmanager
+def looks(series: Iterable[str]) -> Iterator[None]:
+    """Within, each of these series that STYLES does not know has a look of its own, the same in every chart."""
+    before = _met.set(tuple(sorted({name for name in series if not known(name)})))
+    try:
+        yield
+    finally:
+        _met.reset(before)
+
+
+def known(series: str) -> list[str]:
+    """The names of STYLES that a series begins with, the longest last."""
+    return sorted((name for name in STYLES if f"{series} ".startswith((f"{name} ", f"{name},"))), key=len)
 
 
 def style(series: str) -> Style:
-    """The style of a policy series, which depends on its name only; unknown ones get a spare style.
+    """The style of a policy series: that of STYLES, else one that no other series met in `looks` has.
 
     A series that carries more in its name than a known one, such as another keep_ratio, has that one's colour with a
     shape and dash of its own.
     """
-    known = sorted((name for name in STYLES if series.startswith(name)), key=len)
-    if not known:
-        return SPARE[sum(map(ord, series)) % len(SPARE)]
-    look = STYLES[known[-1]]
-    more = series.removeprefix(known[-1])
+    if not (names := known(series)):
+        met = _met.get()
+        place = met.index(series) if series in met else sum(map(ord, series))
+        turn = place + place // len(SPARE)  # the same colour again comes with another shape
+        return Style(SPARE[place % len(SPARE)], SHAPES[-1 - turn % len(SHAPES)], SPARE_DASHES[turn % len(SPARE_DASHES)])
+    look = STYLES[names[-1]]
+    more = series.removeprefix(names[-1])
     if not more:
         return look
     digits = re.findall(r"\d+", more)
@@ -79,14 +98,17 @@ def style(series: str) -> Style:
 def order(series: str) -> tuple[int, list[int], str]:
     """Sort key that lists series as STYLES does, unknown ones last, and counts sinks as numbers."""
     names = list(STYLES)
-    known = [names.index(name) for name in names if series.startswith(name)]
-    return (max(known, default=len(names)), [int(number) for number in re.findall(r"\d+", series)], series)
+    return (
+        max(map(names.index, known(series)), default=len(names)),
+        [int(number) for number in re.findall(r"\d+", series)],
+        series,
+    )
 
 
 def variant_style(variant: str) -> Style:
     """The style of a position mode, whatever follows its name."""
     mode, _, rest = variant.partition(",")
-    look = VARIANT_STYLES.get(mode, SPARE[0])
+    look = VARIANT_STYLES.get(mode, Style(SPARE[0], "cross"))
     return replace(look, shape="triangle-up", dash=(4, 2)) if rest else look
 
 

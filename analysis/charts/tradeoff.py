@@ -1,16 +1,18 @@
-"""The trade-off: perplexity against what a smaller cache saves, both as multiples of the full cache's.
+"""The trade-off: perplexity against what a smaller cache saves, both against the full cache's.
 
-One chart for each thing that may be saved: KV memory, which the answer speaks of, time per token, time to the first
-token. The page switches between them. As in the other charts, rows in, panels out, and nothing is computed.
+One chart for each thing that may be saved: KV memory, which the answer speaks of, and time per token. The page switches
+between them. As in the other charts, rows in, panels out, and nothing is computed.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import altair as alt
 
-from analysis.charts.axes import change_axis, ratio_axis
+from analysis.charts.axes import bent, change_axis, ratio_axis
 from analysis.charts.marks import (
+    CHANGE,
     WHISKER,
     Figure,
     Row,
@@ -28,16 +30,11 @@ from analysis.charts.theme import INK, MUTED, RULE
 from analysis.words.wording import tokens_of, with_caveat
 
 HEIGHT = 430
+FIELD = "ppl_change_percent"
 # axis → (what the page calls it, title of x, the better corner, title of its value in tooltips)
 AXES = {
     "kv": ("KV memory", "KV memory ÷ full’s (log scale)", "smaller and closer to full", "KV kept, MB"),
     "tpot": ("time per token", "time per token ÷ full’s (log scale)", "faster and closer to full", "TPOT, ms"),
-    "ttft": (
-        "time to first token",
-        "time to first token ÷ full’s (log scale)",
-        "sooner and closer to full",
-        "TTFT, ms",
-    ),
 }
 
 
@@ -58,7 +55,7 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: list[Any]) -> 
     """One panel: whiskers, the step line of what nothing beats, points with budgets, the better corner in words."""
     name, title, corner, value = AXES[axis]
     x = ratio_axis(alt.X, "x", title, rows)
-    y = change_axis(alt.Y, "ppl_ratio", "perplexity against full (log scale)", rows)
+    y = change_axis(alt.Y, FIELD, "perplexity against full", rows)
     scale = scales(legend)
     marked = [{**row, "label": "full" if row["budget"] is None else f"{row['budget']:,}"} for row in rows]
     front = alt.Chart(values(row for row in marked if row["unbeaten"]))
@@ -77,7 +74,7 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: list[Any]) -> 
         shape=alt.Shape("series:N", scale=scale["shape"], legend=alt.Legend(title=None, columns=3)),
         tooltip=tips(
             ("policy:N", "policy", ""),
-            ("ppl_change_percent:Q", "PPL against full, %", "+.2f"),
+            CHANGE,
             ("x:Q", f"{name} ÷ full’s", ".3f"),
             ("x_low:Q", "from", ".3f"),
             ("x_high:Q", "to", ".3f"),
@@ -88,12 +85,14 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: list[Any]) -> 
     better = alt.Chart(values([{"better": f"better: {corner}"}])).mark_text(
         align="left", baseline="bottom", color=MUTED, fontWeight="bold"
     )
-    layers = [step, *across, *whiskers(marked, "ppl_ratio", x, y, legend), point]
+    layers = [step, *across, *whiskers(marked, FIELD, x, y, legend), point]
     layers += labels(marked, x, y)
     layers.append(better.encode(x=alt.XValue(8), y=alt.YValue(HEIGHT - 8), text=alt.Text("better:N")))
     where = f"at {rows[0]['length']:,} tokens" if axis == "kv" else f"at {tokens_of(rows[0])}"
-    about = f"perplexity against {name}, both as multiples of the full cache’s. Perplexity ÷ full’s, by {name}:"
-    return panel(setting, f"{name} {where}", layers, about + spoken(rows, "policy", "ppl_ratio", ".3f"), HEIGHT)
+    about = (
+        f"perplexity against {name}, both against the full cache’s. Perplexity against full’s in per cent, by {name}:"
+    )
+    return panel(setting, f"{name} {where}", layers, about + spoken(rows, "policy", FIELD, "+.1f", " %"), HEIGHT)
 
 
 def labels(rows: list[Row], x: Any, y: Any) -> list[Any]:
@@ -111,11 +110,10 @@ def labels(rows: list[Row], x: Any, y: Any) -> list[Any]:
 
 def apart(rows: list[Row]) -> list[Row]:
     """Rows without those whose label would lie upon the same label of an earlier one."""
-    found: list[Row] = []
-    spans = {name: [row[name] for row in rows] for name in ("x", "ppl_ratio")}
-    near = {name: (max(span) / min(span)) ** 0.06 for name, span in spans.items()}
-    for row in rows:
-        same = [other for other in found if other["label"] == row["label"]]
-        if not any(all(max(row[n], o[n]) / min(row[n], o[n]) <= near[n] for n in near) for o in same):
-            found.append(row)
-    return found
+    found: list[tuple[str, float, float]] = []
+    places = [(row["label"], math.log(row["x"]), bent(row[FIELD])) for row in rows]
+    across, up = (0.06 * (max(ends) - min(ends)) for ends in list(zip(*places))[1:])
+    for label, x, y in places:
+        if not any(label == one and abs(x - left) <= across and abs(y - low) <= up for one, left, low in found):
+            found.append((label, x, y))
+    return [row for row, place in zip(rows, places) if place in found]

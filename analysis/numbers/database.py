@@ -2,9 +2,10 @@
 
 Two connections, so that none with queries to answer can reach a file. The reader sees the records folder and nothing
 else, adds the rows of all cells up to `pieces` and copies `samples`, and is closed. The other has no access to files at
-all: its tables are `commits` (quality), `latency_commits`, `contenders`, `environment` from the commit records,
-`published_*` from other people's numbers, those two, the prepared queries, and from the statistics `intervals`,
-`rival_intervals` and `round_intervals`. Neither installs or loads an extension, or lets a setting be changed.
+all: its tables are `commits` (quality), `latency_commits`, `contenders`, `policies` and `environment` from the commit
+records, `published_*` from other people's numbers, those two, the prepared queries, and from the statistics
+`intervals`, `rival_intervals` and `round_intervals`. Neither installs or loads an extension, or lets a setting be
+changed.
 """
 
 import re
@@ -17,14 +18,16 @@ import pyarrow as pa
 import pyarrow.csv
 
 from analysis.numbers.rounds import round_intervals
+from analysis.numbers.series import policies_table
 from analysis.numbers.stats import intervals
-from analysis.read.records import CONTENDER, FIELDS, LATER, NOISE, Records
+from analysis.read.contract import CONTENDER, FIELDS, LATER, NOISE
+from analysis.read.records import Records
 
 QUERIES = Path(__file__).parent.parent / "queries"
 PUBLISHED = Path(__file__).parent.parent / "published"
-NAMED = ("policies", "settings", "focus", "cells")  # what cells are, without their rows
+NAMED = ("settings", "focus", "cells")  # what cells are, without their rows
 PREPARED = ("prefixes", "documents", "latency_cells", "rounds")
-RESULTS = ("main", "rivals", "guessing", "answer", "differences", "noise", "latency", "pairs")
+RESULTS = ("perplexity", "rivals", "guessing", "answer", "differences", "noise", "latency", "pairs")
 LIMITS: dict[str, Any] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -68,6 +71,8 @@ def open_database(
     load(connection, "commits", commits_table(records, "quality"))
     load(connection, "latency_commits", commits_table(records, "latency"))
     load(connection, "contenders", contenders_table(records))
+    contenders = [one for commit in records.latency for one in commit["fields"]["contenders"]]
+    load(connection, "policies", policies_table([*(commit["fields"] for commit in records.quality), *contenders]))
     load(connection, "environment", environment_table(records))
     for path in sorted(PUBLISHED.glob("*.csv")):
         load(connection, f"published_{path.stem}", read_published(path))

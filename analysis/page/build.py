@@ -13,14 +13,15 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from analysis.charts import figures as charts
+from analysis.charts.figures import QUERIES
+from analysis.charts.marks import Figure
 from analysis.charts.theme import SYMBOLS, theme
 from analysis.charts.tradeoff import AXES
 from analysis.numbers import database
 from analysis.numbers.rounds import MIN_ROUNDS
 from analysis.numbers.stats import MIN_DOCUMENTS
 from analysis.page import result_rows
-from analysis.page.sections import COLUMNS, LATENCY_COLUMNS
+from analysis.page.columns import COLUMNS, LATENCY_COLUMNS
 from analysis.page.views import code, escape_json, model_of, view
 from analysis.read.records import Records
 from analysis.words import speed, wording
@@ -37,7 +38,7 @@ Row = dict[str, Any]
 def page(
     records: Records,
     frames: dict[str, list[Row]],
-    figures: dict[str, charts.Figure | None],
+    figures: dict[str, Figure | None],
     thresholds: tuple[float, float, float],
     out: Path,
 ) -> str:
@@ -52,7 +53,7 @@ def page(
         .render(
             title=title_of(records),
             subtitle=subtitle_of(frames),
-            idle=[row for row in frames["main"] if row["longest"] and not row["evicts"]],
+            idle=[row for row in frames["perplexity"] if row["longest"] and not row["evicts"]],
             overview=overview,
             quality=bool(overview["quality_cells"]),
             speed=bool(overview["latency_cells"]),
@@ -71,21 +72,17 @@ def page(
             thresholds=dict(zip(("within", "quality_within", "memory"), thresholds)),
             figures={name: view(name, figure, overview) for name, figure in figures.items()},
             axes=AXES,
-            table=result_rows.main_table(frames["main"], picks(frames)),
+            table=result_rows.main_table(frames["perplexity"], picks(frames)),
             columns=COLUMNS,
             latency_table=result_rows.latency_table(frames["latency"]),
             latency_columns=LATENCY_COLUMNS,
             again=[speed.again(row) for row in frames["noise"]],
             again_span=speed.again_span(frames["noise"]),
-            fronts=speed.fronts(frames["pareto"]),
-            claims=claims(frames["published_latency"], frames["cross_method"]),
+            fronts=speed.fronts(frames["tradeoff"]),
+            claims=claims(frames["published_latency"], frames["equal_budget"]),
             min_rounds=MIN_ROUNDS,
-            spread=result_rows.spread_note(frames["main"]),
-            incomplete=any(
-                row["documents"] != row["paired_documents"] or row["ppl_placed"] != row["ppl_corpus"]
-                for row in frames["main"]
-            ),
-            cross=frames["cross_method"],
+            spread=result_rows.spread_note(frames["perplexity"]),
+            rivals=frames["equal_budget"],
             published=[row for row in frames["published"] if row["ours"] is not None],
             unmatched=[row for row in frames["published"] if row["ours"] is None],
             min_documents=MIN_DOCUMENTS,
@@ -93,13 +90,8 @@ def page(
                 path.stem: code(path.read_text(encoding="utf-8")) for path in sorted(database.QUERIES.glob("*.sql"))
             },
             shown={
-                "main",
-                "latency",
-                "noise",
-                "differences",
-                "published",
-                "cards",
-                *(query for query, _ in charts.FIGURES.values()),
+                *("perplexity", "latency", "noise", "differences", "published", "cards"),
+                *QUERIES,
             },
             folder=folder_of(records, out),
             show=wording,
@@ -127,7 +119,7 @@ def environment() -> jinja2.Environment:
 def cards_of(frames: dict[str, list[Row]], setting: str) -> list[Row]:
     """The cards of one setting; none where there is no quality to choose by."""
     mine = [row for row in frames["cards"] if row["setting"] == setting]
-    return [card(row) for row in mine] if any(row["setting"] == setting for row in frames["main"]) else []
+    return [card(row) for row in mine] if any(row["setting"] == setting for row in frames["perplexity"]) else []
 
 
 def picks(frames: dict[str, list[Row]]) -> dict[tuple[str, str], list[str]]:

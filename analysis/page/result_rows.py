@@ -3,7 +3,7 @@
 from typing import Any
 
 from analysis.numbers.stats import MIN_DOCUMENTS
-from analysis.page.sections import COLUMNS, LATENCY_COLUMNS, Column
+from analysis.page.columns import COLUMNS, LATENCY_COLUMNS, Column
 from analysis.words import wording
 
 Row = dict[str, Any]

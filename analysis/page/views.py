@@ -5,42 +5,42 @@ from typing import Any
 
 from markupsafe import Markup
 
-from analysis.charts import figures
+from analysis.charts.figures import CHARTS
+from analysis.charts.marks import Figure, Panel
+from analysis.charts.specs import for_page
 from analysis.numbers import database
-from analysis.page.sections import SECTIONS
 
 Row = dict[str, Any]
 
 
-def view(name: str, figure: figures.Figure | None, overview: Row) -> Row:
+def view(name: str, figure: Figure | None, overview: Row) -> Row:
     """One figure for the template."""
-    section = SECTIONS[name]
+    chart = CHARTS[name]
     text = overview["texts"][0] if overview["texts"] else "pg19"
-    query = figures.FIGURES[name][0]
     return {
         "name": name,
-        "heading": section.heading,
-        "caption": section.caption,
-        "needs": section.needs,
-        "command": section.command.format(models=",".join(overview["models"]), text=text),
+        "section": chart.section,
+        "heading": chart.heading,
+        "caption": chart.caption,
+        "needs": chart.needs,
+        "command": chart.command.format(models=",".join(overview["models"]), text=text),
         "panels": [panel(one) for one in figure.panels] if figure else [],
         "legend": figure.legend if figure and not figure.named else [],
         "columns": figure.columns if figure else 1,
         "several": figure.several if figure else False,
-        "query": query,
-        "question": database.question(query),
-        "sql": code(database.sql(query)),
+        "query": chart.query,
+        "sql": code(database.sql(chart.query)),
     }
 
 
-def panel(one: figures.Panel) -> Row:
+def panel(one: Panel) -> Row:
     """One panel for the template."""
     return {
         "setting": one.setting,
         "of": model_of(one.setting),
         "title": one.title,
         "height": one.spec["height"],
-        "spec": escape_json(figures.for_page(one)),
+        "spec": escape_json(for_page(one)),
     }
 
 

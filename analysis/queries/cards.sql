@@ -13,9 +13,9 @@
 -- nothing fits says why and names the nearest policy: the one that the smallest change of the card's flag would let in, or
 -- where no flag does, the fastest of those within.
 WITH candidates AS (
-    SELECT main.*, CASE WHEN spread = 'interval' THEN coalesce(ppl_change_high_percent, ppl_change_percent)
+    SELECT perplexity.*, CASE WHEN spread = 'interval' THEN coalesce(ppl_change_high_percent, ppl_change_percent)
             ELSE ppl_change_percent END AS ppl_change_at_most
-    FROM main
+    FROM perplexity
     JOIN guessing USING (setting)
     WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND ppl_ratio IS NOT NULL AND NOT guesses
 ), timed AS (  -- each policy where its speed shows best what it is: budget exceeded, context long
@@ -83,7 +83,7 @@ WITH candidates AS (
     VALUES ('answer', getvariable('within')), ('quality', getvariable('quality_within')), ('speed', getvariable('within')),
         ('memory', getvariable('memory'))
 ), every AS (
-    SELECT setting FROM main
+    SELECT setting FROM perplexity
     UNION
     SELECT setting FROM latency WHERE setting NOT IN (SELECT latency_setting FROM pairs)
 ), found AS (
@@ -94,14 +94,14 @@ WITH candidates AS (
         coalesce(bool_or(near AND is_full), false) AS any_full,
         coalesce(bool_or(near AND sure), false) AS any_sure,
         coalesce(bool_or(kv_percent <= getvariable('memory')), false) AS any_small,
-        (SELECT count(*) FROM main WHERE main.setting = every.setting) AS quality_rows,
-        (SELECT count(budget) FROM main WHERE main.setting = every.setting AND ppl_ratio IS NOT NULL) AS bounded,
+        (SELECT count(*) FROM perplexity WHERE perplexity.setting = every.setting) AS quality_rows,
+        (SELECT count(budget) FROM perplexity WHERE perplexity.setting = every.setting AND ppl_ratio IS NOT NULL) AS bounded,
         coalesce((SELECT guesses FROM guessing WHERE guessing.setting = every.setting), false) AS guesses
     FROM every
     LEFT JOIN measured USING (setting)
     GROUP BY every.setting
 ), judged AS (
-    SELECT found.setting, card, policy, policy_name, budget, start_size, keep_ratio, strategy, position_mode, skip_layers, length,
+    SELECT found.setting, card, policy, policy_name, budget, start_size, policy_fields, skip_layers, length,
         paired_documents, spread, ppl_change_percent, ppl_change_low_percent, ppl_change_high_percent, accuracy_change_points,
         accuracy_change_low_points, accuracy_change_high_points, kv_mb, kv_percent, 100 - kv_percent AS kv_saved_percent, context, batch,
         rounds_n, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict, tpot_band_low, tpot_band_high, ttft_ratio, ttft_ratio_low,

@@ -10,14 +10,14 @@ WITH runs AS (
     FROM runs
     WHERE policy_name <> 'full'
     GROUP BY setting, variant
-), sinks AS (
-    SELECT setting, arg_min(start_size, abs(start_size - 4)) AS usual_start_size
-    FROM (SELECT setting, start_size FROM runs WHERE policy_name = 'streaming_llm' ORDER BY ALL)
-    GROUP BY setting
+), sinks AS (  -- of each method the number nearest to four, which is StreamingLLM's own
+    SELECT setting, policy_name, arg_min(sinks, abs(sinks - 4)) AS usual
+    FROM (SELECT setting, policy_name, sinks FROM runs WHERE sinks IS NOT NULL ORDER BY ALL)
+    GROUP BY setting, policy_name
 )
 SELECT setting, policy,
     policy_name = 'full' OR ranked.place = 1 AS in_focus,
-    policy_name <> 'streaming_llm' OR start_size = usual_start_size AS usual_sinks
+    coalesce(runs.sinks = usual, true) AS usual_sinks
 FROM runs
 LEFT JOIN ranked USING (setting, variant)
-LEFT JOIN sinks USING (setting)
+LEFT JOIN sinks USING (setting, policy_name)

@@ -36,42 +36,42 @@ WITH claims AS (
         regexp_replace(lower(text), '[^a-z0-9]', '', 'g') AS our_text_name
     FROM cells
 ), matched AS (
-    SELECT numbered.*, main.setting, main.policy, main.length, main.documents AS our_documents, runs.* EXCLUDE (setting),
-        main.variant AS our_variant,
+    SELECT numbered.*, perplexity.setting, perplexity.policy, perplexity.length, perplexity.documents AS our_documents, runs.* EXCLUDE (setting),
+        perplexity.variant AS our_variant,
         our_model_name = model_name AS same_model,
         contains(our_text_name, text_name) AS same_text,
-        numbered.method = 'full' OR main.variant IS NOT DISTINCT FROM positions AS same_positions,
+        numbered.method = 'full' OR perplexity.variant IS NOT DISTINCT FROM positions AS same_positions,
         CASE metric
-            WHEN 'PPL, mean of documents' THEN main.ppl_mean
-            WHEN 'accuracy, %' THEN main.accuracy_percent
-            WHEN 'PPL change, %' THEN main.ppl_mean_change_percent
-            WHEN 'accuracy change, %' THEN main.accuracy_change_percent
-            WHEN 'PPL' THEN main.ppl_corpus
+            WHEN 'PPL, mean of documents' THEN perplexity.ppl_mean
+            WHEN 'accuracy, %' THEN perplexity.accuracy_percent
+            WHEN 'PPL change, %' THEN perplexity.ppl_mean_change_percent
+            WHEN 'accuracy change, %' THEN perplexity.accuracy_change_percent
+            WHEN 'PPL' THEN perplexity.ppl_corpus
         END AS ours,
         CASE metric
-            WHEN 'PPL, mean of documents' THEN main.ppl_mean_low
-            WHEN 'accuracy, %' THEN main.accuracy_low_percent
-            WHEN 'PPL change, %' THEN CASE WHEN main.spread = 'interval' THEN main.ppl_mean_change_low_percent END
-            WHEN 'accuracy change, %' THEN CASE WHEN main.spread = 'interval' THEN main.accuracy_change_low_percent END
-            WHEN 'PPL' THEN main.ppl_corpus_low
+            WHEN 'PPL, mean of documents' THEN perplexity.ppl_mean_low
+            WHEN 'accuracy, %' THEN perplexity.accuracy_low_percent
+            WHEN 'PPL change, %' THEN CASE WHEN perplexity.spread = 'interval' THEN perplexity.ppl_mean_change_low_percent END
+            WHEN 'accuracy change, %' THEN CASE WHEN perplexity.spread = 'interval' THEN perplexity.accuracy_change_low_percent END
+            WHEN 'PPL' THEN perplexity.ppl_corpus_low
         END AS ours_low,
         CASE metric
-            WHEN 'PPL, mean of documents' THEN main.ppl_mean_high
-            WHEN 'accuracy, %' THEN main.accuracy_high_percent
-            WHEN 'PPL change, %' THEN CASE WHEN main.spread = 'interval' THEN main.ppl_mean_change_high_percent END
-            WHEN 'accuracy change, %' THEN CASE WHEN main.spread = 'interval' THEN main.accuracy_change_high_percent END
-            WHEN 'PPL' THEN main.ppl_corpus_high
+            WHEN 'PPL, mean of documents' THEN perplexity.ppl_mean_high
+            WHEN 'accuracy, %' THEN perplexity.accuracy_high_percent
+            WHEN 'PPL change, %' THEN CASE WHEN perplexity.spread = 'interval' THEN perplexity.ppl_mean_change_high_percent END
+            WHEN 'accuracy change, %' THEN CASE WHEN perplexity.spread = 'interval' THEN perplexity.accuracy_change_high_percent END
+            WHEN 'PPL' THEN perplexity.ppl_corpus_high
         END AS ours_high
     FROM numbered
-    LEFT JOIN main ON (main.policy_name = method OR numbered.start_size = 0 AND main.policy_name = 'recent_only')
-        AND main.budget IS NOT DISTINCT FROM numbered.budget
-        AND (numbered.start_size IS NULL OR main.policy_name = 'full' OR main.start_size = numbered.start_size)
-        AND (numbered.strategy IS NULL OR main.strategy = numbered.strategy)
-        AND (numbered.keep_ratio IS NULL OR main.keep_ratio IS NULL OR main.keep_ratio::DOUBLE = numbered.keep_ratio)
+    LEFT JOIN perplexity ON (perplexity.policy_name = method OR numbered.start_size = 0 AND perplexity.start_size = 0)
+        AND perplexity.budget IS NOT DISTINCT FROM numbered.budget
+        AND (numbered.start_size IS NULL OR perplexity.policy_name = 'full' OR perplexity.start_size = numbered.start_size)
+        AND (numbered.strategy IS NULL OR perplexity.strategy = numbered.strategy)
+        AND (numbered.keep_ratio IS NULL OR perplexity.keep_ratio IS NULL OR perplexity.keep_ratio::DOUBLE = numbered.keep_ratio)
     LEFT JOIN runs USING (setting)
     QUALIFY row_number() OVER (PARTITION BY claim
-        ORDER BY same_model DESC NULLS LAST, same_text DESC NULLS LAST, same_positions DESC, main.in_focus DESC,
-            abs(main.length - numbered.tokens), usual_sinks DESC, setting, policy) = 1
+        ORDER BY same_model DESC NULLS LAST, same_text DESC NULLS LAST, same_positions DESC, perplexity.in_focus DESC,
+            abs(perplexity.length - numbered.tokens), usual_sinks DESC, setting, policy) = 1
 ), compared AS (
     SELECT *,
         array_to_string(list_filter([

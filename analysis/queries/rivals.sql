@@ -2,7 +2,7 @@
 -- The best one's sums stand where `documents` has full's, so that the same paired intervals can be made of them.
 WITH shown AS (
     SELECT setting, policy, budget, length, row_number() OVER (PARTITION BY setting, budget ORDER BY ppl_ratio, policy) = 1 AS best
-    FROM main
+    FROM perplexity
     WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND ppl_ratio IS NOT NULL
 ), sums AS (
     SELECT setting, policy, length, document, n, nll_sum, correct, budget, best FROM documents JOIN shown USING (setting, policy, length, budget)

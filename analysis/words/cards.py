@@ -3,13 +3,13 @@
 Made from the rows of `cards.sql`, which decides; nothing here does.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.words.wording import (
     Format,
     between,
-    call,
     caveat,
     change,
     fixed,
@@ -134,9 +134,8 @@ def memory(row: Row) -> tuple[str, str, str]:
 
 def code(row: Row) -> list[str]:
     """The lines of Python that use the card's policy, for a `model` at hand."""
-    policy = call(row)
-    names = ", ".join(sorted(("KVStreamCache", policy.partition("(")[0])))
-    return [f"from kvstream import {names}", f"cache = KVStreamCache(model, {policy})"]
+    policy = json.dumps(row["policy"], ensure_ascii=False)
+    return ["from kvstream import KVStreamCache, parse_policy", f"cache = KVStreamCache(model, parse_policy({policy}))"]
 
 
 def table(rows: list[Row], several: bool) -> list[str]:
@@ -162,9 +161,4 @@ def table(rows: list[Row], several: bool) -> list[str]:
         speed += f" at {row['context']:,}{' (machine slightly busy)' if row['busy'] else ''}" if timed else ""
         name = f"`{row['policy']}`{caveat(row['skip_layers'])}"
         lines.append(f"{place} {name} | {cost} | {speed} | {percent(row['kv_saved_percent'])} |")
-    if few := next((row["paired_documents"] for row in rows if row["policy"] and row["spread"] == "range"), 0):
-        lines.append(
-            f"\nIn brackets behind perplexity: the range over {few} document{'s' if few > 1 else ''}, too few for an "
-            "interval."
-        )
     return lines

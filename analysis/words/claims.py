@@ -1,12 +1,11 @@
 """The seed report's claims: what it said, what is measured here for the same, and why the two differ.
 
 What it said and why are words of this module; what is measured comes from `published_latency.sql` and
-`cross_method.sql`.
+`equal_budget.sql`.
 """
 
 from typing import Any
 
-from analysis.charts.marks import groups
 from analysis.words.wording import change, times, tokens_of
 
 Row = dict[str, Any]
@@ -53,7 +52,8 @@ def timed(rows: list[Row], metric: str) -> list[str]:
 def like_for_like(rows: list[Row]) -> list[str]:
     """The methods at the smallest budget of each setting that compares several, best first, ties named."""
     found = []
-    for (setting,), every in groups(rows, "setting"):
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        every = [row for row in rows if row["setting"] == setting]
         size = min(row["budget"] for row in every)
         mine = [row for row in every if row["budget"] == size]
         ranked = [

@@ -139,7 +139,7 @@ def again_span(rows: list[Row]) -> Row | None:
     return {"cells": len(found), "low": f"{min(found):.3f}", "high": f"{max(found):.3f}"} if found else None
 
 
-DEARER = {"tpot": "slower", "kv": "larger", "ttft": "later"}
+DEARER = {"tpot": "slower", "kv": "larger"}
 
 
 def fronts(rows: list[Row]) -> dict[str, list[Row]]:

@@ -1,16 +1,14 @@
-"""What stands outside the page: `summary.md`, the README's results block, and the list of what went wrong."""
+"""What stands outside the page: `summary.md`, the line of what was run, and the list of what went wrong."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from analysis.read.records import Records, RecordsError
+from analysis.read.records import Records
 from analysis.words import cards, wording
 from analysis.words import speed as speed_words
 from analysis.words.visible import in_markdown, visible
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-SAID = ("overview", "answer", "speed", "cards", "main", "pareto", "latency", "models", "noise", "invalid")
+SAID = ("overview", "answer", "speed", "cards", "perplexity", "tradeoff", "latency", "models", "noise", "invalid")
 Row = dict[str, Any]
 
 
@@ -63,9 +61,12 @@ def summarise(records: Records, frames: dict[str, list[Row]]) -> str:
         first, *further = answer["more"]
         lines += [f"**{answer['headline']}** {first}\n", *(f"- {line}" for line in further), ""]
     several = len(frames["overview"][0]["settings"]) > 1
-    if frames["main"]:
-        measured = {row["setting"] for row in frames["main"]}
-        lines += cards.table([row for row in frames["cards"] if row["setting"] in measured], several)
+    if frames["perplexity"]:
+        with_quality = {row["setting"] for row in frames["perplexity"]}
+        lines += cards.table([row for row in frames["cards"] if row["setting"] in with_quality], several)
+        if few := next((row["paired_documents"] for row in frames["cards"] if row["spread"] == "range"), 0):
+            over = f"the range over {few} document{'s' if few > 1 else ''}, too few for an interval"
+            lines.append(f"\nIn brackets behind perplexity: {over}.")
         lines += quality_table(frames, several)
     alone = {row["setting"] for row in frames["speed"] if not row["has_quality"]}
     if alone:
@@ -82,14 +83,19 @@ def summarise(records: Records, frames: dict[str, list[Row]]) -> str:
 
 def quality_table(frames: dict[str, list[Row]], several: bool) -> list[str]:
     """Perplexity, accuracy and memory at the longest length, and beside them the time per token where it is known."""
-    overview = frames["overview"][0]
-    paces = {(row["setting"], row["policy"]): row for row in frames["pareto"] if row["axis"] == "tpot"}
+    rows = [row for row in frames["perplexity"] if row["longest"]]
+    return ["", *quality_rows(rows, frames["tradeoff"], several), f"\n{measured(frames)}"]
+
+
+def quality_rows(rows: list[Row], tradeoff: list[Row], several: bool) -> list[str]:
+    """The table of these rows."""
+    paces = {(row["setting"], row["policy"]): row for row in tradeoff if row["axis"] == "tpot"}
     lines = [
-        f"\n| {'Model | ' if several else ''}Policy | KV kept, MB | of full | Perplexity | against full | Accuracy |"
+        f"| {'Model | ' if several else ''}Policy | KV kept, MB | of full | Perplexity | against full | Accuracy |"
         f" points |{' Time per token |' if paces else ''}",
         f"|{'---|' if several else ''}---|---:|---:|---:|---:|---:|---:|{'---:|' if paces else ''}",
     ]
-    for row in (row for row in frames["main"] if row["longest"]):
+    for row in rows:
         shown = [wording.megabytes(row["kv_mb"]), wording.percent(row["kv_percent"]), wording.ppl(row["ppl_corpus"])]
         shown += [wording.change(row["ppl_change_percent"]), wording.percent(row["accuracy_percent"])]
         shown.append(wording.points(row["accuracy_change_points"]))
@@ -101,12 +107,18 @@ def quality_table(frames: dict[str, list[Row]], several: bool) -> list[str]:
             shown.append(times_of(pace) if known and pace else wording.NONE)
         name = f"`{row['policy']}`{wording.caveat(row['skip_layers'])}"
         lines.append(f"| {row['setting'] + ' | ' if several else ''}{name} | {' | '.join(shown)} |")
+    return lines
+
+
+def measured(frames: dict[str, list[Row]]) -> str:
+    """Of what the qualities are: models, text, documents, device and dtype."""
+    overview = frames["overview"][0]
     models = [row["model"] for row in frames["models"] if row["tokens"]]
-    what = f"{', '.join(models)} on {', '.join(overview['texts'])}"
     documents = f"{overview['documents']} document{'s' if overview['documents'] > 1 else ''}"
     size = f"{documents} of {max(overview['lengths']):,} tokens"
     where = f"{', '.join(overview['devices'])}, {', '.join(overview['dtypes'])}"
-    return [*lines, f"\n{what}, {size}, {where}. Perplexity is over all documents together."]
+    what = f"{', '.join(models)} on {', '.join(overview['texts'])}"
+    return f"{what}, {size}, {where}. Perplexity is over all documents together."
 
 
 def latency_table(rows: list[Row], several: bool) -> list[str]:
@@ -147,28 +159,10 @@ def speed_lines(frames: dict[str, list[Row]]) -> list[str]:
     return [f"\n{start}: {'; '.join(found)}."] if found else []
 
 
-def provenance(records: Records) -> str:
-    """The commands behind the README's block."""
-    name = in_markdown(records.sweep.get("name"))
-    sweep = f"`python sweeps/{name}.py`, then " if name else ""
-    folder = in_markdown(records.where)
-    return f"From {sweep}`python analysis/report.py --records {folder} --readme README.md`."
-
-
-def readme_parts(readme: Path) -> tuple[str, str]:
-    """The text before and after the results block."""
-    if not readme.is_file():
-        raise RecordsError(f"--readme: no file '{readme}'; pass the README to rewrite")
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise RecordsError(f"--readme: '{readme}' must hold one {BEGIN} and after it one {END}; add these two lines")
-    return text.split(BEGIN)[0], text.split(END)[1]
-
-
 def subtitle_of(frames: dict[str, list[Row]]) -> str:
     """What was run, from the records: a sweep's own words would not know which of its axes were replaced."""
     overview = frames["overview"][0]
-    run = [*frames["main"], *(row for row in frames["latency"] if row["role"] == "policy")]
+    run = [*frames["perplexity"], *(row for row in frames["latency"] if row["role"] == "policy")]
     bounded = [row for row in run if row["budget"] is not None]
     names = listed(dict.fromkeys(row["policy_name"] for row in bounded)) or "No policy with a budget"
     budgets = sorted({row["budget"] for row in bounded})
@@ -182,6 +176,20 @@ def subtitle_of(frames: dict[str, list[Row]]) -> str:
         what.append(f"speed after {listed(f'{size:,}' for size in sorted(overview['contexts']))} tokens")
     what.append(f"{listed(overview['devices'])}, {listed(overview['dtypes'])}")
     return "; ".join(what) + "."
+
+
+def stands_on(frames: dict[str, list[Row]]) -> str:
+    """What charts that stand alone are of: models, text, documents, device, and what whiskers are."""
+    overview = frames["overview"][0]
+    said = [listed(overview["models"])]
+    if overview["quality_cells"]:
+        count = overview["documents"]
+        documents = f"{count} document{'s' if count > 1 else ''}"
+        said.append(f"{documents} of {listed(overview['texts'])}, {max(overview['lengths']):,} tokens each")
+    said.append(f"{listed(overview['devices'])}, {listed(overview['dtypes'])}")
+    ranges = any(row["spread"] == "range" for row in frames["perplexity"])
+    said.append(f"whiskers: {'range over documents, for time ' if ranges else ''}95 % interval")
+    return " · ".join(said)
 
 
 def listed(names: Iterable[str]) -> str:

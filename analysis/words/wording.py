@@ -77,26 +77,6 @@ def tokens_of(row: Row) -> str:
     return f"{row['context']:,} tokens of context{batch}"
 
 
-def call(row: Row) -> str:
-    """The policy of an answer row as a Python expression."""
-    name, size, first = row["policy_name"], row["budget"], row["start_size"]
-    named: dict[str, Any]
-    if name == "streaming_llm":
-        kind, named = "StreamingLLM", {"start_size": first, "recent_size": size - first}
-    elif name == "recent_only":
-        kind, named = "RecentOnly", {"window_size": size}
-    elif name == "fix_size_l2" and row["keep_ratio"]:
-        kind, named = "FixSizeL2", {"budget": size, "keep_ratio": float(row["keep_ratio"]), "strategy": row["strategy"]}
-    else:
-        return f"parse_policy({row['policy']!r})"
-    if row["position_mode"] != "cache":
-        named["position"] = row["position_mode"]
-    if row["skip_layers"]:
-        named["skip_layers"] = tuple(int(layer) for layer in row["skip_layers"].split(","))
-    arguments = ", ".join(f"{key}={value!r}" for key, value in named.items()).replace("'", '"')
-    return f"{kind}({arguments})"
-
-
 def growth(skip_layers: str) -> str:
     """Why a policy's memory is not bounded although it has a budget; nothing when all its layers evict."""
     if not skip_layers:
@@ -122,18 +102,15 @@ def keeps(row: Row) -> str:
 
 
 def kept(row: Row) -> str:
-    """What the layers that evict keep."""
-    if row["policy_name"] == "streaming_llm" and row["start_size"]:
-        first = "token" if row["start_size"] == 1 else f"{row['start_size']} tokens"
-        recent = row["budget"] - row["start_size"]
-        return f"It keeps the first {first} of the text (the attention sinks) and the last {recent:,}."
-    if row["policy_name"] in ("streaming_llm", "recent_only"):
-        return f"It keeps the last {row['budget']:,} tokens."
-    if row["policy_name"] == "fix_size_l2":
-        older = {"keep_low": "those with the smallest keys", "keep_high": "those with the largest keys"}
-        rest = older.get(row["strategy"], "random ones")
-        return f"It keeps {row['budget']:,} tokens: the last ones and, of the older, {rest}."
-    return f"It keeps {row['budget']:,} tokens."
+    """What the layers that evict keep. Records give a start size where sinks and the last tokens are all of it."""
+    budget, first = row["budget"], row["start_size"]
+    if first is None:
+        fields = f", chosen by its rule ({row['policy_fields']})" if row["policy_fields"] else ""
+        return f"It keeps {budget:,} tokens{fields}."
+    if not first:
+        return f"It keeps the last {budget:,} tokens."
+    sinks = "token" if first == 1 else f"{first} tokens"
+    return f"It keeps the first {sinks} of the text (the attention sinks) and the last {budget - first:,}."
 
 
 def answer(row: Row, several: bool, speed: Row | None = None) -> Row:

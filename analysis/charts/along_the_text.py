@@ -1,4 +1,4 @@
-"""Charts along the text: loss by position, with an overview to zoom by, and perplexity by length.
+"""What eviction costs along the text: loss over full's by position, with an overview to zoom by, and by length.
 
 The page sets `zoom_from` and `zoom_to` of the detail charts from the brush of the overview; a file shows all of it.
 """
@@ -7,8 +7,10 @@ from typing import Any
 
 import altair as alt
 
-from analysis.charts.axes import ends, log2_x, log_y
+from analysis.charts.axes import change_axis, ends, log2_x
 from analysis.charts.marks import (
+    CHANGE,
+    CORPUS,
     Figure,
     Row,
     budget_title,
@@ -24,27 +26,27 @@ from analysis.charts.marks import (
 )
 from analysis.charts.theme import STYLES
 
-CORPUS = ("ppl_corpus:Q", "PPL, corpus", ".3f")
-CHANGE = ("ppl_change_percent:Q", "PPL against full, %", "+.2f")
+FIELD, TITLE = "excess_nats", "loss over full’s, nats per token"
 OVERVIEW_HEIGHT = 70
 
 
-def along(rows: list[Row], field: str, title: str) -> Figure:
-    """A quantity along the text, a panel a budget; rules where the budget and the trained context are exceeded."""
+def excess(rows: list[Row]) -> Figure:
+    """Loss over the full cache's, a panel a budget; rules where the budget and the trained context are exceeded."""
+    rows = [row for row in rows if row["policy"] != "full"]
     legend = legend_of(row["series"] for row in rows)
     panels = []
     for (setting, size), mine in groups(rows, "setting", "budget"):
         whole = [row for row in rows if row["setting"] == setting]
         context, last = mine[0]["trained_context"], max(row["position"] for row in whole)
-        y = alt.Y(f"{field}:Q", title=title, scale=roomy(ends(whole, field), 3.5 if context < last else 2))
+        y = alt.Y(f"{FIELD}:Q", title=TITLE, scale=roomy(ends(whole, FIELD), 3.5 if context < last else 2))
         layers = lines(values(mine), position_x(), y, "series", legend, marks=values(sparse(mine)))
-        shown = (("policy:N", "policy", ""), ("position:Q", "position", ",d"), (f"{field}:Q", title, ".3f"))
+        shown = (("policy:N", "policy", ""), ("position:Q", "position", ",d"), (f"{FIELD}:Q", TITLE, ".3f"))
         layers[0] = layers[0].encode(tooltip=tips(*shown))
         layers += rule({"position": size}, "budget full", leftward=size > last / 2)
         if context < last:
             layers += rule({"position": context}, "trained context ends", leftward=context > last / 2, line_of_text=1)
         zoom = {"zoom_from": 0, "zoom_to": round(1.01 * last)}  # beyond the last point, lest it be cut in half
-        about = f"{title} along the text, by policy"
+        about = f"{TITLE}, along the text, by policy"
         panels.append(panel(setting, budget_title(size), layers, about, signals=zoom))
     return Figure(panels, legend, most_budgets(rows))
 
@@ -60,16 +62,6 @@ def roomy(numbers: list[float], above: float) -> alt.Scale:
     """A linear scale around `numbers` with room for words above them."""
     room = 0.06 * (max(numbers) - min(numbers) or 1)
     return alt.Scale(domain=[min(numbers) - room, max(numbers) + above * room], nice=False)
-
-
-def position(rows: list[Row]) -> Figure:
-    """Loss along the text."""
-    return along(rows, "nll_placed_nats", "NLL, nats per token")
-
-
-def excess(rows: list[Row]) -> Figure:
-    """Loss over the full cache's on the same tokens, along the text."""
-    return along([row for row in rows if row["policy"] != "full"], "excess_nats", "NLL over full’s, nats per token")
 
 
 def overview(rows: list[Row]) -> Figure:
@@ -93,17 +85,19 @@ def overview(rows: list[Row]) -> Figure:
 
 
 def length(rows: list[Row]) -> Figure:
-    """Perplexity of the first L tokens, at each length asked for."""
+    """Perplexity of the first L tokens against full's, at each length asked for."""
     legend = legend_of(row["series"] for row in rows)
     panels = []
     for (setting, size), mine in groups(rows, "setting", "budget"):
         whole = [row for row in rows if row["setting"] == setting]
         x = log2_x("length", "length of the text, tokens (log scale)", mine)
-        layers = lines(values(mine), x, log_y("ppl_placed", "perplexity (log scale)", whole), "series", legend)
+        y = change_axis(alt.Y, "ppl_change_percent", "perplexity against full", whole)
+        layers = lines(values(mine), x, y, "series", legend)
         shown = tips(("policy:N", "policy", ""), ("length:Q", "length", ",d"), CORPUS, CHANGE)
         layers[-1] = layers[-1].encode(tooltip=shown)
         context, longest = mine[0]["trained_context"], max(row["length"] for row in mine)
         if context < longest:
             layers += rule({"length": context}, "trained context ends", leftward=True)
-        panels.append(panel(setting, budget_title(size), layers, "perplexity of the first L tokens against L"))
+        about = "perplexity of the first L tokens against the full cache’s, in per cent, over L"
+        panels.append(panel(setting, budget_title(size), layers, about))
     return Figure(panels, legend, most_budgets(rows))

@@ -1,7 +1,7 @@
 -- What does each policy cost in perplexity and accuracy, and how much KV memory does it keep?
 WITH totals AS (
     SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
-        start_size, in_focus, usual_sinks, trained_context, length,
+        start_size, policy_fields, in_focus, usual_sinks, trained_context, length,
         count(*) AS documents,
         count(*) FILTER (paired) AS paired_documents,
         sum(n)::BIGINT AS scored,
@@ -20,25 +20,19 @@ WITH totals AS (
     GROUP BY ALL
 )
 SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
-    start_size, in_focus, usual_sinks, trained_context, length,
+    start_size, policy_fields, in_focus, usual_sinks, trained_context, length,
     length = max(length) OVER (PARTITION BY setting) AS longest,
     policy_name = 'full' OR coalesce(budget < length, true) AS evicts,  -- else all it says is what full says
     documents, paired_documents, scored, invalid,
     kv_mb, kv_percent, ppl_corpus, ppl_mean, accuracy_percent,
     100 * (exp(nll - full_nll) - 1) AS ppl_change_percent,
     exp(nll - full_nll) AS ppl_ratio,
-    -- For charts: equals ppl_corpus when no document is missing, else full's PPL times the change on the shared documents.
-    CASE WHEN documents = paired_documents AND documents = max(documents) FILTER (policy_name = 'full') OVER prefix
-            OR ppl_ratio IS NULL THEN ppl_corpus
-        ELSE max(ppl_corpus) FILTER (policy_name = 'full') OVER prefix * exp(nll - full_nll) END AS ppl_placed,
     100 * (mean_ratio - 1) AS ppl_mean_change_percent,
     100 * (accuracy / nullif(full_accuracy, 0) - 1) AS accuracy_change_percent,
     100 * (accuracy - full_accuracy) AS accuracy_change_points,
     CASE WHEN policy_name <> 'full' THEN spread END AS spread, (max(documents) FILTER (policy_name = 'full') OVER prefix)::BIGINT AS full_documents,
     100 * ppl_change_low AS ppl_change_low_percent,
     100 * ppl_change_high AS ppl_change_high_percent,
-    1 + ppl_change_low AS ppl_ratio_low,
-    1 + ppl_change_high AS ppl_ratio_high,
     100 * ppl_mean_change_low AS ppl_mean_change_low_percent,
     100 * ppl_mean_change_high AS ppl_mean_change_high_percent,
     points_low AS accuracy_change_low_points,

@@ -34,8 +34,6 @@ WITH runs AS (
     WINDOW around AS (PARTITION BY setting, policy, budget, bin * width >= budget ORDER BY bin ROWS BETWEEN 2 PRECEDING AND 2 FOLLOWING)
 )
 SELECT setting, budget, series, policy, position, nll_nats, excess_nats,
-    -- For the chart: equals nll_nats when no document is missing, else full's over all its documents plus the excess.
-    excess_nats + max(nll_nats) FILTER (policy = 'full') OVER (PARTITION BY setting, budget, bin) AS nll_placed_nats,
     width, trained_context
 FROM smoothed
 ORDER BY setting, budget, series, position

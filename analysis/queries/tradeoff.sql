@@ -1,13 +1,13 @@
--- What does each policy cost in perplexity for what it saves in time per token, KV memory or time to the first token, and which does no other beat?
+-- What does each policy cost in perplexity for what it saves in KV memory or time per token, and which does no other beat?
 WITH timed AS (
-    SELECT pairs.setting, policy, context, batch, tpot_ms, ttft_ms, tpot_ratio, tpot_ratio_low, tpot_ratio_high,
-        ttft_ratio, ttft_ratio_low, ttft_ratio_high, tpot_verdict, tpot_band_low, tpot_band_high, ttft_band_low, ttft_band_high, busy
+    SELECT pairs.setting, policy, context, batch, tpot_ms, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict,
+        tpot_band_low, tpot_band_high, busy
     FROM pairs
     JOIN (SELECT * RENAME (setting AS latency_setting) FROM latency) AS latency USING (latency_setting)
     WHERE headline AND role = 'policy' AND (budget IS NULL OR context > budget)
 ), policies AS (
-    SELECT main.*, timed.* EXCLUDE (setting, policy)
-    FROM main
+    SELECT perplexity.*, timed.* EXCLUDE (setting, policy)
+    FROM perplexity
     LEFT JOIN timed USING (setting, policy)
     WHERE longest AND in_focus AND evicts AND ppl_ratio IS NOT NULL
 ), placed AS (
@@ -18,14 +18,9 @@ WITH timed AS (
     FROM policies
     UNION ALL BY NAME
     SELECT 'kv' AS axis, kv_percent / 100 AS x, kv_mb AS value, * REPLACE (NULL AS busy) FROM policies
-    UNION ALL BY NAME
-    SELECT 'ttft' AS axis, ttft_ratio AS x, ttft_ms AS value,
-        CASE WHEN policy_name = 'full' THEN ttft_band_low ELSE ttft_ratio_low END AS x_low,
-        CASE WHEN policy_name = 'full' THEN ttft_band_high ELSE ttft_ratio_high END AS x_high, *
-    FROM policies
 )
-SELECT setting, axis, policy, series, budget, skip_layers, x, x_low, x_high, value, ppl_corpus, ppl_ratio, ppl_ratio_low,
-    ppl_ratio_high, ppl_change_percent, spread, kv_percent, tpot_ratio, tpot_verdict, length, context, batch, busy,
+SELECT setting, axis, policy, series, budget, skip_layers, x, x_low, x_high, value, ppl_corpus, ppl_ratio, ppl_change_percent,
+    ppl_change_low_percent, ppl_change_high_percent, spread, kv_percent, tpot_ratio, tpot_verdict, length, context, batch, busy,
     NOT EXISTS (  -- what is better in perplexity and not measurably dearer beats, and what is cheaper and not worse
         FROM placed AS other
         WHERE other.setting = placed.setting AND other.axis = placed.axis AND other.policy <> placed.policy
@@ -35,4 +30,4 @@ SELECT setting, axis, policy, series, budget, skip_layers, x, x_low, x_high, val
 FROM placed
 WHERE x IS NOT NULL
 QUALIFY count(*) OVER (PARTITION BY setting, axis) > 1
-ORDER BY setting, list_position(['kv', 'tpot', 'ttft'], axis), x, ppl_ratio, policy
+ORDER BY setting, list_position(['kv', 'tpot'], axis), x, ppl_ratio, policy

@@ -1,0 +1,93 @@
+"""Which line of a chart each policy belongs to, by its fields: policies of one line differ in their budget alone.
+
+Knows no policy by its name. A record holds its policy's label and the map `policy_fields` of all its fields; older
+records hold a few of them as columns, and the rest in the label.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+POSITIONS = ("position", "skip_layers")  # fields that make a variant of the same policy
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("policy", "policy_name", "base", "series", "variant", "policy_fields")),
+        *((name, pa.int64()) for name in ("start_size", "sinks")),
+        ("keep_ratio", pa.string()),
+    ]
+)
+Row = dict[str, Any]
+
+
+def policies_table(recorded: Iterable[Row]) -> pa.Table:
+    """One row per policy of these fields of cells and contenders: its series, its variant, its fields in words.
+
+    start_size: the column of the records, null where older tokens compete. sinks: the field, of every policy that has
+    one. base: the label without what makes a variant.
+    """
+    found = {row["policy"]: row for row in recorded}
+    fields = {label: fields_of(row) for label, row in found.items()}
+    budgets = {label: row["budget"] for label, row in found.items()}
+    rows = []
+    for label, row in found.items():
+        alike = {one: fields[one] for one, other in found.items() if other["policy_name"] == row["policy_name"]}
+        mine, named = fields[label], telling(alike, budgets)
+        layers = f", layers {row['skip_layers']} never evict" if row["skip_layers"] else ""
+        rows.append(
+            {
+                "policy": label,
+                "policy_name": row["policy_name"],
+                "base": re.sub(r""",?(position|skip_layers)=('[a-z]+'|"[a-z]+"|\([^)]*\))""", "", label),
+                "series": series(row["policy_name"], {name: mine[name] for name in named if name in mine}),
+                "variant": (row["position_mode"] or "full") + layers,
+                "policy_fields": ", ".join(f"{name}={value}" for name, value in mine.items()),
+                "start_size": row["start_size"],
+                "sinks": mine.get("start_size"),
+                "keep_ratio": None if mine.get("keep_ratio") is None else f"{mine['keep_ratio']:g}",
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def fields_of(row: Row) -> Row:
+    """A policy's fields by name, but for those that make a variant."""
+    known = row.get("policy_fields")
+    if not isinstance(known, dict):
+        named = re.match(r"\w+\((\d+),", row["policy"])  # an older label begins with its sinks, if it has any
+        known = {"strategy": row["strategy"]} if row["strategy"] else {}
+        if row["start_size"] is not None and named and int(named[1]) == row["start_size"]:
+            known["start_size"] = row["start_size"]
+        if ratio := re.match(r"\w+\(\d+,(\d*\.\d+)", row["policy"]):
+            known["keep_ratio"] = float(ratio[1])
+    return {str(name): value for name, value in known.items() if name not in POSITIONS}
+
+
+def telling(alike: dict[str, Row], budgets: dict[str, Any]) -> list[str]:
+    """Which fields a series of these policies, all of one name, must be called by.
+
+    Words and the number of sinks always; another one where the budget and the fields named so far do not settle it.
+    """
+    names = list(dict.fromkeys(name for fields in alike.values() for name in fields))
+    words = {name for fields in alike.values() for name, value in fields.items() if isinstance(value, str)}
+    found = [name for name in names if name == "start_size" or name in words]
+    for name in names:
+        settled: dict[tuple[Any, ...], Any] = {}
+        for label, fields in alike.items():
+            known = (budgets[label], *(str(fields.get(one)) for one in found))
+            if name not in found and settled.setdefault(known, str(fields.get(name))) != str(fields.get(name)):
+                found.append(name)
+                break
+    return found
+
+
+def series(name: str, fields: Row) -> str:
+    """A series by name: `streaming_llm, 4 sinks`, `fix_size_l2 keep_low`, `made_up, 1 sink every=8`."""
+    text = name
+    if (sinks := fields.get("start_size")) is not None:
+        text += f", {sinks} sink{'' if sinks == 1 else 's'}"
+    for field, value in fields.items():
+        if field != "start_size" and value is not None:
+            text += f" {value}" if isinstance(value, str) else f" {field}={value}"
+    return text
