@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from exactness_cases import every_pair
 from situations import Architecture
 from torch.nn.functional import log_softmax
 from transformers import DynamicCache, LlamaForCausalLM
@@ -60,27 +61,25 @@ def saved(cache):
 # A cache is a value.
 
 
-@pytest.mark.parametrize(
-    "copied",
-    [copy.copy, copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache)), saved],
-    ids=["copy", "deepcopy", "pickle", "torch.save"],
-)
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_a_cache_is_a_value(llama, policy, copied):
+COPIES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "torch.save": saved}
+COPIES["pickle"] = lambda cache: pickle.loads(pickle.dumps(cache))
+
+
+@pytest.mark.parametrize(("policy", "prompt", "copied"), every_pair(POLICIES, [0, 1, 12, 60], list(COPIES)), ids=str)
+def test_a_cache_is_a_value(llama, policy, prompt, copied):
     """The prompt is cached once and copied for each question, at every stage of a cache."""
-    for prompt in (0, 1, 12, 60):
-        cache = KVStreamCache(llama, policy)
-        if prompt:
-            llama(IDS[:, :prompt], past_key_values=cache)
-            llama(IDS[:, prompt : prompt + 1], past_key_values=cache)  # single tokens turn sinks and settle contests
-        # The copy goes first, on another text; then both go on with the same, each in its own way.
-        other = copied(cache)
-        llama(IDS[:, 100:110], past_key_values=copied(cache))
-        steps = [llama(token, past_key_values=cache).logits for token in IDS[:, 61:80].split(1, dim=1)]
-        same = [llama(token, past_key_values=other).logits for token in IDS[:, 61:80].split(1, dim=1)]
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(steps, same))
-        chunk = [llama(IDS[:, 80:120], past_key_values=each).logits for each in (cache, other)]
-        assert torch.equal(*chunk)
+    cache, copied = KVStreamCache(llama, policy), COPIES[copied]
+    if prompt:
+        llama(IDS[:, :prompt], past_key_values=cache)
+        llama(IDS[:, prompt : prompt + 1], past_key_values=cache)  # single tokens turn sinks and settle contests
+    # The copy goes first, on another text; then both go on with the same, each in its own way.
+    other = copied(cache)
+    llama(IDS[:, 100:110], past_key_values=copied(cache))
+    steps = [llama(token, past_key_values=cache).logits for token in IDS[:, 61:80].split(1, dim=1)]
+    same = [llama(token, past_key_values=other).logits for token in IDS[:, 61:80].split(1, dim=1)]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(steps, same))
+    chunk = [llama(IDS[:, 80:120], past_key_values=each).logits for each in (cache, other)]
+    assert torch.equal(*chunk)
 
 
 def test_a_copy_outlives_what_it_was_copied_of(llama):

@@ -7,10 +7,12 @@ compared in float64.
 
 import copy
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
+from conftest import build_model
 from exactness_cases import BOUNDED, FLOAT32, FLOAT64, MODES, TOLERANCE, assert_close, every_pair, spec_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -21,13 +23,25 @@ from kvstream.engine.replay import score
 
 FAMILIES = ["neox", "neox_serial", "llama"]
 T, SEED = 37, 3
+SKIPS = [(), (0, 1)]
 MATRIX = [Full()] + [
-    replace(policy, position=mode, skip_layers=skip) for policy in BOUNDED for mode in MODES for skip in [(), (0, 1)]
+    replace(policy, position=mode, skip_layers=skip) for policy in BOUNDED for mode in MODES for skip in SKIPS
+]
+# The same with families in turn, so that each meets each policy, mode and choice of layers.
+IN_TURN = [(Full(), family) for family in FAMILIES]
+IN_TURN += [
+    (replace(policy, position=mode, skip_layers=skip), FAMILIES[sum(place) % 3])
+    for *place, (policy, mode, skip) in (
+        (a, b, c, (policy, mode, skip))
+        for a, policy in enumerate(BOUNDED)
+        for b, mode in enumerate(MODES)
+        for c, skip in enumerate(SKIPS)
+    )
 ]
 # Where families and further axes are beside: each two of (policy, mode, skipped layers, family) meet.
 PAIRS = [
     (replace(policy, position=mode, skip_layers=skip), family)
-    for policy, mode, skip, family in every_pair(BOUNDED, MODES, [(), (0, 1)], ["neox", "llama"])
+    for policy, mode, skip, family in every_pair(BOUNDED, MODES, SKIPS, ["neox", "llama"])
 ]
 PAIRS += [(Full(), "neox"), (Full(), "llama")]
 # Corners of the parameters, each in the mode where every kept key's rank counts.
@@ -59,8 +73,7 @@ def nll_by_calls(model, ids: torch.Tensor, policy, sizes: list[int]) -> torch.Te
 # ------------------------------------------------------------------------------------------------ the fixed matrix
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("policy", MATRIX, ids=str)
+@pytest.mark.parametrize(("policy", "family"), IN_TURN, ids=str)
 def test_replay_and_decode_equal_the_oracle(policy, family, tiny_model, tokens, trace_of):
     ids = tokens(T, SEED)
     truth = trace_of(family, ids, policy).nll_nats
@@ -75,10 +88,9 @@ def test_replay_and_decode_equal_the_oracle(policy, family, tiny_model, tokens, 
     assert_close(decode(model, ids, policy).nll_nats, truth, TOLERANCE[FLOAT32], "float32 decode")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_matrix_holds_no_near_ties(family, tiny_model, tokens):
+def test_the_matrix_holds_no_near_ties(tiny_model, tokens):
     """Otherwise float32 may keep another token than the oracle, and the matrix would fail for no fault of the code."""
-    for policy in MATRIX:
+    for policy, family in IN_TURN:
         if isinstance(policy, FixSizeL2) and policy.strategy != "random":
             trace = oracle_trace(tiny_model(family, FLOAT64), tokens(T, SEED), spec_of(policy))
             assert narrowest_decision(trace, policy) > 3e-5, policy
@@ -278,29 +290,29 @@ def test_the_same_call_twice_is_bit_identical(policy, tiny_model, tokens):
         assert torch.equal(decode(model, ids, policy).nll_nats, decode(model, ids, policy).nll_nats)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("slack", [0, 1, 50])
-def test_up_to_the_budget_every_policy_is_full(mode, slack, tiny_llama, tokens):
+def test_up_to_the_budget_every_policy_is_full(tiny_llama, tokens):
     length = 23
-    budget, ids, model = length + slack, tokens(length, SEED), tiny_llama(FLOAT64)
+    ids, model = tokens(length, SEED), tiny_llama(FLOAT64)
     full = {size: replay(model, ids, Full(), chunk_size=size) for size in (1, 8, 100)}
     full_decoded = decode(model, ids, Full()).nll_nats
-    for policy in [
-        StreamingLLM(start_size=4, recent_size=budget - 4, position=mode),
-        StreamingLLM(start_size=0, recent_size=budget, position=mode),
-        RecentOnly(window_size=budget, position=mode),
+    policies = [
+        lambda budget, mode: StreamingLLM(start_size=4, recent_size=budget - 4, position=mode),
+        lambda budget, mode: StreamingLLM(start_size=0, recent_size=budget, position=mode),
+        lambda budget, mode: RecentOnly(window_size=budget, position=mode),
         *(
-            FixSizeL2(budget=budget, keep_ratio=ratio, strategy=s, position=mode)
+            lambda budget, mode, s=s, ratio=ratio: FixSizeL2(budget, ratio, s, position=mode)
             for s in ("keep_low", "keep_high", "random")
             for ratio in (0.0, 0.5, 1.0)
         ),
-    ]:
+    ]
+    for make, mode, slack in every_pair(policies, MODES, [0, 1, 50]):
+        policy = make(length + slack, mode)
         for size, truth in full.items():
             assert_close(replay(model, ids, policy, chunk_size=size), truth, 1e-6, f"{policy} by {size}")
         assert_close(decode(model, ids, policy).nll_nats, full_decoded, 1e-6, f"{policy} decoded")
 
 
-@pytest.mark.parametrize("policy", MATRIX, ids=str)
+@pytest.mark.parametrize("policy", [policy for policy, _ in PAIRS[:-1]], ids=str)
 def test_shorter_lengths_are_prefixes_of_longer_ones(policy, tiny_neox, tokens):
     """Whole chunks take the same path and agree in every bit; a cut chunk is another matrix shape."""
     ids, size, short = tokens(T, SEED), 8, 21
@@ -346,13 +358,12 @@ def test_equal_norms_let_the_older_token_stay(strategy, dtype, tiny_neox, tokens
     model = tiny_neox(dtype)
     for seed in range(6):
         ids = tokens(45, seed, distinct=False) % 12
-        for mode in ("cache", "absolute"):
-            policy = FixSizeL2(budget=9, keep_ratio=0.3, strategy=strategy, position=mode)
-            truth = trace_of("neox", ids, policy).nll_nats
-            for size in (1, 7, 16, 64):
-                assert_close(replay(model, ids, policy, chunk_size=size), truth, TOLERANCE[dtype], f"replay by {size}")
-            assert_close(decode(model, ids, policy).nll_nats, truth, TOLERANCE[dtype], "decode")
-            assert_close(nll_by_calls(model, ids, policy, [13, 1, 1, 5]), truth, TOLERANCE[dtype], "plain calls")
+        policy = FixSizeL2(budget=9, keep_ratio=0.3, strategy=strategy, position=("cache", "absolute")[seed % 2])
+        truth = trace_of("neox", ids, policy).nll_nats
+        for size in (1, 7, 16, 64):
+            assert_close(replay(model, ids, policy, chunk_size=size), truth, TOLERANCE[dtype], f"replay by {size}")
+        assert_close(decode(model, ids, policy).nll_nats, truth, TOLERANCE[dtype], "decode")
+        assert_close(nll_by_calls(model, ids, policy, [13, 1, 1, 5]), truth, TOLERANCE[dtype], "plain calls")
 
 
 # ------------------------------------------------------------------------------------------------------ the interface
@@ -432,13 +443,20 @@ def test_logits_that_are_no_numbers_give_no_numbers(bad):
 # ------------------------------------------------------------------------------------------------ every dtype
 
 
-def in_dtype(family: str, dtype: torch.dtype, tiny_model):
+@lru_cache
+def in_dtype(family: str, dtype: torch.dtype):
     """A model as it is loaded in a dtype, whose rotary frequencies stay float32, and the same weights in float64."""
-    model, twin = (copy.deepcopy(tiny_model(family, FLOAT32)) for _ in range(2))
+    model, twin = (copy.deepcopy(build_model(family, FLOAT32)) for _ in range(2))
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     twin.load_state_dict(model.state_dict())
     return model, twin.double()
+
+
+@lru_cache
+def trace_in(family: str, dtype: torch.dtype, ids: tuple[int, ...], policy) -> Trace:
+    """What the oracle finds with the weights of that dtype."""
+    return oracle_trace(in_dtype(family, dtype)[1], ids, spec_of(policy))
 
 
 def divergence(log_p: np.ndarray, logits: torch.Tensor) -> float:
@@ -447,18 +465,20 @@ def divergence(log_p: np.ndarray, logits: torch.Tensor) -> float:
     return float((np.exp(log_p) * (log_p - ours)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, FLOAT32], ids=str)
-@pytest.mark.parametrize("family", ["neox", "llama"])
 @pytest.mark.parametrize(
-    "policy",
-    [Full(), StreamingLLM(4, 7), StreamingLLM(4, 7, position="absolute"), RecentOnly(10), BOUNDED[-1], BOUNDED[3]],
+    ("policy", "family", "dtype"),
+    every_pair(
+        [Full(), StreamingLLM(4, 7), StreamingLLM(4, 7, position="absolute"), RecentOnly(10), BOUNDED[-1], BOUNDED[3]],
+        ["neox", "llama"],
+        [torch.float16, torch.bfloat16, FLOAT32],
+    ),
     ids=str,
 )
-def test_every_dtype_is_as_near_the_oracle_as_transformers_own_forward(policy, family, dtype, tiny_model, tokens):
+def test_every_dtype_is_as_near_the_oracle_as_transformers_own_forward(policy, family, dtype, tokens):
     """Of the same weights in float64. What a dtype allows, the model's own forward in it tells, under a full cache."""
-    model, twin = in_dtype(family, dtype, tiny_model)
-    ids = tokens(T, SEED)
-    full, truth = (oracle_trace(twin, ids, spec_of(each)) for each in (Full(), policy))
+    model, ids = in_dtype(family, dtype)[0], tokens(T, SEED)
+    text = tuple(ids.tolist())
+    full, truth = (trace_in(family, dtype, text, each) for each in (Full(), policy))
     with torch.inference_mode():
         own = model(ids[None]).logits[0]
         cache, head = KVStreamCache(model, policy), model.get_output_embeddings()
@@ -469,7 +489,7 @@ def test_every_dtype_is_as_near_the_oracle_as_transformers_own_forward(policy, f
         calls = torch.cat([model(part[None], past_key_values=cache).logits[0] for part in ids.split([20] + [1] * 17)])
     allowed, off = divergence(full.log_p, own), np.abs(nll_of(own, ids) - full.nll_nats).mean()
     if policy == BOUNDED[3]:  # norms that a dtype cannot tell apart may keep another token: no worse than one fewer
-        fewer = oracle_trace(twin, ids, spec_of(replace(policy, budget=policy.budget - 1)))
+        fewer = trace_in(family, dtype, text, replace(policy, budget=policy.budget - 1))
         allowed = max(allowed, divergence(truth.log_p, torch.from_numpy(fewer.log_p)) / 4)
         off = max(off, np.abs(truth.nll_nats - fewer.nll_nats).mean() / 3)
     for logits in (chunk, steps, calls):

@@ -7,7 +7,7 @@ from kvstream import FixSizeL2, StreamingLLM, decode, load_model, replay
 from kvstream.inputs import demo_model
 from kvstream.inputs.documents import load_documents
 
-TOKENS = 600
+TOKENS = 320
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def genesis():
         (StreamingLLM(4, 252), "float32", TOKENS, 1e-4),
         # In float32, among thousands of contests between norms, one or two are decided by rounding. In float64 none is,
         # though transformers' RMSNorm computes in float32 all the same, which leaves some 1e-6.
-        (FixSizeL2(128, 0.7, "keep_low"), "float64", TOKENS // 2, 1e-5),
+        (FixSizeL2(128, 0.7, "keep_low"), "float64", 180, 1e-5),
     ],
     ids=str,
 )
@@ -41,7 +41,7 @@ def test_replay_equals_decoding_on_the_demo_model(genesis, policy, dtype, tokens
 def test_prefixes_are_runs_of_their_own(genesis):
     ids, load = genesis
     model, policy = load("float32"), StreamingLLM(4, 252)
-    assert (replay(model, ids, policy)[:399] - replay(model, ids[:400], policy)).abs().max() < 1e-4
+    assert (replay(model, ids, policy)[:289] - replay(model, ids[:290], policy)).abs().max() < 1e-4
 
 
 def test_each_version_of_transformers_converts_for_itself(monkeypatch):
