@@ -28,7 +28,7 @@ class Bucket:
         try:
             within(ANSWER_S, self._find)
         except (ValueError, OSError) as error:  # TimeoutError is one
-            why = f"no answer within {ANSWER_S:.0f} s" if isinstance(error, TimeoutError) else first_line(error)
+            why = f"no answer within {ANSWER_S:g} s" if isinstance(error, TimeoutError) else first_line(error)
             raise ValueError(f"out: {url!r} is no place for records ({why}); give a folder or s3://…") from None
 
     def _find(self) -> None:

@@ -120,26 +120,6 @@ def test_a_grid_without_words_of_its_own_is_put_into_words(changes, question):
     assert question_of(replace(GRID, **changes)) == question
 
 
-def test_the_room_that_a_sweep_takes_is_known_before(swept, world):
-    out, _ = swept
-    grid, options = parse_flags(runpy.run_path(str(QUICK))["GRID"], "", arguments(world, out)[2:])
-    cells = plan.quality_cells(grid, plan.prepare(grid), "cpu", options.dtype)
-    written = sum(path.stat().st_size for path in out.glob("????????????????.*"))
-    assert len(cells) == 33
-    assert written <= written_bytes(cells, 2, block=1) <= 1.25 * written
-    blocks = sum(-(-path.stat().st_size // 4096) * 4096 for path in out.glob("????????????????.*"))
-    assert blocks <= written_bytes(cells, 2, block=4096) <= 1.25 * blocks
-
-
-def test_parts_of_long_texts_take_room_too(world, tmp_path):
-    tokens = 2 * PART_TOKENS
-    grid, _ = parse_flags(GRID, "", long_text(world, tmp_path, "--lengths", str(tokens))[2:])
-    [cell] = plan.quality_cells(grid, plan.prepare(grid), "cpu", "float32")
-    rows = written_bytes([cell], 0, block=1)
-    held = written_bytes([cell], 1, block=1) - written_bytes([cell], 0, block=1)
-    assert 0.95 * rows <= held - 2 * cell.kv_bytes(cell.policy, tokens) <= rows
-
-
 def test_a_kvstream_that_is_not_installed_measures_all_the_same(world, tmp_path):
     """It is only on the path, of the driver and of the workers: as if no package of that name were installed."""
     (tmp_path / "sitecustomize.py").write_text(NOT_INSTALLED)

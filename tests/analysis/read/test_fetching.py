@@ -15,7 +15,7 @@ from golden import QUICK, ROOT, quick_report, run_report, write
 from pyarrow import fs
 
 from analysis.read import fetching
-from analysis.read.records import RecordsError
+from analysis.read.contract import RecordsError
 
 SMALL = replace(QUICK, policies=QUICK.policies[:3], tokens=300, lengths=(300,), failed=1)
 
@@ -47,6 +47,15 @@ def test_brings_what_a_report_reads_and_removes_it_afterwards(lying):
     cells = {f"{key}.{ending}" for key in keys for ending in ("json", "parquet")}
     assert set(brought) == cells | failed | {"sweep.json", "e" * 16 + ".json"}
     assert all(data == (lying / name).read_bytes() for name, data in brought.items())
+
+
+def test_of_files_named_for_what_they_hold_those_of_committed_cells_are_brought():
+    """Two may be there after two sweeps at once; which of them counts, the record says."""
+    committed, other = "a" * 16, "b" * 16
+    rows = [f"{committed}.{'0' * 16}.parquet", f"{committed}.{'1' * 16}.parquet"]
+    parts = [f"{other}.parts.json", f"{other}.512.{'2' * 16}.part.parquet", f"{other}.512.{'3' * 16}.state"]
+    names = [f"{committed}.json", *rows, f"{other}.{'4' * 16}.parquet", *parts, "x.parquet", "sweep.json"]
+    assert set(fetching.needed(names)) == {f"{committed}.json", *rows, "sweep.json"}
 
 
 def test_a_folder_stays_where_it_is(lying):
@@ -110,7 +119,7 @@ def test_what_is_no_store_of_records_is_one_clear_line(tmp_path, where, words):
 def test_a_silent_store_is_given_up_on_and_the_process_ends(tmp_path):
     with closing(socket.create_server(("127.0.0.1", 0), backlog=16)) as server:
         where = f"s3://bucket/x?endpoint_override=127.0.0.1:{server.getsockname()[1]}&scheme=http&region=us-east-1"
-        code = "import sys; from analysis import fetching, report; fetching.ANSWER_S = 1; sys.exit(report.main())"
+        code = "import sys; from analysis import report; from analysis.read import fetching; fetching.ANSWER_S = 1; sys.exit(report.main())"
         command = [sys.executable, "-c", code, "--records", where, "--out", str(tmp_path)]
         environment = {**os.environ, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=20)
