@@ -15,12 +15,13 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import ray
 
-from kvstream.grid.flags import parse_flags
 from kvstream.grid.axes import Grid
+from kvstream.grid.flags import parse_flags
 from kvstream.policies import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.sweep import ray_pool
 from kvstream.sweep.main import run
@@ -76,7 +77,7 @@ def gaps_s(done: list[Done]) -> list[float]:
     by_worker: dict[str, list[Done]] = {}
     for event in sorted(done, key=lambda event: event.began_s):
         by_worker.setdefault(event.worker.id, []).append(event)
-    return [after.began_s - before.ended_s for events in by_worker.values() for before, after in zip(events, events[1:])]
+    return [after.began_s - before.ended_s for events in by_worker.values() for before, after in pairwise(events)]
 
 
 def main() -> None:
