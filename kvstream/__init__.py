@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from kvstream.engine.cache import KVStreamCache
     from kvstream.engine.decode import Decoded, decode
     from kvstream.engine.replay import replay
-    from kvstream.inputs.models import load_model
+    from kvstream.inputs.model_loading import load_model
     from kvstream.policies import FixSizeL2, Full, Policy, RecentOnly, StreamingLLM, parse_policy
 
 _MODULES = {
@@ -20,7 +20,7 @@ _MODULES = {
     "replay": "engine.replay",
 }
 _MODULES |= dict.fromkeys(("FixSizeL2", "Full", "Policy", "RecentOnly", "StreamingLLM", "parse_policy"), "policies")
-_MODULES |= {"load_model": "inputs.models"}
+_MODULES |= {"load_model": "inputs.model_loading"}
 
 __all__ = ["Decoded", "FixSizeL2", "Full", "KVStreamCache", "Policy", "RecentOnly", "StreamingLLM", "decode"]
 __all__ += ["load_model", "parse_policy", "replay"]

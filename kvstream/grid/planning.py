@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from kvstream.grid.axes import Grid
 from kvstream.grid.cells import LatencyCell, QualityCell
 from kvstream.inputs import text_sources as texts
+from kvstream.inputs.built_shape import as_built
 from kvstream.inputs.documents import Document, load_documents
-from kvstream.inputs.models import ModelInfo, as_built, load_tokenizer, resolve
+from kvstream.inputs.model_loading import load_tokenizer
+from kvstream.inputs.models import ModelInfo, resolve
 from kvstream.policies import BoundedPolicy, Full, Policy
 from kvstream.policies.sizes import evicts
 
@@ -48,7 +50,9 @@ def prepare(grid: Grid) -> list[Source]:
             raise ValueError(
                 f"documents: {grid.documents} asked, only {there} in {grid.text!r}; ask for fewer documents"
             )
-    infos = [as_built(info) for info in infos]
+    from kvstream.engine.rope import Rope  # which imports torch
+
+    infos = [as_built(info, require_servable=Rope) for info in infos]
     for info in infos:
         _require_layers(grid, info)
     sources = [Source(info, _documents(grid, info)) for info in infos]

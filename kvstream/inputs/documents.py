@@ -1,6 +1,6 @@
 """Documents to evaluate on: the first token ids of as many documents of a source as a sweep asks for.
 
-Knows no models, only a tokenizer; where texts come from is `sources`' business. Loading the documents *is* the
+Knows no models, only a tokenizer; where texts come from is `text_sources`' business. Loading the documents *is* the
 preflight check: it takes a second, loads no model, and one error says what is needed and what there is.
 """
 
@@ -47,10 +47,10 @@ def load_documents(
     """The first `tokens` token ids of `documents` documents, or of those called `names`, or of all; needs no model.
 
     bos: whether a BOS token comes first, as one of them: `on`, `off`, or `auto`, as the tokenizer does by itself.
-    join_rows: see `sources.read`. Order is the source's, or that of `names`. Documents that are too short are passed
-    over, with a warning in the log; a named one is an error. Names are made unique. `ValueError` with field, value and
-    remedy for an unknown source, a missing, empty or binary file, a missing column, a BOS token that is not there, and
-    too few documents or tokens, then with needed and available counts.
+    join_rows: see `text_sources.read`. Order is the source's, or that of `names`. Documents that are too short are
+    passed over, with a warning in the log; a named one is an error. Names are made unique. `ValueError` with field,
+    value and remedy for an unknown source, a missing, empty or binary file, a missing column, a BOS token that is not
+    there, and too few documents or tokens, then with needed and available counts.
     """
     _check_request(documents, names, tokens)
     count = documents if names is None else len(names)

@@ -7,32 +7,21 @@ that name documents are read. A row is a document; joined, all rows of a file or
 names use no network. Knows no tokens. PG-19: https://arxiv.org/abs/1911.05507
 """
 
-import functools
-import glob
 import itertools
-import json
-import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from pyarrow import ArrowException, parquet
 
 from kvstream.inputs import hub
+from kvstream.inputs.local_files import local_files
+from kvstream.inputs.text_rows import read_rows
 
 # A Parquet copy of deepmind/pg19's test set, 100 books; the original ships a loading script, which nothing here runs.
 PG19 = ("emozilla/pg19-test", "c5e39bf32e33f9111323aa68d7d9000d22722035")
-SUFFIXES = (".txt", ".jsonl", ".parquet")
-TITLES = ("short_book_title", "title", "name")
 KINDS = "kjv, pg19, hub:owner/name@revision, or a local .txt, .jsonl or .parquet file, folder or glob"
-ROWS_AT_ONCE = 64  # of a Parquet file, some of whose rows are books
 SHARD = re.compile(r"-\d{5}-of-\d{5}.*")
-SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell halves of characters, which no tokenizer can read
-Row = tuple[dict[str, Any], Sequence[str]]  # the columns that are read, and the names of all there are
-log = logging.getLogger(__name__)
 
 
 class Joined:
@@ -86,7 +75,7 @@ def _found(spec: str) -> tuple[list[Path], str]:
         if (parts := hub.split_id(name)) is None:
             raise ValueError(f"text: {spec!r} names no dataset; write hub:owner/name@revision")
         return _hub(spec, parts[0], parts[1] or "main"), column or "text"
-    return _local(spec)
+    return local_files(spec, KINDS)
 
 
 def _kjv() -> Iterator[tuple[str, str]]:
@@ -135,67 +124,6 @@ def _complete(files: list[Path]) -> bool:
     return bool(files) and all(shards == have for (_, shards), have in groups.items())
 
 
-def _local(spec: str) -> tuple[list[Path], str]:
-    path, column = spec, "text"
-    files, passed_over = _expand(path)
-    if not files and ":" in spec and _expand(spec.rpartition(":")[0])[0]:
-        path, _, column = spec.rpartition(":")
-        files, passed_over = _expand(path)
-    if not files:
-        raise ValueError(
-            f"text: {spec!r} is no file, folder or glob with {', '.join(SUFFIXES)} files in it; give {KINDS}"
-        )
-    if files[0].suffix.lower() not in SUFFIXES:
-        raise ValueError(f"text: {str(files[0])!r} is of no known kind; give one of {', '.join(SUFFIXES)}")
-    if passed_over:
-        listed = ", ".join(map(repr, passed_over[:5])) + (" …" if len(passed_over) > 5 else "")
-        _warn_once(f"text: what is hidden in {path!r}, a link to a folder or closed is passed over: {listed}")
-    return files, column
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    """A source is read more than once: to count its documents, and by each model's tokenizer."""
-    log.warning(message)
-
-
-def _expand(path: str) -> tuple[list[Path], list[str]]:
-    """The files that a path, folder or glob stands for, and what of it is passed over; no suffix is asked of a file."""
-    # os.path answers False to names no file can have; pathlib raises.
-    path = os.path.expanduser(path)
-    if os.path.isfile(path):
-        return [Path(path)], []
-    found = [path] if os.path.isdir(path) else glob.glob(path, recursive=True)
-    passed_over = {*glob.glob(path, recursive=True, include_hidden=True)} - {*found, path}
-    passed_over = {name for name in passed_over if os.path.dirname(name) not in passed_over}
-    files = {file for file in found if os.path.isfile(file)}
-    for folder in (place for place in found if os.path.isdir(place)):
-        below, others = _walked(folder)
-        files.update(below)
-        passed_over.update(others)
-    told = sorted(name for name in passed_over if os.path.isdir(name) or _is_ours(name))
-    return sorted(Path(file) for file in files if _is_ours(file)), told
-
-
-def _walked(folder: str) -> tuple[list[str], list[str]]:
-    """All files below a folder, and what is passed over: what is hidden (`._a.txt`, `.git`), links to folders, and
-    folders that nobody may read."""
-    files: list[str] = []
-    closed: list[OSError] = []
-    passed_over: list[str] = []
-    for here, folders, names in os.walk(folder, onerror=closed.append):
-        links = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        passed_over += [os.path.join(here, name) for name in (*folders, *names) if name.startswith(".")]
-        passed_over += [os.path.join(here, name) for name in links if not name.startswith(".")]
-        files += [os.path.join(here, name) for name in names if not name.startswith(".")]
-        folders[:] = [name for name in folders if not name.startswith(".")]  # os.walk goes to no links
-    return files, passed_over + [str(error.filename) for error in closed]
-
-
-def _is_ours(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES
-
-
 def _is_txt(file: Path) -> bool:
     return file.suffix.lower() == ".txt"
 
@@ -208,7 +136,7 @@ def _files(spec: str, files: list[Path], column: str, join_rows: bool) -> Iterat
         )
     empty = True
     for name, group in zip(_names(list(wholes)), wholes.values()):
-        rows = itertools.chain.from_iterable(_rows(file, column) for file in group)
+        rows = itertools.chain.from_iterable(read_rows(file, column) for file in group)
         if (first := next(rows, None)) is None:
             continue
         empty, rows = False, itertools.chain([first], rows)
@@ -229,54 +157,3 @@ def _names(files: list[Path]) -> list[str]:
     above = os.path.commonpath([file.parent for file in files])
     names = [file.stem if called[file.stem] == 1 else str(file.relative_to(above).with_suffix("")) for file in files]
     return [os.fsencode(name).decode(errors="backslashreplace") for name in names]  # on a disk they need not be UTF-8
-
-
-def _rows(file: Path, column: str) -> Iterator[tuple[str | None, str]]:
-    """Title, if it has one, and text of each row; `ValueError` for what is no text."""
-    for row, columns in _read(file, column):
-        text = row.get(column)
-        if not isinstance(text, str):
-            what = f"holds {type(text).__name__}, not text" if column in columns else "does not exist"
-            raise ValueError(
-                f"text: column {column!r} of {str(file)!r} {what}; there are {', '.join(map(repr, columns))}"
-            )
-        title = next((row[key] for key in TITLES if isinstance(row.get(key), str) and row[key] and key != column), None)
-        if "\0" in text:
-            raise ValueError(f"text: {str(file)!r} is binary, it holds NUL bytes; give a UTF-8 text")
-        if SURROGATE.search(text) or SURROGATE.search(title or ""):
-            raise ValueError(f"text: {str(file)!r} holds half a character, such as \\ud800; give a UTF-8 text")
-        yield title, text
-
-
-def _read(file: Path, column: str) -> Iterator[Row]:
-    if file.stat().st_size == 0:
-        return
-    reader = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[file.suffix.lower()]
-    try:
-        yield from reader(file, column)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"text: {str(file)!r} is binary or not UTF-8 ({error.reason}); give a UTF-8 text") from error
-    except (OSError, ValueError, RecursionError, ArrowException) as error:
-        raise ValueError(f"text: {str(file)!r} cannot be read ({error}); is it a whole {file.suffix} file?") from error
-
-
-def _read_txt(file: Path, column: str) -> Iterator[Row]:  # noqa: ARG001
-    yield {"text": file.read_text(encoding="utf-8")}, ["text"]
-
-
-def _read_jsonl(file: Path, column: str) -> Iterator[Row]:  # noqa: ARG001
-    with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            if not isinstance(row := json.loads(line), dict):
-                raise ValueError(f"line {number} is no JSON object")
-            yield row, list(row)
-
-
-def _read_parquet(file: Path, column: str) -> Iterator[Row]:
-    with parquet.ParquetFile(file) as opened:
-        columns = opened.schema_arrow.names
-        wanted = [name for name in columns if name in (column, *TITLES)]
-        for batch in opened.iter_batches(ROWS_AT_ONCE, columns=wanted):
-            yield from ((row, columns) for row in batch.to_pylist())

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.decode import synchronizer
-from kvstream.inputs.models import load_model
+from kvstream.inputs.model_loading import load_model
 from kvstream.measure import machine_noise as noise
 from kvstream.measure.contenders import FULL_AGAIN, Contender, HeldContender, Protocol, contenders
 from kvstream.measure.peak_memory import can_reset

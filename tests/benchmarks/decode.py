@@ -17,7 +17,7 @@ import torch
 from measuring import Peer, interleaved, ratio, results, show, step_seconds
 
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
-from kvstream.inputs.models import load_model
+from kvstream.inputs.model_loading import load_model
 from kvstream.measure.contenders import Contender, DynamicContender, HeldContender, PolicyContender, Protocol
 from kvstream.measure.latency import measure
 

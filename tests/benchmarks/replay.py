@@ -43,7 +43,7 @@ from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.replay import replay_chunks, score
-from kvstream.inputs.models import load_model
+from kvstream.inputs.model_loading import load_model
 from kvstream.measure import machine_noise
 from kvstream.measure.contenders import Contender, DynamicContender, PolicyContender, Protocol
 from kvstream.measure.environment import environment

@@ -26,7 +26,8 @@ from kvstream import __main__ as command
 from kvstream.grid import planning
 from kvstream.grid.axes import Grid
 from kvstream.inputs import text_sources
-from kvstream.inputs.models import load_model, load_tokenizer, resolve
+from kvstream.inputs.model_loading import load_model, load_tokenizer
+from kvstream.inputs.models import resolve
 from kvstream.measure.quality import evaluate
 from kvstream.policies import RecentOnly
 from kvstream.records.store import Records

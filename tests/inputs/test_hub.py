@@ -23,7 +23,8 @@ from driving import QUICK, run
 
 from kvstream.inputs import hub, text_sources
 from kvstream.inputs.documents import load_documents
-from kvstream.inputs.models import load_model, resolve
+from kvstream.inputs.model_loading import load_model
+from kvstream.inputs.models import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LIMIT_S = 10.0

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from kvstream import replay
 from kvstream.grid import planning
 from kvstream.grid.axes import Grid
-from kvstream.inputs.models import load_model
+from kvstream.inputs.model_loading import load_model
 from kvstream.policies import Full, RecentOnly, StreamingLLM
 from kvstream.sweep import cluster, main, worker
 from kvstream.sweep.rerun import cell_of

@@ -1,6 +1,7 @@
 """Names to models: what is accepted, what is refused before anything runs, and weights through arrays and back."""
 
 import dataclasses
+import functools
 import hashlib
 import http.server
 import json
@@ -21,12 +22,15 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kvstream.inputs import checkpoint, demo_model, hub, pythia_shapes, weights
+from kvstream.engine.rope import Rope
+from kvstream.inputs import built_shape, checkpoint, demo_model, hub, pythia_shapes, weights
 from kvstream.inputs.checkpoint import DERIVED
-from kvstream.inputs.models import ModelInfo, as_built, load_model, load_tokenizer, resolve
+from kvstream.inputs.model_loading import load_model, load_tokenizer
+from kvstream.inputs.models import ModelInfo, resolve
 
 ROOT = Path(__file__).parent.parent.parent
 IDS = torch.arange(1, 20)[None] % 64
+as_built = functools.partial(built_shape.as_built, require_servable=Rope)
 
 
 def tiny_neox(dtype=torch.float32):
@@ -627,7 +631,7 @@ def test_cached_snapshot_needs_no_network(folder, tmp_path):
         "import socket\n"
         "def refuse(*a, **k): raise AssertionError('network call')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from kvstream.inputs.models import load_model, resolve\n"
+        "from kvstream.inputs.model_loading import load_model\nfrom kvstream.inputs.models import resolve\n"
         f"for spec in ('tiny/model', 'tiny/model@{commit}'):\n"
         "    info = resolve(spec)\n"
         f"    assert (info.kind, info.revision, info.identity) == ('hub', '{commit}', 'tiny/model@{commit}'), info\n"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from kvstream.inputs import hub, text_sources
+from kvstream.inputs import hub, text_rows, text_sources
 from kvstream.inputs.documents import first_tokens, load_documents
 
 ROOT = Path(__file__).parent.parent.parent
@@ -155,10 +155,10 @@ def test_local_texts_use_no_network_and_no_torch(tmp_path):
         "package.__path__ = ['kvstream']\n"
         "def refuse(*a, **k): raise AssertionError('network call')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from kvstream import sources, text\n"
-        "assert len(list(sources.read('kjv'))) == 66\n"
+        "from kvstream.inputs import text_sources\n"
+        "assert len(list(text_sources.read('kjv'))) == 66\n"
         "assert 'torch' not in sys.modules\n"
-        f"assert list(sources.read({str(tmp_path)!r})) == [('a', 'some words')]\n"
+        f"assert list(text_sources.read({str(tmp_path)!r})) == [('a', 'some words')]\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -289,8 +289,8 @@ def test_shards_of_a_split_are_joined_and_splits_are_not(tmp_path, monkeypatch):
 def test_rows_are_joined_no_further_than_needed(tmp_path, monkeypatch):
     file = rows(tmp_path / "wiki.jsonl", *[f"{long()} . \n"] * 20_000)
     read = []
-    original = text_sources._read_jsonl
-    monkeypatch.setattr(text_sources, "_read_jsonl", lambda *given: (read.append(1) or row for row in original(*given)))
+    original = text_rows._read_jsonl
+    monkeypatch.setattr(text_rows, "_read_jsonl", lambda *given: (read.append(1) or row for row in original(*given)))
     [document] = load(file, join_rows=True, tokens=100)
     assert len(document.token_ids) == 100
     assert len(read) < 500
