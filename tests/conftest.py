@@ -5,8 +5,10 @@ and norm weights are drawn too, so that one forgotten shows. Both dtypes of a mo
 Models are built once and shared: no test may change one.
 """
 
+import logging
 import os
 import random
+import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -136,6 +138,21 @@ def world(tmp_path_factory, tiny_model):
         text = " ".join(random.Random(seed).choices(WORDS, k=500))
         (folder / "texts" / f"{name}.txt").write_text(text)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """A Ray of this test process, with two CPUs: sweeps that run in the process use it, and start none.
+
+    Tests that use it are in one group (`pytestmark = pytest.mark.xdist_group("ray")`), so that only one process has it.
+    """
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        own = {"address": "local", "num_cpus": 2, "include_dashboard": False, "_temp_dir": folder}
+        ray.init(**own, log_to_driver=False, logging_level=logging.ERROR)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -1,12 +1,16 @@
-"""Sweeps as a user starts them, for tests: commands, kills, and what a records folder holds in the end."""
+"""Sweeps for tests: in this process or as a user starts them, kills, and what a records folder holds in the end."""
 
 import hashlib
+import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,6 +31,39 @@ def arguments(world, out, *more):
 def run(command, **options):
     """Run a command from the checkout, as a user would, and wait for it."""
     return subprocess.run(command, capture_output=True, text=True, timeout=400, **{"cwd": ROOT} | options)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended that ran in this process, as `subprocess.run` tells it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def here(act, *given) -> Ended:
+    """Run a command's `main` in this process, which it ends with SystemExit."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as error:
+        try:
+            code = act(*given)
+        except SystemExit as ended:
+            code = ended.code
+    return Ended(code or 0, out.getvalue(), error.getvalue())
+
+
+def sweep_here(command, grid=None, manual=None) -> Ended:
+    """Run a sweep in this process, given as a command or as flags; with the fixture `ray_here`, on that Ray.
+
+    grid, manual: what is swept if it is not sweeps/quick.py.
+    """
+    from kvstream.sweep.main import main
+
+    if grid is None:
+        quick = runpy.run_path(str(QUICK))
+        grid, manual = quick["GRID"], quick["__doc__"]
+    flags = command[2:] if command[:1] == [sys.executable] else command
+    return here(main, grid, manual, flags)
 
 
 def kill_once_there_is(out, pattern, command):
