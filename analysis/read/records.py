@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.read.commits import read_json, try_commit
-from analysis.read.contract import COMMIT, CONTENDER, FAILED, FIELDS, LATER, NOISE, RecordsError  # noqa: F401
+from analysis.read.contract import COMMIT, FAILED, FIELDS, RecordsError
 from analysis.read.mixing import set_aside
 
 
@@ -50,6 +50,24 @@ def read_records(folder: Path, where: str | None = None) -> Records:
     if not folder.is_dir():
         raise RecordsError(f"--records: no folder '{where}'; run `make run`, or pass a folder written by a sweep")
     names = sorted(entry.name for entry in folder.iterdir())
+    commits, excluded = _commits(folder, names)
+    if not any(commits.values()):
+        found = "; ".join(f"{name}: {why}" for name, why in excluded[:1]) or "no finished cell"
+        raise RecordsError(f"--records: nothing to report in '{where}' ({found}); run `make run` or a sweep again")
+    committed = {name.split(".")[0] for name in filter(COMMIT.fullmatch, names)}
+    unfinished = [name for name in filter(FAILED.fullmatch, names) if name.split(".")[0] not in committed]
+    failed = _sound(folder, unfinished, excluded)
+    sweep = next(iter(_sound(folder, ["sweep.json"] if "sweep.json" in names else [], excluded)), {})
+    _call_as_the_sweep_does(commits, sweep)
+    aside = set_aside(folder, [*commits["quality"], *commits["latency"]], set(sweep.get("cells", [])))
+    quality, latency = ([commit for commit in found if commit["cell"] not in aside] for found in commits.values())
+    known = committed | {record.get("cell") for record in failed}
+    missing = [key for key in sweep.get("cells", []) if key not in known]
+    return Records(folder, where, quality, latency, failed, missing, excluded, sorted(aside.items()), sweep)
+
+
+def _commits(folder: Path, names: list[str]) -> tuple[dict[str, list[dict[str, Any]]], list[tuple[str, str]]]:
+    """The commit records that count, by kind, and the others by name with what is wrong."""
     commits: dict[str, list[dict[str, Any]]] = {kind: [] for kind in FIELDS}
     excluded = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing and decoding are done outside Python
@@ -58,42 +76,34 @@ def read_records(folder: Path, where: str | None = None) -> Records:
                 excluded.append(read)
             else:
                 commits[read["fields"]["kind"]].append(read)
-    if not any(commits.values()):
-        found = "; ".join(f"{name}: {why}" for name, why in excluded[:1]) or "no finished cell"
-        raise RecordsError(f"--records: nothing to report in '{where}' ({found}); run `make run` or a sweep again")
-    committed = {name.split(".")[0] for name in filter(COMMIT.fullmatch, names)}
-    failed, sweep = [], {}
+    return commits, excluded
+
+
+def _sound(folder: Path, names: list[str], excluded: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The JSON files that are what was written; adds the others to `excluded`."""
+    found = []
     for name in names:
         try:
-            if FAILED.fullmatch(name) and name.split(".")[0] not in committed:
-                failed.append(read_json(folder / name))
-            elif name == "sweep.json":
-                sweep = read_json(folder / name)
+            found.append(read_json(folder / name))
         except (ValueError, OSError) as problem:
             excluded.append((name, str(problem)))
-    if sweep.get("lengths"):  # cells do not change with the prefixes that a later sweep asks of them
-        for commit in commits["quality"]:
-            fields = commit["fields"]
-            asked = {length for length in sweep["lengths"] if length < fields["tokens"]}
-            fields["lengths"] = sorted(asked | {fields["tokens"]})
-    _rename(commits, sweep)
-    aside = set_aside(folder, [*commits["quality"], *commits["latency"]], set(sweep.get("cells", [])))
-    quality, latency = ([commit for commit in found if commit["cell"] not in aside] for found in commits.values())
-    known = committed | {record.get("cell") for record in failed}
-    missing = [key for key in sweep.get("cells", []) if key not in known]
-    return Records(folder, where, quality, latency, failed, missing, excluded, sorted(aside.items()), sweep)
+    return found
 
 
-def _rename(commits: dict[str, list[dict[str, Any]]], sweep: dict[str, Any]) -> None:
-    """Call models and texts what the last sweep calls them: a cell computed under another path is the same cell."""
+def _call_as_the_sweep_does(commits: dict[str, list[dict[str, Any]]], sweep: dict[str, Any]) -> None:
+    """Take names and lengths from the last sweep: a cell computed under another path or for others is the same cell."""
     for commit in commits["quality"] + commits["latency"]:
         fields = commit["fields"]
         fields["model"] = sweep.get("models", {}).get(fields["model_identity"], fields["model"])
     planned = set(sweep.get("cells", []))
     same = {_document(commit) for commit in commits["quality"] if commit["cell"] in planned}
     for commit in commits["quality"]:
+        fields = commit["fields"]
+        if sweep.get("lengths"):  # prefixes of the run
+            asked = {length for length in sweep["lengths"] if length < fields["tokens"]}
+            fields["lengths"] = sorted(asked | {fields["tokens"]})
         if _document(commit) in same:
-            commit["fields"]["text"] = sweep.get("text", commit["fields"]["text"])
+            fields["text"] = sweep.get("text", fields["text"])
 
 
 def _document(commit: dict[str, Any]) -> tuple[str, str]:
