@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.chunks import CHUNK_SIZE
-from kvstream.engine.layer import UnboundedLayer
+from kvstream.engine.unbounded_layer import UnboundedLayer
 from kvstream.measure.peak_memory import peak_bytes
 from kvstream.policies import Full, Policy
 from kvstream.policies.fields import policy_fields

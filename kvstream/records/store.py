@@ -113,6 +113,8 @@ class Records:
     def committed(self, key: str) -> tuple[dict[str, Any], bytes]:
         """A cell's commit record and the file of its rows; ValueError if either is not what was written."""
         record = self.read_json(f"{key}.json")
+        if record["schema"] != SCHEMA:
+            raise ValueError(f"it has schema {record['schema']!r}, this kvstream reads {SCHEMA}; run the sweep again")
         file, sha256 = record["file"], record["sha256"]
         of_cell = ROWS.fullmatch(file) and file in (f"{key}.{sha256[:NAMED]}.parquet", f"{key}.parquet")
         if record["cell"] != key or not of_cell:

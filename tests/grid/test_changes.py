@@ -86,54 +86,79 @@ def test_what_decides_nothing_leaves_a_cell_as_it_is(quality, change):
 
 
 PACKAGE = Path(code_version.__file__).parent.parent
-# What these modules compute is in a cell's identity, or decides nothing.
+# What these modules and folders compute is in a cell's identity, or decides nothing.
 NAMED_OTHERWISE = {
     "grid": "makes the identity",
-    "checkpoint": "a model's files are in its identity",
-    "models": "a model's files are in its identity",
-    "hub": "a model's commit is in its identity",
-    "sources": "token ids are in the identity",
-    "probe": "only refuses models",
-    "calls": "only refuses calls",
-    "environment": "describes the machine",
+    "inputs/__init__": "says what lies there",
+    "inputs/checkpoint": "a model's files are in its identity",
+    "inputs/hub": "a model's commit is in its identity",
+    "inputs/local_files": "token ids are in the identity",
+    "inputs/model_loading": "a model's files are in its identity",
+    "inputs/models": "a model's files are in its identity",
+    "inputs/text_rows": "token ids are in the identity",
+    "inputs/text_sources": "token ids are in the identity",
+    "measure/__init__": "says what lies there",
+    "measure/environment": "describes the machine",
+    "measure/rows": "columns; the schema's number is in the identity",
+    "sweep/work": "says what a worker is sent, not how it computes",
 }
+
+
+def inside(module, names):
+    """Whether a module is one of these, or lies in a folder that is."""
+    return any(module == name or module.startswith(f"{name}/") for name in names)
 
 
 def reached(*modules):
     """The modules of the package that these import, wherever in them and however far away, themselves included."""
-    there = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    there = {str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py")}
     found, waiting = set(), list(modules)
     while waiting:
         if (module := waiting.pop()) in found:
             continue
+        assert module in there, f"{module}: no such module"
         found.add(module)
         for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "kvstream":
-                named = {alias.name for alias in node.names} if node.module == "kvstream" else set()
-                waiting += (named | {node.module.rpartition(".")[2]}) & there
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kvstream."):
+                path = node.module.removeprefix("kvstream.").replace(".", "/")
+                named = {path, f"{path}/__init__", *(f"{path}/{alias.name}" for alias in node.names)}
+                waiting += named & there
     return found
 
 
 def test_every_module_that_decides_numbers_is_in_the_digest():
-    assert reached("quality", "jobs", "text", "tasks") - set(code_version.QUALITY + code_version.LATENCY) == set(
-        NAMED_OTHERWISE
-    )
-    assert reached("quality", "jobs", "text") - set(code_version.QUALITY) <= set(NAMED_OTHERWISE)
-    random_prompts = {"text"}
-    assert reached("latency") - set(code_version.LATENCY) - random_prompts <= set(NAMED_OTHERWISE)
+    quality, latency = code_version.QUALITY, code_version.LATENCY
+    asked = reached("measure/quality", "inputs/documents", "sweep/jobs", "sweep/worker")
+    left = {module for module in asked if not inside(module, quality + latency)}
+    assert {module for module in left if not inside(module, NAMED_OTHERWISE)} == set()
+    assert {name for name in NAMED_OTHERWISE if not any(inside(module, [name]) for module in left)} == set()
+    own = reached("measure/quality", "inputs/documents", "sweep/jobs")
+    assert {module for module in own if not inside(module, (*quality, *NAMED_OTHERWISE))} == set()
+    assert {
+        module for module in reached("measure/latency") if not inside(module, (*latency, *NAMED_OTHERWISE))
+    } == set()
 
 
-@pytest.mark.parametrize(
-    "module", [*dict.fromkeys(code_version.QUALITY + code_version.LATENCY), "policies/fix_size_l2"]
-)
-def test_a_changed_line_of_the_engine_makes_every_cell_another(quality, latency, monkeypatch, module):
+def test_what_is_named_in_the_digest_is_there():
+    for name in (*code_version.QUALITY, *code_version.LATENCY):
+        assert (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file(), name
+
+
+# One of each folder, and each that is named by itself.
+CHANGED = ["policies/fix_size_l2", "policies/__init__", "engine/bounded_layer", "engine/backends/cpu"]
+CHANGED += [name for name in dict.fromkeys(code_version.QUALITY + code_version.LATENCY) if "/" in name]
+
+
+@pytest.mark.parametrize("module", CHANGED)
+def test_a_changed_line_makes_every_cell_that_it_computes_another(quality, latency, monkeypatch, module):
     cells, real = {"QUALITY": quality, "LATENCY": latency}, Path.read_bytes
     before = {kind: cell.key for kind, cell in cells.items()}
     changed = PACKAGE / f"{module}.py"
+    assert changed.exists()
     monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) + b"#" * (path == changed))
     code_version._source_digests.cache_clear()
     for kind, cell in cells.items():
-        assert (cell.key != before[kind]) == (module in getattr(code_version, kind) or "/" in module), kind
+        assert (cell.key != before[kind]) == inside(module, getattr(code_version, kind)), kind
     monkeypatch.undo()
     code_version._source_digests.cache_clear()
     assert {kind: cell.key for kind, cell in cells.items()} == before
@@ -166,23 +191,10 @@ def test_failures_of_other_code_are_forgotten_and_no_others(quality, latency, tm
     assert sorted(path.name[0] for path in tmp_path.iterdir()) == ["a", "c", "e"], "c is damaged, for verify to name"
 
 
-def test_a_worker_with_other_code_computes_nothing(quality, latency):
-    weights = worker.weights_of(quality) | {"code": "of another version"}
-    for compute in (
-        lambda: next(worker.check(weights, IDS, "cpu", 1)),
-        lambda: next(worker.quality(weights, {"device": "cpu"}, None, 0, 1)),
-        lambda: worker.first_tokens(weights, IDS[None], "cpu", 1),
-        lambda: worker.pace(weights, quality, 1, 0.0),
-        lambda: next(worker.latency(weights, latency, 1)),
-    ):
-        with pytest.raises(ValueError, match=r"^code: kvstream on .* is not the one of the sweep's driver; install"):
-            compute()
-
-
 def test_weights_that_changed_since_the_cells_key_was_made_are_refused(world, tmp_path, quality, tiny_model):
     shutil.copytree(world / "model", tmp_path, dirs_exist_ok=True)
     cell = replace(quality, model=resolve(str(tmp_path)))
-    assert worker.weights_of(cell)["arrays"]
+    assert worker.weights_of(cell).arrays
     other = copy.deepcopy(tiny_model("neox", torch.float32))
     with torch.no_grad():
         next(other.parameters())[0, 0] += 1
@@ -207,7 +219,7 @@ def test_the_report_sets_cells_of_other_code_weights_or_texts_aside(tmp_path, ch
     [full, streaming] = [json.loads(path.read_text()) for path in sorted(folder.glob("?" * 16 + ".json"))]
     if full["fields"]["policy"] != "full":
         full, streaming = streaming, full
-    token, nll, correct = golden.rows_of(plan, plan.models[0][0], "Job", plan.policies[1])
+    token, nll, correct = golden.scored(plan, plan.models[0][0], "Job", plan.policies[1])
     tokens = token + 1 if changed == "text" else token
     for suffix in (".json", ".parquet"):
         (folder / (streaming["cell"] + suffix)).unlink()
