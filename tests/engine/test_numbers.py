@@ -7,7 +7,6 @@ import csv
 import json
 import logging
 import re
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,13 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import WORDS, build_model
-from driving import QUICK, ROOT, arguments, run
+from driving import arguments, here, sweep_here
 from transformers import AutoTokenizer
 
+from analysis import report
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM, decode, parse_policy, replay
+from kvstream import __main__ as command
 from kvstream.inputs.documents import load_documents
 from kvstream.measure import quality
 
+pytestmark = pytest.mark.xdist_group("ray")
 POISON = 95  # the token whose embedding is not a number
 FIRST = 30  # where it stands
 LABELS = ["full", "streaming_llm(2,6)", "recent_only(8)", "fix_size_l2(8,0.5,keep_low)", "fix_size_l2(8,0.5,random)"]
@@ -139,7 +141,7 @@ def test_half_precision_that_overflows_does_not_crash(policy, dtype):
 
 
 @pytest.fixture(scope="module")
-def swept(world, tmp_path_factory):
+def swept(ray_here, world, tmp_path_factory):
     """The records of a sweep of a poisoned model over two documents, one with the poison, and what it printed."""
     base = tmp_path_factory.mktemp("numbers")
     poisoned(float("nan")).save_pretrained(base / "model")
@@ -149,7 +151,7 @@ def swept(world, tmp_path_factory):
         (base / "texts" / f"{name}.txt").write_text(" ".join(WORDS[number] for number in ids))
     flags = ["--models", str(base / "model"), "--text", str(base / "texts"), "--documents", "2", "--lengths", "20,60"]
     flags += ["--policies", ",".join(LABELS), "--contexts", "none", "--device", "cpu", "--out", str(base / "records")]
-    return base, run([sys.executable, str(QUICK), *flags])
+    return base, sweep_here(flags)
 
 
 def test_a_sweep_finishes_and_its_lines_say_nan(swept):
@@ -185,11 +187,11 @@ def test_every_row_is_recorded(swept):
 def test_the_folder_is_whole_and_a_cell_of_nan_comes_again(swept):
     base, _ = swept
     out = str(base / "records")
-    verified = run([sys.executable, "-m", "kvstream", "verify", out])
+    verified = here(command.main, ["verify", out])
     assert (verified.returncode, verified.stderr) == (0, "")
     records = [json.loads(path.read_text()) for path in (base / "records").glob("????????????????.json")]
     [cell] = [r["cell"] for r in records if (r["fields"]["document"], r["fields"]["policy"]) == ("ill", LABELS[1])]
-    again = run([sys.executable, "-m", "kvstream", "rerun", out, cell])
+    again = here(command.main, ["rerun", out, cell])
     assert again.returncode == 0, again.stderr
     assert re.search(r"59 rows, (identical|at most .* nats apart), 0 argmax hits differ", again.stdout)
 
@@ -197,7 +199,7 @@ def test_the_folder_is_whole_and_a_cell_of_nan_comes_again(swept):
 def test_the_report_counts_them_and_keeps_them_out_of_means(swept):
     base, _ = swept
     where = ["--records", str(base / "records"), "--out", str(base / "report")]
-    done = run([sys.executable, str(ROOT / "analysis" / "report.py"), *where])
+    done = here(report.main, where)
     assert done.returncode == 0, done.stderr
     invalid, finite = 0, {}
     for path in (base / "records").glob("????????????????.json"):
@@ -207,7 +209,7 @@ def test_the_report_counts_them_and_keeps_them_out_of_means(swept):
         finite.setdefault(record["fields"]["policy"], []).extend(nll[np.isfinite(nll)])
     summary = (base / "report" / "summary.md").read_text()
     assert f"{invalid} invalid rows" in summary
-    longest = [row for row in pq.read_table(base / "report" / "tables" / "main.parquet").to_pylist() if row["longest"]]
+    longest = [row for row in pq.read_table(base / "report" / "tables" / "perplexity.parquet").to_pylist() if row["longest"]]
     assert {row["policy"] for row in longest} == set(LABELS)
     for row in longest:
         assert row["ppl_corpus"] == pytest.approx(np.exp(np.mean(finite[row["policy"]])), rel=1e-6)
@@ -236,20 +238,18 @@ def rows(tmp_path, *counts):
     return str(file)
 
 
-def test_documents_that_are_too_short_are_passed_over_and_said(world, tmp_path):
+def test_documents_that_are_too_short_are_passed_over_and_said(world, tmp_path, caplog):
     texts = tmp_path / "texts"
     texts.mkdir()
     for name, words in (("a-long", 60), ("b-short", 5), ("c-empty", 0), ("d-one", 1), ("e-long", 50)):
         (texts / f"{name}.txt").write_text(" ".join(WORDS[:words]))
-    command = arguments(
-        world, tmp_path / "out", "--text", str(texts), "--lengths", "50", "--documents", "2", "--dry-run"
-    )
-    planned = run(command)
+    asked = arguments(world, tmp_path / "out", "--text", str(texts), "--lengths", "50", "--documents", "2", "--dry-run")
+    planned = sweep_here(asked)
     assert planned.returncode == 0, planned.stderr
     assert "a-long" in planned.stdout
     assert "e-long" in planned.stdout
-    assert "b-short" in planned.stderr, "passed over, and said"
-    refused = run([*command[:-2], "3", "--dry-run"])
+    assert "b-short" in caplog.text, "passed over, and said"
+    refused = sweep_here([*asked[:-2], "3", "--dry-run"])
     assert refused.returncode == 2
     assert refused.stderr.strip().splitlines()[-1].startswith("error: documents: 3 asked, only 2")
 
