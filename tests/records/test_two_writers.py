@@ -56,10 +56,9 @@ def orders(first, second):
         yield [next(one if n in places else other) for n in range(len(first) + len(second))]
 
 
-@pytest.mark.parametrize("rows", [AFTER, BEFORE])
-@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(("rows", "before"), [(AFTER, True), (BEFORE, False)])
 def test_a_record_names_whole_rows_after_every_write(place, rows, before):
-    """Of other rows, as times are, and of the same; of a new cell, and of one that is there."""
+    """Of other rows, as times are, where the cell is there; of the same where it is new."""
     records, held = Records(place), [BEFORE, rows]
     first = writes_of(place, lambda records: records.commit(KEY, {"n": 1}, [BEFORE], 0.5, {}))[:WRITES]
     second = writes_of(place, lambda records: records.commit(KEY, {"n": 2}, [rows], 0.5, {}))[:WRITES]
