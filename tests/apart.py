@@ -29,11 +29,12 @@ CELLS = 9  # of a gated sweep: eight that wait at the gate, and full
 GATED = """
 import json, os, pathlib, time
 from dataclasses import dataclass
-from kvstream import FixSizeL2, Full, grid
+from kvstream import FixSizeL2, Full
+from kvstream.grid import axes
 from kvstream.grid.axes import Grid, Repeats
 from kvstream.sweep.main import main
 
-grid._policy = lambda axis, policy: None  # a sweep refuses policies of others, whose code is in no cell's key
+axes._policy = lambda axis, policy: None  # a sweep refuses policies of others, whose code is in no cell's key
 FOLDER = pathlib.Path({folder!r})
 
 def waits(budget):

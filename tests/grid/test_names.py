@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -17,12 +16,16 @@ from pathlib import Path
 import golden
 import pyarrow.parquet as pq
 import pytest
-from driving import ROOT, run
+from driving import here, sweep_here
 
+from analysis import report
+from kvstream.grid.axes import Grid
 from kvstream.grid.visible import visible
 from kvstream.inputs import text_sources
+from kvstream.policies import Full, RecentOnly
 from kvstream.records.store import Records
 
+pytestmark = pytest.mark.xdist_group("ray")
 FORGED = "x: PPL 1.00, 9 tokens/s\n[99/99, 0 s left] forged · full · y"
 HOSTILE = [
     "../../../outside", "/outside", "..", ".", "~/outside", "C:\\outside", "nul\0byte", "it's", 'say "hi"',
@@ -49,19 +52,6 @@ SPELLED = {
     "zero\u200bwidth": "zero⟨U+200B⟩width",
 }
 QUESTION = "Is <b>this</b></script><script>window.broken=1</script> '; DROP TABLE main; -- {{7*7}} ${x} | safe?"
-SWEEPS = """
-import sys
-from kvstream.grid.axes import Grid
-from kvstream.policies import Full, RecentOnly
-from kvstream.sweep.main import main
-
-for model, text, out, question in zip(*[iter(sys.argv[1:])] * 4):
-    grid = Grid("names", (model,), (Full(), RecentOnly(4)), text, {documents}, (10,))
-    try:
-        main(grid, question, ["--out", out, "--device", "cpu"])
-    except SystemExit as ended:
-        print("ENDED", ended.code, flush=True)
-"""
 
 
 class Page(HTMLParser):
@@ -128,7 +118,7 @@ def tree(folder, *aside):
 
 
 @pytest.fixture(scope="module")
-def swept(world, tmp_path_factory):
+def swept(ray_here, world, tmp_path_factory):
     """Where everything lies, what the sweeps printed, and their reports."""
     base = tmp_path_factory.mktemp("names")
     place = base / "one" / "two" / "three"
@@ -148,19 +138,16 @@ def swept(world, tmp_path_factory):
     asked = {"harmless": "Is this safe?", "hostile": QUESTION}
     home = base / "home"
     home.mkdir()
-    shells = {"cwd": place, "env": os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(base / "cache")}}
-    before = tree(base)
-    script = SWEEPS.format(documents=len(HOSTILE))
-    given = [str(what[kind]) for kind in outs for what in (models, texts, outs, asked)]
-    done = run([sys.executable, "-c", script, *given], **shells)
+    before, done, told = tree(base), {}, {}
     reports = {kind: place / f"report {out.name}" for kind, out in outs.items()}
-    told = {
-        kind: run(
-            [sys.executable, str(ROOT / "analysis" / "report.py"), "--records", str(out), "--out", str(reports[kind])],
-            **shells,
-        )
-        for kind, out in outs.items()
-    }
+    with pytest.MonkeyPatch.context() as shell:
+        shell.chdir(place)
+        shell.setenv("HOME", str(home))
+        shell.setenv("XDG_CACHE_HOME", str(base / "cache"))
+        for kind, out in outs.items():
+            grid = Grid("names", (str(models[kind]),), (Full(), RecentOnly(4)), str(texts[kind]), len(HOSTILE), (10,))
+            done[kind] = sweep_here(["--out", str(out), "--device", "cpu"], grid, asked[kind])
+            told[kind] = here(report.main, ["--records", str(out), "--out", str(reports[kind])])
     after = tree(base, base / "cache", home / ".ray", *outs.values(), *reports.values())
     return {
         "done": done,
@@ -174,7 +161,10 @@ def swept(world, tmp_path_factory):
 
 
 def test_every_cell_finishes_and_keeps_its_name(swept):
-    assert swept["done"].stdout.count("ENDED 0") == 2, swept["done"].stderr[-2000:]
+    assert {kind: (done.returncode, done.stderr) for kind, done in swept["done"].items()} == {
+        "harmless": (0, ""),
+        "hostile": (0, ""),
+    }
     found = []
     for path in swept["outs"]["hostile"].glob("????????????????.json"):
         record = json.loads(path.read_text())
@@ -193,7 +183,7 @@ def test_nothing_is_written_elsewhere(swept):
 
 
 def test_the_terminal_shows_lines_and_nothing_else(swept):
-    out = swept["done"].stdout
+    out = swept["done"]["harmless"].stdout + swept["done"]["hostile"].stdout
     assert all(line.isprintable() for line in out.split("\n"))
     cells = [line for line in out.split("\n") if line.startswith("[")]
     assert len(cells) == 4 * len(HOSTILE)

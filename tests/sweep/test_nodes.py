@@ -19,7 +19,8 @@ from driving import ROOT, digest
 
 from kvstream.sweep.cluster import Node, divide
 
-PATIENT = "from kvstream import watch; watch.ALONE_S = 8.0"  # a minute in real life
+# A minute and a third of one in real life.
+PATIENT = "from kvstream.sweep import watch; watch.ALONE_S = 8.0; watch.SILENCE_S = 5.0"
 
 
 @contextmanager
@@ -87,14 +88,19 @@ def nodes_at(folder, what="begin"):
 
 
 @pytest.mark.long
-def test_cells_are_on_both_machines_and_move_when_one_is_lost(machines, world, tmp_path, whole):
-    cluster = machines("--num-cpus=1", "--num-cpus=1")
+def test_a_machine_that_comes_later_is_used_in_full_and_its_cells_move_when_it_is_lost(
+    machines, world, tmp_path, whole
+):
+    cluster = machines("--num-cpus=1")
     sweep = cluster.sweep(gated(world, tmp_path, before="pass"))
-    until(lambda: len(nodes_at(tmp_path)) == 2, 60, "cells on both machines")
+    until(lambda: nodes_at(tmp_path), 60, "a cell")
+    cluster.join("--num-cpus=3")
+    until(lambda: len({pid for pid, *_ in told(tmp_path)}) == 4, 90, "four cells at once")
+    per_node = sorted(len({pid for pid, node, *_ in told(tmp_path) if node == name}) for name in nodes_at(tmp_path))
+    assert per_node == [1, 3]
     cluster.lose(cluster.far)
     (tmp_path / "gate").unlink()
     assert sweep.ended(120) == 0, sweep.err()
-    assert "Ray: 2 node(s) with 2 CPUs" in sweep.out()
     assert digest(tmp_path / "records") == whole
     assert not failures(tmp_path)
     assert "Traceback" not in sweep.out() + sweep.err()
@@ -117,48 +123,13 @@ def freeze(machine):
 
 
 @pytest.mark.long
-def test_a_machine_that_falls_silent_holds_nothing_up(machines, world, tmp_path, whole):
-    """Neither the cell that it had begun nor those that wait for it; Ray alone would wait for seven minutes."""
-    cluster = machines("--num-cpus=1", "--num-cpus=1", **HASTY)
-    sweep = cluster.sweep(gated(world, tmp_path, before="pass", then=SLOW))
-    until(lambda: len(nodes_at(tmp_path)) == 2, 60, "cells on both machines")
-    freeze(cluster.far)
-    (tmp_path / "gate").unlink()
-    assert sweep.ended(90) == 0, sweep.err()
-    assert digest(tmp_path / "records") == whole
-    assert not failures(tmp_path)
-    assert "Traceback" not in sweep.out() + sweep.err()
+def test_a_machine_that_falls_silent_holds_nothing_up_and_what_it_ends_later_is_not_taken_twice(
+    machines, world, tmp_path, whole
+):
+    """It is taken for dead, another begins what it had begun, and it wakes up: it stops or ends it, but in vain.
 
-
-# Policies on a text share its first tokens, which wait at the gate.
-SHARED = """from dataclasses import replace
-    from kvstream import StreamingLLM, jobs, tasks
-    jobs.CHUNK_SIZE = 64  # so few tokens are worth sharing
-    GRID = replace(GRID, policies=(Full(), StreamingLLM(4, 200), StreamingLLM(4, 220)))
-    def first(*arguments):
-        from kvstream.sweep.worker import first_tokens
-        tell("begin 64")
-        while waits(64): time.sleep(0.02)
-        return first_tokens(*arguments)
-    tasks.first_tokens = first"""
-
-
-@pytest.mark.long
-def test_what_a_silent_machine_computed_for_all_is_not_waited_for(machines, world, tmp_path):
-    cluster = machines("--num-cpus=0", "--num-cpus=1", **HASTY)
-    sweep = cluster.sweep(gated(world, tmp_path, before=SHARED))
-    until(lambda: told(tmp_path), 60, "the first tokens")
-    freeze(cluster.far)
-    (tmp_path / "gate").unlink()
-    cluster.join("--num-cpus=1")
-    assert sweep.ended(90) == 0, sweep.err()
-    assert len(digest(tmp_path / "records")) == 3
-    assert not failures(tmp_path)
-
-
-@pytest.mark.long
-def test_a_frozen_machines_late_results_are_not_taken_twice(machines, world, tmp_path, whole):
-    """It is taken for dead, another begins what it had begun, and it wakes up: it stops or ends it, but in vain."""
+    Ray alone would wait for seven minutes.
+    """
     cluster = machines("--num-cpus=1", "--num-cpus=1", **HASTY)
     sweep = cluster.sweep(gated(world, tmp_path, before="pass", then=SLOW))
     until(lambda: len(nodes_at(tmp_path)) == 2, 60, "cells on both machines")
@@ -174,6 +145,7 @@ def test_a_frozen_machines_late_results_are_not_taken_twice(machines, world, tmp
     assert sweep.ended(120) == 0, sweep.err()
     assert digest(tmp_path / "records") == whole
     assert not failures(tmp_path)
+    assert "Traceback" not in sweep.out() + sweep.err()
     finished = [line for line in sweep.out().splitlines() if ": PPL" in line]
     assert len(finished) == CELLS, "each was written down once"
 
@@ -191,9 +163,8 @@ def spans(folder):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("lost", ["", "killed", "silent"])
-def test_latency_cells_are_alone_on_their_machines_also_when_one_is_lost(machines, world, tmp_path, whole, lost):
-    cluster = machines("--num-cpus=2", "--num-cpus=2", **(HASTY if lost == "silent" else {}))
+def test_latency_cells_are_alone_on_their_machines_also_when_one_is_lost(machines, world, tmp_path, whole):
+    cluster = machines("--num-cpus=2", "--num-cpus=2")
     command = gated(world, tmp_path, before="pass", more=TIMED)
     (tmp_path / "gate").write_text("4")  # latency cells wait
     sweep = cluster.sweep(command)
@@ -203,8 +174,7 @@ def test_latency_cells_are_alone_on_their_machines_also_when_one_is_lost(machine
     timing = [line for line in told(tmp_path) if line[3] == 4]
     assert len({pid for pid, *_ in timing}) == len({node for _, node, *_ in timing}) == 2
     assert len(list((tmp_path / "records").glob(RECORD))) == CELLS, "all quality cells come first"
-    if lost:
-        {"killed": cluster.lose, "silent": freeze}[lost](cluster.far)
+    cluster.lose(cluster.far)
     (tmp_path / "gate").unlink()
     assert sweep.ended(180) == 0, sweep.err()
     assert not failures(tmp_path)
@@ -217,32 +187,6 @@ def test_latency_cells_are_alone_on_their_machines_also_when_one_is_lost(machine
         others = [other for other in held if other[0] == node and other != (node, latency, first, last)]
         if latency:
             assert all(other[3] <= first or other[2] >= last for other in others), "two at once on one machine"
-
-
-@pytest.mark.long
-def test_latency_cells_that_no_machine_left_can_run_end_the_sweep(machines, world, tmp_path):
-    """The one that had the cores is lost; another lives on that has too few."""
-    cluster = machines("--num-cpus=1", "--num-cpus=2")
-    command = [*gated(world, tmp_path, before=PATIENT, more=TIMED), "--lengths", "none", "--threads", "2"]
-    (tmp_path / "gate").write_text("4")
-    sweep = cluster.sweep(command)
-    until(lambda: [line for line in told(tmp_path) if line[3] == 4], 120, "a latency cell")
-    cluster.lose(cluster.far)
-    assert sweep.ended(75) == 1, sweep.err()
-    assert "stopping: no machine with enough CPUs for a cell is left" in sweep.err()
-    assert "Traceback" not in sweep.out() + sweep.err()
-
-
-@pytest.mark.long
-def test_machines_of_different_sizes_are_used_in_full(machines, world, tmp_path, whole):
-    cluster = machines("--num-cpus=1", "--num-cpus=3")
-    sweep = cluster.sweep(gated(world, tmp_path, before="pass"))
-    until(lambda: len({pid for pid, *_ in told(tmp_path)}) == 4, 90, "four cells at once")
-    per_node = sorted(len({pid for pid, node, *_ in told(tmp_path) if node == name}) for name in nodes_at(tmp_path))
-    assert per_node == [1, 3]
-    (tmp_path / "gate").unlink()
-    assert sweep.ended(120) == 0, sweep.err()
-    assert digest(tmp_path / "records") == whole
 
 
 @pytest.mark.parametrize(
@@ -273,45 +217,16 @@ def test_a_gpu_that_is_only_claimed_and_a_head_without_cpus(machines, world, tmp
     assert len(nodes_at(tmp_path)) == 1
 
 
-# A GPU is asked of Ray and claimed by a machine; torch then computes on the CPU.
-PRETENDED = """import kvstream.measure.peak_memory as memory, kvstream.sweep.worker as tasks
-    def quality(weights, stretch, **more):
-        from kvstream.sweep.worker import quality
-        yield from quality(weights, stretch | {'device': 'cpu'}, **more)
-    def check(weights, **more):
-        from kvstream.sweep.worker import check
-        yield from check(weights, **more | {'device': 'cpu'})
-    memory.gpu_bytes, tasks.quality, tasks.check = lambda device: 10**10, quality, check"""
-
-
-@pytest.mark.long
-def test_a_machine_with_a_gpu_and_one_without_get_the_cells_they_can_run(machines, world, tmp_path, whole):
-    cluster = machines("--num-cpus=1", "--num-cpus=1 --num-gpus=1")
-    command = gated(world, tmp_path, before="pass")
-    sweep = cluster.sweep(command)  # on CPUs both
-    until(lambda: len(nodes_at(tmp_path)) == 2, 60, "cells on both machines")
-    (tmp_path / "gate").unlink()
-    assert sweep.ended(120) == 0, sweep.err()
-    assert digest(tmp_path / "records") == whole
-    (tmp_path / "told").unlink()
-    command = gated(world, tmp_path, before=PRETENDED)
-    (tmp_path / "gate").unlink()
-    sweep = cluster.sweep([*command, "--device", "cuda", "--out", str(tmp_path / "on_gpu")])
-    assert sweep.ended(180) == 0, sweep.err()
-    assert len(digest(tmp_path / "on_gpu")) == CELLS
-    [node] = nodes_at(tmp_path)
-    assert node == cluster.node_of(cluster.far)
-
-
 @pytest.mark.long
 def test_when_the_last_machine_is_lost_the_sweep_ends_and_goes_on_with_new_ones(machines, world, tmp_path, whole):
-    cluster = machines("--num-cpus=0", "--num-cpus=2")
-    command = gated(world, tmp_path, before=PATIENT)
+    """Another lives on, which has too few CPUs."""
+    cluster = machines("--num-cpus=1", "--num-cpus=2")
+    command = [*gated(world, tmp_path, before=PATIENT), "--threads", "2"]
     sweep = cluster.sweep(command)
-    until(lambda: len({pid for pid, *_ in told(tmp_path)}) == 2, 60, "two cells")
+    until(lambda: told(tmp_path), 60, "a cell")
     cluster.lose(cluster.far)
     assert sweep.ended(60) == 1
-    assert "stopping: no machine with 1 CPUs for a cell is left; repeat the sweep, after `ray start` if" in sweep.err()
+    assert "stopping: no machine with 2 CPUs for a cell is left; repeat the sweep, after `ray start` if" in sweep.err()
     assert f"of {CELLS} cells are not finished" in sweep.err()
     assert "Traceback" not in sweep.out() + sweep.err()
     (tmp_path / "gate").unlink()
@@ -323,10 +238,10 @@ def test_when_the_last_machine_is_lost_the_sweep_ends_and_goes_on_with_new_ones(
 
 @pytest.mark.long
 @pytest.mark.parametrize("what", ["gcs_server", "raylet"])
-def test_when_the_head_is_lost_the_sweep_ends_within_a_minute(machines, world, tmp_path, whole, what):
+def test_when_the_head_is_lost_the_sweep_ends_soon(machines, world, tmp_path, whole, what):
     """Its heart, or what runs tasks where the sweep was started."""
     cluster = machines("--num-cpus=2")
-    command = gated(world, tmp_path, before="pass")
+    command = gated(world, tmp_path, before=PATIENT)
     sweep = cluster.sweep(command)
     until(lambda: len({pid for pid, *_ in told(tmp_path)}) == 2, 60, "two cells")
     (tmp_path / "gate").write_text("8 9 10 11")
@@ -334,7 +249,7 @@ def test_when_the_head_is_lost_the_sweep_ends_within_a_minute(machines, world, t
     begun = time.monotonic()
     assert sweep.ended(75) == 1, sweep.err()
     # Without being watched, the end of this machine's Ray is known after 15 s, to Ray itself.
-    assert time.monotonic() - begun < (70 if what == "gcs_server" else 12)
+    assert time.monotonic() - begun < (30 if what == "gcs_server" else 12)
     lines = [line for line in sweep.err().splitlines() if line.startswith("stopping: ")]
     assert len(lines) == 1, sweep.err()
     [line] = lines
@@ -351,65 +266,30 @@ def test_when_the_head_is_lost_the_sweep_ends_within_a_minute(machines, world, t
     assert not failures(tmp_path)
 
 
-LATE = (
-    PATIENT + "; import kvstream.sweep.fleet as f, subprocess, pathlib, time; real = f.Fleet._weights\n"
-    "    def slow(self, cells):\n"
-    "        held = real(self, cells)\n"
-    "        (FOLDER / 'loaded').touch()\n"
-    "        while not (FOLDER / 'on').exists(): time.sleep(0.1)\n"
-    "        return held\n"
-    "    f.Fleet._weights = slow"
-)
-
-
 @pytest.mark.long
-@pytest.mark.parametrize("change", ["one leaves", "one joins"])
-def test_machines_may_change_between_the_first_look_and_the_first_cell(machines, world, tmp_path, change):
-    """Latency cells are each for one machine, which may be gone when they are submitted."""
-    cluster = machines("--num-cpus=1", "--num-cpus=1" if change == "one leaves" else "")
-    command = [*gated(world, tmp_path, before=LATE, more=TIMED), "--lengths", "none"]
-    (tmp_path / "gate").unlink()
-    sweep = cluster.sweep(command)
-    until((tmp_path / "loaded").exists, 60, "the model")
-    if change == "one leaves":
-        cluster.lose(cluster.far)
-    else:
-        cluster.join("--num-cpus=1")
-    (tmp_path / "on").touch()
-    assert sweep.ended(150) == 0, sweep.err()
-    assert len(list((tmp_path / "records").glob(RECORD))) == 4
-    if change == "one joins":
-        assert len(nodes_at(tmp_path)) == 2, "a machine that came later is used, too"
-
-
-COUNTED = "; real = watch.Watch.shun; watch.Watch.shun = lambda *given: (print('shunned', flush=True), real(*given))"
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("what", ["older", "none", "alone"])
+@pytest.mark.parametrize("what", ["older", "none"])
 def test_a_machine_with_another_kvstream_computes_nothing(machines, world, tmp_path, whole, what):
-    """It was forgotten when the others were brought up to date. Without another that can compute the sweep ends."""
+    """It was forgotten when the others were brought up to date. The sweep ends where there is none beside the one."""
     compiled = shutil.ignore_patterns("__pycache__")  # others may be writing to it
     shutil.copytree(ROOT / "kvstream", tmp_path / "older" / "kvstream", ignore=compiled)
-    file, lines = ("__init__.py", "raise ImportError") if what == "none" else ("attention.py", "# older")
+    file, lines = ("__init__.py", "raise ImportError") if what == "none" else ("engine/attention.py", "# older")
     with (tmp_path / "older" / "kvstream" / file).open("a") as code:
         code.write(f"{lines}\n")
-    cluster = machines("--num-cpus=0" if what == "alone" else "--num-cpus=1")
+    cluster = machines("--num-cpus=0" if what == "none" else "--num-cpus=1")
     cluster.join("--num-cpus=1", PYTHONPATH=str(tmp_path / "older"))
     # Started elsewhere than in the checkout, which Ray would have workers import from before anything else.
-    command = ["env", "-C", str(tmp_path), *gated(world, tmp_path, before=PATIENT + COUNTED)]
+    command = ["env", "-C", str(tmp_path), *gated(world, tmp_path, before=PATIENT)]
     sweep = cluster.sweep(command)
     until(lambda: "left out: " in sweep.err(), 60, "a cell on the other machine")
     time.sleep(3)  # for it to be asked again, were it to
     (tmp_path / "gate").unlink()
-    assert sweep.ended(120) == int(what == "alone"), sweep.err()
+    assert sweep.ended(120) == int(what == "none"), sweep.err()
     assert re.findall("left out: code: kvstream on .* is not the one of the sweep's driver", sweep.err())
     assert sweep.err().count("left out") == 1
     assert ("(there: ImportError" in sweep.err()) == (what == "none"), "why it has none"
-    assert sweep.out().count("shunned") <= 2, "asked for more than what was on its way to it"
     assert "Traceback" not in sweep.out() + sweep.err()
     assert not failures(tmp_path)
-    if what == "alone":
+    if what == "none":
         assert (
             "stopping: no machine with 1 CPUs for a cell and the same kvstream as the driver is left; install"
             in sweep.err()
@@ -418,13 +298,3 @@ def test_a_machine_with_another_kvstream_computes_nothing(machines, world, tmp_p
     else:
         assert nodes_at(tmp_path) == {cluster.node_of(cluster.near)}
         assert digest(tmp_path / "records") == whole
-
-
-@pytest.mark.long
-def test_a_cell_that_no_machine_can_hold_is_said_before_and_not_waited_for(machines, world, tmp_path):
-    """The machine with enough memory has too few CPUs for the threads asked."""
-    cluster = machines(f"--num-cpus=1 --memory={10**10}", f"--num-cpus=2 --memory={10**6}")
-    command = [*gated(world, tmp_path, before="pass"), "--threads", "2"]
-    sweep = cluster.sweep(command)
-    assert sweep.ended(60) == 2
-    assert " MB, 1 MB are available; give shorter lengths" in sweep.err()
