@@ -179,7 +179,7 @@ def test_nothing_is_written_elsewhere(swept):
     assert not list(Path("/").glob("outside*"))
     for kind in swept["outs"]:
         for path in swept["outs"][kind].iterdir():
-            assert re.fullmatch(r"[0-9a-f]{16}\.(json|parquet)|sweep\.json|\.lock", path.name)
+            assert re.fullmatch(r"[0-9a-f]{16}(\.json|\.[0-9a-f]{16}\.parquet)|sweep\.json|\.lock", path.name)
 
 
 def test_the_terminal_shows_lines_and_nothing_else(swept):
