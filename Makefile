@@ -19,18 +19,20 @@ run: $(READY) ## Sweep the demo model over two real books, then write report/ind
 	$(BIN)/python sweeps/quick.py --out $(RECORDS)/quick
 	$(BIN)/python analysis/report.py --records $(RECORDS)/quick --out $(REPORT)
 
-# Two at a time, as many mostly wait, but for those that measure seconds closely. Threads of two processes on the same
-# cores must not spin while they wait for one another.
+# Two at a time, but for those that measure seconds closely; tests that share something costly, such as a Ray, are in
+# one group for one process. Threads of two processes on the same cores must not spin while they wait for one another.
 .PHONY: test
 test: export OMP_WAIT_POLICY = PASSIVE
 test: $(READY) ## Run the tests, but for the long ones of faults
-	$(BIN)/python -m pytest -m "not long and not timed" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m "not long and not timed" --numprocesses 2 --dist loadgroup
 	$(BIN)/python -m pytest -m timed
 
 # Verbose, as each may take a minute.
 .PHONY: test-faults
+test-faults: export KVSTREAM_KILLS = 100
+test-faults: export OMP_WAIT_POLICY = PASSIVE
 test-faults: $(READY) ## Run the long tests: kills, clusters, full disks
-	$(BIN)/python -m pytest -m long -vv --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m "long or kills" -vv --numprocesses 2 --dist worksteal
 
 # Two environments beside this one; their packages, torch above all, take several gigabytes.
 .PHONY: test-versions
