@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+import torch
 
 MASK64 = (1 << 64) - 1
 
@@ -64,10 +65,12 @@ def oracle_trace(model, input_ids, spec: Spec) -> Trace:
     values = [[[] for _ in range(heads)] for _ in range(layers)]
     written_at = [[] for _ in range(layers)]  # [layer][j] → the n that held when key j was written
     cache = [[[] for _ in range(heads)] for _ in range(layers)]  # C_{t-1}
+    arrived = [[[] for _ in range(heads)] for _ in range(layers)]  # [layer][head][j] → key j as it was when it came
     kept, norms, nll, likeliest, log_p = [], [], [], [], []
 
     for t, token in enumerate(ids):
         x = net.embedding_VD[token]
+        attention = [[] for _ in range(layers)]  # [layer][query head] → softmax over what it sees
         for i, layer in enumerate(net.layers):
             n = len(cache[i][0])
             assert all(len(c) == n for c in cache[i]), "the heads of a layer keep equally many keys"
@@ -80,14 +83,19 @@ def oracle_trace(model, input_ids, spec: Spec) -> Trace:
                 if len(keys[i][g]) == t:
                     keys[i][g].append(k_GE[g])
                     values[i][g].append(v_GE[g])
+                    arrived[i][g].append(net.rotate(k_GE[g], query_position))
                 places = [_position(spec.position, rank, j, written_at[i]) for rank, j in enumerate(cache[i][g])]
                 seen, places = [*cache[i][g], t], [*places, query_position]
                 q = net.rotate(q_HE[h], query_position)
                 scores = [q @ net.rotate(keys[i][g][j], p) / math.sqrt(len(q)) for j, p in zip(seen, places)]
-                heard.append(_softmax(np.array(scores)) @ np.array([values[i][g][j] for j in seen]))
+                attention[i].append(_softmax(np.array(scores)))
+                heard.append(attention[i][h] @ np.array([values[i][g][j] for j in seen]))
             x = layer.combine(x, np.concatenate(heard))
         norms.append([[np.linalg.norm(keys[i][g][t]) for g in range(heads)] for i in range(layers)])
         for i in range(layers):
+            if isinstance(spec, Asked):
+                cache[i] = spec.evict(i, [[*c, t] for c in cache[i]], arrived[i], values[i], attention[i])
+                continue
             for g in range(heads):
                 cache[i][g].append(t)
                 if i not in spec.skip_layers:
@@ -135,6 +143,52 @@ def evict(members: list[int], norm_of: dict[int, float], spec: Spec, *, layer: i
         assert spec.strategy == "random", spec.strategy
         leaver = zone[draw(spec.seed, layer, head, t, k + 1)]
     return [j for j in members if j != leaver]
+
+
+class Asked:
+    """In place of a Spec: any policy of kvstream, of which only the decisions are asked, one step after another.
+
+    Those are `regions_of`, `scored_by`, `token_scores`, `update_scores`, `draws` and `shared_by_heads`; what follows
+    from them is done here, so a policy needs no closed form of its own. It serves one run.
+    """
+
+    def __init__(self, policy) -> None:
+        self.policy, self.position = policy, getattr(policy, "position", "cache")
+        self.scores: dict[int, list[dict[int, float]]] = {}  # [layer][head][j]
+
+    def evict(self, layer: int, members, arrived, values, attention) -> list[list[int]]:
+        """The tokens of `members`, per head and by age, that survive; arrived: keys rotated to where they came."""
+        policy, heads, t = self.policy, len(members), members[0][-1]
+        if (regions := policy.regions_of(layer)) is None:
+            return members
+        scores = self.scores.setdefault(layer, [{} for _ in range(heads)])
+        if policy.scored_by == "token":
+            newest = (
+                torch.tensor(np.array([each[h][t] for h in range(heads)]))[None, :, None] for each in (arrived, values)
+            )
+            for own, score in zip(scores, policy.token_scores(*newest)[0, :, 0].tolist()):
+                own[t] = score
+        elif policy.scored_by == "attention":
+            before = torch.tensor([[own.get(j, 0.0) for j in each] for own, each in zip(scores, members)])[
+                None
+            ].double()
+            probs = torch.tensor(np.array(attention)).view(1, heads, -1, len(members[0]))
+            for own, each, after in zip(scores, members, policy.update_scores(before, probs)[0].tolist()):
+                own.update(zip(each, after))
+        if len(members[0]) <= regions.budget:
+            return members
+        drawn = policy.draws(layer, heads, range(t, t + 1))
+        kept = []
+        for head, each in enumerate(members):
+            zone = [j for j in each if j >= regions.sinks and t - j >= regions.recent]
+            assert len(zone) == regions.contested + 1, (zone, regions)
+            if policy.scored_by == "nothing":
+                leaver = zone[0 if drawn is None else int(drawn[head, 0])]
+            else:
+                asked = scores if policy.shared_by_heads else [scores[head]]
+                leaver = min(zone, key=lambda j: (sum(own[j] for own in asked) / len(asked), -j))
+            kept.append([j for j in each if j != leaver])
+        return kept
 
 
 def protected_of(budget: int, keep_ratio: float) -> int:

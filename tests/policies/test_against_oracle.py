@@ -1,0 +1,63 @@
+"""Every registered policy, over samples of its own fields, replays and decodes what the oracle makes of its decisions.
+
+The samples come from the fields' declarations, so a new policy, or a new field, is tested without a line here.
+"""
+
+from math import inf
+
+import pytest
+import torch
+from exactness_cases import TOLERANCE, assert_close, every_pair
+from oracle import Asked, Spec, oracle_trace
+
+from kvstream import decode, replay
+from kvstream.policies import POLICIES
+from kvstream.policies.fields import axes_of, spanned
+
+T = 40
+BUDGET = 11
+FAMILIES = ["neox", "llama"]
+
+
+def tried(field):
+    """Values of a field worth trying: all its words, its ends and something between, one layer skipped or none."""
+    least, most = field.range.least, field.range.most
+    if field.choices:
+        return list(field.choices)
+    if field.kind is tuple:
+        return [(), (1,)]
+    if field.kind is float:
+        return [float(least), 0.5 * (least + most), float(most)] if most < inf else [float(least), least + 1.5]
+    return [least, least + 3]
+
+
+def samples(name):
+    """Policies of a class in which each two values of two fields meet."""
+    axes = axes_of(POLICIES[name])
+    if len(axes) < 2:
+        return spanned(POLICIES[name], BUDGET, {axis: tried(field) for axis, field in axes.items()})
+    chosen = every_pair(*map(tried, axes.values()))
+    return [spanned(POLICIES[name], BUDGET, {a: (v,) for a, v in zip(axes, each)})[0] for each in chosen]
+
+
+CASES = [policy for name in POLICIES for policy in samples(name)]
+
+
+@pytest.mark.parametrize(("place", "policy"), enumerate(CASES), ids=lambda value: str(value))
+def test_replay_and_decode_are_the_oracles(tiny_model, tokens, place, policy):
+    family = FAMILIES[place % 2]
+    model, ids = tiny_model(family, torch.float64), tokens(T, place)
+    truth = oracle_trace(model, ids, Asked(policy)).nll_nats
+    assert_close(replay(model, ids, policy, chunk_size=13), truth, TOLERANCE[torch.float64], f"{policy} replayed")
+    assert_close(decode(model, ids, policy).nll_nats, truth, TOLERANCE[torch.float64], f"{policy} decoded")
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_samples_reach_what_they_are_for(tiny_model, tokens, name):
+    """Each value of each field occurs; and the oracle sees each policy evict, but for full."""
+    for field in axes_of(POLICIES[name]).values():
+        assert {getattr(policy, field.name) for policy in samples(name)} == {field.plain(v) for v in tried(field)}
+    model, ids = tiny_model("llama", torch.float64), tokens(T)
+    nothing = oracle_trace(model, ids, Spec()).nll_nats
+    evicted = abs(oracle_trace(model, ids, Asked(samples(name)[0])).nll_nats - nothing).max()
+    assert evicted == 0.0 if name == "full" else evicted > 0.01
