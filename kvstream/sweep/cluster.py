@@ -162,12 +162,9 @@ def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
             f"threads: {threads} asked, the largest node with a GPU has {largest} CPUs; give no more than that"
         )
     ask = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(gpu_bytes)
-    asked = {
-        node.id: ask.options(label_selector={NODE_ID: node.id}).remote(device)
-        for node in able
-        if node.id not in _gpu_memory
-    }
-    _gpu_memory.update(zip(asked, ray.get(list(asked.values()))))
+    new = [node.id for node in able if node.id not in _gpu_memory]
+    asked = [ask.options(label_selector={NODE_ID: id}).remote(device) for id in new]
+    _gpu_memory.update((id, ray.get(memory)) for id, memory in zip(new, asked))
     able = [replace(node, memory=_gpu_memory[node.id]) for node in able if _gpu_memory[node.id]]
     if not able:
         raise ValueError(

@@ -113,24 +113,24 @@ def _measure(plan: Plan, where: str | None) -> int:
 
 
 def _compute(plan: Plan, slots: Slots, nodes: list[Node]) -> int:
-    """Compute the cells that are to do; counts those that failed or were not reached. Raises Lost, and says it."""
+    """Compute the cells that are to do; counts those that failed or were not reached. Raises Lost, once it is said."""
     from kvstream.sweep.driver import Driver
     from kvstream.sweep.progress import Reporter
     from kvstream.sweep.ray_pool import pool_for
     from kvstream.sweep.results import Results
 
-    todo = plan.todo
-    results = Results(plan.records, Reporter(len(todo), sum(cell.tokens for cell in todo)))
+    cells, lost = plan.todo, None
+    results = Results(plan.records, Reporter(len(cells), sum(cell.tokens for cell in cells)))
     alone = replace(slots, threads=plan.options.threads, whole=True)
     try:
         with Interrupt() as interrupt, results.reporter:
-            Driver(slots, alone, nodes, pool_for, results, interrupt).measure(todo)
-    except Lost as lost:
-        print(f"stopping: {lost}", file=sys.stderr)
-        raise
-    finally:
-        unfinished = len(todo) - results.finished
-        if unfinished:
-            told = f"{unfinished} of {len(todo)} cells are not finished; the same command tries them again"
-            print(told, file=sys.stderr)
+            Driver(slots, alone, nodes, pool_for, results, interrupt).measure(cells)
+    except Lost as error:
+        print(f"stopping: {error}", file=sys.stderr)
+        lost = error
+    if unfinished := len(cells) - results.finished:
+        told = f"{unfinished} of {len(cells)} cells are not finished; the same command tries them again"
+        print(told, file=sys.stderr)
+    if lost:
+        raise lost
     return unfinished

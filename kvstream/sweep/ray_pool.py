@@ -51,10 +51,11 @@ def actor_class(name: str) -> Any:
         def __init__(self, device: str) -> None:
             self.model, self.code = "", ""
             try:
-                from kvstream.sweep.worker import Worker, own_code
+                from kvstream.sweep.worker import Worker, own_code, own_gpu
 
-                self.worker = Worker(own_gpu(device))
-                self.code = own_code()
+                if device == "cuda":
+                    device = own_gpu(ray.get_gpu_ids(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+                self.code, self.worker = own_code(), Worker(device)
             except Exception as error:
                 self.code = repr(error)
 
@@ -67,13 +68,6 @@ def actor_class(name: str) -> Any:
                 self.worker.load(ray.get(weights[0]), own=own)
                 self.model = model
             yield from self.worker.do(call, threads)
-
-    def own_gpu(device: str) -> str:
-        """Number the GPU that Ray gave this actor as torch does: by its place among those that the process sees."""
-        if device != "cuda":
-            return device
-        own, seen = str(ray.get_gpu_ids()[0]), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        return f"cuda:{seen.index(own) if own in seen else own}"
 
     Actor.__name__ = Actor.__qualname__ = name
     return ray.remote(max_restarts=0, max_task_retries=0)(Actor)

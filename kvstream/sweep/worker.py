@@ -6,7 +6,7 @@ It has all it needs from its arguments: which device and how many threads, a mod
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +45,15 @@ class Finished(NamedTuple):
 def own_code() -> str:
     """Digest of all code here that decides numbers."""
     return code_digest(dict.fromkeys(QUALITY + LATENCY))
+
+
+def own_gpu(given: Sequence[int | str], visible: str) -> str:
+    """Name the GPU that a process was given as torch does: by its place among those that the process sees.
+
+    visible: CUDA_VISIBLE_DEVICES; Ray sets it to what it gives, unless it is told not to.
+    """
+    own, seen = str(given[0]), visible.split(",")
+    return f"cuda:{seen.index(own) if own in seen else own}"
 
 
 def weights_of(cell: Cell) -> Weights:

@@ -1,0 +1,187 @@
+"""Workers on a real Ray: they stay from sweep to sweep, hardly wait between cells, and are replaced when they die."""
+
+import json
+import os
+import runpy
+import signal
+import sys
+from itertools import pairwise
+
+import psutil
+import pytest
+import ray
+from driving import QUICK, arguments, digest, sweep_here
+
+from kvstream.grid.flags import parse_flags
+from kvstream.sweep import ray_pool, watch
+from kvstream.sweep.cluster import Node, Slots
+from kvstream.sweep.interrupt import Lost
+from kvstream.sweep.main import run
+from kvstream.sweep.pool import Done
+from kvstream.sweep.work import Check
+from kvstream.sweep.worker import own_gpu
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+def workers(kind="quality"):
+    """The processes of this Ray's workers."""
+    found = []
+    for process in psutil.Process(os.getpid()).children(recursive=True):
+        if process.status() != psutil.STATUS_ZOMBIE and process.name().startswith(f"ray::{kind}"):
+            found.append(process)
+    return found
+
+
+@pytest.fixture
+def one_thread(ray_here, world):
+    """How to sweep 33 cells with workers of one thread."""
+
+    def sweep(out, *more):
+        result = sweep_here(arguments(world, out, "--threads", "1", *more))
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert len(digest(out)) == 33
+        return result
+
+    return sweep
+
+
+@pytest.mark.timed
+def test_workers_stay_for_the_next_sweep_and_hardly_wait_between_cells(one_thread, tmp_path, monkeypatch):
+    one_thread(tmp_path / "first")
+    before, done, real = {process.pid for process in workers()}, [], ray_pool.RayPool.wait
+
+    def wait(pool, seconds):
+        events = real(pool, seconds)
+        done.extend(event for event in events if isinstance(event, Done) and not isinstance(event.work, Check))
+        return events
+
+    monkeypatch.setattr(ray_pool.RayPool, "wait", wait)
+    told = one_thread(tmp_path / "second")
+    assert {process.pid for process in workers()} == before
+    assert len(before) == 2
+    assert "loading" not in told.stdout, "the weights are there, too"
+    assert digest(tmp_path / "second") == digest(tmp_path / "first")
+    by_worker = {}
+    for event in sorted(done, key=lambda event: event.began_s):
+        by_worker.setdefault(event.worker.id, []).append(event)
+    assert len(by_worker) == 2
+    for events in by_worker.values():
+        gaps = [after.began_s - each.ended_s for each, after in pairwise(events)]
+        assert all(0 <= gap < 0.2 for gap in gaps), gaps
+
+
+def test_workers_of_few_threads_serve_cells_of_more(one_thread, tmp_path, world):
+    one_thread(tmp_path / "ones")
+    before = {process.pid for process in workers()}
+    result = sweep_here(arguments(world, tmp_path / "twos", "--threads", "2"))
+    assert result.returncode == 0, result.stderr
+    assert {process.pid for process in workers()} == before
+    records = [json.loads(path.read_text()) for path in (tmp_path / "twos").glob("????????????????.json")]
+    assert [record["fields"]["threads"] for record in records] == [2] * 33
+    assert set(digest(tmp_path / "twos")) == set(digest(tmp_path / "ones"))
+
+
+def test_a_worker_that_died_in_between_is_replaced(one_thread, tmp_path):
+    one_thread(tmp_path / "before")
+    victim = workers()[0]
+    victim.send_signal(signal.SIGKILL)
+    victim.wait(10)
+    one_thread(tmp_path / "after")
+    assert digest(tmp_path / "after") == digest(tmp_path / "before")
+    assert victim.pid not in {process.pid for process in workers()}
+
+
+def test_workers_are_released(one_thread, tmp_path):
+    one_thread(tmp_path / "records")
+    processes = workers()
+    assert processes
+    ray_pool.release()
+    assert not psutil.wait_procs(processes, 10)[1]
+
+
+def flagged(world, out):
+    """A grid of 33 cells, and how to run it."""
+    return parse_flags(runpy.run_path(str(QUICK))["GRID"], "", arguments(world, out, "--threads", "1")[2:])
+
+
+def test_a_machine_with_another_kvstream_is_left_out(ray_here, world, tmp_path, monkeypatch, capsys):
+    """It is the only one here, so the sweep ends; the worker's own report tells."""
+    monkeypatch.setattr(ray_pool, "own_code", lambda: "newer")
+    monkeypatch.setattr(ray_pool.RayPool, "serves", lambda *_: False)
+    grid, options = flagged(world, tmp_path / "records")
+    with pytest.raises(Lost, match="no machine with 1 CPUs for a cell and the same kvstream as the driver is left"):
+        run(grid, "?", options)
+    told = capsys.readouterr().err
+    assert told.count("left out: code: kvstream on ") == 1
+    assert " is not the one of the sweep's driver; install the same on all machines" in told
+    assert "33 of 33 cells are not finished" in told
+    assert not digest(tmp_path / "records")
+
+
+def test_a_machine_on_which_no_worker_starts_is_left_out(ray_here, world, tmp_path, monkeypatch, capsys):
+    class Broken:
+        def __init__(self, device):
+            os._exit(1)
+
+        def report(self):
+            return "", ""
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(ray_pool, "actor_class", lambda name: ray.remote(Broken))
+    monkeypatch.setattr(ray_pool.RayPool, "serves", lambda *_: False)
+    grid, options = flagged(world, tmp_path / "records")
+    with pytest.raises(Lost, match="no machine"):
+        run(grid, "?", options)
+    assert "left out: no worker starts on it (the process that computed it was killed" in capsys.readouterr().err
+
+
+def test_the_end_of_rays_head_is_told(ray_here, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "SILENCE_S", 0.0)
+    monkeypatch.setattr(watch, "PAUSE_S", 0.0)
+    monkeypatch.setattr("kvstream.sweep.cluster.silence", lambda: "connection refused")
+    grid, options = flagged(world, tmp_path / "records")
+    with pytest.raises(Lost, match=r"Ray's head does not answer any more \(connection refused\); repeat the sweep"):
+        run(grid, "?", options)
+
+
+def test_the_end_of_all_machines_is_told_after_a_while(ray_here, world, tmp_path, monkeypatch):
+    """The head lives on, without a CPU."""
+    real = watch.cluster.machines
+    for name in ("ALONE_S", "PAUSE_S"):
+        monkeypatch.setattr(watch, name, 0.0)
+    grid, options = flagged(world, tmp_path / "records")
+    looks = iter(range(1000))
+
+    def machines():
+        return [Node(node.id, node.cores if next(looks) < 2 else 0, 0, node.memory) for node in real()]
+
+    monkeypatch.setattr(watch.cluster, "machines", machines)
+    with pytest.raises(Lost, match=r"no machine with 1 CPUs for a cell is left; repeat the sweep, after `ray start`"):
+        run(grid, "?", options)
+
+
+@pytest.mark.parametrize(
+    ("given", "visible", "device"),
+    [
+        ([0], "", "cuda:0"),
+        ([3], "", "cuda:3"),  # Ray hides none
+        ([3], "3", "cuda:0"),  # Ray hides the others
+        (["2"], "2", "cuda:0"),
+        ([7], "5,7", "cuda:1"),  # Ray hides none, the machine shows two
+        (["GPU-b"], "GPU-a,GPU-b", "cuda:1"),
+    ],
+)
+def test_a_worker_computes_on_the_gpu_that_it_was_given(given, visible, device):
+    assert own_gpu(given, visible) == device
+
+
+def test_a_worker_takes_a_gpu_some_cores_or_a_machine():
+    node = Node("n", 8, 4, 1e9)
+    quality, latency, gpu = Slots("cpu", 3), Slots("cuda", None, whole=True), Slots("cuda", 1)
+    assert (quality.on(node), quality.takes(node)) == (2, {"num_cpus": 3, "num_gpus": 0})
+    assert (gpu.on(node), gpu.takes(node)) == (4, {"num_cpus": 1, "num_gpus": 1})
+    assert (latency.on(node), latency.takes(node)) == (1, {"num_cpus": 8, "num_gpus": 4})
+    assert (latency.threads_on(node), Slots("cpu", 2, whole=True).threads_on(node)) == (8, 2)
+    assert Slots("cuda", 4).on(node) == 2, "no more than the cores allow"
+    assert Slots("cpu", 9).on(node) == Slots("cpu", 9, whole=True).on(node) == 0
