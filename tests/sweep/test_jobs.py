@@ -3,7 +3,6 @@
 import hashlib
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -11,17 +10,18 @@ import pytest
 import torch
 
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
-from kvstream.engine.chunks import CHUNK_SIZE, PART_TOKENS
+from kvstream.engine.chunks import PART_TOKENS
 from kvstream.grid.cells import QualityCell
 from kvstream.grid.memory_needed import side_by_side, too_large
 from kvstream.inputs.documents import Document
 from kvstream.inputs.models import resolve
+from kvstream.inputs.weights import to_arrays
 from kvstream.measure.quality import Begun, begin, evaluate
 from kvstream.records.long_cells import Parts, tidy
 from kvstream.records.store import Records
-from kvstream.sweep.cluster import Node, Slots
-from kvstream.sweep.jobs import Job, by_texts, jobs_of, seeded, shareable
-from kvstream.sweep.pacing import splits, together
+from kvstream.sweep.jobs import Job, jobs_of, seeded, shareable
+from kvstream.sweep.work import Check
+from kvstream.sweep.worker import Weights, Worker
 
 INFO = resolve("shape:pythia-70m")
 STREAMING, RANDOM = StreamingLLM(4, 1020), FixSizeL2(256, 0.7, "random")
@@ -53,26 +53,26 @@ def test_texts_stand_side_by_side_but_for_long_ones_and_random_draws():
 
 def test_first_tokens_are_shared_as_far_as_two_policies_can_use_them():
     policies = (Full(), StreamingLLM(4, 252), STREAMING, StreamingLLM(0, 600), replace(STREAMING, skip_layers=(0,)))
-    assert [shareable(Job((cell(policy),))) for policy in policies] == [1536, 0, 1024, 512, 1024]
-    assert shareable(Job((cell(FixSizeL2(4096, 0.5, "keep_low")),))) == 1536
-    assert [shareable(Job((cell(Full(), tokens=tokens),))) for tokens in (512, 513, 514)] == [0, 0, 512]
-    assert shareable(Job((cell(Full()),), start=512)) == 0
+    assert [shareable(Job(cells=(cell(policy),))) for policy in policies] == [1536, 0, 1024, 512, 1024]
+    assert shareable(Job(cells=(cell(FixSizeL2(4096, 0.5, "keep_low")),))) == 1536
+    assert [shareable(Job(cells=(cell(Full(), tokens=tokens),))) for tokens in (512, 513, 514)] == [0, 0, 512]
+    assert shareable(Job(cells=(cell(Full()),), start=512)) == 0
 
-    def most(*policies):
-        return [tokens for _, tokens in by_texts([Job((cell(policy),)) for policy in policies])]
+    def common(*policies, names="a"):
+        return {job.common for job in jobs_of([cell(policy, name) for name in names for policy in policies], 1)}
 
-    assert most(*policies) == [1024]
-    assert most(Full(), StreamingLLM(0, 600), StreamingLLM(4, 252)) == [512]
-    assert most(Full()) == most(Full(), RecentOnly(256)) == [0]
-    assert [tokens for _, tokens in by_texts([Job((cell(Full(), name),)) for name in "ab"])] == [0, 0]
+    assert common(*policies) == {1024}
+    assert common(Full(), StreamingLLM(0, 600), StreamingLLM(4, 252)) == {512}
+    assert common(Full()) == common(Full(), RecentOnly(256)) == {0}
+    assert common(Full(), names="ab") == {0}
 
 
 def test_parts_end_at_fixed_places():
-    job = Job((cell(Full(), tokens=2 * PART_TOKENS + 2),))
+    job = Job(cells=(cell(Full(), tokens=2 * PART_TOKENS + 2),))
     assert (job.stop, job.ends) == (PART_TOKENS, False)
     job = replace(job, start=2 * PART_TOKENS)
     assert (job.stop, job.ends) == (2 * PART_TOKENS + 1, True)
-    exact = Job((cell(Full(), tokens=PART_TOKENS + 1),))
+    exact = Job(cells=(cell(Full(), tokens=PART_TOKENS + 1),))
     assert (exact.stop, exact.ends) == (PART_TOKENS, True)
 
 
@@ -90,7 +90,7 @@ def evaluated(model, ids, policy, start=0, stop=None, begun=None):
 @pytest.mark.parametrize("policy", [Full(), STREAMING, RecentOnly(600, position="frozen")], ids=str)
 def test_shared_first_tokens_change_not_one_bit(tiny_llama, policy, length):
     model, ids = tiny_llama(), IDS[:1, :length]
-    shared = shareable(Job((cell(policy, tokens=length),)))
+    shared = shareable(Job(cells=(cell(policy, tokens=length),)))
     assert shared == (
         0 if length == 513 else 512 if length < 1026 or policy.regions == RecentOnly(600).regions else 1024
     )
@@ -226,24 +226,68 @@ def test_memory_decides_what_runs_and_how_many_side_by_side():
     assert side_by_side([], 1e9) == 1
 
 
-NODES = [Node("n", 4, 0, 1e9), Node("m", 8, 0, 1e9)]
+@pytest.fixture
+def worker_of(tiny_llama):
+    """A worker with a model, as one of a sweep has it: on arrays that others share."""
+
+    def make(**how):
+        worker = Worker("cpu")
+        worker.load(Weights(*to_arrays(tiny_llama())), **how)
+        return worker
+
+    return make
 
 
-def test_threads_are_measured_only_where_there_is_a_choice_worth_it():
-    slots = Slots("cpu", 2, 6)
-    many = [SimpleNamespace(tokens=8192, model=SimpleNamespace(flops_per_token=1e9))] * 500
-    assert [(way.threads, way.count) for way in splits(slots, NODES, many)] == [(1, 12), (2, 6), (4, 3), (8, 1)]
-    assert [way.threads for way in splits(slots, NODES, many[:5])] == [2], "seconds of work"
-    costly = [SimpleNamespace(tokens=8192, model=SimpleNamespace(flops_per_token=1e11))] * 5
-    assert [way.threads for way in splits(slots, NODES, costly)] == [4, 8], "no core may be idle"
-    assert splits(replace(slots, asked_threads=2), NODES, many) == [replace(slots, asked_threads=2)]
-    assert splits(replace(slots, device="cuda"), NODES, many) == [replace(slots, device="cuda")]
+def rows(worker, job):
+    """The rows of a job of one cell, computed by a worker."""
+    *_, done = worker.do(job.call, 1)
+    assert done.began_s < done.ended_s
+    ([result], where), _, _ = done
+    assert where["torch"] == torch.__version__
+    return result.rows
 
 
-def test_a_rate_counts_the_time_in_which_all_ran():
-    assert together([[0.0, 1.0, 2.0, 3.0]]) == CHUNK_SIZE
-    # One starts a second late, the other ends a second early: between them two seconds, two chunks each.
-    assert together([[0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]]) == 4 * CHUNK_SIZE / 2
-    # Two slow ones, half a chunk apart: each does 512 tokens in eight seconds.
-    assert together([[0.0, 8.0], [4.0, 12.0]]) == CHUNK_SIZE / 4
-    assert together([[0.0, 1.0], [2.0, 3.0]]) == 0
+def test_a_worker_replays_first_tokens_once_for_all_policies_on_a_text(worker_of, monkeypatch):
+    cells = [cell(policy, name, 1400) for name in ("a", "bb") for policy in (Full(), STREAMING, StreamingLLM(0, 600))]
+    begun, alone = [], worker_of()
+    monkeypatch.setattr("kvstream.sweep.worker.begin", lambda *given: begun.append(given) or begin(*given))
+    worker = worker_of()
+    for job in jobs_of(cells, 1):
+        assert job.shared in (512, 1024)
+        assert rows(worker, job).equals(rows(alone, replace(job, common=0)))
+    assert [given[1].shape for given in begun] == [(1, 1025), (1, 1025)], "once for each text"
+
+
+def test_a_worker_goes_on_from_a_part_and_forgets_what_another_model_computed(worker_of, tiny_llama):
+    worker, job = worker_of(), Job(cells=(cell(STREAMING, tokens=1400),))
+    first = worker.quality(job.stretch | {"token_ids_BN": job.stretch["token_ids_BN"][:, :513], "goes_on": True})
+    next_part = job.followed(first[0][0].state)
+    assert next_part.begun.tokens == job.stop
+    [rest], _ = worker.quality(replace(job, start=512).stretch, replace(next_part.begun, tokens=512))
+    assert pa.concat_tables([first[0][0].rows, rest.rows]).combine_chunks().equals(rows(worker, job))
+    shared = replace(job, common=1024)
+    before = rows(worker, shared)
+    other = to_arrays(tiny_llama())
+    worker.load(Weights(other[0], {name: array * np.float32(1.1) for name, array in other[1].items()}))
+    assert not rows(worker, shared).equals(before)
+
+
+def test_workers_leave_shared_weights_as_they_are(worker_of, tiny_llama):
+    config, arrays = to_arrays(tiny_llama())
+    before = {name: hashlib.sha256(array.tobytes()).digest() for name, array in arrays.items()}
+    for own in (False, True):
+        worker = Worker("cpu")
+        for array in arrays.values():
+            array.flags.writeable = False
+        worker.load(Weights(config, arrays), own=own)
+        rows(worker, Job(cells=(cell(FixSizeL2(64, 0.5, "keep_low"), tokens=600),)))
+        held = dict(worker._model.named_parameters())
+        assert any(np.shares_memory(held[name].numpy(), arrays[name]) for name in held) != own
+    assert {name: hashlib.sha256(array.tobytes()).digest() for name, array in arrays.items()} == before
+
+
+def test_a_worker_checks_a_model_that_nobody_has_checked(worker_of, monkeypatch):
+    worker = worker_of()
+    monkeypatch.setattr("kvstream.engine.model_check._difference", lambda *_: "on purpose")
+    with pytest.raises(ValueError, match="computes something that kvstream does not"):
+        list(worker.do(Check(cells=(cell(Full()),)).call, 1))
