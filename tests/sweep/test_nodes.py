@@ -17,8 +17,6 @@ import pytest
 from apart import CELLS, RAY, RECORD, apart, failures, family, gated, head, named, told, until
 from driving import ROOT, digest
 
-from kvstream.sweep.cluster import Node, divide
-
 # A minute and a third of one in real life.
 PATIENT = "from kvstream.sweep import watch; watch.ALONE_S = 8.0; watch.SILENCE_S = 5.0"
 
@@ -187,14 +185,6 @@ def test_latency_cells_are_alone_on_their_machines_also_when_one_is_lost(machine
         others = [other for other in held if other[0] == node and other != (node, latency, first, last)]
         if latency:
             assert all(other[3] <= first or other[2] >= last for other in others), "two at once on one machine"
-
-
-@pytest.mark.parametrize(
-    ("cores", "cells", "threads", "count"), [((1, 3), 9, 1, 4), ((1, 3), 2, 1, 4), ((1, 3), 1, 3, 1), ((3, 3), 2, 3, 2)]
-)
-def test_no_core_is_idle_while_a_cell_waits(cores, cells, threads, count):
-    slots = divide("cpu", [Node(str(place), each, 0, 1e9) for place, each in enumerate(cores)], None, cells)
-    assert (slots.threads, slots.count) == (threads, count)
 
 
 @pytest.mark.long
