@@ -98,9 +98,6 @@ def sentences(found: list[dict]) -> list[str]:
                 f"Peak memory above the weights, {e['model']}, `{e['policy']}`, {e['tokens']:,} tokens: "
                 f"{e['peak_bytes'] / 1e6:.0f} MB."
             )
-        if e.get("part") == "workers" and e["above"] == "the better":
-            efficiency = f"{e['ratio']:.2f} × [{e['low']:.2f}, {e['high']:.2f}]"
-            lines.append(f"All cores together run at {efficiency} the rate of one alone times their number.")
         if e.get("part") == "driver":
             lines.append(
                 f"A sweep’s own process takes {e['ms_per_cell']:.0f} ms per cell, and finds {e['cells']:,} finished "

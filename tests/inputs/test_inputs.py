@@ -62,7 +62,7 @@ def test_a_model_with_buffers_outside_its_weights_runs_in_a_sweep(world, tmp_pat
     model = save(tmp_path, "Gemma", head_dim=16)
     [_, cell] = cells_of(grid_of(model, world / "texts"), dtype)
     weights = worker.weights_of(cell)
-    taken = worker.from_arrays(weights["config"], weights["arrays"])
+    taken = worker.from_arrays(weights.config, weights.arrays)
     ids = torch.as_tensor(cell.document.token_ids).long()
     own = load_model(model, dtype=dtype)[0]
     assert torch.equal(replay(taken, ids, cell.policy), replay(own, ids, cell.policy))
