@@ -76,7 +76,7 @@ def test_the_report_is_the_same_wherever_its_records_lie(lying, tmp_path):
     page = (tmp_path / "far" / "index.html").read_text(encoding="utf-8")
     assert lying.as_uri() in page
     assert f"{tempfile.gettempdir()}/kvstream-" not in page, "it names where they lie, not where they were brought"
-    assert "main.csv" in tables[0]
+    assert "perplexity.csv" in tables[0]
 
 
 def test_the_temporary_folder_goes_although_the_report_fails(lying, tmp_path):
