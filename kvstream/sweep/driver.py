@@ -7,31 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from kvstream.grid.cells import Cell, LatencyCell, QualityCell
 from kvstream.grid.memory_needed import side_by_side
-from kvstream.sweep.cluster import Node, Slots
 from kvstream.sweep.interrupt import Interrupt, Lost
 from kvstream.sweep.jobs import jobs_of
 from kvstream.sweep.pool import Pool
 from kvstream.sweep.results import Results
 from kvstream.sweep.scheduler import Scheduler, phases
+from kvstream.sweep.slots import Node, Slots
 from kvstream.sweep.work import Check, Timing, Work
 
 WAIT_S = 1.0  # how long the driver waits at a time, so that it notices a Ctrl-C
-
-
-class Workers(Pool, Protocol):
-    """A pool that can be told with which model to compute, and that must be closed where work is left in it."""
-
-    def load(self, cell: Cell, say: Callable[[str], None]) -> None:
-        """Compute with this cell's model from now on; raises what speaks against it."""
-        ...
-
-    def close(self) -> None:
-        """End all workers, whatever they do."""
-        ...
 
 
 @dataclass
@@ -41,7 +28,7 @@ class Driver:
     slots: Slots  # for quality cells
     latency_slots: Slots
     nodes: list[Node]
-    pool_for: Callable[[Slots, list[Node]], Workers]
+    pool_for: Callable[[Slots, list[Node]], Pool]
     results: Results
     interrupt: Interrupt
     refused: dict[str, BaseException] = field(default_factory=dict)  # models, and why

@@ -21,8 +21,8 @@ from kvstream.sweep.interrupt import Interrupt, Lost
 from kvstream.sweep.question import question_of
 
 if TYPE_CHECKING:
-    from kvstream.sweep.cluster import Node, Slots
     from kvstream.sweep.preflight import Plan
+    from kvstream.sweep.slots import Node, Slots
 
 
 def main(grid: Grid, manual: str, arguments: Sequence[str] | None = None) -> None:

@@ -5,9 +5,11 @@ A worker does what it is sent one piece after another, in that order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from kvstream.grid.cells import Cell
 from kvstream.sweep.work import Work
 
 
@@ -66,7 +68,11 @@ Event = Told | Done | Failed | Lost
 
 
 class Pool(Protocol):
-    """Workers of one sweep."""
+    """Workers that compute with one model at a time."""
+
+    def load(self, cell: Cell, say: Callable[[str], None]) -> None:
+        """Have workers compute with this cell's model from now on; raises what speaks against it."""
+        ...
 
     def idle(self) -> list[WorkerInfo]:
         """Those that may be sent something, those with nothing to do first, and only these while others start."""
@@ -81,5 +87,9 @@ class Pool(Protocol):
         ...
 
     def wait(self, seconds: float) -> list[Event]:
-        """What happened, as soon as anything has; empty if nothing does in so many seconds."""
+        """What happened, as soon as anything has; empty if nothing does in so many seconds. Raises interrupt.Lost."""
+        ...
+
+    def close(self) -> None:
+        """End all workers, whatever they do."""
         ...

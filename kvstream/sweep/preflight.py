@@ -15,7 +15,7 @@ from kvstream.grid.memory_needed import needed_bytes, too_large
 from kvstream.grid.planning import Source, latency_cells, quality_cells
 from kvstream.records.long_cells import tidy
 from kvstream.records.store import Records
-from kvstream.sweep.cluster import Node, Slots, divide
+from kvstream.sweep.slots import Node, Slots, divide
 
 
 @dataclass

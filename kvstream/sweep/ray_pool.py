@@ -14,13 +14,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import ray
 
 from kvstream.grid.cells import Cell
-from kvstream.sweep.cluster import NODE_ID, Node, Slots
+from kvstream.sweep.cluster import NODE_ID
 from kvstream.sweep.pool import Done, Event, Failed, Lost, Told, WorkerInfo
+from kvstream.sweep.slots import Node, Slots
 from kvstream.sweep.watch import Watch
 from kvstream.sweep.work import Work
 from kvstream.sweep.worker import Finished, own_code, weights_of
@@ -30,22 +31,15 @@ OTHER_CODE = (
     "code: kvstream on {} is not the one of the sweep's driver; install the same on all machines, and change it on "
     "none while a sweep runs"
 )
-WORDS: tuple[tuple[type[BaseException], str], ...] = (
-    (
-        ray.exceptions.OutOfMemoryError,
-        "its machine ran out of memory, and Ray killed the cell; give fewer or shorter texts, smaller budgets, or more "
-        "--threads, so that fewer cells run at once",
-    ),
-    (ray.exceptions.ObjectLostError, "what it needs was lost with another machine"),
-    (ray.exceptions.RayError, "the process that computed it was killed or crashed, or its machine was lost"),
+DIED = "the process that computed it was killed or crashed, or its machine was lost"
+NO_MEMORY = (
+    "its machine ran out of memory, and Ray killed the cell; give fewer or shorter texts, smaller budgets, or more "
+    "--threads, so that fewer cells run at once"
 )
 
 
 def actor_class(name: str) -> Any:
-    """Make the class of actors; name: by which the system lists their processes.
-
-    It is sent as a whole, not as a name in kvstream: a machine may have none.
-    """
+    """Make the class of actors, whose processes are called so. Sent whole: a machine may have no kvstream."""
 
     class Actor:
         def __init__(self, device: str) -> None:
@@ -90,7 +84,8 @@ class RayPool:
     def __init__(self, slots: Slots, nodes: list[Node]) -> None:
         self.slots = self._own_slots = slots
         self.watch = Watch(slots, nodes)
-        self._code, self._model = own_code(), ""
+        self._code = own_code()
+        self._model, self._weights = "", cast(Any, None)  # what workers compute with, and where Ray has it
         self._actor = actor_class("latency" if slots.whole else "quality")
         self._hired: dict[str, Hired] = {}
         self._starts = 0
@@ -104,17 +99,22 @@ class RayPool:
         return idle and fine and (slots.whole, slots.device) == (own.whole, own.device) and self.watch.same(nodes)
 
     def load(self, cell: Cell, say: Callable[[str], None]) -> None:
-        """Have workers compute with the model of this cell from now on; raises what speaks against it."""
+        """Put another model into Ray's store in place of the one before."""
         model = f"{cell.model.identity} {cell.dtype}"
         if model != self._model:
             say(f"loading {cell.model.spec}")
-            self._model, self._weights = "", None
+            self._model, self._weights = "", None  # the one before goes first
             weights = weights_of(cell)
             with self.watch.alive():
                 self._model, self._weights = model, ray.put(weights)
 
+    def replace(self, other: RayPool) -> None:
+        """Compute in the place of other workers, with the same model."""
+        self._model, self._weights = other._model, other._weights
+        other.close()
+
     def idle(self) -> list[WorkerInfo]:
-        """Those with nothing to do first, and of these small machines first. Work must not queue while others start."""
+        """Of those with as much to do, small machines come first: what needs a large one waits for that."""
         ready = []
         for node in self.watch.nodes:
             there = [hired for hired in self._hired.values() if hired.node.id == node.id and not hired.report]
@@ -137,7 +137,7 @@ class RayPool:
         hired.sent[stream] = work
 
     def wait(self, seconds: float) -> list[Event]:
-        """What happened; raises `interrupt.Lost` if nothing can be computed any more."""
+        """What happened, a lost machine first."""
         self.watch.look()
         events: list[Event] = []
         living = {node.id for node in self.watch.nodes}
@@ -229,13 +229,10 @@ class RayPool:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """What happened to a worker in a sweep's words, before Ray's.
-
-    Of Ray's words on a lack of memory no more than the first lines: others list the commands of all processes.
-    """
-    told = next(words for kind, words in WORDS if isinstance(error, kind))
-    words = str(error).splitlines()[:2] if isinstance(error, ray.exceptions.OutOfMemoryError) else [str(error)]
-    return RuntimeError("\n".join([told, *words]))
+    """What happened to a worker in a sweep's words, before Ray's."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return RuntimeError("\n".join([NO_MEMORY, *str(error).splitlines()[:2]]))  # others list all processes
+    return RuntimeError(f"{DIED}\n{error}")
 
 
 _kept: RayPool | None = None  # of the last sweep of this process: its workers have all imported what they need
@@ -244,12 +241,14 @@ _kept: RayPool | None = None  # of the last sweep of this process: its workers h
 def pool_for(slots: Slots, nodes: list[Node]) -> RayPool:
     """Workers for these slots: those of the sweep before where they will do, else new ones in their place."""
     global _kept
-    if _kept and _kept.serves(slots, nodes):
-        _kept.slots = slots
-        _kept.watch.begin(slots)
-        return _kept
-    release()
+    before = _kept if _kept and _kept.watch.same_ray() else None
+    if before and before.serves(slots, nodes):
+        before.slots = slots
+        before.watch.begin(slots)
+        return before
     _kept = RayPool(slots, nodes)
+    if before:
+        _kept.replace(before)
     return _kept
 
 

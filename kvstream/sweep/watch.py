@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from kvstream.sweep import cluster
-from kvstream.sweep.cluster import Node, Slots
 from kvstream.sweep.interrupt import Lost
+from kvstream.sweep.slots import Node, Slots
 
 PAUSE_S = 1.0  # between two looks
 ENDING_S = 5.0  # within which a Ray that ends has closed all its sockets

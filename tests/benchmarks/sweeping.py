@@ -18,12 +18,13 @@ from kvstream.inputs.documents import Document
 from kvstream.inputs.models import resolve
 from kvstream.measure.rows import TOKEN_ROWS
 from kvstream.records.store import Records, sealed
-from kvstream.sweep.cluster import Slots, connect
+from kvstream.sweep.cluster import connect
 from kvstream.sweep.driver import Driver
 from kvstream.sweep.interrupt import Interrupt
 from kvstream.sweep.progress import Reporter
 from kvstream.sweep.ray_pool import pool_for
 from kvstream.sweep.results import Results
+from kvstream.sweep.slots import Slots
 
 FINISHED, TOKENS, TIMED = 10_000, 8192, 200
 

@@ -14,10 +14,10 @@ from driving import QUICK, arguments, digest, sweep_here
 
 from kvstream.grid.flags import parse_flags
 from kvstream.sweep import ray_pool, watch
-from kvstream.sweep.cluster import Node, Slots
 from kvstream.sweep.interrupt import Lost
 from kvstream.sweep.main import run
 from kvstream.sweep.pool import Done
+from kvstream.sweep.slots import Node, Slots
 from kvstream.sweep.work import Check
 from kvstream.sweep.worker import own_gpu
 

@@ -14,13 +14,13 @@ from kvstream.grid.cells import LatencyCell, QualityCell
 from kvstream.inputs.documents import Document
 from kvstream.inputs.models import resolve
 from kvstream.measure.quality import Evaluated
-from kvstream.sweep.cluster import Node, Slots
 from kvstream.sweep.driver import Driver
 from kvstream.sweep.interrupt import Interrupt
 from kvstream.sweep.interrupt import Lost as Ended
 from kvstream.sweep.jobs import Job, jobs_of
 from kvstream.sweep.pool import Done, Failed, Lost, Told, WorkerInfo
 from kvstream.sweep.scheduler import Scheduler, phases
+from kvstream.sweep.slots import Node, Slots
 from kvstream.sweep.work import Check, Timing
 
 INFO, OTHER = resolve("shape:pythia-70m"), resolve("shape:pythia-160m")

@@ -35,8 +35,9 @@ from kvstream.measure.environment import environment
 from kvstream.policies import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.records.long_cells import Parts
 from kvstream.sweep import cluster, jobs, preflight, ray_address, results
-from kvstream.sweep.cluster import Node, choose_device, divide, fit_for
+from kvstream.sweep.cluster import choose_device, fit_for
 from kvstream.sweep.question import question_of
+from kvstream.sweep.slots import Node, divide
 
 pytestmark = pytest.mark.xdist_group("ray")
 GRID = Grid("g", ("m",), (Full(), StreamingLLM(4, 252), FixSizeL2(256, 0.7, "keep_low")), "kjv", 2, (64, 128))
