@@ -1,8 +1,10 @@
 """Synthetic records folders that follow the contract: seeded, with plausible effects and known blemishes."""
 
+import fcntl
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -33,6 +35,7 @@ class P:
     strategy: str | None = None
     position: str | None = "cache"
     skip_layers: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 def streaming(start: int, recent: int, excess: float, position: str = "cache", skip: str = "") -> P:
@@ -46,15 +49,17 @@ def streaming(start: int, recent: int, excess: float, position: str = "cache", s
         None,
         position,
         skip,
+        {"start_size": start, "recent_size": recent},
     )
 
 
 def recent(window: int, excess: float) -> P:
-    return P(f"recent_only({window})", "recent_only", excess, window, 0)
+    return P(f"recent_only({window})", "recent_only", excess, window, 0, fields={"window_size": window})
 
 
 def l2(budget: int, strategy: str, excess: float) -> P:
-    return P(f"fix_size_l2({budget},0.7,{strategy})", "fix_size_l2", excess, budget, None, strategy)
+    fields = {"budget": budget, "keep_ratio": 0.7, "strategy": strategy}
+    return P(f"fix_size_l2({budget},0.7,{strategy})", "fix_size_l2", excess, budget, None, strategy, fields=fields)
 
 
 FULL = P("full", "full", position=None)
@@ -177,7 +182,7 @@ def key_of(*parts: object) -> str:
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
-def rows_of(plan: Plan, model: str, document: str, policy: P) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def scored(plan: Plan, model: str, document: str, policy: P) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Token ids, losses and hits; policies of one (model, document) share the tokens' difficulty, as real ones do."""
     shared = np.random.default_rng([plan.seed, int(key_of(model, document), 16) % 2**32])
     own = np.random.default_rng([plan.seed, int(key_of(model, document, policy.label), 16) % 2**32])
@@ -214,7 +219,7 @@ def write(plan: Plan, folder: Path) -> Path:
             }
             write_json(folder / f"{key}.failed.json", failure)
             continue
-        token, nll, correct = rows_of(plan, model[0], document, policy)
+        token, nll, correct = scored(plan, model[0], document, policy)
         if plan.invalid and index in (1, len(plan.policies) + 2):
             nll[10] = np.nan if index == 1 else np.inf
         write_cell(folder, key, fields, token, nll, correct, plan.environment)
@@ -242,7 +247,14 @@ def fields_of(plan: Plan, model: tuple[str, str | None, int], document: str, pol
         "lengths": list(plan.lengths), "device": plan.device, "dtype": plan.dtype,
         "kv_bytes": round(per_token * kept(policy, plan.tokens)),
         "kv_bytes_full": per_token * plan.tokens,
-    } | ({"vocab_size": plan.vocab_size} if plan.vocab_size else {})  # fmt: skip
+    } | ({"vocab_size": plan.vocab_size, "policy_fields": fields_in(policy)} if plan.vocab_size else {})  # fmt: skip
+
+
+def fields_in(policy: P) -> dict[str, Any]:
+    """All fields of a policy, as records hold them."""
+    layers = [int(layer) for layer in policy.skip_layers.split(",") if layer]
+    variant = {"position": policy.position, "skip_layers": layers} if policy.position else {}
+    return policy.fields | variant
 
 
 def write_latency(plan: Plan, folder: Path) -> list[str]:
@@ -293,6 +305,7 @@ def contenders_of(policies: tuple[P, ...], context: int, batch: int, own_twins: 
             "label": label, "role": role, "of": of, "policy": policy.label, "policy_name": policy.name,
             "strategy": policy.strategy, "position_mode": policy.position, "budget": policy.budget,
             "start_size": policy.start_size, "skip_layers": policy.skip_layers, "kv_bytes": size,
+            **({} if own_twins else {"policy_fields": fields_in(policy)}),
             "kv_bytes_allocated": size + per_token * 64, "peak_bytes": size * 3 if measured else None,
         }  # fmt: skip
 
@@ -384,7 +397,7 @@ def quick_report(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The same in this process, but for the charts' SVG and PNG, which take three quarters of its time."""
     out, err = io.StringIO(), io.StringIO()
     command = [str(argument) for argument in arguments]
-    with patch.object(drawing, "draw", lambda figures, folder: list), redirect_stdout(out), redirect_stderr(err):
+    with patch.object(drawing, "draw", lambda *_: list), redirect_stdout(out), redirect_stderr(err):
         try:
             code = report.main(command)
         except SystemExit as ended:
@@ -392,15 +405,23 @@ def quick_report(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
-BUILT: dict[str, tuple[Path, Path]] = {}
+PLANS = {"golden": GOLDEN, "quick": QUICK, "shapes": SHAPES}
 
 
 def built(name: str, tmp_path_factory: Any) -> tuple[Path, Path]:
-    """(records, report) of the plan of that name, built once per test run."""
-    if name not in BUILT:
-        folder = tmp_path_factory.mktemp(name)
-        records = write({"golden": GOLDEN, "quick": QUICK, "shapes": SHAPES}[name], folder / "records")
-        done = run_report("--records", records, "--out", folder / "report")
-        assert done.returncode == 0, done.stderr
-        BUILT[name] = (records, folder / "report")
-    return BUILT[name]
+    """(records, report) of the plan of that name, built once per test run, whoever of its processes comes first.
+
+    Only `golden` has its charts drawn as files.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"built-{name}"
+    folder.mkdir(exist_ok=True)
+    records, report = folder / "records", folder / "report"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            make = run_report if name == "golden" else quick_report
+            done = make("--records", write(PLANS[name], records), "--out", report)
+            assert done.returncode == 0, done.stderr
+            (folder / "done").touch()
+    return records, report

@@ -28,7 +28,7 @@ class Style:
 STYLES: dict[str, Style] = {
     "full": Style("#868b94", "square", (6, 3)),
     "DynamicCache": Style("#8a6d4b", "triangle-right", (1, 3)),
-    "streaming_llm, 0 sinks": Style("#5e8fa3", "cross", (2, 2)),
+    "streaming_llm, 0 sinks": Style("#5e8fa3", "cross", (4, 3)),
     "streaming_llm, 1 sink": Style("#2b98c9", "triangle-up", (4, 2)),
     "streaming_llm, 2 sinks": Style("#4a86e0", "diamond", (8, 2)),
     "streaming_llm, 4 sinks": Style("#2273c3", "circle"),

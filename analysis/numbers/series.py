@@ -14,7 +14,7 @@ POSITIONS = ("position", "skip_layers")  # fields that make a variant of the sam
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("policy", "policy_name", "base", "series", "variant", "policy_fields")),
-        *((name, pa.int64()) for name in ("start_size", "sinks")),
+        *((name, pa.int64()) for name in ("sinks", "recent_size")),
         ("keep_ratio", pa.string()),
     ]
 )
@@ -24,8 +24,8 @@ Row = dict[str, Any]
 def policies_table(recorded: Iterable[Row]) -> pa.Table:
     """One row per policy of these fields of cells and contenders: its series, its variant, its fields in words.
 
-    start_size: the column of the records, null where older tokens compete. sinks: the field, of every policy that has
-    one. base: the label without what makes a variant.
+    sinks: how many first tokens it keeps, null where it has no such field. recent_size: how many last ones, if sinks
+    and these are all it keeps, else null. base: the label without what makes a variant.
     """
     found = {row["policy"]: row for row in recorded}
     fields = {label: fields_of(row) for label, row in found.items()}
@@ -43,8 +43,8 @@ def policies_table(recorded: Iterable[Row]) -> pa.Table:
                 "series": series(row["policy_name"], {name: mine[name] for name in named if name in mine}),
                 "variant": (row["position_mode"] or "full") + layers,
                 "policy_fields": ", ".join(f"{name}={value}" for name, value in mine.items()),
-                "start_size": row["start_size"],
                 "sinks": mine.get("start_size"),
+                "recent_size": recent_size(row, mine),
                 "keep_ratio": None if mine.get("keep_ratio") is None else f"{mine['keep_ratio']:g}",
             }
         )
@@ -62,6 +62,15 @@ def fields_of(row: Row) -> Row:
         if ratio := re.match(r"\w+\(\d+,(\d*\.\d+)", row["policy"]):
             known["keep_ratio"] = float(ratio[1])
     return {str(name): value for name, value in known.items() if name not in POSITIONS}
+
+
+def recent_size(row: Row, fields: Row) -> int | None:
+    """How many last tokens a policy keeps, if it keeps these, its sinks and no other: then its sizes are its budget."""
+    if row["budget"] is None or row["start_size"] is None:
+        return None
+    sizes = [value for name, value in fields.items() if name.endswith("_size") and isinstance(value, int)]
+    newer = isinstance(row.get("policy_fields"), dict)  # older records give no start size where older tokens compete
+    return None if newer and sum(sizes) != row["budget"] else int(row["budget"] - row["start_size"])
 
 
 def telling(alike: dict[str, Row], budgets: dict[str, Any]) -> list[str]:

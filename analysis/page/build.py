@@ -6,6 +6,7 @@ One self-contained file: Vega once, specs as JSON, scripts allowed by their hash
 import base64
 import hashlib
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ def page(
     )
 
 
+@cache
 def environment() -> jinja2.Environment:
     """The template's: what it prints is escaped, and no character of it is invisible."""
     return jinja2.Environment(

@@ -14,20 +14,20 @@ WITH candidates AS (
 ), tight AS (
     SELECT * FROM candidates WHERE place = 1 QUALIFY row_number() OVER (PARTITION BY setting ORDER BY budget) = 1
 ), with_sinks AS (
-    SELECT * FROM candidates WHERE start_size > 0
+    SELECT * FROM candidates WHERE start_size > 0 AND recent_size IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY setting, budget ORDER BY ppl_ratio, policy) = 1
 ), sinks AS (
     SELECT with_sinks.setting, with_sinks.budget, with_sinks.policy AS sinks_policy, with_sinks.ppl_ratio AS sinks_ratio,
         without.policy AS bare_policy, without.ppl_ratio AS bare_ratio
     FROM with_sinks
     JOIN candidates AS without ON without.setting = with_sinks.setting AND without.budget = with_sinks.budget
-        AND without.start_size = 0
+        AND without.start_size = 0 AND without.recent_size IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY with_sinks.setting ORDER BY with_sinks.budget, without.policy_name) = 1
 )
 SELECT setting,
     within.policy IS NOT NULL AS qualifies,
     getvariable('within') AS tolerance_percent,
-    pick.policy, pick.policy_name, pick.budget, pick.budget = smallest_budget AS smallest_tried, full_ppl, vocab_size, guesses, pick.start_size, pick.policy_fields,
+    pick.policy, pick.policy_name, pick.budget, pick.budget = smallest_budget AS smallest_tried, full_ppl, vocab_size, guesses, pick.start_size, pick.recent_size, pick.policy_fields,
     pick.skip_layers, pick.ppl_change_percent, pick.ppl_change_low_percent, pick.ppl_change_high_percent, pick.spread,
     pick.accuracy_change_points, pick.kv_percent, pick.length, pick.paired_documents,
     tight.policy AS tight_policy, tight.budget AS tight_budget, tight.ppl_change_percent AS tight_change_percent,

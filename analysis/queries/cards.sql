@@ -101,7 +101,7 @@ WITH candidates AS (
     LEFT JOIN measured USING (setting)
     GROUP BY every.setting
 ), judged AS (
-    SELECT found.setting, card, policy, policy_name, budget, start_size, policy_fields, skip_layers, length,
+    SELECT found.setting, card, policy, policy_name, budget, start_size, recent_size, policy_fields, skip_layers, length,
         paired_documents, spread, ppl_change_percent, ppl_change_low_percent, ppl_change_high_percent, accuracy_change_points,
         accuracy_change_low_points, accuracy_change_high_points, kv_mb, kv_percent, 100 - kv_percent AS kv_saved_percent, context, batch,
         rounds_n, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict, tpot_band_low, tpot_band_high, ttft_ratio, ttft_ratio_low,

@@ -63,7 +63,7 @@ WITH claims AS (
             WHEN 'PPL' THEN perplexity.ppl_corpus_high
         END AS ours_high
     FROM numbered
-    LEFT JOIN perplexity ON (perplexity.policy_name = method OR numbered.start_size = 0 AND perplexity.start_size = 0)
+    LEFT JOIN perplexity ON (perplexity.policy_name = method OR numbered.start_size = 0 AND perplexity.start_size = 0 AND perplexity.recent_size IS NOT NULL)
         AND perplexity.budget IS NOT DISTINCT FROM numbered.budget
         AND (numbered.start_size IS NULL OR perplexity.policy_name = 'full' OR perplexity.start_size = numbered.start_size)
         AND (numbered.strategy IS NULL OR perplexity.strategy = numbered.strategy)

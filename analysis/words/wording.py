@@ -102,15 +102,15 @@ def keeps(row: Row) -> str:
 
 
 def kept(row: Row) -> str:
-    """What the layers that evict keep. Records give a start size where sinks and the last tokens are all of it."""
+    """What the layers that evict keep: in the policy's own words where sinks and the last tokens are not all of it."""
     budget, first = row["budget"], row["start_size"]
-    if first is None:
+    if row["recent_size"] is None:
         fields = f", chosen by its rule ({row['policy_fields']})" if row["policy_fields"] else ""
         return f"It keeps {budget:,} tokens{fields}."
     if not first:
         return f"It keeps the last {budget:,} tokens."
     sinks = "token" if first == 1 else f"{first} tokens"
-    return f"It keeps the first {sinks} of the text (the attention sinks) and the last {budget - first:,}."
+    return f"It keeps the first {sinks} of the text (the attention sinks) and the last {row['recent_size']:,}."
 
 
 def answer(row: Row, several: bool, speed: Row | None = None) -> Row:

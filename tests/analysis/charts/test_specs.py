@@ -1,6 +1,6 @@
 """What each chart draws, against specs kept in `specs/`; and that no chart names a field which its rows do not have.
 
-    python tests/test_specs.py      writes the specs anew, after a change that is meant; then read the difference
+    python tests/analysis/charts/test_specs.py      writes the specs anew after a change: read the difference
 
 Kept are the panels of the figure's first setting as the page draws them, of budgets the first, and what a file puts
 around them; rows are replaced by their count and fields.
@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path[:0] = [str(Path(__file__).parents[up]) for up in (2, 3)]
 
 from golden import GOLDEN, built, write
 
-from analysis.charts import figures as charts
-from analysis.charts.specs import encoded
+from analysis.charts import figures
+from analysis.charts.figures import CHARTS
+from analysis.charts.specs import encoded, for_file, for_page
 from analysis.numbers import database
 from analysis.read.records import read_records
 
@@ -28,9 +29,8 @@ KEPT = Path(__file__).parent / "specs"
 def figures_of(records):
     """Every figure of a records folder that has panels."""
     connection = database.open_database(read_records(records), 5.0)
-    drawn = {name: (database.rows(connection, query), draw) for name, (query, draw) in charts.FIGURES.items()}
-    figures = {name: draw(rows) for name, (rows, draw) in drawn.items() if rows}
-    return {name: figure for name, figure in figures.items() if figure.panels}
+    frames = {query: database.rows(connection, query) for query in figures.QUERIES}
+    return {name: figure for name, figure in figures.drawn(frames).items() if figure and figure.panels}
 
 
 def outline(value):
@@ -63,10 +63,10 @@ def text_of(figure, name):
     specs = {
         "legend": [entry for entry, _ in figure.legend],
         "panels": [f"{one.setting}: {one.title}" for one in figure.panels],
-        "page": [charts.for_page(one) for one in (first[:1] if alike else first)],
+        "page": [for_page(one) for one in (first[:1] if alike else first)],
     }
-    if name not in charts.ON_PAGE_ONLY:
-        around = charts.for_file(figure, "title")
+    if CHARTS[name].file:
+        around = for_file(figure, "title", "about")
         specs["file"] = {key: value for key, value in around.items() if key not in ("concat", "layer")}
     return json.dumps(outline(specs), indent=1, ensure_ascii=False) + "\n"
 
@@ -76,21 +76,21 @@ def golden(tmp_path_factory):
     return figures_of(built("golden", tmp_path_factory)[0])
 
 
-@pytest.mark.parametrize("name", charts.FIGURES)
+@pytest.mark.parametrize("name", CHARTS)
 def test_each_chart_is_drawn_as_its_kept_spec_says(name, golden):
     kept = (KEPT / f"{name}.json").read_text(encoding="utf-8")
-    assert text_of(golden[name], name) == kept, "if the change is meant: python tests/test_specs.py"
+    assert text_of(golden[name], name) == kept, "if the change is meant: python tests/analysis/charts/test_specs.py"
 
 
 def test_no_spec_is_kept_of_a_chart_that_is_gone():
-    assert {path.stem for path in KEPT.glob("*.json")} == set(charts.FIGURES)
+    assert {path.stem for path in KEPT.glob("*.json")} == set(CHARTS)
 
 
 @pytest.mark.parametrize("name", ["golden", "shapes", "quick"])
-def test_every_field_a_chart_names_is_in_its_rows(name, tmp_path_factory):
-    figures = figures_of(built(name, tmp_path_factory)[0])
-    assert len(figures) == {"golden": len(charts.FIGURES), "shapes": 6, "quick": 8}[name]
-    for figure_name, figure in figures.items():
+def test_every_field_a_chart_names_is_in_its_rows(name, golden, tmp_path_factory):
+    found = golden if name == "golden" else figures_of(built(name, tmp_path_factory)[0])
+    assert len(found) == {"golden": len(CHARTS), "shapes": 3, "quick": 7}[name]
+    for figure_name, figure in found.items():
         for panel in figure.panels:
             for layer in panel.spec["layer"]:
                 rows = layer.get("data", panel.spec.get("data"))["values"]
@@ -104,7 +104,7 @@ def test_every_field_a_chart_names_is_in_its_rows(name, tmp_path_factory):
 def test_the_page_keeps_what_its_charts_name_and_nothing_else(golden):
     for name, figure in golden.items():
         for panel in figure.panels:
-            spec = charts.for_page(panel)
+            spec = for_page(panel)
             for layer in spec["layer"]:
                 assert encoded(layer) <= set(spec["columns"][layer["data"]["name"]]), name
             for place, columns in spec["columns"].items():

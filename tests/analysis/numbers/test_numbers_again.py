@@ -12,9 +12,8 @@ from functools import cached_property
 import numpy as np
 import pytest
 from golden import built
+from report_oracle import Oracle, cells_of, rows_of
 from scipy.stats import bootstrap, norm, t
-from test_queries import Oracle, rows_of
-from test_report_latency import cells_of
 
 # Names and choices, not numbers; what decides them is tested by the rules of the report.
 LABELS = {
@@ -32,6 +31,7 @@ LABELS = {
         "axis",
         "keep_ratio",
     ),
+    *("policy_fields", "recent_size"),
     *("source", "text", "method", "metric", "note", "caveat", "verdict", "reason", "threshold_percent", "governor"),
 }
 STATISTICS = {
@@ -108,7 +108,6 @@ class Again(Oracle):
                 found[column.format(end)] = None if full else scale * ends[name][place]
         whole = ends["spread"] == "interval" and len(shared) == found["documents"]
         for place, end in enumerate(("low", "high")):
-            found[f"ppl_ratio_{end}"] = None if full else 1 + ends["ppl_change"][place]
             found[f"ppl_corpus_{end}"] = ends["ppl_corpus"][place] if whole else None
             found[f"ppl_mean_{end}"] = ends["ppl_mean"][place] if whole else None
             found[f"accuracy_{end}_percent"] = 100 * ends["accuracy"][place] if whole else None
@@ -258,21 +257,19 @@ def whole(text):
     return int(text) if text else None
 
 
-def test_main_and_what_is_cut_from_it(case):
+def test_perplexities_and_what_is_cut_from_it(case):
     again, report = case
-    for name in ("main", "budget", "position_modes", "length", "start_size"):
+    for name in ("perplexity", "by_budget", "position_modes", "length", "sinks"):
         for row in rows_of(report, name):
-            expected = again.quality(row["setting"], row["policy"], int(row["length"]))
-            if name == "length":  # full stands beside each budget
-                expected = expected | {"budget": expected["budget"] or int(row["budget"])}
-            check(row, expected)
+            check(row, again.quality(row["setting"], row["policy"], int(row["length"])))
 
 
 def test_documents(case):
     again, report = case
     for row in rows_of(report, "documents"):
         model, policy, length, document = row["setting"], row["policy"], int(row["length"]), row["document"]
-        expected = dict(again.runs[model, policy, document].fields)
+        fields = again.runs[model, policy, document].fields
+        expected = {name: value for name, value in fields.items() if name not in LABELS}
         n, loss, hits, invalid = again.runs[model, policy, document].sums(1, length)
         expected |= {"setting": model, "length": length, "n": n, "nll_sum": loss, "correct": hits, "invalid": invalid}
         full = again.sums(model, "full", length, document) if (model, "full", document) in again.runs else (None,) * 3
@@ -280,9 +277,9 @@ def test_documents(case):
         check(row, expected)
 
 
-def test_cross_method_and_its_ties(case):
+def test_equal_budget_and_its_ties(case):
     again, report = case
-    rows = rows_of(report, "cross_method")
+    rows = rows_of(report, "equal_budget")
     for row in rows:
         model, length = row["setting"], int(row["length"])
         rivals = [one for one in rows if (one["setting"], one["budget"]) == (model, row["budget"])]
@@ -299,9 +296,9 @@ def test_cross_method_and_its_ties(case):
         check(row, expected)
 
 
-def test_position(case):
+def test_along_the_text(case):
     again, report = case
-    for row in rows_of(report, "position"):
+    for row in rows_of(report, "along_the_text"):
         model, policy, budget, width = row["setting"], row["policy"], int(row["budget"]), int(row["width"])
         index = int(row["position"]) // width
         loss, full = again.along(model, policy, budget, width, index)
@@ -311,7 +308,6 @@ def test_position(case):
                 "setting": model, "policy": policy, "budget": budget, "width": width,
                 "position": min(index * width + width // 2, again.longest),
                 "nll_nats": loss, "excess_nats": loss - full,
-                "nll_placed_nats": loss - full + again.along(model, "full", budget, width, index)[0],
                 "trained_context": again.first(model, policy)["trained_context"],
             },
         )  # fmt: skip
@@ -343,13 +339,11 @@ def beside(again, row):
     return expected
 
 
-def test_pareto(case):
+def test_tradeoff(case):
     again, report = case
-    for row in rows_of(report, "pareto"):
+    for row in rows_of(report, "tradeoff"):
         expected = beside(again, row)
-        field, value = {"tpot": ("tpot_ratio", "tpot_ms"), "ttft": ("ttft_ratio", "ttft_ms"), "kv": (None, "kv_mb")}[
-            row["axis"]
-        ]
+        field, value = {"tpot": ("tpot_ratio", "tpot_ms"), "kv": (None, "kv_mb")}[row["axis"]]
         expected["x"] = expected[field] if field else expected["kv_percent"] / 100
         full = row["policy"] == "full"
         for end in ("low", "high"):
@@ -366,38 +360,6 @@ def test_pareto(case):
 def absent(row, *names):
     """Columns of speed that a row has not, where nothing was timed."""
     return {} if row["context"] else dict.fromkeys(names)
-
-
-def test_multiples(case):
-    again, report = case
-    for row in rows_of(report, "multiples"):
-        expected = beside(again, row)
-        points = ("points", "points_low", "points_high")
-        if row["length"]:
-            columns = ("accuracy_change_points", "accuracy_change_low_points", "accuracy_change_high_points")
-            expected |= {name: expected[column] for name, column in zip(points, columns)}
-        else:
-            expected |= dict.fromkeys(("length", *points))
-        timed = [f"{name}{end}" for name in ("tpot_ratio", "ttft_ratio") for end in ("", "_low", "_high")]
-        expected |= absent(row, "context", *timed, "throughput", "packed", "packed_context")
-        if not row["length"]:
-            quality = (
-                "ppl_ratio",
-                "ppl_ratio_low",
-                "ppl_ratio_high",
-                "ppl_change_percent",
-                "spread",
-                "accuracy_percent",
-            )
-            expected |= dict.fromkeys(quality)
-        if row["packed"]:
-            packed = again.speed(row["setting"], int(row["packed_context"]), int(row["packed"]), row["policy"])
-            expected |= {
-                "packed": packed["batch"],
-                "packed_context": packed["context"],
-                "throughput": packed["throughput"],
-            }
-        check(row, expected | {"kv_tokens": int(row["length"] or row["context"])})
 
 
 def missed(again, row):
@@ -488,27 +450,16 @@ def test_published_latency(case):
 
 def test_no_table_is_forgotten(case):
     _, report = case
-    assert {path.stem for path in (report / "tables").glob("*.csv")} == {
-        *(
-            "main",
-            "budget",
-            "position_modes",
-            "length",
-            "start_size",
-            "documents",
-            "cross_method",
-            "position",
-            "latency",
-        ),
-        *(
-            "context",
-            "throughput",
-            "eviction",
-            "noise",
-            "pareto",
-            "multiples",
-            "cards",
-            "published",
-            "published_latency",
-        ),
+    quality = {
+        "perplexity",
+        "documents",
+        "by_budget",
+        "equal_budget",
+        "position_modes",
+        "length",
+        "sinks",
+        "along_the_text",
     }
+    speed = {"latency", "noise", "context", "throughput", "eviction"}
+    both = {"tradeoff", "cards", "published", "published_latency"}
+    assert {path.stem for path in (report / "tables").glob("*.csv")} == quality | speed | both

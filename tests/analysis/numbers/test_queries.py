@@ -1,128 +1,10 @@
 """Every number of every table, recomputed from the Parquet files in plain Python: no DuckDB, no SQL, no shared code."""
 
-import csv
-import html.parser
-import json
 import math
 
-import pyarrow.parquet as pq
 import pytest
 from golden import built
-
-
-class Run:
-    """One finished cell: its fields and its rows as Python lists."""
-
-    def __init__(self, folder, commit):
-        self.fields = commit["fields"]
-        table = pq.read_table(folder / commit["file"])
-        self.rows = sorted(zip(*(table[name].to_pylist() for name in ("position", "nll_nats", "correct"))))
-
-    def sums(self, first, last):
-        """(n, loss, hits, invalid) over positions first ≤ p < last."""
-        good = [row for row in self.rows if first <= row[0] < last and math.isfinite(row[1])]
-        invalid = sum(first <= row[0] < last and not math.isfinite(row[1]) for row in self.rows)
-        return len(good), math.fsum(row[1] for row in good), sum(row[2] for row in good), invalid
-
-
-class Oracle:
-    """The report's numbers by their definitions."""
-
-    def __init__(self, folder):
-        commits = [json.loads(path.read_text()) for path in folder.glob("*.json") if path.name.count(".") == 1]
-        runs = [Run(folder, commit) for commit in commits if commit.get("fields", {}).get("kind") == "quality"]
-        self.runs = {(run.fields["model"], run.fields["policy"], run.fields["document"]): run for run in runs}
-        self.models = sorted({run.fields["model"] for run in runs})
-        self.longest = max(run.fields["tokens"] for run in runs)
-
-    def documents(self, model, policy):
-        return sorted(document for m, p, document in self.runs if (m, p) == (model, policy))
-
-    def totals(self, model, policy, length):
-        """Each column of the main table that is a number."""
-        mine = {name: self.runs[model, policy, name].sums(1, length) for name in self.documents(model, policy)}
-        full = {name: self.runs[model, "full", name].sums(1, length) for name in self.documents(model, "full")}
-        shared = [name for name in mine if name in full]
-        fields = [self.runs[model, policy, name].fields for name in mine]
-
-        def nll(sums, names):
-            return math.fsum(sums[name][1] for name in names) / sum(sums[name][0] for name in names)
-
-        def hits(sums, names):
-            return sum(sums[name][2] for name in names) / sum(sums[name][0] for name in names)
-
-        def mean(sums, names):
-            return math.fsum(math.exp(sums[name][1] / sums[name][0]) for name in names) / len(names)
-
-        ratio = math.exp(nll(mine, shared) - nll(full, shared))
-        return {
-            "budget": fields[0]["budget"],
-            "kv_mb": sum(one["kv_bytes"] for one in fields) / len(fields) / 1e6,
-            "kv_percent": 100 * sum(one["kv_bytes"] for one in fields) / sum(one["kv_bytes_full"] for one in fields),
-            "ppl_corpus": math.exp(nll(mine, mine)),
-            "ppl_change_percent": 100 * (ratio - 1),
-            "ppl_ratio": ratio,
-            "ppl_mean": mean(mine, mine),
-            "ppl_mean_change_percent": 100 * (mean(mine, shared) / mean(full, shared) - 1),
-            "accuracy_percent": 100 * hits(mine, mine),
-            "accuracy_change_percent": 100 * (hits(mine, shared) / hits(full, shared) - 1),
-            "accuracy_change_points": 100 * (hits(mine, shared) - hits(full, shared)),
-            "documents": len(mine),
-            "invalid": sum(one[3] for one in mine.values()),
-            "full_ppl": math.exp(nll(full, full)),
-            "ppl_placed": math.exp(nll(mine, mine)) if set(mine) == set(full) else math.exp(nll(full, full)) * ratio,
-            "per_document": [math.exp(nll(mine, [name]) - nll(full, [name])) for name in shared],
-        }
-
-
-class Tables(html.parser.HTMLParser):
-    """The page's tables: id → rows of (attributes, cells); a cell is its column and its text without small print."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tables, self.table, self.cell, self.hushed = {}, None, None, 0
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        if tag == "table":
-            self.table = self.tables.setdefault(attributes["id"], [])
-        elif tag == "tr" and self.table is not None:
-            self.table.append((attributes, []))
-        elif tag in ("td", "th") and self.table:
-            self.cell = [attributes.get("data-column"), ""]
-            self.table[-1][1].append(self.cell)
-        elif tag in ("small", "span") and self.cell:
-            self.hushed += 1
-
-    def handle_endtag(self, tag):
-        if tag == "table":
-            self.table = None
-        elif tag in ("td", "th"):
-            self.cell = None
-        elif tag in ("small", "span") and self.cell:
-            self.hushed -= 1
-
-    def handle_data(self, data):
-        if self.cell and not self.hushed:
-            self.cell[1] += data.strip()
-
-
-def number(text):
-    """A printed number as (value, decimals)."""
-    plain = text.replace("−", "-").replace(",", "").replace("\u00a0%", "").strip()
-    return float(plain), len(plain.partition(".")[2])
-
-
-def assert_printed(text, expected):
-    """The printed digits are those of `expected`, rounded to as many decimals."""
-    value, decimals = number(text)
-    assert value == float(f"{expected:.{decimals}f}"), (text, expected)
-
-
-def rows_of(report, name):
-    with (report / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+from report_oracle import Oracle, Tables, assert_printed, rows_of
 
 
 @pytest.fixture(scope="module", params=["golden", "quick"])
@@ -131,7 +13,7 @@ def case(request, tmp_path_factory):
     return Oracle(records), report
 
 
-def test_main_table_as_printed(case):
+def test_perplexities_table_as_printed(case):
     oracle, report = case
     table = Tables((report / "index.html").read_text(encoding="utf-8")).tables["results"][1:]
     columns = {name for _, cells in table for name, _ in cells if name} - {"policy", "variant"}
@@ -153,16 +35,16 @@ def test_main_table_as_printed(case):
     assert seen == {(model, policy, length) for model, policy, _ in oracle.runs for length in lengths}
 
 
-def test_main_csv_at_full_precision(case):
+def test_perplexities_csv_at_full_precision(case):
     oracle, report = case
-    for row in rows_of(report, "main"):
+    for row in rows_of(report, "perplexity"):
         expected = oracle.totals(row["setting"], row["policy"], int(row["length"]))
         for name in set(row) & set(expected):
             if row[name]:
                 assert float(row[name]) == pytest.approx(expected[name], rel=1e-9, abs=1e-9), (name, row)
 
 
-@pytest.mark.parametrize("name", ["budget", "cross_method", "start_size", "length", "position_modes"])
+@pytest.mark.parametrize("name", ["by_budget", "equal_budget", "sinks", "length", "position_modes"])
 def test_figure_tables(case, name):
     oracle, report = case
     rows = rows_of(report, name)
@@ -177,7 +59,7 @@ def test_figure_tables(case, name):
             assert float(row[column]) == pytest.approx(expected[column], rel=1e-9, abs=1e-9), (column, row)
 
 
-def test_cross_method_as_printed(case):
+def test_equal_budget_as_printed(case):
     oracle, report = case
     table = Tables((report / "index.html").read_text(encoding="utf-8")).tables["cross"]
     names = [text for _, text in table[0][1]]
@@ -191,9 +73,9 @@ def test_cross_method_as_printed(case):
 
 def test_spread_is_a_range_below_five_documents_and_an_interval_from_there_on(case):
     oracle, report = case
-    for row in rows_of(report, "cross_method"):
+    for row in rows_of(report, "equal_budget"):
         expected = oracle.totals(row["setting"], row["policy"], oracle.longest)
-        low, high = float(row["ppl_ratio_low"]), float(row["ppl_ratio_high"])
+        low, high = (1 + float(row[f"ppl_change_{end}_percent"]) / 100 for end in ("low", "high"))
         each = expected["per_document"]
         if len(each) < 5:
             assert row["spread"] == "range"
@@ -205,7 +87,7 @@ def test_spread_is_a_range_below_five_documents_and_an_interval_from_there_on(ca
 
 def test_loss_along_the_text(case):
     oracle, report = case
-    rows = rows_of(report, "position")
+    rows = rows_of(report, "along_the_text")
     assert rows
     for model, policy, budget in sorted({(row["setting"], row["policy"], int(row["budget"])) for row in rows}):
         mine = [row for row in rows if (row["setting"], row["policy"], int(row["budget"])) == (model, policy, budget)]

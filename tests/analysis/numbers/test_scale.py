@@ -65,8 +65,7 @@ def run(command):
     return child.returncode, seconds, max(seconds - others, own[child.pid]), peak
 
 
-@pytest.mark.timed
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores and a kernel that pins processes to them")
 def test_ten_million_rows_in_twenty_seconds_and_two_gigabytes(tmp_path):
     folder = write(replace(LARGE, invalid=False, failed=0, missing=0), tmp_path / "records")

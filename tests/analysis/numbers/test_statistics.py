@@ -5,6 +5,7 @@ leans to one side, and tokens within a document are correlated. Repetitions stan
 """
 
 from functools import cache
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from scipy.signal import lfilter
 from analysis.numbers import database, rounds, stats
 from analysis.read.records import read_records
 
-REPETITIONS = 1000
+REPETITIONS = 500  # bounds of ±2 points are 2 standard errors of 95 %; a true 90 % is found out in 99 of 100 cases
+RESAMPLES = 1999  # ends of an interval move by a fiftieth of its width against the report's 4,999
 TOKENS = 200
 EXCESS_NATS = 0.06
 LOST_SHARE = 0.01
@@ -30,7 +32,7 @@ def drift(random, shape, memory=0.6):
 
 
 def documents(count):
-    """Sums as `stats.SUMS` of 1,000 repetitions of as many documents, (6, 1000, count)."""
+    """Sums as `stats.SUMS` of 500 repetitions of as many documents, (6, 500, count)."""
     random = np.random.default_rng(count)
     shape = (REPETITIONS, count)
     level = random.normal(0.9, 0.15, shape)
@@ -47,11 +49,12 @@ def documents(count):
 
 @cache
 def covered(count):
-    """How often each interval over documents holds the truth, by the report's own function."""
+    """How often each interval over documents holds the truth, by the report's own function with fewer resamples."""
     sums = documents(count)
     found = {name: [] for name in TRUTH}
     for start in range(0, REPETITIONS, 100):
-        lows, highs = stats.spread(sums[:, start : start + 100], seed=start)
+        with patch.object(stats, "RESAMPLES", RESAMPLES):
+            lows, highs = stats.spread(sums[:, start : start + 100], seed=start)
         for name, truth in TRUTH.items():
             place = stats.CHANGES.index(name)
             found[name] += list((lows[place] <= truth) & (truth <= highs[place]))
@@ -59,7 +62,7 @@ def covered(count):
 
 
 @pytest.mark.parametrize("name", TRUTH)
-@pytest.mark.parametrize("count", [stats.MIN_DOCUMENTS, 20, 30])
+@pytest.mark.parametrize("count", [stats.MIN_DOCUMENTS, 20])
 def test_intervals_over_documents_cover_the_truth(name, count):
     assert 0.93 <= covered(count)[name] <= 0.97
 
@@ -72,7 +75,7 @@ def test_without_widening_bca_falls_short_at_few_documents(monkeypatch):
 def ratios(count):
     """A policy's seconds over full's within each round; rounds drift, and now and then something else runs."""
     random = np.random.default_rng(count)
-    common = np.exp(drift(random, (REPETITIONS, count)) * 0.1)
+    common = np.exp(drift(random, (2 * REPETITIONS, count)) * 0.1)
     mine, full = (
         common * np.exp(0.02 * random.normal(size=common.shape) + 0.1 * (random.random(common.shape) < 0.05))
         for _ in range(2)
@@ -140,7 +143,7 @@ def test_a_tie_with_the_best_is_told_from_a_loss(tmp_path):
     policies = (FULL, streaming(4, 60, 0.1), streaming(1, 63, 0.1), recent(64, 0.13), l2(64, "keep_low", 0.9))
     plan = type(QUICK)(policies, QUICK.models, tuple(f"book {number:02}" for number in range(12)), 300, (300,))
     connection = database.open_database(read_records(write(plan, tmp_path)), 5.0)
-    found = {row["policy"]: row for row in database.rows(connection, "cross_method")}
+    found = {row["policy"]: row for row in database.rows(connection, "equal_budget")}
     [best] = [policy for policy, row in found.items() if row["best"]]
     assert best in ("streaming_llm(4,60)", "streaming_llm(1,63)")
     [other] = {"streaming_llm(4,60)", "streaming_llm(1,63)"} - {best}
@@ -153,5 +156,5 @@ def test_too_few_documents_leave_a_tie_open(tmp_path):
     policies = (FULL, streaming(4, 60, 0.1), streaming(1, 63, 0.1))
     plan = type(QUICK)(policies, QUICK.models, ("Job", "Ruth"), 300, (300,))
     connection = database.open_database(read_records(write(plan, tmp_path)), 5.0)
-    ties = {row["best"]: row["tied_with_best"] for row in database.rows(connection, "cross_method")}
+    ties = {row["best"]: row["tied_with_best"] for row in database.rows(connection, "equal_budget")}
     assert ties == {True: False, False: None}

@@ -14,12 +14,12 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on PATH: install Debian's `chromium`, or set CHROMIUM"
 )
-CHARTS = {"golden": 64, "quick": 14, "shapes": 28}
+CHARTS = {"golden": 42, "quick": 11, "shapes": 12}
 VISIBLE = "[...document.querySelectorAll('[data-spec]')].filter(place => place.offsetParent)"
 UNDRAWN = f"{VISIBLE}.filter(place => !place.querySelector('svg')).length"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as run:
@@ -60,9 +60,14 @@ def drawn(page):
     return page
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["golden", "quick", "shapes"])
+# Each pair of a report, a width and a scheme once.
+@pytest.mark.parametrize(
+    ("name", "width", "scheme"),
+    [
+        *(("golden", 390, "light"), ("golden", 1440, "dark"), ("quick", 390, "dark"), ("quick", 1440, "light")),
+        *(("shapes", 390, "light"), ("shapes", 1440, "dark")),
+    ],
+)
 def test_page(visit, tmp_path, name, scheme, width):
     page = drawn(visit(name, width, scheme))
     if name != "quick":  # which holds one model
@@ -106,7 +111,7 @@ def faint(page, figure):
 @pytest.mark.parametrize("by", ["mouse", "keyboard"])
 def test_a_legend_entry_singles_its_series_out_in_every_chart(visit, by):
     page = drawn(visit("golden"))
-    entry = page.locator("#multiples .entry", has_text="recent_only")
+    entry = page.locator("#by_budget .entry", has_text="recent_only")
 
     def press():
         if by == "mouse":
@@ -116,15 +121,15 @@ def test_a_legend_entry_singles_its_series_out_in_every_chart(visit, by):
             page.keyboard.press("Enter")
         page.wait_for_timeout(200)
 
-    figures = ("multiples", "tradeoff_kv", "position", "cross_method")
+    figures = ("by_budget", "tradeoff_kv", "excess", "equal_budget")
     assert [faint(page, figure)[0] for figure in figures] == [0, 0, 0, 0]
     press()
     assert entry.get_attribute("aria-pressed") == "true"
-    assert page.locator("#position .entry[aria-pressed=true]").inner_text() == "recent_only"
+    assert page.locator("#excess .entry[aria-pressed=true]").inner_text() == "recent_only"
     for figure in figures:
         some, every = faint(page, figure)
         assert 0 < some < every, figure
-    assert faint(page, "start_size")[0] == 0  # its series are budgets, of which none was singled out
+    assert faint(page, "sinks")[0] == 0  # its series are budgets, of which none was singled out
     press()
     assert [faint(page, figure)[0] for figure in figures] == [0, 0, 0, 0]
     assert page.locator(".entry[aria-pressed=true]").count() == 0
@@ -136,7 +141,7 @@ def test_the_tradeoff_changes_its_axis_by_keyboard(visit):
     title = "#tradeoff_{} .panel:not(.elsewhere) svg .role-axis-title text"
     assert page.evaluate(shown) == ["kv"]
     page.locator(".axis input:checked").focus()
-    for axis, words in (("tpot", "time per token ÷ full’s"), ("ttft", "time to first token ÷ full’s")):
+    for axis, words in (("tpot", "time per token ÷ full’s"), ("kv", "KV memory ÷ full’s")):
         page.keyboard.press("ArrowRight")
         drawn(page)
         assert page.evaluate(shown) == [axis]
@@ -154,7 +159,7 @@ def ends_of(page, figure):
 def test_the_overviews_brush_zooms_the_charts_below(visit):
     page = drawn(visit("golden"))
     zoom = page.locator(".zoom:not(.elsewhere)")
-    assert ends_of(page, "position") == (0, 600)
+    assert ends_of(page, "excess") == (0, 600)
     zoom.scroll_into_view_if_needed()
     box = zoom.locator("svg").bounding_box()
     level = box["y"] + box["height"] / 3
@@ -163,10 +168,9 @@ def test_the_overviews_brush_zooms_the_charts_below(visit):
     page.mouse.move(box["x"] + 0.9 * box["width"], level, steps=5)
     page.mouse.up()
     page.wait_for_timeout(300)
-    for figure in ("position", "excess"):
-        low, high = ends_of(page, figure)
-        assert low >= 250
-        assert high <= 560
+    low, high = ends_of(page, "excess")
+    assert low >= 250
+    assert high <= 560
     assert 250 <= int(zoom.locator(".from").input_value()) <= 320
     zoom.locator(".reset").click()
     page.wait_for_timeout(300)
@@ -175,7 +179,7 @@ def test_the_overviews_brush_zooms_the_charts_below(visit):
     zoom.locator(".to").fill("200")
     zoom.locator(".to").press("Tab")
     page.wait_for_timeout(300)
-    assert ends_of(page, "position") == (100, 200)
+    assert ends_of(page, "excess") == (100, 200)
     brush = zoom.locator("svg .mark-rect path").last
     assert 0.1 < brush.bounding_box()["width"] / box["width"] < 0.25  # it shows what was typed
 
@@ -255,7 +259,7 @@ def test_printing_draws_every_chart_of_every_model(visit, tmp_path):
 
 def test_what_can_be_pressed_shows_its_focus(visit):
     page = visit("golden")
-    for wanted in ("#multiples .entry", ".axis input:checked", "#results th button", "#pick-model", "nav a"):
+    for wanted in ("#by_budget .entry", ".axis input:checked", "#results th button", "#pick-model", "nav a"):
         page.locator(wanted).first.focus()
         page.keyboard.press("Shift+Tab")
         page.keyboard.press("Tab")

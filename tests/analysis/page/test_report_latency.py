@@ -2,7 +2,6 @@
 
 import json
 import re
-import statistics
 from dataclasses import replace
 
 import golden
@@ -20,102 +19,19 @@ from golden import (
     commit,
     quick_report,
     recent,
-    run_report,
     streaming,
     write,
     write_json,
 )
-from test_queries import Tables, assert_printed, rows_of
+from report_oracle import Tables, assert_printed, cells_of, page_of, rows_of
 
-from analysis.charts import figures
+from analysis.charts.figures import CHARTS
+from analysis.charts.specs import for_page
 from analysis.numbers import database
 from analysis.numbers.rounds import round_intervals, spread
 from analysis.read.records import read_records
 from analysis.words import speed as speed_words
 from analysis.words import wording
-
-FIGURES = ["tpot", "ttft", "eviction", "kv_memory", "peak_memory"]
-
-
-class Timed:
-    """One latency cell's numbers by their definitions."""
-
-    def __init__(self, folder, record):
-        self.cell, self.fields = record["cell"], record["fields"]
-        self.contenders = {one["label"]: one for one in self.fields["contenders"]}
-        self.samples = {}
-        for row in pq.read_table(folder / record["file"]).to_pylist():
-            self.samples.setdefault((row["policy"], row["phase"], row["round"]), []).append(row["seconds"])
-
-    def rounds(self, label, phase):
-        """Seconds of each round: of a prefill, or the mean of its steps, TPOT."""
-        mine = {key[2]: times for key, times in self.samples.items() if key[:2] == (label, phase)}
-        return [sum(mine[number]) / len(mine[number]) for number in sorted(mine)]
-
-    def ratio(self, label, phase, against):
-        """Median of the ratios within the rounds."""
-        pairs = zip(self.rounds(label, phase), self.rounds(against, phase))
-        return statistics.median(mine / other for mine, other in pairs)
-
-    def percentile(self, label, share, least):
-        """Of all gaps pooled, by linear interpolation; None from too few."""
-        gaps = sorted(gap for key, gaps in self.samples.items() if key[:2] == (label, "step") for gap in gaps)
-        place = share * (len(gaps) - 1)
-        low = int(place)
-        high = min(low + 1, len(gaps) - 1)
-        return None if len(gaps) < least else 1000 * (gaps[low] + (place - low) * (gaps[high] - gaps[low]))
-
-    def totals(self, label):
-        """Each column of the latency table that is a number and no interval."""
-        one, batch = self.contenders[label], self.fields["batch"]
-        twin = self.twin(label)
-        steps = self.rounds(label, "step")
-        full = label == "full"
-        return {
-            "context": self.fields["context"],
-            "batch": batch,
-            "ttft_ms": 1000 * statistics.median(self.rounds(label, "ttft")),
-            "ttft_ratio": 1.0 if full else self.ratio(label, "ttft", "full"),
-            "tpot_ms": 1000 * statistics.median(steps),
-            "tpot_ratio": 1.0 if full else self.ratio(label, "step", "full"),
-            "itl_ms": self.percentile(label, 0.5, 1),
-            "itl_p90_ms": self.percentile(label, 0.9, 64),
-            "itl_p99_ms": self.percentile(label, 0.99, 662),
-            "throughput": statistics.median(batch / seconds for seconds in steps),
-            "eviction_percent": 100 * (self.ratio(label, "step", twin) - 1) if twin else None,
-            "kv_mb": one["kv_bytes"] / 1e6,
-            "allocated_mb": one["kv_bytes_allocated"] / 1e6,
-            "peak_mb": None if one["peak_bytes"] is None else one["peak_bytes"] / 1e6,
-            "prefills_n": self.fields["prefills"],
-            "rounds_n": self.fields["rounds"],
-            "gaps_n": self.fields["rounds"] * self.fields["steps"],
-        }
-
-    def twin(self, label):
-        """The contender that keeps as many bytes as a policy and evicts none, if any."""
-        mine = self.contenders[label]
-        twins = [one for one in self.contenders.values() if one["role"] == "without eviction"]
-        same = [one["label"] for one in twins if one["kv_bytes"] == mine["kv_bytes"]]
-        own = [one["label"] for one in twins if one["of"] == label]
-        return next(iter(own + same), None) if mine["role"] == "policy" else None
-
-    def drift(self):
-        """Full's time per token in the last third of the rounds over that in the first, in per cent."""
-        steps = self.rounds("full", "step")
-        third = len(steps) // 3
-        return 100 * (statistics.median(steps[-third:]) / statistics.median(steps[:third]) - 1)
-
-
-def cells_of(folder):
-    records = [
-        json.loads(path.read_text()) for path in folder.glob("*.json") if re.fullmatch(r"\w{16}\.json", path.name)
-    ]
-    timed = [Timed(folder, one) for one in records if one["fields"]["kind"] == "latency"]
-    return {(one.fields["model"], one.fields["context"], one.fields["batch"]): one for one in timed}
-
-
-def page_of(report):
-    return (report / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module", params=["golden", "shapes"])
@@ -296,7 +212,7 @@ def test_a_difference_is_one_only_outside_that_of_full_from_itself(
     assert ("no measurable difference in time per token at 512" in headline) == (verdict == "same")
     speed = next(row for row in rows_of(tmp_path / "out", "cards") if row["card"] == "speed")
     assert (speed["policy"] == policy.label) == (verdict == "faster")
-    beaten = {row["policy"]: row["unbeaten"] for row in rows_of(tmp_path / "out", "pareto") if row["axis"] == "tpot"}
+    beaten = {row["policy"]: row["unbeaten"] for row in rows_of(tmp_path / "out", "tradeoff") if row["axis"] == "tpot"}
     assert beaten == {"full": "True", policy.label: str(verdict == "faster")}
     if verdict != "faster":
         assert "none is faster by more than full differs from itself" in speed["why"]
@@ -310,12 +226,10 @@ def test_a_context_that_does_not_exceed_the_budget_says_nothing(tmp_path):
     plan = replace(GOLDEN, policies=policies, models=GOLDEN.models[:1], invalid=False, failed=0, missing=0)
     plan = replace(plan, latency=Latency((512,), rounds=6), tokens=600, lengths=(600,))
     assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
-    for name in ("pareto", "eviction"):
+    for name in ("tradeoff", "eviction"):
         rows = [row for row in rows_of(tmp_path / "out", name) if row.get("axis") != "kv"]
         assert rows
         assert not [row for row in rows if row["budget"] == "512"], name
-    [row] = [row for row in rows_of(tmp_path / "out", "multiples") if row["budget"] == "512"]
-    assert (row["tpot_ratio"], row["ttft_ratio"]) == ("", "")
     alone = replace(plan, policies=policies[:2])
     assert quick_report("--records", write(alone, tmp_path / "a"), "--out", tmp_path / "alone").returncode == 0
     answer = page_of(tmp_path / "alone").partition('id="answer"')[2].partition("</section>")[0].replace("\u00a0", " ")
@@ -365,26 +279,25 @@ def test_speed_without_quality(tmp_path_factory):
     assert "decodes fastest" in page
     assert "KVStreamCache(model," not in page
     assert 'id="results"' not in page
-    for name in FIGURES:
-        assert (report / "charts" / f"{name}.svg").exists()
-    assert (report / "charts" / "multiples.svg").exists()
-    for name in ("tradeoff_tpot", "tradeoff_kv", "throughput", "cross_method"):
-        assert not (report / "charts" / f"{name}.svg").exists()
+    for name in ("tpot", "eviction", "peak_memory"):
+        assert f'<figure id="{name}"' in page
+    for name in ("tradeoff_tpot", "tradeoff_kv", "throughput", "equal_budget"):
+        assert f'<figure id="{name}"' not in page
     assert {row["ttft_ratio_low"] for row in rows_of(report, "latency")} == {""}  # three prefills carry no interval
 
 
 @pytest.mark.parametrize(("policy", "grows"), [(streaming(4, 252, 0, skip="0"), True), (recent(256, 0), False)])
 def test_speed_alone_says_whose_memory_grows(tmp_path, policy, grows):
     plan = replace(SHAPES, policies=(FULL, policy), latency=Latency(contexts=(2048,), rounds=6))
-    assert run_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
+    assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
     answer = page_of(tmp_path / "out").partition('id="answer"')[2].partition("</section>")[0]
     for said in ("of the full KV memory there", "of the full KV memory, at 2,048 tokens of context"):
         assert said in answer
         assert (f"{said} (memory grows with the text)" in answer) == grows
     summary = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
     assert (f"`{policy.label}` (memory grows with the text) |" in summary) == grows
-    for name in ("kv_memory", "peak_memory"):
-        assert (" grows</text>" in (tmp_path / "out" / "charts" / f"{name}.svg").read_text(encoding="utf-8")) == grows
+    drawn = page_of(tmp_path / "out").partition('<figure id="peak_memory"')[2].partition("</figure>")[0]
+    assert (' grows"' in drawn) == grows
 
 
 def test_the_tradeoff_and_its_tooltips_say_whose_memory_grows(tmp_path):
@@ -392,12 +305,12 @@ def test_the_tradeoff_and_its_tooltips_say_whose_memory_grows(tmp_path):
     plan = replace(GOLDEN, policies=(FULL, growing), models=GOLDEN.models[:1], tokens=300, lengths=(300,))
     plan = replace(plan, latency=Latency(contexts=(100, 300), rounds=6))
     connection = database.open_database(read_records(write(plan, tmp_path)), 5.0)
-    for [worth] in speed_words.fronts(database.rows(connection, "pareto")).values():
+    for [worth] in speed_words.fronts(database.rows(connection, "tradeoff")).values():
         assert f"{growing.label} (memory grows with the text)" in worth["said"]
         assert "full (memory" not in worth["said"]
-    for name in ("tradeoff_tpot", "tradeoff_kv", "multiples", "kv_memory", "peak_memory"):
-        query, draw = figures.FIGURES[name]
-        drawn = json.dumps([figures.for_page(panel) for panel in draw(database.rows(connection, query)).panels])
+    for name in ("tradeoff_tpot", "tradeoff_kv", "by_budget", "tpot", "peak_memory"):
+        chart = CHARTS[name]
+        drawn = json.dumps([for_page(panel) for panel in chart.draw(database.rows(connection, chart.query)).panels])
         assert f'"{growing.label} (memory grows with the text)"' in drawn
         assert "full (memory" not in drawn
 
@@ -463,10 +376,10 @@ def test_incomplete_or_impossible_samples_are_left_out(tmp_path, damage):
     assert '<li class="badge">1 left out</li>' in page_of(tmp_path / "out")
 
 
-@pytest.mark.parametrize("axis", ["tpot", "kv", "ttft"])
+@pytest.mark.parametrize("axis", ["tpot", "kv"])
 def test_tradeoff_front_is_what_none_better_matches(axis, tmp_path_factory):
     _, report = built("golden", tmp_path_factory)
-    rows = [row for row in rows_of(report, "pareto") if row["axis"] == axis]
+    rows = [row for row in rows_of(report, "tradeoff") if row["axis"] == axis]
 
     def end(row, name):
         return float(row[f"x_{name}"] or row["x"])
@@ -483,23 +396,15 @@ def test_tradeoff_front_is_what_none_better_matches(axis, tmp_path_factory):
     assert {row["policy"] for row in rows if row["unbeaten"] == "True"} >= {"full", "streaming_llm(4,124)"}
 
 
-def test_the_tradeoff_and_the_multiples_stand_on_the_samples(tmp_path_factory):
+def test_the_tradeoff_stands_on_the_samples(tmp_path_factory):
     records, report = built("golden", tmp_path_factory)
     cells = cells_of(records)
-    for row in rows_of(report, "pareto"):
+    for row in rows_of(report, "tradeoff"):
         if row["axis"] == "kv":
             continue
         expected = cells[row["setting"], int(row["context"]), int(row["batch"])].totals(row["policy"])
         assert float(row["x"]) == pytest.approx(expected[f"{row['axis']}_ratio"], rel=1e-9), row
         assert float(row["value"]) == pytest.approx(expected[f"{row['axis']}_ms"], rel=1e-9), row
-    rows = rows_of(report, "multiples")
-    for row in rows:
-        headline = cells[row["setting"], int(row["context"]), 1].totals(row["policy"])
-        packed = cells[row["setting"], int(row["packed_context"]), int(row["packed"])].totals(row["policy"])
-        assert float(row["tpot_ratio"]) == pytest.approx(headline["tpot_ratio"], rel=1e-9), row
-        assert float(row["ttft_ratio"]) == pytest.approx(headline["ttft_ratio"], rel=1e-9), row
-        assert float(row["throughput"]) == pytest.approx(packed["throughput"], rel=1e-9), row
-    assert {int(row["packed"]) for row in rows} == {4}
 
 
 def rounds_with(ratio, random, rounds=30):

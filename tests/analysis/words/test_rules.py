@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from golden import FULL, GOLDEN, QUICK, Latency, built, commit, quick_report, recent, streaming, write, write_json
-from test_queries import rows_of
+from report_oracle import rows_of
 
 from analysis.numbers import database
 from analysis.read.records import read_records
@@ -166,7 +166,7 @@ def test_the_headlines_pick_is_the_first_card(choice):
     [answer] = database.rows(connection, "answer")
     first, *_ = database.rows(connection, "cards")
     assert (first["card"], first["policy"]) == ("answer", answer["policy"])
-    assert cards.card(first)["code"][-1].startswith("cache = KVStreamCache(model, StreamingLLM(")
+    assert cards.card(first)["code"][-1].startswith('cache = KVStreamCache(model, parse_policy("streaming_llm(')
 
 
 def test_a_change_whose_spread_holds_zero_is_no_difference(tmp_path):
@@ -229,7 +229,16 @@ def test_a_setting_is_a_model_on_a_device_in_a_dtype(tmp_path):
         alone = replace(plan, device=device, dtype=dtype, policies=policies, seed=int(100 * excess))
         out = tmp_path / f"{device} {dtype}"
         assert quick_report("--records", write(alone, out / "r"), "--out", out / "out").returncode == 0
-        for name in ("main", "latency", "cards", "pareto", "multiples", "cross_method", "start_size", "position"):
+        for name in (
+            "perplexity",
+            "latency",
+            "cards",
+            "tradeoff",
+            "by_budget",
+            "equal_budget",
+            "sinks",
+            "along_the_text",
+        ):
             mine = [
                 row for row in rows_of(tmp_path / "out", name) if row["setting"] == f"tiny-neox · {dtype} · {device}"
             ]
@@ -252,7 +261,7 @@ def test_a_budget_that_the_text_does_not_exceed_is_in_no_chart(tmp_path):
     policies = (FULL, streaming(4, 60, 0.05), recent(64, 0.4), streaming(4, 508, 0.0), recent(512, 0.0))
     plan = replace(QUICK, policies=policies, tokens=300, lengths=(150, 300))
     assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
-    for name in ("pareto", "multiples", "cross_method", "start_size", "position", "length"):
+    for name in ("tradeoff", "by_budget", "equal_budget", "sinks", "along_the_text", "length"):
         rows = rows_of(tmp_path / "out", name)
         assert rows
         assert not [row for row in rows if row["budget"] == "512"], name
@@ -380,7 +389,7 @@ def test_an_ablation_of_sinks_and_lengths_of_the_issue(tmp_path):
     plan = replace(GOLDEN, policies=policies, documents=("Job",), tokens=8192, lengths=(512, 1024, 2048, 4096, 8192))
     plan = replace(plan, latency=None, invalid=False, failed=0, missing=0)
     connection = database.open_database(read_records(write(plan, tmp_path)), 5.0)
-    rows = database.rows(connection, "start_size")
+    rows = database.rows(connection, "sinks")
     assert {(row["setting"], row["start_size"]) for row in rows} == {
         (model, start) for model in ("tiny-neox", "tiny-llama") for start in (0, 1, 2, 4, 8)
     }
@@ -388,4 +397,4 @@ def test_an_ablation_of_sinks_and_lengths_of_the_issue(tmp_path):
     assert {row["policy"] for row in rows if row["start_size"] == 0} == {"recent_only(64)"}
     lengths = {(row["setting"], row["series"], row["length"]) for row in database.rows(connection, "length")}
     assert {length for *_, length in lengths} == set(plan.lengths)
-    assert len(lengths) == 2 * 5 * 3  # full, recent_only, and streaming_llm with its usual four sinks
+    assert len(lengths) == 2 * 5 * 2  # recent_only, and streaming_llm with its usual four sinks
