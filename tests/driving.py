@@ -28,6 +28,13 @@ def arguments(world, out, *more):
     return [sys.executable, str(QUICK), *where, *axes, *more]
 
 
+def labelled(world, out, policies, tokens, *more, texts="texts"):
+    """The command of a sweep of whole labels over one text; one thread a cell, so that the same workers serve all."""
+    where = ["--models", str(world / "model"), "--text", str(world / texts), "--out", str(out), "--device", "cpu"]
+    axes = ["--policies", policies, "--lengths", str(tokens), "--documents", "1", "--contexts", "none"]
+    return [sys.executable, str(QUICK), *where, *axes, "--threads", "1", *more]
+
+
 def run(command, **options):
     """Run a command from the checkout, as a user would, and wait for it."""
     return subprocess.run(command, capture_output=True, text=True, timeout=400, **{"cwd": ROOT} | options)

@@ -39,7 +39,7 @@ CORE += " and not skip_layers)"
 )
 def test_the_engine_is_right_under_other_machines_rounding(setting, dtype):
     """Each setting with the demo model in one dtype."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider"]
     demo = f"{__file__}::{test_the_demo_model_is_accepted_and_computes_what_it_does.__name__}[{dtype}]"
     chosen = [str(HERE / "test_exactness.py"), demo, "-k", f"{CORE} or the_demo_model"]
     quiet = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

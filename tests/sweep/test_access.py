@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from driving import ROOT, arguments
+from driving import ROOT, labelled
 from standins.head import Head
 
 CANARY = "hf_canary0Zx7QmWv"
@@ -39,7 +39,7 @@ def shell(folder, **more):
 
 
 def small(world, out):
-    return arguments(world, out, "--lengths", "50", "--documents", "1", "--policies", "full,recent_only")
+    return labelled(world, out, "full,recent_only(8)", 50)
 
 
 def listening(process):

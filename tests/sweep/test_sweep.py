@@ -21,7 +21,7 @@ import pytest
 import ray
 import torch
 from conftest import WORDS
-from driving import QUICK, ROOT, arguments, digest, sweep_here
+from driving import QUICK, ROOT, arguments, digest, labelled, sweep_here
 from situations import TINY
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
@@ -180,13 +180,6 @@ def test_gpus_that_torch_cannot_use_are_refused_before_a_model_loads(monkeypatch
     assert fit_for("cuda", machines, None) == [Node("b", 2, 1, 8e9)]
     with pytest.raises(ValueError, match="device: 'cuda' asked, and Ray counts GPUs, but torch finds none there"):
         fit_for("cuda", machines[:1], None)
-
-
-def labelled(world, out, policies, tokens, *more, texts="texts"):
-    """The command of a sweep of whole labels over one text; one thread a cell, so that the same workers serve all."""
-    where = ["--models", str(world / "model"), "--text", str(world / texts), "--out", str(out), "--device", "cpu"]
-    axes = ["--policies", policies, "--lengths", str(tokens), "--documents", "1", "--contexts", "none"]
-    return [sys.executable, str(QUICK), *where, *axes, "--threads", "1", *more]
 
 
 def long_text(world, out, policies, tokens):
