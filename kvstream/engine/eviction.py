@@ -1,37 +1,30 @@
-"""The contest for the older tokens, played over a whole chunk at once.
+"""Who leaves a layer whose older tokens are contested, and when: by what they are, or by the attention they receive.
 
-Each step one candidate, the token that just lost its protection, is offered to the contested region. There is room,
-or one token leaves: the lowest score (the youngest of equals), or the one drawn by its rank in age. `leaving_offers`
-is that definition, compiled; `Contested` is its outcome as the chunk's queries see it.
+An `Eviction` owns the scores of one layer, and who sits in which contested seat. It is asked step by step (`step`), or
+about many steps at once (`lifetimes`), with the same outcome. Where attention decides, many steps must be taken one by
+one within the layer (`must_scan`): whom a query sees depends on what the queries before it saw. A layer without
+contested tokens has no `Eviction`: there the oldest recent token leaves.
 
-Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, N contested keys of the chunk by age
-(members, then candidates), U those of them that a block of queries can see, C candidates, R rows (B × H), D head size.
+Shape legend: B batch, H kv-heads, G query heads per kv-head, S slots, Z seats, M members by age, C candidates,
+N contested tokens by age (members, then candidates), R rows (B × H), D head size.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
-import numba
 import numpy as np
 import torch
 
-from kvstream.engine.attention import Part, scored, scores, seen
-from kvstream.engine.rope import Rotation
+from kvstream.engine.contest import leaving_offers, takeovers, tie
+from kvstream.engine.lifetimes import Lifetimes
+from kvstream.engine.slot_layout import SlotLayout
+from kvstream.policies import Policy
 
-NEVER = np.iinfo(np.int64).max
-
-
-def tie(dtype: torch.dtype) -> float:
-    """Relative difference up to which two scores are equal.
-
-    In the first layer a key depends on its token alone, so repeated tokens tie; a product over one token and one over
-    many round them apart, by an ulp or two. Unequal keys this close are too rare to matter.
-    """
-    return 16 * torch.finfo(dtype).eps
+FORESIGHT = 64  # steps whose contests are settled at once
+Arrived = Callable[[range], tuple[torch.Tensor, torch.Tensor]]  # tokens → their keys and values, both (B, H, C, D)
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Takeover:
 
 
 @dataclass(frozen=True)
-class Takeovers:
+class Settled:
     """Contests settled ahead, for the steps from `start` on; moves: whether any row changes, known on the host."""
 
     start: int
@@ -53,20 +46,9 @@ class Takeovers:
     score_BHC: torch.Tensor
     moves: list[bool]
 
-    @classmethod
-    def of(
-        cls, start: int, seat_RC: np.ndarray, left_RC: np.ndarray, moves_C: np.ndarray, score_BHC: torch.Tensor
-    ) -> Takeovers:
-        """Join what `takeovers` found with the scores of the candidates."""
-        seat_BHC, left_BHC = (
-            torch.from_numpy(x).view(score_BHC.shape).to(score_BHC.device) for x in (seat_RC, left_RC)
-        )
-        return cls(start, seat_BHC, left_BHC, score_BHC, moves_C.tolist())
-
-    @property
-    def stop(self) -> int:
-        """The first step not settled."""
-        return self.start + len(self.moves)
+    def covers(self, step: int) -> bool:
+        """Whether a step is settled."""
+        return step < self.start + len(self.moves)
 
     def at(self, step: int) -> Takeover | None:
         """What happens at a step, or None if nothing does."""
@@ -76,198 +58,167 @@ class Takeovers:
         return Takeover(*(x[..., offer : offer + 1] for x in (self.seat_BHC, self.left_BHC, self.score_BHC)))
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Positions by rank: the lowest rank of a contested key, the budget, and the rotations to 0 … budget."""
+class Eviction(ABC):
+    """What both kinds share: the seats, and how a contest is played.
 
-    first: int
-    budget: int
-    table: Rotation
+    members, in all methods: how many contested tokens are held, the same number in every row.
+    """
 
+    must_scan = False
+    row_tensors: tuple[str, ...]  # what it holds of the batch's rows
+    rank_BHZ: torch.Tensor  # by age, among the members
 
-@dataclass(frozen=True)
-class Contested:
-    """Keys (unrotated where rank is position), values, scores, and the first and last query that sees each."""
+    def __init__(self, policy: Policy, layer: int, layout: SlotLayout) -> None:
+        self.policy, self.layer, self.layout = policy, layer, layout
 
-    keys_BHND: torch.Tensor
-    values_BHND: torch.Tensor
-    score_BHN: torch.Tensor
-    enter_BHN: torch.Tensor
-    leave_BHN: torch.Tensor
+    def allocate(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> None:  # noqa: ARG002
+        """Make room for as many rows and slots as these have."""
+        # Seats are first taken in order, so a seat's number is its first member's rank.
+        self.rank_BHZ = torch.arange(self.layout.seats, device=keys_BHSD.device).repeat(*keys_BHSD.shape[:2], 1)
+        self.forget()
 
-    def parts(
-        self, queries_BHGTD: torch.Tensor, query_T: torch.Tensor, scaling: float, ranks: Ranks | None
-    ) -> list[Part]:
-        """Score the queries with token indices `query_T` against the keys that any of them sees: one part, or none.
+    def forget(self) -> None:
+        """Drop what was settled ahead."""
+        self.settled: Settled | None = None
 
-        Without `ranks` keys and queries come rotated; with them, neither is.
+    def filled(self, name: str, seen: int) -> int:  # noqa: ARG002
+        """How much of a row tensor is in use after so many tokens."""
+        return self.layout.members(seen)
+
+    def by_age(self, members: int) -> torch.Tensor:
+        """Seats of the members, oldest first: (B, H, M)."""
+        return self.rank_BHZ[:, :, :members].argsort(-1)
+
+    def attended(self, slot: int, weights_BHGS: torch.Tensor) -> None:  # noqa: B027
+        """Take note of a query's attention to the first slots; its own token is in `slot`."""
+
+    @abstractmethod
+    def step(self, token: int, members: int, arrived: Arrived) -> Takeover | None:
+        """Settle step `token`, at which the oldest recent token loses its protection. None: nothing changes."""
+
+    @abstractmethod
+    def lifetimes(
+        self, token: int, members: int, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor
+    ) -> Lifetimes | None:
+        """Settle step `token` and following, one candidate each; what is held is then as after the last of them.
+
+        None: these steps must be taken one by one.
         """
-        seen_BHN = (self.enter_BHN <= query_T[-1]) & (self.leave_BHN >= query_T[0]) & (self.enter_BHN <= self.leave_BHN)
-        count = int(seen_BHN.sum(-1).max())
-        if not count:
-            return []
-        pick_BHU = _places(seen_BHN, count)
-        enter_BH1U, leave_BH1U = (x.gather(2, pick_BHU).unsqueeze(2) for x in (self.enter_BHN, self.leave_BHN))
-        pick_BHUD = pick_BHU[..., None].expand(-1, -1, -1, self.keys_BHND.shape[-1])
-        keys_BHUD, values_BHUD = self.keys_BHND.gather(2, pick_BHUD), self.values_BHND.gather(2, pick_BHUD)
-        if ranks is None:
-            mask_BHTU = (enter_BH1U <= query_T[:, None]) & (leave_BH1U >= query_T[:, None])
-            mask = queries_BHGTD.new_zeros(mask_BHTU.shape).masked_fill_(~mask_BHTU, -torch.inf)
-            return [seen(queries_BHGTD, keys_BHUD, values_BHUD, scaling, mask)]
-        by_rank = scores_by_rank(
-            queries_BHGTD, keys_BHUD, enter_BH1U[:, :, 0], leave_BH1U[:, :, 0], query_T, scaling, ranks
-        )
-        return [scored(by_rank, values_BHUD)]
 
-    def survivors(self) -> tuple[torch.Tensor, ...]:
-        """Keys, values and scores of those still held after the chunk, by age."""
-        stays_BHN = self.leave_BHN == NEVER
-        place_BHZ = _places(stays_BHN, int(stays_BHN[0, 0].sum()))
-        place_BHZD = place_BHZ[..., None].expand(-1, -1, -1, self.keys_BHND.shape[-1])
-        keys, values = self.keys_BHND.gather(2, place_BHZD), self.values_BHND.gather(2, place_BHZD)
-        return keys, values, self.score_BHN.gather(2, place_BHZ)
+    def _settle(self, held_BHM: torch.Tensor, score_BHC: torch.Tensor, token: int) -> Settled:
+        """Say who takes whose seat at step `token` and following, given the members' scores by age."""
+        members = held_BHM.shape[2]
+        leaves_RN = self._leaving(torch.cat((held_BHM, score_BHC), 2), members, token)
+        seats_RM = self.by_age(members).reshape(len(leaves_RN), -1).cpu().numpy()
+        seat_RC, left_RC, moves_C = takeovers(leaves_RN, seats_RM, self.layout.room)
+        seat, left = (torch.from_numpy(x).view(score_BHC.shape).to(score_BHC.device) for x in (seat_RC, left_RC))
+        return Settled(token, seat, left, score_BHC, moves_C.tolist())
+
+    def _leaving(self, score_BHN: torch.Tensor, members: int, token: int) -> np.ndarray:
+        """Play the contests of step `token` and following: see `leaving_offers`; int64, shape (R, N)."""
+        B, H, N = score_BHN.shape
+        relative_tie = tie(score_BHN.dtype)
+        if self.policy.shared_by_heads:
+            score_BHN = score_BHN.double().mean(1, keepdim=True)
+        deciding = score_BHN.shape[1]
+        draws_RC = np.empty((B * deciding, 0), np.int64)
+        if self.policy.scored_by == "nothing":
+            draws_HC = self.policy.draws(self.layer, deciding, range(token, token + N - members))
+            if draws_HC is None:
+                raise TypeError(f"{self.policy.name} contests tokens, but neither scores nor draws say who leaves")
+            draws_RC = np.tile(draws_HC, (B, 1))
+        score_RN = score_BHN.reshape(B * deciding, N).cpu().numpy()
+        leaves_RN = leaving_offers(score_RN, draws_RC, members, self.layout.room, score_RN.dtype.type(relative_tie))
+        return np.repeat(leaves_RN, H // deciding, axis=0)
+
+    def _seat(self, takeover: Takeover, members: int) -> None:
+        """Update the ranks: who was younger than the leaving one moves up, and the candidate is the youngest."""
+        self.rank_BHZ.sub_((self.rank_BHZ > takeover.left_BH1).long())
+        self.rank_BHZ.scatter_(2, takeover.seat_BH1, min(members, self.layout.room - 1))
 
 
-def _places(chosen_BHN: torch.Tensor, count: int) -> torch.Tensor:
-    """First `count` places per row, the chosen ones before all others, in order: shape (B, H, count)."""
-    return chosen_BHN.byte().argsort(dim=-1, descending=True, stable=True)[..., :count]
+class ByToken(Eviction):
+    """By what a token is, or by draws: known ahead, as soon as the candidates have arrived."""
+
+    row_tensors = ("score_BHZ", "rank_BHZ")
+
+    def allocate(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> None:
+        """Make room for as many rows and slots as these have."""
+        super().allocate(keys_BHSD, values_BHSD)
+        self.score_BHZ = self._score(keys_BHSD[:, :, :0], values_BHSD[:, :, :0]).new_zeros(self.rank_BHZ.shape)
+
+    def step(self, token: int, members: int, arrived: Arrived) -> Takeover | None:
+        """Settle step `token`; those after it, too, as far as their candidates have arrived."""
+        if self.settled is None or not self.settled.covers(token):
+            candidate = token - self.layout.recent
+            score_BHC = self._score(*arrived(range(candidate, min(candidate + FORESIGHT, token + 1))))
+            self.settled = self._settle(self.score_BHZ.gather(2, self.by_age(members)), score_BHC, token)
+        takeover = self.settled.at(token)
+        if takeover:
+            self.score_BHZ.scatter_(2, takeover.seat_BH1, takeover.score_BH1)
+            self._seat(takeover, members)
+        return takeover
+
+    def lifetimes(self, token: int, members: int, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> Lifetimes:
+        """Settle step `token` and following, one candidate each; what is held is then as after the last of them."""
+        held_BHM = self.score_BHZ.gather(2, self.by_age(members))
+        score_BHN = torch.cat((held_BHM, self._score(keys_BHCD, values_BHCD)), 2)
+        offer_BHN = torch.from_numpy(self._leaving(score_BHN, members, token)).view_as(score_BHN)
+        found = Lifetimes.of(token, members, offer_BHN.to(score_BHN.device))
+        stayed_BHZ = score_BHN.gather(2, found.survivors())
+        self.score_BHZ[:, :, : stayed_BHZ.shape[2]] = stayed_BHZ
+        self.rank_BHZ.copy_(torch.arange(self.layout.seats))
+        return found
+
+    def _score(self, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> torch.Tensor:
+        """Score tokens, (B, H, C), in float32 or wider; zeros where draws decide."""
+        if self.policy.scored_by == "nothing":
+            return keys_BHCD.new_zeros(keys_BHCD.shape[:3], dtype=torch.float32)
+        score_BHC = self.policy.token_scores(keys_BHCD, values_BHCD)
+        return score_BHC.to(torch.promote_types(score_BHC.dtype, torch.float32))
 
 
-def scores_by_rank(
-    queries_BHGTD: torch.Tensor,
-    keys_BHUD: torch.Tensor,
-    enter_BHU: torch.Tensor,
-    leave_BHU: torch.Tensor,
-    query_T: torch.Tensor,
-    scaling: float,
-    ranks: Ranks,
-) -> torch.Tensor:
-    """Score keys (by age, unrotated, as are the queries) at the rank each has for each query: (B, H, G, T, U).
+class ByAttention(Eviction):
+    """By the attention that tokens have received so far: known only when a step's query has been answered.
 
-    A rank falls whenever an older key leaves, so no rotation of keys or queries serves two queries alike. What is
-    turned is the distance d between them: with q·conj(k) = a + ib for each pair of dimensions, the score is the sum of
-    a·cos(d) − b·sin(d) at the pair's frequency, plus the product of the dimensions that are not rotated.
+    Scores are kept for every slot, as protected tokens are attended to, too, and in float64: they add up.
     """
-    B, H = queries_BHGTD.shape[:2]
-    size = ranks.table.cos.shape[-1]
-    wide = torch.promote_types(queries_BHGTD.dtype, torch.float32)
-    queries, keys = queries_BHGTD.to(wide) * scaling, keys_BHUD.to(wide)
-    rest = scores(queries[..., size:], keys[..., size:], 1.0)  # zeros where all dimensions are rotated
-    arrays = [
-        x.reshape(B * H, *x.shape[2:]).cpu().numpy()
-        for x in (rest, queries[..., :size].contiguous(), keys[..., :size].contiguous(), enter_BHU, leave_BHU)
-    ]
-    position_T = query_T.clamp(max=ranks.budget) - ranks.first
-    shared = [x.cpu().numpy() for x in (query_T, position_T, ranks.table.cos.to(wide), ranks.table.sin.to(wide))]
-    threads = min(torch.get_num_threads(), B * H)
-    pieces = [slice(B * H * n // threads, B * H * (n + 1) // threads) for n in range(threads)]
-    list(_pool(threads).map(lambda piece: _add_by_rank(*(x[piece] for x in arrays), *shared), pieces))
-    return torch.from_numpy(arrays[0]).view(rest.shape).to(queries_BHGTD)
+
+    must_scan = True
+    row_tensors = ("score_BHS", "rank_BHZ")
+
+    def allocate(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> None:
+        """Make room for as many rows and slots as these have."""
+        super().allocate(keys_BHSD, values_BHSD)
+        self.score_BHS = keys_BHSD.new_zeros(keys_BHSD.shape[:3], dtype=torch.float64)
+
+    def filled(self, name: str, seen: int) -> int:
+        """How much of a row tensor is in use after so many tokens."""
+        return self.layout.members(seen) + (self.layout.filled(seen) if name == "score_BHS" else 0)
+
+    def attended(self, slot: int, weights_BHGS: torch.Tensor) -> None:
+        """Let the policy update the scores of the first slots."""
+        self.score_BHS[:, :, slot] = 0
+        score_BHS = self.score_BHS[:, :, : weights_BHGS.shape[-1]]
+        score_BHS.copy_(self.policy.update_scores(score_BHS, weights_BHGS.double()))
+
+    def step(self, token: int, members: int, arrived: Arrived) -> Takeover | None:  # noqa: ARG002
+        """Settle step `token` alone."""
+        contested_at = self.layout.contested_at
+        source = self.layout.slot_of(token - self.layout.recent)
+        held_BHM = self.score_BHS.gather(2, contested_at + self.by_age(members))
+        takeover = self._settle(held_BHM, self.score_BHS[:, :, source, None], token).at(token)
+        if takeover:
+            self.score_BHS.scatter_(2, contested_at + takeover.seat_BH1, takeover.score_BH1.clone())
+            self._seat(takeover, members)
+        return takeover
+
+    def lifetimes(self, *_: object) -> None:
+        """Say that steps must be taken one by one."""
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _add_by_rank(
-    scores_RGTU: Any, q_RGTD: Any, k_RUD: Any, enter_RU: Any, leave_RU: Any, query_T: Any, position_T: Any,
-    cos_SD: Any, sin_SD: Any,
-) -> None:  # fmt: skip
-    """Add the rotated dimensions' share to scores of the others, −inf where a query does not see a key.
-
-    cos_SD, sin_SD: as in `rope.Rotation`, of distances 0, 1, …: both halves of a pair, the first sine negated.
-    """
-    rows, groups, queries, size = q_RGTD.shape
-    half = size // 2
-    for row in range(rows):
-        for t in range(queries):
-            distance = position_T[t] + 1
-            for u in range(k_RUD.shape[1]):
-                if enter_RU[row, u] > query_T[t] or leave_RU[row, u] < query_T[t]:
-                    scores_RGTU[row, :, t, u] = -np.inf
-                    continue
-                distance -= 1
-                for g in range(groups):
-                    total = scores_RGTU[row, g, t, u]
-                    for p in range(half):
-                        q1, q2 = q_RGTD[row, g, t, p], q_RGTD[row, g, t, p + half]
-                        k1, k2 = k_RUD[row, u, p], k_RUD[row, u, p + half]
-                        total += cos_SD[distance, p] * (q1 * k1 + q2 * k2) + sin_SD[distance, p] * (q2 * k1 - q1 * k2)
-                    scores_RGTU[row, g, t, u] = total
-
-
-@numba.njit(cache=True, nogil=True)
-def leaving_offers(scores_RN: Any, draws_RC: Any, members: int, room: int, tie: float) -> Any:
-    """Compute at which offer (0 … C−1) each token leaves, NEVER for those that stay: int64, shape (R, N).
-
-    The first `members` of N are in the region already and the others are offered one by one; `room` is the region's
-    size. Where draws_RC has no columns scores decide, and those within `tie`, relative, of the lowest are equal to it;
-    else the draws do.
-    """
-    rows, tokens = scores_RN.shape
-    leaves_RN = np.full((rows, tokens), NEVER, np.int64)
-    alive = np.empty(room + 1, np.int64)
-    for row in range(rows):
-        count = members
-        for token in range(members):
-            alive[token] = token
-        for offer in range(tokens - members):
-            alive[count] = members + offer
-            count += 1
-            if count <= room:
-                continue
-            place = 0
-            if draws_RC.shape[1] > 0:
-                place = draws_RC[row, offer]
-            else:
-                lowest = scores_RN[row, alive[0]]
-                for rank in range(1, count):
-                    lowest = min(lowest, scores_RN[row, alive[rank]])
-                for rank in range(count):
-                    if scores_RN[row, alive[rank]] <= lowest + abs(lowest) * tie:
-                        place = rank
-            leaves_RN[row, alive[place]] = offer
-            for rank in range(place, count - 1):
-                alive[rank] = alive[rank + 1]
-            count -= 1
-    return leaves_RN
-
-
-@numba.njit(cache=True, nogil=True)
-def takeovers(leaves_RN: Any, seats_RM: Any, room: int) -> Any:
-    """Compute which seats candidates take and which rank became free: int64, (R, C) each; and if any row moves, (C,).
-
-    leaves_RN: of `leaving_offers`; seats_RM: the members' seats, by age. A free seat is the next one in order. Where
-    the candidate leaves at once, it takes the spare seat, `room`. No rank becomes free there: NEVER.
-    """
-    rows, tokens = leaves_RN.shape
-    members = seats_RM.shape[1]
-    seat_RC = np.empty((rows, tokens - members), np.int64)
-    left_RC = np.full((rows, tokens - members), NEVER, np.int64)
-    moves_C = np.zeros(tokens - members, np.bool_)
-    by_age = np.empty(room + 1, np.int64)
-    for row in range(rows):
-        count = members
-        by_age[:members] = np.arange(members)
-        for offer in range(tokens - members):
-            candidate = members + offer
-            by_age[count] = candidate
-            place = 0
-            while place <= count and leaves_RN[row, by_age[place]] != offer:
-                place += 1
-            if place == count:
-                seat_RC[row, offer] = room
-                continue
-            moves_C[offer] = True
-            if place > count:  # nobody leaves
-                seat_RC[row, offer] = count
-                count += 1
-                continue
-            token = by_age[place]
-            seat_RC[row, offer] = seats_RM[row, token] if token < members else seat_RC[row, token - members]
-            left_RC[row, offer] = place
-            for rank in range(place, count):
-                by_age[rank] = by_age[rank + 1]
-    return seat_RC, left_RC, moves_C
+def eviction_of(policy: Policy, layer: int, layout: SlotLayout) -> Eviction | None:
+    """Choose how a layer evicts; None: nothing is contested."""
+    if not layout.room:
+        return None
+    return (ByAttention if policy.scored_by == "attention" else ByToken)(policy, layer, layout)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from kvstream.engine import attention
+from kvstream.engine import transformers_hook
 from kvstream.engine.rope import Rope, ShiftedRope
 from kvstream.engine.wrappers import device_of, vocabulary_of
 from kvstream.policies import Full
@@ -102,16 +102,16 @@ def _difference(model: PreTrainedModel, ids_T: torch.Tensor, rope: Rope) -> str 
     before = model.config._attn_implementation
     try:
         # With a dtype or device that is new, kvstream's attention may be there already.
-        with _attention(model, "eager" if before == attention.NAME else before):
+        with _attention(model, "eager" if before == transformers_hook.NAME else before):
             near_TV, *shaken, far_TV = _theirs(model, ids_T, offset)
     except torch.OutOfMemoryError:
         raise
     except ERRORS as error:
         return f"its own forward ends with {_line(error)}"
     try:
-        with _attention(model, attention.NAME):
+        with _attention(model, transformers_hook.NAME):
             ours = [_ours(model, ids_T, each) for each in (rope, ShiftedRope(model, offset))]
-    except (attention.NotComputed, torch.OutOfMemoryError):
+    except (transformers_hook.NotComputed, torch.OutOfMemoryError):
         raise
     except ERRORS as error:
         return (

@@ -2,7 +2,8 @@
 
 With positions by rank the sinks stay at 0 … s−1 while the newest token's index grows, so every step they must come
 nearer by one. Scoring them apart, with a query of their own, would cost each layer a product; turning the keys of all
-layers at once costs the whole model one rotation. They are turned from where they first stood, so no error adds up.
+layers at once costs the whole model one rotation, or one for each budget where layers differ in theirs. They are turned
+from where they first stood, so no error adds up.
 
 Shape legend: L layers, B batch, H kv-heads, S sinks or slots, D head size.
 """
@@ -10,12 +11,12 @@ Shape legend: L layers, B batch, H kv-heads, S sinks or slots, D head size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from kvstream.engine.rope import Rotation
+from kvstream.engine.slot_layout import SlotLayout
 
 
 class Anchored(Protocol):
@@ -23,6 +24,15 @@ class Anchored(Protocol):
 
     keys: torch.Tensor
     anchors_BHSD: torch.Tensor
+    layout: SlotLayout
+
+    @property
+    def shift(self) -> int:
+        """How much nearer than by index the sinks are to the next token."""
+        ...
+
+
+RotationOf = Callable[[tuple[int, ...], torch.Tensor], Rotation]
 
 
 class Sinks:
@@ -33,26 +43,18 @@ class Sinks:
 
     def forget(self) -> None:
         """Look at the layers again when next asked: their sinks or slots have changed."""
-        self.shift: int | None = None
         self.groups: list[_Group] | None = None
 
-    def turn(
-        self,
-        layers: Sequence[Anchored],
-        shift: int,
-        rotation_of: Callable[[tuple[int, ...], torch.Tensor], Rotation],
-    ) -> None:
-        """Have the sinks of all layers stand `shift` positions further on in their slots."""
-        if self.shift == shift:
-            return
+    def turn(self, layers: Sequence[Anchored], rotation_of: RotationOf) -> None:
+        """Have the sinks of these layers, always the same, stand where the next token's query finds them."""
         if self.groups is None:
-            devices = dict.fromkeys(layer.keys.device for layer in layers)
-            grouped = [[layer for layer in layers if layer.keys.device == device] for device in devices]
-            self.groups = [_Group.of(group, rotation_of) for group in grouped]
+            alike: dict[tuple[object, ...], list[int]] = {}
+            for place, layer in enumerate(layers):
+                if layer.layout.sinks:
+                    alike.setdefault((layer.keys.device, layer.layout.sinks, layer.layout.budget), []).append(place)
+            self.groups = [_Group(places) for places in alike.values()]
         for group in self.groups:
-            rotate = rotation_of((shift,), group.anchors)
-            torch._foreach_copy_(group.slots, list(rotate.of_parts(group.anchors, group.swapped).unbind()))
-        self.shift = shift
+            group.turn([layers[place] for place in group.places], rotation_of)
 
     def __getstate__(self) -> dict[str, Any]:
         """Take nothing along: slots are views of the layers' keys, and those of a copy are others."""
@@ -63,20 +65,25 @@ class Sinks:
         self.forget()
 
 
-@dataclass(frozen=True)
 class _Group:
-    """The sinks of the layers on one device, and their slots in each layer.
+    """The sinks of layers that are turned by one operation: on one device, as many, under one budget."""
 
-    anchors: as they first stood, stacked, (L, B, H, S, rotated size). swapped: the same with swapped halves.
-    """
+    def __init__(self, places: list[int]) -> None:
+        self.places = places
+        self.shift = 0
+        self.anchors: torch.Tensor | None = None
 
-    anchors: torch.Tensor
-    swapped: torch.Tensor
-    slots: list[torch.Tensor]
-
-    @classmethod
-    def of(cls, layers: Sequence[Anchored], rotation_of: Callable[[tuple[int, ...], torch.Tensor], Rotation]) -> _Group:
-        stacked_LBHSD = torch.stack([layer.anchors_BHSD for layer in layers])
-        anchors, swapped = rotation_of((0,), stacked_LBHSD).parts(stacked_LBHSD)
-        size = anchors.shape[-1]  # the rest of a head is never turned
-        return cls(anchors, swapped, [layer.keys[:, :, : layer.anchors_BHSD.shape[2], :size] for layer in layers])
+    def turn(self, layers: Sequence[Anchored], rotation_of: RotationOf) -> None:
+        """Have the sinks of these layers, the group's, stand where the next token's query finds them."""
+        shift = layers[0].shift
+        if self.shift == shift:
+            return
+        if self.anchors is None:
+            stacked_LBHSD = torch.stack([layer.anchors_BHSD for layer in layers])
+            # As they first stood, and the same with swapped halves: both (L, B, H, S, rotated size).
+            self.anchors, self.swapped = rotation_of((0,), stacked_LBHSD).parts(stacked_LBHSD)
+            size = self.anchors.shape[-1]  # the rest of a head is never turned
+            self.slots = [layer.keys[:, :, : layer.layout.sinks, :size] for layer in layers]
+        turned = rotation_of((shift,), self.anchors).of_parts(self.anchors, self.swapped)
+        torch._foreach_copy_(self.slots, list(turned.unbind()))
+        self.shift = shift

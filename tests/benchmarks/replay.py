@@ -10,7 +10,7 @@
     peer     times faster than the package attention-sinks 0.4.0 with the same window
     dynamic  times faster than transformers' DynamicCache, a token at a time, at the same context
     memory   peak bytes above the weights, and how the process's peak grows with the length
-    workers, driver   see sweeping.py
+    driver            see sweeping.py
     profile  where replay's time goes, by torch's profiler, at the shape of 70m
     grid     the policies of sweeps/quick.py on its number of documents, against the same grid token by token
 
@@ -34,7 +34,7 @@ import numpy as np
 import psutil
 import torch
 from measuring import Peer, clocked, interleaved, ratio, results, step_seconds
-from sweeping import driver, workers
+from sweeping import driver
 from tables import BEGIN, END, rewrite
 from torch import nn
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedModel
@@ -42,7 +42,8 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedModel
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.chunks import CHUNK_SIZE
-from kvstream.engine.replay import replay_chunks, score
+from kvstream.engine.replay import replay_chunks
+from kvstream.engine.scoring import score
 from kvstream.inputs.model_loading import load_model
 from kvstream.measure import machine_noise
 from kvstream.measure.contenders import Contender, DynamicContender, PolicyContender, Protocol
@@ -51,7 +52,7 @@ from kvstream.measure.peak_memory import peak_bytes
 from kvstream.policies import Policy
 
 ROOT = Path(__file__).parent.parent.parent
-PARTS = ("memory", "workers", "driver", "profile", "peak", "decode", "peer", "dynamic", "grid")
+PARTS = ("memory", "driver", "profile", "peak", "decode", "peer", "dynamic", "grid")
 LENGTHS = {"70m": (2048, 4096), "160m": (2048,), "410m": (2048,)}
 ROUNDS = {"70m": 3, "160m": 3, "410m": 2}
 POLICIES: tuple[Policy, ...] = (
@@ -385,7 +386,7 @@ def measured(options: argparse.Namespace, flags: argparse.ArgumentParser) -> dic
     before = machine_noise.before()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     rounds = options.rounds or max(ROUNDS.values())
-    alone = {"memory": lambda: memory(rounds), "workers": lambda: workers(rounds), "driver": driver,
+    alone = {"memory": lambda: memory(rounds), "driver": driver,
              "profile": profile, "grid": lambda: grid(rounds)}  # fmt: skip
 
     def run(part: str) -> None:
@@ -393,7 +394,7 @@ def measured(options: argparse.Namespace, flags: argparse.ArgumentParser) -> dic
             print(part, flush=True)
             alone[part]()
 
-    for part in ("memory", "workers", "driver", "profile"):
+    for part in ("memory", "driver", "profile"):
         run(part)
     if set(parts) - set(alone):
         warm_up()

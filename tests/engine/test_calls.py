@@ -17,7 +17,7 @@ from torch.nn.functional import log_softmax
 from transformers import DynamicCache, LlamaForCausalLM
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
-from kvstream.engine.call_checks import SAYS_WHAT_IT_CUTS
+from kvstream.engine.model_watch import SAYS_WHAT_IT_CUTS
 
 POLICIES = [
     Full(),

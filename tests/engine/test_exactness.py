@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from oracle import Trace, oracle_trace, protected_of
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
-from kvstream.engine.replay import score
+from kvstream.engine.scoring import score
 
 FAMILIES = ["neox", "neox_serial", "llama"]
 T, SEED = 37, 3
@@ -405,7 +405,7 @@ def test_a_chunk_holds_at_least_one_token(size, tiny_neox, tokens):
 @pytest.mark.parametrize("spread", [0.0, 1.0, 60.0])
 def test_scores_are_those_of_a_softmax_over_the_whole_vocabulary(monkeypatch, dtype, level, spread):
     """In blocks, whatever the size of logits, where they are highest, and how many of them are equal."""
-    monkeypatch.setattr("kvstream.engine.replay.LOGITS_BYTES", {True: 0})
+    monkeypatch.setattr("kvstream.engine.backends.cpu.Cpu.logits_bytes", 0)
     generator = torch.Generator().manual_seed(1)
     head = torch.nn.Linear(8, 1000, bias=True)
     with torch.no_grad():

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
-from kvstream.engine.replay import replay_chunks, score
+from kvstream.engine.replay import replay_chunks
+from kvstream.engine.scoring import score
 
 POLICIES = [Full(), *(replace(policy, position=mode, skip_layers=skip)
                       for policy in BOUNDED for mode in MODES for skip in [(), (1,)])]  # fmt: skip
@@ -121,7 +122,7 @@ def test_a_state_does_not_change_when_its_cache_goes_on(tiny_neox, tokens):
     cache = KVStreamCache(model, StreamingLLM(2, 6))
     cache.hidden_states(model, ids[None, :20])
     for layer in cache.layers:  # the next token's slot, which may hold anything
-        layer.keys[:, :, layer._slot(20)] = layer.values[:, :, layer._slot(20)] = torch.nan
+        layer.keys[:, :, layer.layout.slot_of(20)] = layer.values[:, :, layer.layout.slot_of(20)] = torch.nan
     state = cache.state()
     assert all(tensor.isfinite().all() for tensor in state.values())
     held = {name: tensor.clone() for name, tensor in state.items()}
@@ -159,7 +160,7 @@ def test_a_million_tokens_on_nothing_has_changed(tiny_neox, tokens, policy, mode
     state = near.state()
     ring = policy.regions.recent + 1
     later = 1_000_000 // ring * ring
-    moved = near.clock.rope.at(torch.tensor([later]), state["0.keys"])
+    moved = near.tables.rope.at(torch.tensor([later]), state["0.keys"])
     at_rank = policy.regions.sinks if mode == "cache" else 0  # sinks whose positions do not grow with the text
     for name, tensor in state.items():
         if name.endswith(".keys"):

@@ -1,0 +1,77 @@
+"""How attention is computed on each kind of device: one backend each, and one function that chooses.
+
+Nothing else in the engine asks what a device is. A backend knows products; policies, slots and positions it does not.
+
+Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S or U keys, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from kvstream.engine.attention import Partial
+from kvstream.engine.backends.cpu import Cpu
+from kvstream.engine.backends.reference import Reference
+from kvstream.engine.rank_positions import Ranks
+
+
+class Backend(Protocol):
+    """The products that the engine consists of. All take and return tensors of one device and one dtype."""
+
+    logits_bytes: int  # of logits that exist at once while a text is scored
+
+    def step(
+        self, q_BHGD: torch.Tensor, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor, scaling: float, apart: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Answer one token's queries, which see every key: outputs (B, H, G, D) and softmax weights (B, H, G, S).
+
+        With `apart` there are twice as many queries: the second half asks the keys from slot `apart` on, in place of
+        the first half, which asks those before. Weights are in float32, or float64 as the keys.
+        """
+        ...
+
+    def block(
+        self,
+        queries_BHGTD: torch.Tensor,
+        keys_BHSD: torch.Tensor,
+        values_BHSD: torch.Tensor,
+        scaling: float,
+        mask: torch.Tensor | None = None,
+    ) -> Partial:
+        """Answer several queries, S ≥ 1. mask: added to the scores, 0 or −inf, shape (T, S) or (B, H, T, S)."""
+        ...
+
+    def block_by_rank(
+        self,
+        queries_BHGTD: torch.Tensor,
+        keys_BHUD: torch.Tensor,
+        values_BHUD: torch.Tensor,
+        enter_BHU: torch.Tensor,
+        leave_BHU: torch.Tensor,
+        query_T: torch.Tensor,
+        scaling: float,
+        ranks: Ranks,
+    ) -> Partial:
+        """Answer queries from keys that stand at their rank, which differs from query to query; see `rank_positions`.
+
+        Keys are in order of age; neither they nor the queries are rotated. A key is seen by the queries whose token
+        index, in query_T, lies between its enter and leave, both included.
+        """
+        ...
+
+    def scan(
+        self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Take tokens one after another through a layer whose evictions depend on attention: (B, H, G, T, D)."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given."""
+        ...
+
+
+def backend_for(device: torch.device) -> Backend:
+    """Choose the backend of a device: `cpu`, or for any other kind `reference`."""
+    return Cpu(device) if device.type == "cpu" else Reference(device)

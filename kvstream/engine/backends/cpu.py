@@ -1,0 +1,108 @@
+"""The CPU backend: torch's fused attention kernel, which also says log Σ exp, and a compiled loop for keys at ranks.
+
+Single tokens and scans are those of the reference.
+
+Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S or U keys, D head size, R rows (B × H).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from kvstream.engine.attention import Partial
+from kvstream.engine.backends.reference import Reference, answer, scaled_scores
+from kvstream.engine.rank_positions import Ranks
+
+
+@dataclass(frozen=True)
+class Cpu(Reference):
+    """Blocks of queries without their scores ever written down."""
+
+    logits_bytes = 2 << 20  # from 0.5 to 16 MiB take the same time, within the noise
+
+    def block(
+        self,
+        queries_BHGTD: torch.Tensor,
+        keys_BHSD: torch.Tensor,
+        values_BHSD: torch.Tensor,
+        scaling: float,
+        mask: torch.Tensor | None = None,
+    ) -> Partial:
+        """Answer several queries by torch's fused kernel; see `Backend.block`."""
+        B, H, G, T, D = queries_BHGTD.shape
+        if mask is not None:
+            mask = mask.unsqueeze(-3).expand(*mask.shape[:-2], G, *mask.shape[-2:]).flatten(-3, -2)
+        outputs, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            queries_BHGTD.reshape(B, H, G * T, D), keys_BHSD, values_BHSD, 0.0, False, attn_mask=mask, scale=scaling
+        )
+        if mask is not None:  # the kernel's sum over no keys at all is 0
+            total = total.masked_fill(mask.amax(-1).isneginf(), -torch.inf)
+        return Partial(outputs.view(B, H, G, T, D), total.view(B, H, G, T))
+
+    def block_by_rank(
+        self,
+        queries_BHGTD: torch.Tensor,
+        keys_BHUD: torch.Tensor,
+        values_BHUD: torch.Tensor,
+        enter_BHU: torch.Tensor,
+        leave_BHU: torch.Tensor,
+        query_T: torch.Tensor,
+        scaling: float,
+        ranks: Ranks,
+    ) -> Partial:
+        """Answer queries from keys at their rank, rows spread over torch's threads; see `Backend.block_by_rank`."""
+        rows = queries_BHGTD.shape[0] * queries_BHGTD.shape[1]
+        size = ranks.table.cos.shape[-1]
+        wide = torch.promote_types(queries_BHGTD.dtype, torch.float32)
+        queries, keys = queries_BHGTD.to(wide) * scaling, keys_BHUD.to(wide)
+        rest = scaled_scores(queries[..., size:], keys[..., size:], 1.0)  # zeros where all dimensions are rotated
+        arrays = [
+            x.reshape(rows, *x.shape[2:]).numpy()
+            for x in (rest, queries[..., :size].contiguous(), keys[..., :size].contiguous(), enter_BHU, leave_BHU)
+        ]
+        table = ranks.table.cos.to(wide), ranks.table.sin.to(wide)
+        shared = [x.numpy() for x in (query_T, ranks.positions(query_T), *table)]
+        threads = min(torch.get_num_threads(), rows)
+        pieces = [slice(rows * n // threads, rows * (n + 1) // threads) for n in range(threads)]
+        list(_pool(threads).map(lambda piece: _add_by_rank(*(x[piece] for x in arrays), *shared), pieces))
+        return answer(torch.from_numpy(arrays[0]).view(rest.shape).to(queries_BHGTD), values_BHUD)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _add_by_rank(
+    scores_RGTU: Any, q_RGTD: Any, k_RUD: Any, enter_RU: Any, leave_RU: Any, query_T: Any, position_T: Any,
+    cos_SD: Any, sin_SD: Any,
+) -> None:  # fmt: skip
+    """Add the rotated dimensions' share to scores of the others, −inf where a query does not see a key.
+
+    cos_SD, sin_SD: as in `rope.Rotation`, of distances 0, 1, …: both halves of a pair, the first sine negated.
+    """
+    rows, groups, queries, size = q_RGTD.shape
+    half = size // 2
+    for row in range(rows):
+        for t in range(queries):
+            distance = position_T[t] + 1
+            for u in range(k_RUD.shape[1]):
+                if enter_RU[row, u] > query_T[t] or leave_RU[row, u] < query_T[t]:
+                    scores_RGTU[row, :, t, u] = -np.inf
+                    continue
+                distance -= 1
+                for g in range(groups):
+                    total = scores_RGTU[row, g, t, u]
+                    for p in range(half):
+                        q1, q2 = q_RGTD[row, g, t, p], q_RGTD[row, g, t, p + half]
+                        k1, k2 = k_RUD[row, u, p], k_RUD[row, u, p + half]
+                        total += cos_SD[distance, p] * (q1 * k1 + q2 * k2) + sin_SD[distance, p] * (q2 * k1 - q1 * k2)
+                    scores_RGTU[row, g, t, u] = total

@@ -1,0 +1,117 @@
+"""The reference backend: plain torch, on any device and in any dtype. Slow and literal; others must equal it.
+
+It serves GPUs and Apple's MPS, too, as long as those have none of their own.
+
+Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S or U keys, D head size, P rotated pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kvstream.engine.attention import Partial
+from kvstream.engine.rank_positions import Ranks
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Plain products, written down in full."""
+
+    device: torch.device
+    logits_bytes = 256 << 20
+
+    def step(
+        self, q_BHGD: torch.Tensor, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor, scaling: float, apart: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Answer one token's queries; see `Backend.step`."""
+        scores_BHGTS = scaled_scores(q_BHGD[..., None, :], keys_BHSD, scaling)
+        if apart:
+            first, second = scores_BHGTS.chunk(2, dim=2)
+            first[..., apart:] = second[..., apart:]
+            scores_BHGTS = first.contiguous()
+        output_BHGTD, weights_BHGTS = weigh(scores_BHGTS, values_BHSD)
+        return output_BHGTD[..., 0, :], weights_BHGTS[..., 0, :]
+
+    def block(
+        self,
+        queries_BHGTD: torch.Tensor,
+        keys_BHSD: torch.Tensor,
+        values_BHSD: torch.Tensor,
+        scaling: float,
+        mask: torch.Tensor | None = None,
+    ) -> Partial:
+        """Answer several queries; see `Backend.block`."""
+        scores_BHGTS = scaled_scores(queries_BHGTD, keys_BHSD, scaling)
+        return answer(scores_BHGTS if mask is None else scores_BHGTS.add_(mask.unsqueeze(-3)), values_BHSD)
+
+    def block_by_rank(
+        self,
+        queries_BHGTD: torch.Tensor,
+        keys_BHUD: torch.Tensor,
+        values_BHUD: torch.Tensor,
+        enter_BHU: torch.Tensor,
+        leave_BHU: torch.Tensor,
+        query_T: torch.Tensor,
+        scaling: float,
+        ranks: Ranks,
+    ) -> Partial:
+        """Answer queries from keys at their rank, one pair of dimensions after another; see `Backend.block_by_rank`."""
+        table = ranks.table.cos, ranks.table.sin  # of a pair's two dimensions the first has its sine negated
+        half = table[0].shape[-1] // 2
+        wide = torch.promote_types(queries_BHGTD.dtype, torch.float32)
+        queries, keys = queries_BHGTD.to(wide) * scaling, keys_BHUD.to(wide)
+        seen_BHTU = (enter_BHU[:, :, None] <= query_T[:, None]) & (leave_BHU[:, :, None] >= query_T[:, None])
+        distance_BHTU = ranks.positions(query_T)[:, None] - (seen_BHTU.cumsum(-1) - 1)
+        distance_BHTU = distance_BHTU.clamp(0, ranks.budget)  # of keys that are not seen it means nothing
+        scores_BHGTU = scaled_scores(queries[..., 2 * half :], keys[..., 2 * half :], 1.0)
+        for pair in range(half):
+            cos_BH1TU, sin_BH1TU = (x[:, pair].to(wide)[distance_BHTU][:, :, None] for x in table)
+            q1, q2 = queries[..., pair, None], queries[..., pair + half, None]  # (B, H, G, T, 1)
+            k1, k2 = (keys[:, :, None, None, :, place] for place in (pair, pair + half))  # (B, H, 1, 1, U)
+            scores_BHGTU += cos_BH1TU * (q1 * k1 + q2 * k2) + sin_BH1TU * (q2 * k1 - q1 * k2)
+        scores_BHGTU = scores_BHGTU.masked_fill(~seen_BHTU[:, :, None], -torch.inf)
+        return answer(scores_BHGTU.to(queries_BHGTD.dtype), values_BHUD)
+
+    def scan(
+        self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Take one Python step per token."""
+        steps = zip(q_BHGTD.split(1, dim=-2), k_BHTD.split(1, dim=-2), v_BHTD.split(1, dim=-2))
+        return torch.cat([layer.step(q, k, v, scaling) for q, k, v in steps], dim=-2)
+
+    def synchronize(self) -> None:
+        """Wait for the device's queue, where it has one."""
+        if self.device.type in ("cuda", "mps"):
+            getattr(torch, self.device.type).synchronize()
+
+
+def scaled_scores(queries_BHGTD: torch.Tensor, keys_BHSD: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Multiply queries with keys, and by `scaling`: shape (B, H, G, T, S)."""
+    B, H, G, T, D = queries_BHGTD.shape
+    S = keys_BHSD.shape[2]
+    queries = queries_BHGTD.reshape(B * H, G * T, D)
+    keys = keys_BHSD.reshape(B * H, S, D).transpose(1, 2)
+    # beta=0 ignores the first argument: one pass for product and scaling.
+    return torch.baddbmm(queries.new_empty(()), queries, keys, beta=0, alpha=scaling).view(B, H, G, T, S)
+
+
+def weigh(scores_BHGTS: torch.Tensor, values_BHSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take the softmax over the keys: the weighted values, (B, H, G, T, D), and the weights, (B, H, G, T, S).
+
+    The softmax of half-precision scores runs in float32, and so do its weights come back.
+    """
+    B, H, G, T, S = scores_BHGTS.shape
+    wide = torch.promote_types(scores_BHGTS.dtype, torch.float32)
+    weights_BHGTS = torch.softmax(scores_BHGTS, dim=-1, dtype=wide)
+    outputs = weights_BHGTS.to(scores_BHGTS.dtype).view(B, H, G * T, S) @ values_BHSD
+    return outputs.view(B, H, G, T, -1), weights_BHGTS
+
+
+def answer(scores_BHGTS: torch.Tensor, values_BHSD: torch.Tensor) -> Partial:
+    """Answer from scores, −inf where a query does not see a key."""
+    total = scores_BHGTS.to(torch.promote_types(scores_BHGTS.dtype, torch.float32)).logsumexp(-1)
+    blind = total.isneginf()[..., None]
+    return Partial(weigh(scores_BHGTS.masked_fill(blind, 0), values_BHSD)[0], total)

@@ -1,0 +1,142 @@
+"""Many tokens through a layer with a budget at once, exactly as one by one.
+
+Layer l at token t depends only on layer l−1 up to t and on the layer's own cache, so a whole chunk passes a layer as
+matrix products, and only the masks know what each query's cache had evicted by then. Sinks, recents and contested keys
+answer apart, since with positions by rank each is asked by queries that stand elsewhere; then they are merged.
+
+Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S keys, Z seats, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from kvstream.engine.attention import Partial, merge_partials
+from kvstream.engine.contested_keys import ContestedKeys
+from kvstream.engine.layer import blocks
+
+if TYPE_CHECKING:
+    from kvstream.engine.bounded_layer import BoundedLayer
+
+
+def attend_chunk(
+    layer: BoundedLayer, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Answer the queries, take the keys and values into the layer, and count; the output is shaped as the queries."""
+    start, T = layer.seen, k_BHTD.shape[2]
+    rotate = layer.tables.rotation(start, T, layer.positions.cap, k_BHTD)
+    rotated_BHTD = rotate(k_BHTD)
+    new_sinks = min(max(layer.layout.sinks - start, 0), T)
+    layer.keys[:, :, start : start + new_sinks] = rotated_BHTD[:, :, :new_sinks]
+    layer.values[:, :, start : start + new_sinks] = v_BHTD[:, :, :new_sinks]
+    layer.anchor(start, new_sinks)
+
+    first = max(layer.layout.sinks, start - layer.layout.recent)  # the oldest token of the ring
+    keys_BHSD = _in_order(layer, layer.keys, first, rotated_BHTD[:, :, new_sinks:])
+    values_BHSD = _in_order(layer, layer.values, first, v_BHTD[:, :, new_sinks:])
+    contested = _contest(layer, first, keys_BHSD, values_BHSD)
+
+    recent_BHGTD = rotate(q_BHGTD)
+    old_BHGTD = recent_BHGTD
+    if layer.positions.by_rank:
+        old_BHGTD = layer.tables.rotation(start, T, layer.layout.budget, k_BHTD)(q_BHGTD)
+    outputs = []
+    for low, high in blocks(T):
+        block = (..., slice(low, high), slice(None))
+        tokens = range(start + low, start + high)
+        partials = _answer_sinks(layer, old_BHGTD[block], tokens, scaling)
+        partials += _answer_recents(layer, recent_BHGTD[block], tokens, first, keys_BHSD, values_BHSD, scaling)
+        if contested:
+            queries = (q_BHGTD if layer.ranks else old_BHGTD)[block]
+            partials += contested.answer(layer.backend, queries, tokens, scaling, layer.ranks)
+        outputs.append(merge_partials(partials))
+    _store(layer, first, keys_BHSD, values_BHSD, contested)
+    layer.seen += T
+    return torch.cat(outputs, dim=-2)
+
+
+def _answer_sinks(layer: BoundedLayer, queries_BHGTD: torch.Tensor, tokens: range, scaling: float) -> list[Partial]:
+    if not (sinks := min(layer.layout.sinks, tokens.stop)):
+        return []
+    keys, values = layer.anchors_BHSD[:, :, :sinks], layer.values[:, :, :sinks]
+    mask = layer.tables.band(len(tokens), sinks, tokens.start, tokens.stop, keys) if tokens.start < sinks else None
+    return [layer.backend.block(queries_BHGTD, keys, values, scaling, mask)]
+
+
+def _answer_recents(
+    layer: BoundedLayer,
+    queries_BHGTD: torch.Tensor,
+    tokens: range,
+    first: int,
+    keys_BHSD: torch.Tensor,
+    values_BHSD: torch.Tensor,
+    scaling: float,
+) -> list[Partial]:
+    """Answer from tokens `first` and following, of which each query sees the last recent ones and its own."""
+    if tokens.stop <= first:
+        return []
+    begin = max(first, tokens.start - layer.layout.recent)
+    ring = slice(begin - first, tokens.stop - first)
+    mask = layer.tables.band(len(tokens), tokens.stop - begin, tokens.start - begin, layer.layout.recent, keys_BHSD)
+    return [layer.backend.block(queries_BHGTD, keys_BHSD[:, :, ring], values_BHSD[:, :, ring], scaling, mask)]
+
+
+def _in_order(layer: BoundedLayer, slots_BHS: torch.Tensor, first: int, new_BHT: torch.Tensor) -> torch.Tensor:
+    """Join the ring's tokens from `first` on, oldest first, with the chunk's."""
+    held = max(layer.seen - first, 0)
+    start = layer.layout.slot_of(first)
+    before_wrap = min(held, layer.layout.contested_at - start)
+    pieces = (
+        slots_BHS[:, :, start : start + before_wrap],
+        slots_BHS[:, :, layer.layout.sinks :][:, :, : held - before_wrap],
+    )
+    return torch.cat((*pieces, new_BHT), dim=2)
+
+
+def _contest(
+    layer: BoundedLayer, first: int, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor
+) -> ContestedKeys | None:
+    """Play the chunk's contests between the members and the ring's tokens, which lose their protection in turn."""
+    candidates = max(0, keys_BHSD.shape[2] - layer.layout.recent)
+    if layer.eviction is None or not layer.members + candidates:
+        return None
+    keys_BHCD, values_BHCD = keys_BHSD[:, :, :candidates], values_BHSD[:, :, :candidates]
+    seat_BHMD = layer.eviction.by_age(layer.members)[..., None].expand(-1, -1, -1, keys_BHSD.shape[-1])
+    lifetimes = layer.eviction.lifetimes(first + layer.layout.recent, layer.members, keys_BHCD, values_BHCD)
+    assert lifetimes is not None, "steps that must be taken one by one do not come here"
+    seats = slice(layer.layout.contested_at, None)
+    held_BHZD = layer.plain_BHZD if layer.positions.by_rank else layer.keys[:, :, seats]
+    if layer.positions.by_rank:
+        keys_BHCD = layer.tables.rope.at(-torch.arange(first, first + candidates), keys_BHCD)(keys_BHCD)
+    return ContestedKeys(
+        torch.cat((held_BHZD.gather(2, seat_BHMD), keys_BHCD), 2),
+        torch.cat((layer.values[:, :, seats].gather(2, seat_BHMD), values_BHCD), 2),
+        lifetimes,
+    )
+
+
+def _store(
+    layer: BoundedLayer,
+    first: int,
+    keys_BHSD: torch.Tensor,
+    values_BHSD: torch.Tensor,
+    contested: ContestedKeys | None,
+) -> None:
+    """Write what the chunk leaves in the cache: the last recent tokens and the contest's survivors."""
+    tokens = keys_BHSD.shape[2]
+    kept = min(layer.layout.recent, tokens)
+    ring = [layer.layout.slot_of(first + token) for token in range(tokens - kept, tokens)]
+    layer.keys[:, :, ring] = keys_BHSD[:, :, tokens - kept :]
+    layer.values[:, :, ring] = values_BHSD[:, :, tokens - kept :]
+    layer.forget_plans()
+    if not contested:
+        return
+    keys_BHZD, values_BHZD = contested.survivors()
+    seats = slice(layer.layout.contested_at, layer.layout.contested_at + keys_BHZD.shape[2])
+    if layer.positions.by_rank:
+        layer.plain_BHZD[:, :, : keys_BHZD.shape[2]] = keys_BHZD
+    else:
+        layer.keys[:, :, seats] = keys_BHZD
+    layer.values[:, :, seats] = values_BHZD

@@ -1,0 +1,74 @@
+"""What the layers of a cache share: rotations and masks, computed once for all of them.
+
+Shape legend: B batch, H heads, S positions, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kvstream.engine.rope import Rope, Rotation
+from kvstream.engine.sink_rotation import Sinks
+
+TABLE = 64  # positions whose rotations are computed at once for single tokens
+
+
+class SharedTables:
+    """The model's rotary embedding, the sinks, rotations and masks in use, and how far a call has come."""
+
+    def __init__(self, rope: Rope) -> None:
+        self.rope = rope
+        self.sinks = Sinks()
+        self.in_call = False  # between the first layer's keys and the last layer's answer
+        self._begin()
+
+    def _begin(self) -> None:
+        self.model_rotates = True
+        self._rotations: dict[tuple[Any, ...], Rotation] = {}
+        self._bands: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Take along what tables are made of, not the tables."""
+        return {"rope": self.rope, "sinks": self.sinks, "in_call": self.in_call}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin without tables."""
+        vars(self).update(state)
+        self._begin()
+
+    def rotation(self, start: int, length: int, cap: int | None, like: torch.Tensor) -> Rotation:
+        """Rotate to positions start … start + length − 1, none above `cap`."""
+        key = ("span", start, length, cap, like.device)
+        if key not in self._rotations:
+            self._make_room()
+            positions = torch.arange(start, start + length)
+            self._rotations[key] = self.rope.at(positions if cap is None else positions.clamp(max=cap), like)
+        return self._rotations[key]
+
+    def rotation_of(self, positions: tuple[int, ...], like: torch.Tensor) -> Rotation:
+        """Rotate to these positions; one position is good for any number of vectors."""
+        key = (positions, like.device)
+        if key not in self._rotations:
+            self._make_room()
+            # A step's positions lie beside those of the last: tables of them are cheaper than one rotation each.
+            spans = [
+                self.rotation(p - p % TABLE, TABLE, None, like).window(p % TABLE, p % TABLE + 1) for p in positions
+            ]
+            self._rotations[key] = Rotation.joined(spans)
+        return self._rotations[key]
+
+    def band(self, queries: int, keys: int, behind: int, reach: int, like: torch.Tensor) -> torch.Tensor:
+        """Mask, to be added to scores: query i sees key j where 0 ≤ behind + i − j ≤ reach; shape (queries, keys)."""
+        key = queries, keys, behind, reach, like.device
+        if key not in self._bands:
+            if len(self._bands) >= 8:  # a long text needs one or two
+                self._bands.clear()
+            age = behind + torch.arange(queries)[:, None] - torch.arange(keys)
+            self._bands[key] = torch.zeros(queries, keys).masked_fill_((age < 0) | (age > reach), -torch.inf).to(like)
+        return self._bands[key]
+
+    def _make_room(self) -> None:
+        if len(self._rotations) >= 16:  # a call needs a few, and the next call others
+            self._rotations.clear()

@@ -1,0 +1,140 @@
+"""Each backend computes what the plain definition says: cpu against reference, and reference against softmax itself."""
+
+import math
+
+import pytest
+import torch
+from exactness_cases import FLOAT32, FLOAT64
+
+from kvstream.engine.attention import merge_partials
+from kvstream.engine.backends import backend_for
+from kvstream.engine.backends.cpu import Cpu
+from kvstream.engine.backends.reference import Reference
+from kvstream.engine.rank_positions import Ranks
+from kvstream.engine.rope import Rotation
+
+B, H, G, T, S, D = 2, 3, 2, 5, 11, 8
+CPU = torch.device("cpu")
+BACKENDS = [Cpu(CPU), Reference(CPU)]
+CLOSE = {FLOAT64: 1e-12, FLOAT32: 2e-6, torch.bfloat16: 2e-2}
+
+
+def drawn(*shape, dtype=FLOAT64, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64).to(dtype)
+
+
+def close(ours, truth, dtype):
+    assert (ours.double() - truth.double()).nan_to_num(0, 0, 0).abs().max() <= CLOSE[dtype] * 10
+    assert torch.equal(ours.isinf(), truth.isinf())
+
+
+def test_a_device_has_one_backend():
+    assert type(backend_for(CPU)) is Cpu
+    for kind in ("cuda", "mps", "meta"):
+        assert type(backend_for(torch.device(kind))) is Reference
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("masked", [None, "shared", "per head"])
+def test_a_block_is_softmax(backend, dtype, masked):
+    q, k, v = drawn(B, H, G, T, D, dtype=dtype), drawn(B, H, S, D, dtype=dtype, seed=1), drawn(B, H, S, D, dtype=dtype)
+    mask = None
+    if masked:
+        shape = (T, S) if masked == "shared" else (B, H, T, S)
+        mask = torch.where(drawn(*shape, seed=2) < 0, -torch.inf, 0.0).to(dtype)
+        mask[..., 1, :] = -torch.inf  # a query that sees none of these keys
+    scores = torch.einsum("bhgtd,bhsd->bhgts", q.double(), k.double()) * 0.3
+    scores = scores if mask is None else scores + mask.double().unsqueeze(-3)
+    found = backend.block(q, k, v, 0.3, mask)
+    total = scores.logsumexp(-1)
+    close(found.logsumexp_BHGT, total, dtype)
+    sees = ~total.isinf()
+    assert bool(sees.all()) == (masked is None)
+    truth = torch.einsum("bhgts,bhsd->bhgtd", scores.softmax(-1), v.double())
+    close(found.outputs_BHGTD[sees], truth[sees], dtype)
+    assert found.outputs_BHGTD.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: type(each).__name__)
+def test_partials_merge_into_the_whole(backend):
+    q, k, v = drawn(B, H, G, T, D), drawn(B, H, S, D, seed=1), drawn(B, H, S, D, seed=2)
+    cuts = [slice(0, 2), slice(2, 3), slice(3, S)]
+    merged = merge_partials([backend.block(q, k[:, :, cut], v[:, :, cut], 0.5) for cut in cuts])
+    close(merged, backend.block(q, k, v, 0.5).outputs_BHGTD, FLOAT64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("apart", [0, 4])
+def test_a_step_asks_keys_apart_by_queries_of_their_own(backend, apart):
+    q, k, v = drawn(B, H, 2 * G if apart else G, D), drawn(B, H, S, D, seed=1), drawn(B, H, S, D, seed=2)
+    outputs, weights = backend.step(q, k, v, 0.5, apart)
+    scores = 0.5 * torch.einsum("bhgd,bhsd->bhgs", q, k)
+    if apart:
+        scores = torch.cat((scores[:, :, :G, :apart], scores[:, :, G:, apart:]), -1)
+    close(weights, scores.softmax(-1), FLOAT64)
+    close(outputs, scores.softmax(-1) @ v, FLOAT64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("rotated", [4, D])
+def test_keys_at_ranks_are_rotated_pair_by_pair(backend, dtype, rotated):
+    """Each pair of dimensions is a complex number; a key stands at its place among those that a query sees."""
+    first, budget = 2, 9
+    query_T = torch.arange(6, 6 + T)
+    generator = torch.Generator().manual_seed(3)
+    enter = torch.randint(0, 14, (B, H, S), generator=generator)
+    leave = enter + torch.randint(0, 4, (B, H, S), generator=generator)
+    q, k, v = drawn(B, H, G, T, D, dtype=dtype), drawn(B, H, S, D, dtype=dtype, seed=1), drawn(B, H, S, D, dtype=dtype)
+    frequency = 10.0 ** -torch.linspace(0, 2, rotated // 2, dtype=FLOAT64)
+    angles = torch.arange(budget + 1)[:, None] * frequency
+    cos, sin = angles.cos(), angles.sin()
+    table = Rotation(torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype))
+    scores = torch.full((B, H, G, T, S), -torch.inf, dtype=FLOAT64)
+    half = rotated // 2
+    for b, h, t in torch.cartesian_prod(torch.arange(B), torch.arange(H), torch.arange(T)).tolist():
+        seen = [u for u in range(S) if enter[b, h, u] <= query_T[t] <= leave[b, h, u]]
+        for rank, u in enumerate(seen):
+            distance = min(int(query_T[t]), budget) - first - rank
+            assert distance >= 0
+            turn = torch.polar(torch.ones(half, dtype=FLOAT64), distance * frequency)
+            key = torch.complex(k[b, h, u, :half].double(), k[b, h, u, half:rotated].double())
+            for g in range(G):
+                query = torch.complex(q[b, h, g, t, :half].double(), q[b, h, g, t, half:rotated].double())
+                rest = (q[b, h, g, t, rotated:].double() * k[b, h, u, rotated:].double()).sum()
+                scores[b, h, g, t, u] = 0.4 * (float((query * turn * key.conj()).real.sum()) + float(rest))
+    found = backend.block_by_rank(q, k, v, enter, leave, query_T, 0.4, Ranks(first, budget, table))
+    total = scores.logsumexp(-1)
+    assert total.isinf().any()
+    close(found.logsumexp_BHGT, total, dtype)
+    sees = ~total.isinf()
+    close(found.outputs_BHGTD[sees], (scores.softmax(-1) @ v.double()[:, :, None])[sees], dtype)
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+def test_cpu_is_the_reference(dtype):
+    """At a size at which kernels tile."""
+    q, k, v = (drawn(1, 2, 2, 70, 64, dtype=dtype), *(drawn(1, 2, 300, 64, dtype=dtype, seed=s) for s in (1, 2)))
+    mask = torch.where(drawn(70, 300, seed=3) < -1, -torch.inf, 0.0).to(dtype)
+    ours, plain = (backend.block(q, k, v, 1 / math.sqrt(64), mask) for backend in BACKENDS)
+    close(ours.outputs_BHGTD, plain.outputs_BHGTD, dtype)
+    close(ours.logsumexp_BHGT, plain.logsumexp_BHGT, dtype)
+
+
+@pytest.mark.parametrize("policy_text", ["streaming_llm(4,7)", "fix_size_l2(11,0.5,keep_low)", "full"])
+def test_the_engine_computes_the_same_on_the_reference(monkeypatch, policy_text, tiny_model, tokens):
+    """What a GPU without a backend of its own runs: replay, decode and plain calls end to end."""
+    from kvstream import decode, parse_policy, replay
+
+    policy, ids = parse_policy(policy_text), tokens(60, 3)
+    for family in ("neox", "llama"):
+        model = tiny_model(family, FLOAT64)
+        ours = replay(model, ids, policy, chunk_size=25), decode(model, ids, policy).nll_nats
+        with monkeypatch.context() as patch:
+            for module in ("layer", "scoring", "decode"):
+                patch.setattr(f"kvstream.engine.{module}.backend_for", Reference)
+            plain = replay(model, ids, policy, chunk_size=25), decode(model, ids, policy).nll_nats
+        for one, other in zip(ours, plain):
+            assert (one - other).abs().max() < 1e-9
+            assert one.shape == other.shape

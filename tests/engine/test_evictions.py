@@ -1,0 +1,313 @@
+"""A policy is one file, whatever it is scored by: toy policies defined here, against an oracle that knows tokens alone.
+
+Three scorers that kvstream does not ship: the smallest value leaves; the least attention so far (H2O); the least
+attention of the last query, for all heads of a layer at once (TOVA). And budgets that differ from layer to layer.
+"""
+
+import copy
+import pickle
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from exactness_cases import FLOAT32, FLOAT64, MODES, TOLERANCE, assert_close
+from oracle import _log_softmax, _Net, _position, _softmax, draw
+
+from kvstream import Full, KVStreamCache, decode, replay
+from kvstream.engine.replay import replay_chunks
+from kvstream.policies.base import BoundedPolicy, Regions
+from kvstream.policies.draws import uniform_ranks
+
+T = 37
+
+
+@dataclass(frozen=True)
+class Toy(BoundedPolicy):
+    """Sinks, recents, and a scorer for the rest. `narrower`: by how much each layer's budget is below the last's."""
+
+    name = "toy"
+    start_size: int
+    recent_size: int
+    budget: int
+    narrower: int = 0
+
+    @property
+    def regions(self):
+        return Regions(self.start_size, self.budget - self.start_size - self.recent_size, self.recent_size)
+
+    def regions_of(self, layer):
+        if layer in self.skip_layers:
+            return None
+        sinks = max(0, self.start_size - self.narrower * layer // 2)
+        contested = max(0, self.regions.contested - self.narrower * layer)
+        return Regions(sinks, contested, self.recent_size)
+
+
+@dataclass(frozen=True)
+class Sliding(Toy):
+    """Nothing contested: sinks and recents."""
+
+    @property
+    def regions(self):
+        return Regions(self.start_size, 0, self.budget - self.start_size)
+
+    def regions_of(self, layer):
+        if layer in self.skip_layers:
+            return None
+        return Regions(max(0, self.start_size - self.narrower * layer // 2), 0, self.regions.recent - layer)
+
+
+@dataclass(frozen=True)
+class SmallValues(Toy):
+    scored_by = "token"
+
+    def token_scores(self, keys_BHSD, values_BHSD):
+        return values_BHSD.norm(dim=-1)
+
+
+@dataclass(frozen=True)
+class SharedValues(SmallValues):
+    shared_by_heads = True
+
+
+@dataclass(frozen=True)
+class Drawn(Toy):
+    def draws(self, layer, heads, steps):
+        return uniform_ranks(5, layer, heads, steps, self.regions_of(layer).contested + 1)
+
+
+@dataclass(frozen=True)
+class H2O(Toy):
+    scored_by = "attention"
+
+    def update_scores(self, scores_BHS, probs_BHGS):
+        return scores_BHS + probs_BHGS.mean(2)
+
+
+@dataclass(frozen=True)
+class Tova(Toy):
+    scored_by = "attention"
+    shared_by_heads = True
+
+    def update_scores(self, scores_BHS, probs_BHGS):
+        return probs_BHGS.mean(2)
+
+
+def oracle(model, ids, policy):
+    """−ln p of each next token, and what each layer and head holds after the last: one token after another."""
+    net = _Net(model)
+    layers, heads = len(net.layers), net.kv_heads
+    group = net.heads // heads
+    held = [[[] for _ in range(heads)] for _ in range(layers)]
+    keys, values, gained = ([[{} for _ in range(heads)] for _ in range(layers)] for _ in range(3))
+    written = [[] for _ in range(layers)]
+    nll = []
+    for t, token in enumerate(ids):
+        x = net.embedding_VD[token]
+        for i, layer in enumerate(net.layers):
+            n = len(held[i][0])
+            written[i].append(n)
+            queries, new_keys, new_values = layer.project(x)
+            here = t if policy.position == "absolute" else n
+            heard = []
+            for g in range(heads):
+                keys[i][g][t], values[i][g][t], gained[i][g][t] = new_keys[g], new_values[g], 0.0
+                seen = [*held[i][g], t]
+                places = [_position(policy.position, rank, j, written[i]) for rank, j in enumerate(held[i][g])] + [here]
+                attention = []
+                for q in queries[g * group : (g + 1) * group]:
+                    turned = net.rotate(q, here)
+                    dots = [turned @ net.rotate(keys[i][g][j], p) / len(q) ** 0.5 for j, p in zip(seen, places)]
+                    attention.append(_softmax(np.array(dots)))
+                    heard.append(attention[-1] @ np.array([values[i][g][j] for j in seen]))
+                for j, share in zip(seen, np.mean(attention, axis=0)):
+                    gained[i][g][j] = share + (gained[i][g][j] if isinstance(policy, H2O) else 0.0)
+                held[i][g].append(t)
+            x = layer.combine(x, np.concatenate(heard))
+            sizes = policy.regions_of(i)
+            if sizes and len(held[i][0]) > sizes.budget:
+                for g, leaver in enumerate(leavers(policy, i, t, sizes, held[i], values[i], gained[i])):
+                    held[i][g].remove(leaver)
+        if t + 1 < len(ids):
+            nll.append(-_log_softmax(net.logits(x))[ids[t + 1]])
+    return np.array(nll), held
+
+
+def leavers(policy, layer, t, sizes, held, values, gained):
+    """Who leaves each head of a layer at step t: of equals the youngest."""
+    found = []
+    for g, members in enumerate(held):
+        contested = [j for j in members if j >= sizes.sinks and t - j >= sizes.recent]
+        heads = range(len(held)) if policy.shared_by_heads else [g]
+        if isinstance(policy, Sliding):
+            found.append(contested[0])
+        elif isinstance(policy, Drawn):
+            found.append(contested[draw(5, layer, g, t, len(contested))])
+        elif isinstance(policy, SmallValues):
+            found.append(min(contested, key=lambda j: (np.mean([np.linalg.norm(values[h][j]) for h in heads]), -j)))
+        else:
+            found.append(min(contested, key=lambda j: (np.mean([gained[h][j] for h in heads]), -j)))
+    return found
+
+
+POLICIES = [
+    SmallValues(2, 3, 11),
+    SharedValues(1, 3, 10),
+    H2O(0, 5, 10),
+    H2O(3, 4, 11),
+    Tova(0, 0, 9),
+    Tova(2, 3, 11),
+    *(kind(4, 3, 14, narrower=2) for kind in (Sliding, Drawn, SmallValues, H2O, Tova)),
+]
+CASES = [replace(policy, position=mode) for policy in POLICIES for mode in MODES]
+CASES += [replace(policy, skip_layers=(1,)) for policy in POLICIES]
+CASES += [kind(0, 0, 1) for kind in (SmallValues, H2O, Tova)] + [H2O(0, 1, 1), H2O(1, 0, 2), Tova(30, 3, 34)]
+
+
+def named(policy):
+    return f"{type(policy).__name__} {policy}"
+
+
+@pytest.fixture(scope="module")
+def truth_of(tiny_model, tokens):
+    found = {}
+
+    def truth(family, policy):
+        key = family, named(policy)
+        if key not in found:
+            found[key] = oracle(tiny_model(family, FLOAT64), tokens(T, 3).tolist(), policy)
+        return found[key]
+
+    return truth
+
+
+@pytest.mark.parametrize("policy", CASES, ids=named)
+def test_replay_and_decode_equal_the_oracle(policy, tiny_model, tokens, truth_of):
+    ids = tokens(T, 3)
+    for family in ("neox", "llama"):  # four kv-heads, and two of two query heads each
+        truth, model = truth_of(family, policy)[0], tiny_model(family, FLOAT64)
+        decoded = decode(model, ids, policy).nll_nats
+        assert_close(decoded, truth, TOLERANCE[FLOAT64], f"{family}, decode")
+        for size in (1, 7, T + 3):
+            nll = replay(model, ids, policy, chunk_size=size)
+            assert_close(nll, truth, TOLERANCE[FLOAT64], f"{family}, replay by {size}")
+        if type(policy) in (SmallValues, Sliding, Drawn):
+            nll = replay(tiny_model(family, FLOAT32), ids, policy, chunk_size=13)
+            assert_close(nll, truth, TOLERANCE[FLOAT32], f"{family}, float32")
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=named)
+def test_the_oracle_evicts_and_evicts_by_the_score(policy, tiny_model, tokens, truth_of):
+    """Else the comparison above would prove nothing."""
+    truth, held = truth_of("llama", policy)
+    full = replay(tiny_model("llama", FLOAT64), tokens(T, 3), Full())
+    assert np.abs(truth - full.numpy()).max() > 0.01
+    kept = [[tuple(members) for members in layer] for layer in held]
+    assert [len(members) for layer in kept for members in layer] == [
+        policy.regions_of(layer).budget for layer in range(3) for _ in range(2)
+    ]
+    together = policy.shared_by_heads or isinstance(policy, Sliding)
+    assert all((layer[0] == layer[1]) == together for layer in kept)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=named)
+def test_rows_reordered_copied_and_stored_go_on_as_they_would(policy, tiny_llama, tokens):
+    """What beams, deepcopy, pickle and long texts do, between single tokens and between chunks."""
+    model = tiny_llama(FLOAT64)
+    rows = torch.stack([tokens(T, 1), tokens(T, 2)])
+    alone = [replay(model, row, policy, chunk_size=9) for row in rows]
+    cache = KVStreamCache(model, policy)
+    for part in rows[:, :20].split([12, *[1] * 8], dim=1):
+        cache.hidden_states(model, part)
+    restored = KVStreamCache(model, policy)
+    restored.restore(cache.state())
+    copies = [copy.deepcopy(cache), pickle.loads(pickle.dumps(cache)), restored, cache]
+    for other in copies:
+        other.reorder_cache(torch.tensor([1, 0, 1]))
+        for sizes in ([1, 1, 1, 14], [17]):
+            again = copy.deepcopy(other)
+            parts = rows[[1, 0, 1], 20:].split(sizes, dim=1)
+            with torch.inference_mode():
+                logits = torch.cat(
+                    [model.get_output_embeddings()(again.hidden_states(model, part)) for part in parts], 1
+                )
+            nll = -logits[:, :-1].log_softmax(-1).gather(2, rows[[1, 0, 1], 21:, None])[..., 0]
+            for found, row in zip(nll, (1, 0, 1)):
+                assert_close(found, alone[row][20:], 1e-8, f"row {row} by {sizes}")
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=named)
+def test_a_state_goes_on_from_any_token(policy, tiny_neox, tokens):
+    model, ids = tiny_neox(FLOAT64), tokens(T, 3)
+    whole = replay(model, ids, policy, chunk_size=5)
+    for cut in (1, 4, 10, 15, 30):
+        before, after = KVStreamCache(model, policy), KVStreamCache(model, policy)
+        parts = list(replay_chunks(model, ids[: cut + 1], policy, chunk_size=5, cache=before))
+        after.restore(before.state())
+        parts += replay_chunks(model, ids[cut:], policy, chunk_size=5, cache=after)
+        assert_close(torch.cat([part.nll_nats for part in parts]), whole, 1e-9, f"cut at {cut}")
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=named)
+def test_a_full_caches_first_tokens_serve_all_but_those_scored_by_attention(policy, tiny_llama, tokens):
+    model, ids = tiny_llama(FLOAT64), tokens(T, 3)
+    most = min(policy.tokens_from_full(layer) for layer in range(3))
+    by_attention = policy.scored_by == "attention"
+    assert (most == 0) == by_attention
+    full = KVStreamCache(model, Full())
+    full.hidden_states(model, ids[None, : most or 1])
+    cache = KVStreamCache(model, policy)
+    if by_attention:
+        with pytest.raises(ValueError, match="at most 0 tokens"):
+            cache.restore(full.state())
+        return
+    cache.restore(full.state())
+    rest = torch.cat([part.nll_nats for part in replay_chunks(model, ids[most:], policy, cache=cache)])
+    assert_close(rest, replay(model, ids, policy)[most:], TOLERANCE[FLOAT64])
+    full.hidden_states(model, ids[None, most : most + 1])
+    with pytest.raises(ValueError, match=f"at most {most} tokens"):
+        cache.restore(full.state())
+
+
+def test_tokens_are_taken_back_only_where_no_score_has_counted_them(tiny_llama, tokens):
+    model, ids = tiny_llama(FLOAT64), tokens(T, 3)[None]
+    scored, unscored = KVStreamCache(model, H2O(2, 6, 12)), KVStreamCache(model, SmallValues(2, 6, 12))
+    for cache in (scored, unscored):
+        cache.hidden_states(model, ids[:, :8])
+    with pytest.raises(ValueError, match=r"crop\(-1\): of the 8 tokens seen"):
+        scored.crop(-1)
+    unscored.crop(-1)
+    other = KVStreamCache(model, unscored.policy)
+    other.hidden_states(model, ids[:, :7])
+    assert torch.allclose(unscored.hidden_states(model, ids[:, 7:]), other.hidden_states(model, ids[:, 7:]), atol=1e-9)
+
+
+def test_bounded_layers_hold_what_their_own_budgets_say(tiny_llama, tokens):
+    """Memory, too: the largest layer's budget is not everybody's."""
+    policy = H2O(4, 3, 14, narrower=2)
+    cache = KVStreamCache(tiny_llama(), policy)
+    cache.hidden_states(tiny_llama(), tokens(T, 3)[None])
+    sizes = [policy.regions_of(layer) for layer in range(3)]
+    assert [size.budget for size in sizes] == [14, 11, 8]
+    assert [layer.keys.shape[2] for layer in cache.layers] == [size.budget + 2 for size in sizes]
+
+
+def test_a_contest_that_nothing_decides_is_an_error(tiny_llama, tokens):
+    with pytest.raises(TypeError, match="neither scores nor draws"):
+        replay(tiny_llama(), tokens(T, 3), Toy(0, 2, 5))
+
+
+def test_the_youngest_of_equals_leaves(tiny_llama, tokens):
+    @dataclass(frozen=True)
+    class Even(H2O):
+        def update_scores(self, scores_BHS, probs_BHGS):
+            return torch.zeros_like(scores_BHS)
+
+    model, ids = tiny_llama(FLOAT64), tokens(T, 3)
+    first = Toy(6, 4, 10)  # the first of the contested stay, so they are sinks, in effect
+    for mode in MODES:
+        even, sinks = Even(2, 4, 10, position=mode), Sliding(6, 4, 10, position=mode)
+        assert sinks.regions == first.regions
+        assert_close(replay(model, ids, even, chunk_size=9), replay(model, ids, sinks, chunk_size=9), 1e-9, mode)
+        assert_close(decode(model, ids, even).nll_nats, replay(model, ids, sinks, chunk_size=9), 1e-9, mode)
