@@ -1,0 +1,157 @@
+"""Would the tests notice? Changes the code in 24 places, one at a time in a copy, and runs the tests that should fail.
+
+    python tests/mutations.py              all: some six minutes
+    python tests/mutations.py sinks tie    those whose name holds one of these words
+
+Prints a line for each: caught, missed, or outdated where the code no longer holds the line. Exit code 1 unless all are
+caught. Before, the tests named are run once on the code as it is: they must pass.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("kvstream", "analysis", "sweeps", "tests", "docs", "README.md", "CHANGELOG.md", "pyproject.toml")
+EXACT = ("tests/engine/test_exactness.py", "test_replay_and_decode_equal_the_oracle")
+RECORDS, DAMAGE = ("tests/records/test_records.py", ""), ("tests/records/test_damage.py", "")
+SCHEDULER = ("tests/sweep/test_scheduler.py", "")
+CHANGES = ("tests/grid/test_changes.py", "decides or digest")
+QUERIES, CARDS = ("tests/analysis/numbers/test_queries.py", ""), ("tests/analysis/words/test_rules.py", "card")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A change of one line, and the test file, with a -k expression, that should notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    noticed_by: tuple[str, str]
+
+
+MUTATIONS = [
+    # The engine
+    Mutation("sinks turn one too far", "kvstream/engine/sink_rotation.py",
+             "rotation_of((shift,), self.anchors)", "rotation_of((shift + 1,), self.anchors)", EXACT),
+    Mutation("older keys one position off", "kvstream/engine/positions.py",
+             "max(0, token - self.budget) if", "max(0, token - self.budget + 1) if", EXACT),
+    Mutation("frozen positions never freeze", "kvstream/engine/positions.py",
+             "token if self.cap is None else min(token, self.cap)", "token", EXACT),
+    Mutation("an evicted key is seen once more", "kvstream/engine/lifetimes.py",
+             "(self.leave_BHN >= first)", "(self.leave_BHN >= first - 1)", EXACT),
+    Mutation("tie: of equals an older one leaves", "kvstream/engine/contest.py",
+             "return 16 * torch.finfo(dtype).eps", "return 0.0",
+             ("tests/engine/test_exactness.py", "equal_norms")),
+    Mutation("decoding overwrites the wrong slot", "kvstream/engine/slot_layout.py",
+             "self.sinks + (token - self.sinks) % (self.recent + 1)", "self.sinks + token % (self.recent + 1)",
+             EXACT),
+    Mutation("a window one too wide", "kvstream/engine/bounded_chunk.py",
+             "tokens.start - begin, layer.layout.recent, keys_BHSD)",
+             "tokens.start - begin, layer.layout.recent + 1, keys_BHSD)", EXACT),
+    Mutation("scores forget the logits' shift", "kvstream/engine/scoring.py",
+             "total_T.mul_((shift_T - highest_T).exp_())", "pass",
+             ("tests/engine/test_exactness.py", "whole_vocabulary")),
+    Mutation("a model that computes something else passes", "kvstream/engine/model_check.py",
+             "MEAN_FACTOR, WORST_FACTOR = 4.0, 16.0", "MEAN_FACTOR, WORST_FACTOR = 4e12, 16e12",
+             ("tests/engine/test_probe.py", "something_else")),
+    # Policies
+    Mutation("keep_low keeps the high", "kvstream/policies/fix_size_l2.py",
+             'return -norms if self.strategy == "keep_low" else norms',
+             'return norms if self.strategy == "keep_low" else -norms', EXACT),
+    Mutation("draws forget the layer", "kvstream/policies/draws.py",
+             "^ np.uint64(layer)", "^ np.uint64(0 * layer)", EXACT),
+    # Cells and records
+    Mutation("a cell's key forgets its dtype", "kvstream/grid/cells.py",
+             '"device": self.device.partition(":")[0],\n            "dtype": self.dtype,',
+             '"device": self.device.partition(":")[0],', CHANGES),
+    Mutation("the engine is in no key", "kvstream/grid/code_version.py",
+             '_ALL = ("policies", "engine", ', '_ALL = ("policies", ', CHANGES),
+    Mutation("damaged rows count as finished", "kvstream/records/store.py",
+             "if sha256_of(data) != sha256:", "if not data:", RECORDS),
+    Mutation("a record's name is not in its checksum", "kvstream/records/store.py",
+             'sha256_of(name.encode() + b"\\n" + _json(record))', "sha256_of(_json(record))", DAMAGE),
+    Mutation("rows that no record names stay", "kvstream/records/store.py",
+             "self.storage.remove(name)\n            elif often", "pass\n            elif often", RECORDS),
+    # The scheduler
+    Mutation("a cell is tried three times", "kvstream/sweep/scheduler.py", "MAX_ATTEMPTS = 2", "MAX_ATTEMPTS = 3",
+             SCHEDULER),
+    Mutation("three pieces of work for a worker", "kvstream/sweep/scheduler.py", "IN_FLIGHT = 2", "IN_FLIGHT = 3",
+             SCHEDULER),
+    Mutation("what waited behind a dead worker is lost", "kvstream/sweep/scheduler.py",
+             "self._put_first(held[1:])", "pass", SCHEDULER),
+    Mutation("latency before quality", "kvstream/sweep/scheduler.py",
+             "for kind in (quality, latency)", "for kind in (latency, quality)", SCHEDULER),
+    # The report
+    Mutation("PPL of full over that of the policy", "analysis/queries/perplexity.sql",
+             "exp(nll - full_nll) AS ppl_ratio", "exp(full_nll - nll) AS ppl_ratio", QUERIES),
+    Mutation("NaN in the count of tokens", "analysis/queries/perplexity.sql",
+             "sum(n)::BIGINT AS scored", "sum(n + invalid)::BIGINT AS scored", QUERIES),
+    Mutation("memory that grows is an answer", "analysis/queries/cards.sql",
+             "WHERE kv_percent <= getvariable('memory') AND skip_layers = ''",
+             "WHERE kv_percent <= getvariable('memory')",
+             ("tests/analysis/words/test_rules.py", "memory_that_grows")),
+    Mutation("a card takes the most memory", "analysis/queries/cards.sql",
+             "ORDER BY kv_mb, ppl_change_percent, policy) = 1", "ORDER BY kv_mb DESC, ppl_change_percent, policy) = 1",
+             CARDS),
+]  # fmt: skip
+
+
+def passes(folder: Path, tests: tuple[str, str]) -> bool:
+    """Whether these tests pass on the code in `folder`; False also where one cannot be collected."""
+    file, chosen = tests
+    command = [sys.executable, "-m", "pytest", file, "-x", "-p", "no:cacheprovider", "-m", "not long and not timed"]
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    ran = subprocess.run(
+        [*command, *(["-k", chosen] if chosen else [])], cwd=folder, env=environment, capture_output=True
+    )
+    return ran.returncode == 0
+
+
+def outcome(folder: Path, mutation: Mutation) -> str:
+    """Change the copy, run the tests, and change it back."""
+    path = folder / mutation.file
+    code = path.read_text() if path.exists() else ""
+    if code.count(mutation.old) != 1:
+        return "outdated"
+    path.write_text(code.replace(mutation.old, mutation.new))
+    try:
+        return "missed" if passes(folder, mutation.noticed_by) else "caught"
+    finally:
+        path.write_text(code)
+
+
+def main() -> int:
+    """Run those asked for; returns the exit code."""
+    words = sys.argv[1:]
+    chosen = [each for each in MUTATIONS if not words or any(word in each.name for word in words)]
+    with tempfile.TemporaryDirectory(prefix="mutations") as place:
+        folder = Path(place)
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / name, folder / name)
+        for tests in dict.fromkeys(each.noticed_by for each in chosen):
+            if not passes(folder, tests):
+                print(f"{' -k '.join(tests)}: fails on the code as it is")
+                return 1
+        found = []
+        for each in chosen:
+            clock = time.monotonic()
+            found.append(outcome(folder, each))
+            print(f"{found[-1]:8}  {each.name}  ({each.file}, {time.monotonic() - clock:.0f} s)", flush=True)
+    print(f"{found.count('caught')} of {len(found)} caught")
+    return int(set(found) != {"caught"})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
