@@ -12,7 +12,6 @@ from kvstream.sweep.interrupt import Lost
 from kvstream.sweep.slots import Node, Slots
 
 PAUSE_S = 1.0  # between two looks
-ENDING_S = 5.0  # within which a Ray that ends has closed all its sockets
 SILENCE_S = 20.0  # for how long Ray's head may be silent: it may be started again, but after 60 s Ray ends the driver
 ALONE_S = 60.0  # for how long there may be no machine
 AGAIN = "repeat the sweep, after `ray start` if a Ray that you had started no longer runs"
@@ -41,10 +40,7 @@ class Watch:
         try:
             yield
         except OSError as error:  # a broken pipe, say
-            end = time.monotonic() + ENDING_S
-            while time.monotonic() < end:
-                self._feel()
-                time.sleep(0.1)
+            self._feel()
             raise Lost(f"the Ray on this machine does not answer any more ({error}); {AGAIN}") from error
 
     def look(self, *, at_once: bool = False) -> None:

@@ -31,9 +31,9 @@ class Work(ABC):
         return False
 
     @property
-    @abstractmethod
     def memory_bytes(self) -> float:
-        """What it needs beside what is on its machine already."""
+        """What it needs beside what is on its machine already, if that is worth counting."""
+        return 0.0
 
     @property
     def left(self) -> int:
@@ -53,11 +53,6 @@ class Work(ABC):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Check(Work):
     """Does kvstream compute what the model of these cells does?"""
-
-    @property
-    def memory_bytes(self) -> float:
-        """A few tokens need nothing worth counting."""
-        return 0.0
 
     @property
     def call(self) -> tuple[str, dict[str, Any]]:
