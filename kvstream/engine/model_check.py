@@ -121,7 +121,7 @@ def _difference(model: PreTrainedModel, ids_T: torch.Tensor, rope: Rope) -> str 
     noise_RT = torch.stack([_divergence(near_TV, each_TV) for each_TV in shaken])
     for own_TV, our_TV, where in ((near_TV, ours[0], ""), (far_TV, ours[1], f" at positions from {offset:,} on")):
         divergence_T = _divergence(own_TV, our_TV)
-        counts_T = ~own_TV.isnan().any(-1).cpu() & noise_RT.isfinite().all(0)  # NaN is the model's own, and is no reason
+        counts_T = ~own_TV.isnan().any(-1).cpu() & noise_RT.isfinite().all(0)  # NaN is the model's own, no reason
         if counts_T.any() and not _within(divergence_T[counts_T], noise_RT[:, counts_T], _last_bit(model) ** 2):
             mean, usual = divergence_T[counts_T].mean(), noise_RT[:, counts_T].mean(1).amax()
             return f"KL divergence {mean:.1g} nats a token{where}, where its own rounding comes to {usual:.1g}"
