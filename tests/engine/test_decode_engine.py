@@ -1,0 +1,56 @@
+"""A request served by an engine: the logits of replay, and sizes that go back to the prompt's."""
+
+import pytest
+import torch
+from exactness_cases import FLOAT64, assert_close
+
+from kvstream import FixSizeL2, Full, StreamingLLM, replay
+from kvstream.engine import decode_engine
+from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
+from kvstream.engine.scoring import score_logits
+
+POLICIES = [Full(), StreamingLLM(2, 6), StreamingLLM(2, 30, skip_layers=(1,)), FixSizeL2(9, 0.5, "keep_low")]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_a_prompt_and_steps_predict_what_replay_does(policy, tiny_llama, tokens, monkeypatch):
+    monkeypatch.setattr(decode_engine, "CHUNK_SIZE", 8)
+    model, ids = tiny_llama(FLOAT64), tokens(40, 3)
+    truth = replay(model, ids, policy, chunk_size=8)
+    engine = DecodeEngine(model, policy, capacity=40)
+    for _ in range(2):  # a second request finds nothing of the first
+        logits = [engine.prefill(ids[None, :20])]
+        logits += [engine.step(ids[None, token : token + 1]) for token in range(20, 39)]
+        assert_close(score_logits(torch.cat(logits), ids[20:]).nll_nats, truth[19:], 1e-9)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_going_back_brings_sizes_back(policy, tiny_llama, tokens):
+    engine, ids = DecodeEngine(tiny_llama(), policy), tokens(40, 3)[None]
+    engine.prefill(ids[:, :20])
+    sizes = [policy.kept(layer, 20) for layer in range(3)]
+
+    def held():
+        regions = map(policy.regions_of, range(3))
+        return [
+            min(layer.seen, each.budget) if each else layer.seen for layer, each in zip(engine.cache.layers, regions)
+        ]
+
+    assert held() == sizes
+    for _ in range(3):
+        for token in range(20, 36):
+            engine.step(ids[:, token : token + 1])
+        assert (held() == sizes) == (policy in (POLICIES[1], POLICIES[3]))
+        engine.rewind()
+        assert held() == sizes
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_the_twin_holds_as_many_keys_and_evicts_none(policy, tiny_llama, tokens):
+    ids = tokens(40, 3)[None]
+    twin = HeldDecodeEngine(tiny_llama(), policy, prompt_tokens=20)
+    twin.prefill(ids[:, :20])
+    for token in range(20, 30):
+        twin.step(ids[:, token : token + 1])
+        assert [layer.seen - 1 for layer in twin.cache.layers] == [policy.kept(layer, 20) for layer in range(3)]
+        twin.rewind()
