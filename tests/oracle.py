@@ -186,7 +186,9 @@ class Asked:
                 leaver = zone[0 if drawn is None else int(drawn[head, 0])]
             else:
                 asked = scores if policy.shared_by_heads else [scores[head]]
-                leaver = min(zone, key=lambda j: (sum(own[j] for own in asked) / len(asked), -j))
+                score_of = {j: sum(own[j] for own in asked) / len(asked) for j in zone}
+                lowest = min(score_of.values())
+                leaver = max(j for j in zone if score_of[j] <= lowest + 1e-12 * abs(lowest))  # equal but for rounding
             kept.append([j for j in each if j != leaver])
         return kept
 

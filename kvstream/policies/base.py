@@ -130,6 +130,16 @@ class BoundedPolicy(Policy):
         default=(), kw_only=True
     )
 
+    def __post_init__(self) -> None:
+        """Check the fields, and that together they leave each region 0 tokens or more, and one in all."""
+        super().__post_init__()
+        regions = self.regions
+        if min(regions.sinks, regions.contested, regions.recent) < 0 or regions.budget < 1:
+            raise ValueError(
+                f"{self}: not a budget, as {regions.sinks} sinks, {regions.contested} contested and {regions.recent} "
+                "recent tokens would stay; give each 0 or more, and in all at least 1"
+            )
+
     @property
     @abstractmethod
     def regions(self) -> Regions:

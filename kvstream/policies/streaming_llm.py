@@ -7,22 +7,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from kvstream.policies.base import BoundedPolicy, Regions
-from kvstream.policies.fields import Axis, Range, refuse
+from kvstream.policies.fields import Axis, Range
 
 
 @dataclass(frozen=True)
 class StreamingLLM(BoundedPolicy):
-    """Keep the first `start_size` tokens of the text and the last `recent_size`."""
+    """Keep the first `start_size` tokens of the text and the last `recent_size`; one may be 0."""
 
     name: ClassVar[str] = "streaming_llm"
     start_size: Annotated[int, Axis("start_sizes", (4,), "attention sinks"), Range(0)]
     recent_size: Annotated[int, Range(0)]
-
-    def __post_init__(self) -> None:
-        """Either size may be 0, but not both."""
-        super().__post_init__()
-        if not self.start_size and not self.recent_size:
-            raise refuse(self, "recent_size", 0, "without sinks give at least 1")
 
     @classmethod
     def at_budget(cls, budget: int, **fields: Any) -> BoundedPolicy:

@@ -96,7 +96,7 @@ def test_the_protected_share_is_rounded_down_exactly(budget, ratio, recent):
     ("label", "words"),
     [
         ("streaming_llm(-1,4)", ["start_size=-1", "at least 0"]),
-        ("streaming_llm(0,0)", ["recent_size=0", "at least 1"]),
+        ("streaming_llm(0,0)", ["0 sinks, 0 contested and 0 recent", "in all at least 1"]),
         ("streaming_llm(4)", ["takes start_size, recent_size"]),
         ("streaming_llm(4,252,flavour=3)", ["takes start_size, recent_size"]),
         ("recent_only(0)", ["window_size=0", "at least 1"]),

@@ -1,0 +1,40 @@
+"""docs/adding-a-policy.md is right, and complete: in a copy of the package its two steps are all that it takes."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+PAGE = (ROOT / "docs" / "adding-a-policy.md").read_text()
+FILE, LINE, USE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def copied(folder):
+    """A copy of the package with the example added: its file and its line, and nothing else touched."""
+    for name in ("kvstream", "analysis"):  # with their __pycache__: kernels need not be compiled again
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "tests" / "oracle.py", folder)
+    shutil.copy(ROOT / "tests" / "policies" / "added.py", folder)
+    (folder / "example.py").write_text(USE)
+    (folder / "kvstream" / "policies" / "value_norm.py").write_text(FILE)
+    registry = folder / "kvstream" / "policies" / "__init__.py"
+    before = registry.read_text()
+    last = re.findall(r"^from kvstream\.policies\.\w+ import \w+ as \w+\n", before, re.MULTILINE)[-1]
+    registry.write_text(before.replace(last, last + LINE))
+    return folder
+
+
+def test_all_follows_from_the_fields(tmp_path, world):
+    command = [sys.executable, "added.py", str(world / "model"), str(world / "texts" / "one.txt")]
+    path = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=copied(tmp_path), env=path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.endswith("all follows\n")
+
+
+def test_the_package_knows_nothing_of_the_example():
+    for path in [*ROOT.glob("kvstream/**/*.py"), *ROOT.glob("analysis/**/*.py"), *ROOT.glob("analysis/**/*.sql")]:
+        assert "value_norm" not in path.read_text(), path
