@@ -25,7 +25,7 @@ CUT_RECORD = {commit_anew: FILE_CALLS + 2, add_part: 2 * FILE_CALLS + 2}  # the 
 
 @pytest.mark.long
 def test_a_sweep_into_a_bucket_has_the_rows_of_one_into_a_folder(bucket, start, world, tmp_path):
-    few = ["--policies", "full,streaming_llm", "--budgets", "8", "--documents", "1", "--lengths", "400"]
+    few = ["--policies", "full,streaming_llm,fix_size_l2", "--budgets", "8", "--documents", "1", "--lengths", "400"]
     sweeps = []
     for out in (bucket, bucket, tmp_path / "local"):
         sweeps.append(start(arguments(world, out, *few)))
