@@ -119,7 +119,10 @@ def test_what_is_no_store_of_records_is_one_clear_line(tmp_path, where, words):
 def test_a_silent_store_is_given_up_on_and_the_process_ends(tmp_path):
     with closing(socket.create_server(("127.0.0.1", 0), backlog=16)) as server:
         where = f"s3://bucket/x?endpoint_override=127.0.0.1:{server.getsockname()[1]}&scheme=http&region=us-east-1"
-        code = "import sys; from analysis import report; from analysis.read import fetching; fetching.ANSWER_S = 1; sys.exit(report.main())"
+        code = (
+            "import sys; from analysis import report; from analysis.read import fetching; fetching.ANSWER_S = 1\n"
+            "sys.exit(report.main())"
+        )
         command = [sys.executable, "-c", code, "--records", where, "--out", str(tmp_path)]
         environment = {**os.environ, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=20)
