@@ -167,7 +167,7 @@ FLAGS = [
     (["--policies", "streaming_llm(4)"], ["'streaming_llm(4)'", "takes start_size, recent_size"]),
     (["--policies", "streaming_llm(8,8,8)"], ["'streaming_llm(8,8,8)'", "takes start_size, recent_size"]),
     (["--policies", "streaming_llm(-1,8)"], ["start_size=-1", "at least 0"]),
-    (["--policies", "streaming_llm(0,0)"], ["recent_size=0", "at least 1"]),
+    (["--policies", "streaming_llm(0,0)"], ["streaming_llm(0,0)", "at least 1"]),
     (["--policies", "streaming_llm(1e3,8)"], ["start_size=1000.0", "whole number"]),
     (["--policies", "recent_only(٣)"], ["recent_only(٣)", "write it as name(value"]),
     (["--policies", "recent_only(None)"], ["window_size=None", "whole number"]),
