@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,21 @@ from analysis.read.records import read_records
 from analysis.words import cards, wording
 
 
+@cache
+def opened(folder):
+    return database.open_database(read_records(folder), database.WITHIN)
+
+
 def thresholds(folder, *percent):
-    connection = database.open_database(read_records(folder), *percent)
+    """The cards under these thresholds: what depends on them is asked anew of a database that is opened once."""
+    connection = opened(folder)
+    names = ("within", "quality_within", "memory")
+    for name, value in zip(
+        names, (*percent, *(database.WITHIN, database.QUALITY_WITHIN, database.MEMORY)[len(percent) :])
+    ):
+        connection.execute(f"SET VARIABLE {name} = ?::DOUBLE", [value])
+    connection.execute("DROP TABLE answer")
+    database.create(connection, ["answer"])
     return {(row["setting"], row["card"]): row for row in database.rows(connection, "cards")}
 
 
