@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from kvstream.grid.cells import Cell, LatencyCell, QualityCell
 from kvstream.grid.memory_needed import side_by_side
-from kvstream.sweep.interrupt import Interrupt, Lost
+from kvstream.sweep.interrupt import Interrupt, NothingLeft
 from kvstream.sweep.jobs import jobs_of
-from kvstream.sweep.pool import Pool
+from kvstream.sweep.pool import Failed, Lost, Pool
 from kvstream.sweep.results import Results
 from kvstream.sweep.scheduler import Scheduler, phases
 from kvstream.sweep.slots import Node, Slots
@@ -34,7 +34,7 @@ class Driver:
     refused: dict[str, BaseException] = field(default_factory=dict)  # models, and why
 
     def measure(self, cells: Sequence[Cell]) -> None:
-        """Compute all cells; raises Lost."""
+        """Compute all cells; raises NothingLeft."""
         for phase in phases(cells):
             if self.interrupt.draining:
                 return
@@ -50,7 +50,7 @@ class Driver:
         pool = self.pool_for(self.latency_slots if timed else self.slots, self.nodes)
         try:
             pool.load(cells[0], self.results.reporter.say)
-        except Lost:
+        except NothingLeft:
             raise
         except Exception as error:
             self._refuse(cells, error)
@@ -58,7 +58,7 @@ class Driver:
         check = Check(cells=tuple(cells))
         try:
             self._drive(pool, Scheduler(check, self._works(cells), self.results.resumed))
-        except Lost:
+        except NothingLeft:
             raise  # who would end workers now would wait for Ray
         except BaseException:
             pool.close()
@@ -80,17 +80,15 @@ class Driver:
             if not (scheduler.in_flight or pool.starting()) and pool.idle():
                 lacking = RuntimeError("no machine that is left has the memory that it needs")
                 for work in scheduler.give_up():
-                    self.results.failed(work, lacking)
+                    self._give_up(work, lacking)
                 continue
             happened = pool.wait(WAIT_S)
             settled = [(event, scheduler.settle(event)) for event in happened]
             self._hand_out(pool, scheduler)  # before anything is written: no worker waits for a disk
-            for event, failure in settled:
+            for event, failed in settled:
                 self.results.take(event)
-                if failure and isinstance(failure.work, Check):
-                    self._refuse(failure.work.cells, failure.error)
-                elif failure:
-                    self.results.failed(failure.work, failure.error)
+                if failed and isinstance(event, Failed | Lost):
+                    self._give_up(failed, event.error)
 
     def _hand_out(self, pool: Pool, scheduler: Scheduler) -> None:
         """Give every worker one piece of work, and then what may wait behind it."""
@@ -104,6 +102,12 @@ class Driver:
                         self.results.reporter.say(f"checking {work.cells[0].model.spec}")
                     pool.send(worker, work)
                     sent = True
+
+    def _give_up(self, work: Work, error: BaseException) -> None:
+        if isinstance(work, Check):
+            self._refuse(work.cells, error)
+        else:
+            self.results.failed(work, error)
 
     def _refuse(self, cells: Sequence[Cell], error: BaseException) -> None:
         self.refused[cells[0].model.spec] = error

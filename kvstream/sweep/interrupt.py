@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-class Lost(Exception):
+class NothingLeft(Exception):
     """Nothing can be computed any more: why, and what to do."""
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from kvstream.grid.axes import Grid
 from kvstream.grid.exits import leave, refuse
 from kvstream.grid.flags import Options, parse_flags
-from kvstream.sweep.interrupt import Interrupt, Lost
+from kvstream.sweep.interrupt import Interrupt, NothingLeft
 from kvstream.sweep.question import question_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def main(grid: Grid, manual: str, arguments: Sequence[str] | None = None) -> Non
         refuse(error)
     except KeyboardInterrupt:
         leave(130)
-    except Lost:
+    except NothingLeft:
         # Its traceback holds buffers of Ray's store: to release them without that Ray would end the process here.
         leave(1, at_once=True)
     leave(1 if unfinished else 0)
@@ -53,7 +53,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
     """Measure what the records in `options.out` lack of `grid`; count the cells that failed or were not reached.
 
     Where nothing is lacking, no Ray is started. Where this process uses a Ray already, that is used, and its workers
-    stay for the next call. Raises ValueError for whatever can be known to fail before a model is loaded, and Lost if
+    stay for the next call. Raises ValueError for whatever can be known to fail before a model is loaded, and NothingLeft if
     Ray ends or has no machine left.
     """
     from kvstream.grid.planning import prepare
@@ -113,7 +113,7 @@ def _measure(plan: Plan, where: str | None) -> int:
 
 
 def _compute(plan: Plan, slots: Slots, nodes: list[Node]) -> int:
-    """Compute the cells that are to do; counts those that failed or were not reached. Raises Lost, once it is said."""
+    """Compute the cells that are to do; counts those that failed or were not reached. Raises NothingLeft, once it is said."""
     from kvstream.sweep.driver import Driver
     from kvstream.sweep.progress import Reporter
     from kvstream.sweep.ray_pool import pool_for
@@ -125,7 +125,7 @@ def _compute(plan: Plan, slots: Slots, nodes: list[Node]) -> int:
     try:
         with Interrupt() as interrupt, results.reporter:
             Driver(slots, alone, nodes, pool_for, results, interrupt).measure(cells)
-    except Lost as error:
+    except NothingLeft as error:
         print(f"stopping: {error}", file=sys.stderr)
         lost = error
     if unfinished := len(cells) - results.finished:

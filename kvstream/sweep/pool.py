@@ -87,7 +87,7 @@ class Pool(Protocol):
         ...
 
     def wait(self, seconds: float) -> list[Event]:
-        """What happened, as soon as anything has; empty if nothing does in so many seconds. Raises interrupt.Lost."""
+        """What happened, as soon as anything has; empty if nothing does in so many seconds. Raises NothingLeft."""
         ...
 
     def close(self) -> None:

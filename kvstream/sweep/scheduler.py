@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -33,14 +32,6 @@ def phases(cells: Sequence[Cell]) -> list[list[Cell]]:
     latency = [cell for cell in cells if isinstance(cell, LatencyCell)]
     quality = [cell for cell in cells if not isinstance(cell, LatencyCell)]
     return [list(group) for kind in (quality, latency) for _, group in groupby(kind, key=lambda cell: cell.model)]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Work that is not tried again."""
-
-    work: Work
-    error: BaseException
 
 
 class Scheduler:
@@ -88,15 +79,15 @@ class Scheduler:
             held.append(work)
         return work
 
-    def settle(self, event: Event) -> Failure | None:
-        """Take note of what happened; returns what failed for good."""
+    def settle(self, event: Event) -> Work | None:
+        """Take note of what happened; returns what failed for good, by the event's error."""
         if isinstance(event, Lost):
-            return self._lost(event)
+            return self._lost(event.worker)
         if isinstance(event, Told):
             return None
         self._held[event.worker.id].remove(event.work)
         if isinstance(event, Failed):
-            return self._failed(event.work, event.error, again=event.work.joint)
+            return self._failed(event.work, again=event.work.joint)
         if event.work is self.check:
             self.check = None
         elif isinstance(event.work, Job) and not event.work.ends:
@@ -112,17 +103,17 @@ class Scheduler:
         self.waiting = 0
         return left
 
-    def _lost(self, event: Lost) -> Failure | None:
-        self._workers.pop(event.worker.id, None)
-        self._text_of.pop(event.worker.id, None)
-        held = self._held.pop(event.worker.id, [])
+    def _lost(self, worker: WorkerInfo) -> Work | None:
+        self._workers.pop(worker.id, None)
+        self._text_of.pop(worker.id, None)
+        held = self._held.pop(worker.id, [])
         self._put_first(held[1:])
-        return self._failed(held[0], event.error, again=True) if held else None
+        return self._failed(held[0], again=True) if held else None
 
-    def _failed(self, work: Work, error: BaseException, *, again: bool) -> Failure | None:
+    def _failed(self, work: Work, *, again: bool) -> Work | None:
         if not again or work.attempt >= MAX_ATTEMPTS:
             self.stopped |= work is self.check
-            return Failure(work, error)
+            return work
         if isinstance(work, Check):
             self.check = Check(cells=work.cells, attempt=work.attempt + 1)
         else:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from kvstream.sweep import cluster
-from kvstream.sweep.interrupt import Lost
+from kvstream.sweep.interrupt import NothingLeft
 from kvstream.sweep.slots import Node, Slots
 
 PAUSE_S = 1.0  # between two looks
@@ -35,16 +35,16 @@ class Watch:
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Use Ray's object store; raises Lost if the Ray on this machine has ended, before or meanwhile."""
+        """Use Ray's object store; raises NothingLeft if the Ray on this machine has ended, before or meanwhile."""
         self._feel()
         try:
             yield
         except OSError as error:  # a broken pipe, say
             self._feel()
-            raise Lost(f"the Ray on this machine does not answer any more ({error}); {AGAIN}") from error
+            raise NothingLeft(f"the Ray on this machine does not answer any more ({error}); {AGAIN}") from error
 
     def look(self, *, at_once: bool = False) -> None:
-        """Find out which machines live, once in so many seconds; raises Lost if nothing can be computed any more."""
+        """Find out which machines live, once in so many seconds; raises NothingLeft if nothing can be computed any more."""
         self._feel()
         now = time.monotonic()
         if not at_once and now - self._looked < PAUSE_S:
@@ -52,12 +52,12 @@ class Watch:
         self._looked = now
         if why := cluster.silence():  # asked first, as Ray's own questions then wait for a minute
             if now - self._head_heard > SILENCE_S:
-                raise Lost(f"Ray's head does not answer any more ({why}); {AGAIN}")
+                raise NothingLeft(f"Ray's head does not answer any more ({why}); {AGAIN}")
             return
         self._head_heard = time.monotonic()
         living = cluster.machines()
         if cluster.here() not in {node.id for node in living}:
-            raise Lost(ENDED)
+            raise NothingLeft(ENDED)
         self.nodes = [self._known.get(node.id, node) for node in living if self._is_fit(node)]
         if self.nodes:
             self._had_nodes = time.monotonic()
@@ -85,10 +85,10 @@ class Watch:
 
     def _feel(self) -> None:
         if self._lifeline.broken():
-            raise Lost(ENDED)
+            raise NothingLeft(ENDED)
 
     def _give_up(self) -> None:
         same = " and the same kvstream as the driver" if self._left_out else ""
         todo = "install that on all machines, and repeat the sweep" if self._left_out else AGAIN
         cpus = f"{self.slots.threads} CPUs" if self.slots.threads else "CPUs"
-        raise Lost(f"no machine with {cpus} for a cell{same} is left; {todo}")
+        raise NothingLeft(f"no machine with {cpus} for a cell{same} is left; {todo}")

@@ -15,8 +15,7 @@ from kvstream.inputs.documents import Document
 from kvstream.inputs.models import resolve
 from kvstream.measure.quality import Evaluated
 from kvstream.sweep.driver import Driver
-from kvstream.sweep.interrupt import Interrupt
-from kvstream.sweep.interrupt import Lost as Ended
+from kvstream.sweep.interrupt import Interrupt, NothingLeft
 from kvstream.sweep.jobs import Job, jobs_of
 from kvstream.sweep.pool import Done, Failed, Lost, Told, WorkerInfo
 from kvstream.sweep.scheduler import Scheduler, phases
@@ -93,7 +92,7 @@ def test_a_check_whose_worker_died_is_asked_again_and_a_refused_model_computes_n
     again = scheduler.next(second)
     assert (type(again), again.attempt) == (Check, 2)
     failure = scheduler.settle(Failed(second, again, ERROR))
-    assert (failure.work, failure.error) == (again, ERROR)
+    assert failure is again
     assert scheduler.over
     assert scheduler.next(second) is None
 
@@ -103,7 +102,7 @@ def test_a_check_that_loses_two_workers_refuses_the_model():
     for attempt in (1, 2):
         check = scheduler.next(worker(str(attempt)))
         failure = scheduler.settle(Lost(worker(str(attempt)), ERROR))
-    assert failure.work is check
+    assert failure is check
     assert scheduler.over
 
 
@@ -190,7 +189,7 @@ def test_a_cell_whose_worker_died_is_tried_twice_and_what_waited_behind_it_loses
     other = next(work for work in again if work.attempt == 1)
     scheduler.settle(done(worker("2"), other))
     failure = scheduler.settle(Lost(worker("2"), ERROR))
-    assert (failure.work, failure.error) == (once_more, ERROR)
+    assert failure is once_more
     assert scheduler.in_flight == 0
 
 
@@ -203,7 +202,7 @@ def test_a_worker_that_had_nothing_costs_nothing():
 def test_an_error_that_a_cell_raised_is_final():
     scheduler, one = checked(jobs([RecentOnly(8)])), worker()
     work = scheduler.next(one)
-    assert scheduler.settle(Failed(one, work, ERROR)).work is work
+    assert scheduler.settle(Failed(one, work, ERROR)) is work
     assert scheduler.over
 
 
@@ -215,7 +214,7 @@ def test_cells_that_were_computed_together_are_tried_once_more_alone():
     assert scheduler.settle(Failed(one, work, ERROR)) is None
     alone = [scheduler.next(one), scheduler.next(one)]
     assert sorted((what(work)[1], work.attempt) for work in alone if work) == [("a", 2), ("b", 2)]
-    assert scheduler.settle(Failed(one, alone[0], ERROR)).work is alone[0]
+    assert scheduler.settle(Failed(one, alone[0], ERROR)) is alone[0]
     assert scheduler.settle(done(one, alone[1])) is None
     assert scheduler.over
 
@@ -227,7 +226,7 @@ def test_a_shared_beginning_that_failed_is_tried_once_more_without():
     assert scheduler.settle(Failed(one, work, ERROR)) is None
     again = scheduler.next(one)
     assert (what(again), again.shared, again.attempt) == (what(work), 0, 2)
-    assert scheduler.settle(Failed(one, again, ERROR)).work is again
+    assert scheduler.settle(Failed(one, again, ERROR)) is again
 
 
 def test_work_goes_where_there_is_memory_for_it():
@@ -448,10 +447,10 @@ def test_an_error_in_the_driver_leaves_no_worker_at_work():
 def test_where_ray_has_ended_nobody_waits_for_its_workers():
     class Gone(FakePool):
         def wait(self, seconds):
-            raise Ended("no Ray")
+            raise NothingLeft("no Ray")
 
     pool = Gone(Slots("cpu", 1), [Node("n", 1, 0, 1e12)])
     driver = Driver(pool.slots, pool.slots, [], lambda *_: pool, Book(), Interrupt())
-    with pytest.raises(Ended):
+    with pytest.raises(NothingLeft):
         driver.measure([cell()])
     assert not pool.closed
