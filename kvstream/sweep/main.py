@@ -53,8 +53,8 @@ def run(grid: Grid, question: str, options: Options) -> int:
     """Measure what the records in `options.out` lack of `grid`; count the cells that failed or were not reached.
 
     Where nothing is lacking, no Ray is started. Where this process uses a Ray already, that is used, and its workers
-    stay for the next call. Raises ValueError for whatever can be known to fail before a model is loaded, and NothingLeft if
-    Ray ends or has no machine left.
+    stay for the next call. Raises ValueError for whatever can be known to fail before a model is loaded, and
+    NothingLeft if Ray ends or has no machine left.
     """
     from kvstream.grid.planning import prepare
     from kvstream.records.store import Records
@@ -113,7 +113,7 @@ def _measure(plan: Plan, where: str | None) -> int:
 
 
 def _compute(plan: Plan, slots: Slots, nodes: list[Node]) -> int:
-    """Compute the cells that are to do; counts those that failed or were not reached. Raises NothingLeft, once it is said."""
+    """Compute the cells that are to do; counts those that failed or were not reached. Says why before NothingLeft."""
     from kvstream.sweep.driver import Driver
     from kvstream.sweep.progress import Reporter
     from kvstream.sweep.ray_pool import pool_for

@@ -44,7 +44,7 @@ class Watch:
             raise NothingLeft(f"the Ray on this machine does not answer any more ({error}); {AGAIN}") from error
 
     def look(self, *, at_once: bool = False) -> None:
-        """Find out which machines live, once in so many seconds; raises NothingLeft if nothing can be computed any more."""
+        """Find out which machines live, once in so many seconds; raises NothingLeft if none can be used any more."""
         self._feel()
         now = time.monotonic()
         if not at_once and now - self._looked < PAUSE_S:

@@ -110,9 +110,7 @@ def test_a_machine_with_another_kvstream_is_left_out(ray_here, world, tmp_path, 
     monkeypatch.setattr(ray_pool, "own_code", lambda: "newer")
     monkeypatch.setattr(ray_pool.RayPool, "serves", lambda *_: False)
     grid, options = flagged(world, tmp_path / "records")
-    with pytest.raises(
-        NothingLeft, match="no machine with 1 CPUs for a cell and the same kvstream as the driver is left"
-    ):
+    with pytest.raises(NothingLeft, match="no machine with 1 CPUs for a cell and the same kvstream as the driver"):
         run(grid, "?", options)
     told = capsys.readouterr().err
     assert told.count("left out: code: kvstream on ") == 1
@@ -143,9 +141,7 @@ def test_the_end_of_rays_head_is_told(ray_here, world, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "PAUSE_S", 0.0)
     monkeypatch.setattr("kvstream.sweep.cluster.silence", lambda: "connection refused")
     grid, options = flagged(world, tmp_path / "records")
-    with pytest.raises(
-        NothingLeft, match=r"Ray's head does not answer any more \(connection refused\); repeat the sweep"
-    ):
+    with pytest.raises(NothingLeft, match=r"Ray's head does not answer any more \(connection refused\); repeat"):
         run(grid, "?", options)
 
 
@@ -161,9 +157,7 @@ def test_the_end_of_all_machines_is_told_after_a_while(ray_here, world, tmp_path
         return [Node(node.id, node.cores if next(looks) < 2 else 0, 0, node.memory) for node in real()]
 
     monkeypatch.setattr(watch.cluster, "machines", machines)
-    with pytest.raises(
-        NothingLeft, match=r"no machine with 1 CPUs for a cell is left; repeat the sweep, after `ray start`"
-    ):
+    with pytest.raises(NothingLeft, match=r"no machine with 1 CPUs for a cell is left; repeat the sweep"):
         run(grid, "?", options)
 
 
