@@ -11,6 +11,7 @@ Knows no clock: see `kvstream.measure.latency`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +20,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from kvstream.engine.cache import KVStreamCache
-from kvstream.engine.chunks import CHUNK_SIZE
-from kvstream.engine.unbounded_layer import UnboundedLayer
+from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
 from kvstream.measure.peak_memory import peak_bytes
 from kvstream.policies import Full, Policy
 from kvstream.policies.fields import policy_fields
-from kvstream.policies.sizes import distinct_sizes
+from kvstream.policies.sizes import distinct_sizes, kept_by_layer
 
 FULL_AGAIN = "full (again)"
 DYNAMIC = "DynamicCache"
@@ -45,27 +44,36 @@ class Protocol:
     seed: int = 0
 
 
-class Contender:
-    """A model with one kind of cache, serving one request: `start` takes the prompt, `step` makes one token."""
+class Contender(ABC):
+    """A model with one kind of cache, serving one request after another."""
+
+    role = "policy"
+    of: str | None = None  # the policy that it is a twin of
 
     def __init__(self, label: str, model: PreTrainedModel, protocol: Protocol, policy: Policy) -> None:
         self.label, self.model, self.protocol, self.policy = label, model, protocol, policy
+        self.engine: Any = None
+
+    @abstractmethod
+    def new_engine(self) -> Any:
+        """Make what serves a request: it has prefill, step and rewind, as `DecodeEngine` has, and a cache."""
 
     def start(self, prompt_BT: torch.Tensor) -> None:
-        """Prefill the prompt and choose the first token."""
-        self.cache = self._new_cache()
-        self.token_B1 = self._next(self._prefill(prompt_BT[:, : self.protocol.context]))
+        """Take the prompt with a new cache, and choose the first token."""
+        self.engine = self.new_engine()
+        self._choose(self.engine.prefill(prompt_BT[:, : self.protocol.context]))
 
     def step(self) -> None:
         """Choose the next token."""
-        self.token_B1 = self._next(self._hidden(self.token_B1))
+        self._choose(self.engine.step(self.token_B1))
 
     def rewind(self) -> None:
         """Go back to the prompt's length where the cache would otherwise grow."""
+        self.engine.rewind()
 
     def release(self) -> None:
         """Let go of the cache."""
-        self.cache = None
+        self.engine = None
 
     def serve(self, prompt_BT: torch.Tensor) -> None:
         """Take a prompt and make a few tokens."""
@@ -80,102 +88,82 @@ class Contender:
     @property
     def description(self) -> dict[str, Any]:
         """What the report groups and labels by, as plain JSON values."""
-        return {"label": self.label, "role": "dynamic", "of": None, **policy_fields(self.policy)}
+        return {"label": self.label, "role": self.role, "of": self.of, **policy_fields(self.policy)}
 
     @property
     def kv_bytes(self) -> dict[str, int]:
         """Bytes of keys and values over all layers: what the policy keeps after the prompt, and what is allocated."""
-        keys = [layer.keys for layer in self.cache.layers]
-        kept = sum(self.policy.kept(layer, self.protocol.context) for layer in range(len(keys)))
-        key_bytes = keys[0].shape[0] * keys[0].shape[1] * keys[0].shape[3] * keys[0].element_size()
-        allocated = sum(
-            getattr(layer, "kv_bytes", layer.keys.nbytes + layer.values.nbytes) for layer in self.cache.layers
-        )
+        layers = self.engine.cache.layers
+        keys = layers[0].keys
+        kept = sum(kept_by_layer(self.policy, len(layers), self.protocol.context))
+        key_bytes = keys.shape[0] * keys.shape[1] * keys.shape[3] * keys.element_size()
+        allocated = sum(getattr(layer, "kv_bytes", layer.keys.nbytes + layer.values.nbytes) for layer in layers)
         return {"kv_bytes": 2 * kept * key_bytes, "kv_bytes_allocated": allocated}
 
-    def _new_cache(self) -> Any:
-        return None
-
-    def _prefill(self, prompt_BT: torch.Tensor) -> torch.Tensor:
-        return self._hidden(prompt_BT)
-
-    def _hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        return self.cache.hidden_states(self.model, ids_BT)
-
-    @torch.inference_mode()
-    def _next(self, hidden_BTE: torch.Tensor) -> torch.Tensor:
-        return self.model.get_output_embeddings()(hidden_BTE[:, -1:]).argmax(-1)
+    def _choose(self, logits_BV: torch.Tensor) -> None:
+        self.token_B1 = logits_BV.argmax(-1, keepdim=True)
 
 
 class PolicyContender(Contender):
-    """A `KVStreamCache` under a policy, prefilled in chunks as replay does."""
+    """A `KVStreamCache` under a policy."""
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """The policy's axes, and whether this is the second full."""
-        role = "again" if self.label == FULL_AGAIN else "policy"
-        return super().description | {"role": role}
-
-    def rewind(self) -> None:
-        """Take every layer back to the prompt's length, but full ones, which cost the same at any later token.
-
-        Only sizes go back: a layer that has not been full yet may hold some later tokens in place of earlier ones.
-        """
-        for layer in self.cache.layers:
-            if isinstance(layer, UnboundedLayer):
-                layer.seen = self.protocol.context
-            elif self.protocol.context < layer.budget:
-                layer.take_back(self.protocol.context)
-
-    def _new_cache(self) -> KVStreamCache:
+    def new_engine(self) -> DecodeEngine:
+        """Make one with room for the prompt and the steps until it goes back."""
         most = self.protocol.context + max(self.protocol.steps + 1, WARM_UP_STEPS)
-        return KVStreamCache(self.model, self.policy, capacity=most)
-
-    def _prefill(self, prompt_BT: torch.Tensor) -> torch.Tensor:
-        for chunk in prompt_BT.split(CHUNK_SIZE, dim=1):
-            hidden = self._hidden(chunk)
-        return hidden
+        return DecodeEngine(self.model, self.policy, capacity=most)
 
 
-class HeldContender(PolicyContender):
-    """As many cached keys per layer as `policy` keeps, and no eviction: every step overwrites the last."""
+class AgainContender(PolicyContender):
+    """The same once more: what it differs by from its equal is noise."""
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """The axes of the policy it is the twin of."""
-        return super().description | {"role": "without eviction", "of": str(self.policy)}
+    role = "again"
 
-    def start(self, prompt_BT: torch.Tensor) -> None:
-        """Fill the cache with what the prompt's first tokens leave, layer by layer to the policy's own size."""
-        self.kept = [
-            self.policy.kept(layer, self.protocol.context) for layer in range(self.model.config.num_hidden_layers)
-        ]
-        self.cache = KVStreamCache(self.model, Full(), capacity=max(self.kept) + 1)
-        self.token_B1 = self._next(self._prefill(prompt_BT[:, : max(self.kept)]))
 
-    def step(self) -> None:
-        """Choose the next token, from the same number of keys each time."""
-        for layer, kept in zip(self.cache.layers, self.kept):
-            layer.seen = kept
-        super().step()
+class HeldContender(Contender):
+    """As many cached keys per layer as `policy` keeps, and no eviction."""
 
-    def rewind(self) -> None:
-        """Nothing grows."""
+    role = "without eviction"
+
+    def __init__(self, label: str, model: PreTrainedModel, protocol: Protocol, policy: Policy) -> None:
+        super().__init__(label, model, protocol, policy)
+        self.of = str(policy)
+
+    def new_engine(self) -> HeldDecodeEngine:
+        """Make one that holds what the policy keeps of the prompt."""
+        return HeldDecodeEngine(self.model, self.policy, prompt_tokens=self.protocol.context)
 
 
 class DynamicContender(Contender):
-    """transformers' DynamicCache with its own prefill, all at once."""
+    """transformers' DynamicCache."""
+
+    role = "dynamic"
+
+    def new_engine(self) -> DynamicEngine:
+        """Make one with an empty cache."""
+        return DynamicEngine(self.model)
+
+
+class DynamicEngine:
+    """A model with transformers' DynamicCache and its own prefill, all at once; shapes as in `DecodeEngine`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.cache, self.prompt_tokens = model, DynamicCache(config=model.config), 0
+
+    def prefill(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Begin a request with its prompt: logits after its last token."""
+        self.prompt_tokens = ids_BT.shape[1]
+        return self.step(ids_BT)
 
     @torch.inference_mode()
-    def _hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        return self.model.base_model(input_ids=ids_BT, past_key_values=self.cache, use_cache=True).last_hidden_state
+    def step(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Take more tokens: logits after the last."""
+        output: Any = self.model.base_model(input_ids=ids_BT, past_key_values=self.cache, use_cache=True)
+        logits_BV: torch.Tensor = self.model.get_output_embeddings()(output.last_hidden_state[:, -1])
+        return logits_BV
 
     def rewind(self) -> None:
         """Crop what came after the prompt."""
-        self.cache.crop(self.protocol.context - self.cache.get_seq_length())
-
-    def _new_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.model.config)
+        self.cache.crop(self.prompt_tokens - self.cache.get_seq_length())
 
 
 def contenders(model: PreTrainedModel, policies: Sequence[Policy], protocol: Protocol) -> list[Contender]:
@@ -183,7 +171,7 @@ def contenders(model: PreTrainedModel, policies: Sequence[Policy], protocol: Pro
     sizes = distinct_sizes(policies, model.config.num_hidden_layers, protocol.context)
     return [
         *(PolicyContender(str(policy), model, protocol, policy) for policy in dict.fromkeys((Full(), *policies))),
-        PolicyContender(FULL_AGAIN, model, protocol, Full()),
+        AgainContender(FULL_AGAIN, model, protocol, Full()),
         DynamicContender(DYNAMIC, model, protocol, Full()),
         *(HeldContender(WITHOUT_EVICTION.format(policy), model, protocol, policy) for policy in sizes),
     ]

@@ -26,11 +26,11 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
+from kvstream.engine.backends import backend_for
 from kvstream.engine.chunks import CHUNK_SIZE
-from kvstream.engine.decode import synchronizer
 from kvstream.inputs.model_loading import load_model
 from kvstream.measure import machine_noise as noise
-from kvstream.measure.contenders import FULL_AGAIN, Contender, HeldContender, Protocol, contenders
+from kvstream.measure.contenders import AgainContender, Contender, HeldContender, Protocol, contenders
 from kvstream.measure.peak_memory import can_reset
 from kvstream.measure.rows import LATENCY_ROWS
 from kvstream.policies import Policy
@@ -94,7 +94,7 @@ def warm_up(runner: Contender, prompt_BT: torch.Tensor, device: str, reload: Rel
     A short request before loads code and libraries, which are no part of what serving takes. Full again and twins are
     not asked for their peaks: nothing is returned for them.
     """
-    if runner.label == FULL_AGAIN or isinstance(runner, HeldContender):
+    if isinstance(runner, (AgainContender, HeldContender)):
         runner.serve(prompt_BT)
         return {}
     runner.serve(prompt_BT[:, :CHUNK_SIZE])
@@ -109,7 +109,7 @@ def measure(
 
     Each has served a request before. The share of the work that is done is the share of the rounds.
     """
-    synchronize = synchronizer(prompt_BT.device)
+    synchronize = backend_for(prompt_BT.device).synchronize
     order = np.random.default_rng(protocol.seed)
     samples: list[tuple[str, str, int, int, int, float]] = []
     prefilled = [runner for runner in runners if not isinstance(runner, HeldContender)]

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM
+from kvstream.engine.unbounded_layer import UnboundedLayer
 from kvstream.grid.axes import Repeats
 from kvstream.grid.cells import LatencyCell
 from kvstream.grid.memory_needed import too_large
@@ -133,21 +134,20 @@ def test_a_prefill_leaves_the_cache_that_decoding_leaves(tiny_llama, tokens, pol
 
 def held(layer):
     """Keys and values that a layer keeps, by age, sinks at their own positions; and the scores of contested ones."""
-    if not hasattr(layer, "budget"):
+    if isinstance(layer, UnboundedLayer):
         return layer.keys[:, :, : layer.seen], layer.values[:, :, : layer.seen]
-    ring = [
-        layer._slot(token) for token in range(max(0, layer.seen - layer.recent), layer.seen) if token >= layer.sinks
-    ]
-    own = [*range(min(layer.sinks, layer.seen)), *ring]
-    seats = layer.rank_BHZ[:, :, : layer.members].argsort(-1)
-    spread = seats[..., None].expand(-1, -1, -1, layer.keys.shape[-1])
-    older = layer.plain_BHZD if layer.by_rank else layer.keys[:, :, layer.contested_at :]
-    return (
-        layer.anchors_BHSD[:, :, : min(layer.sinks, layer.seen)],
-        torch.cat((layer.keys[:, :, ring], older.gather(2, spread)), 2),
-        torch.cat((layer.values[:, :, own], layer.values[:, :, layer.contested_at :].gather(2, spread)), 2),
-        layer.score_BHZ.gather(2, seats),
-    )
+    layout = layer.layout
+    recents = range(max(layout.sinks, layer.seen - layout.recent), layer.seen)
+    ring = [layout.slot_of(token) for token in recents]
+    own = [*range(min(layout.sinks, layer.seen)), *ring]
+    kept = [layer.anchors_BHSD[:, :, : min(layout.sinks, layer.seen)], layer.keys[:, :, ring], layer.values[:, :, own]]
+    if layer.eviction:
+        seats = layer.eviction.by_age(layer.members)
+        spread = seats[..., None].expand(-1, -1, -1, layer.keys.shape[-1])
+        older = layer.plain_BHZD if layer.positions.by_rank else layer.keys[:, :, layout.contested_at :]
+        values = layer.values[:, :, layout.contested_at :]
+        kept += [older.gather(2, spread), values.gather(2, spread), layer.eviction.score_BHZ.gather(2, seats)]
+    return kept
 
 
 def test_twins_hold_as_many_keys_and_never_evict(tiny_neox):
@@ -158,7 +158,7 @@ def test_twins_hold_as_many_keys_and_never_evict(tiny_neox):
         for _ in range(5):
             runner.step()
         kept = [runner.policy.kept(layer, 20) for layer in range(3)]
-        assert [layer.seen - 1 for layer in runner.cache.layers] == kept
+        assert [layer.seen - 1 for layer in runner.engine.cache.layers] == kept
 
 
 def test_peak_memory_sees_what_was_held_for_a_moment():
