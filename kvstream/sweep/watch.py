@@ -13,7 +13,7 @@ from kvstream.sweep.slots import Node, Slots
 
 PAUSE_S = 1.0  # between two looks
 SILENCE_S = 20.0  # for how long Ray's head may be silent: it may be started again, but after 60 s Ray ends the driver
-ALONE_S = 60.0  # for how long there may be no machine
+ALONE_S = 60.0  # for how long there may be no machine: another may join
 AGAIN = "repeat the sweep, after `ray start` if a Ray that you had started no longer runs"
 ENDED = f"the Ray on this machine has ended; {AGAIN}"
 
@@ -61,7 +61,7 @@ class Watch:
         self.nodes = [self._known.get(node.id, node) for node in living if self._is_fit(node)]
         if self.nodes:
             self._had_nodes = time.monotonic()
-        elif time.monotonic() - self._had_nodes > ALONE_S or self._left_out:
+        elif time.monotonic() - self._had_nodes > ALONE_S:
             self._give_up()
 
     def _is_fit(self, node: Node) -> bool:

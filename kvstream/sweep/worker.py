@@ -5,6 +5,7 @@ It has all it needs from its arguments: which device and how many threads, a mod
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -94,12 +95,16 @@ class Worker:
         began_s = time.monotonic()
         name, given = call
         result: Any = None
-        if name == "latency":
-            for result in self.latency(**given, threads=threads):
-                if isinstance(result, Progress):
-                    yield result
-        else:
-            result = getattr(self, name)(**given)
+        try:
+            if name == "latency":
+                for result in self.latency(**given, threads=threads):
+                    if isinstance(result, Progress):
+                        yield result
+            else:
+                result = getattr(self, name)(**given)
+        except Exception:
+            self._end_if_broken()
+            raise
         yield Finished(result, began_s, time.monotonic())
 
     def check(self, token_ids_T: np.ndarray | None) -> None:
@@ -134,6 +139,14 @@ class Worker:
             elif time.monotonic() - told > TELL_S:
                 told = time.monotonic()
                 yield item
+
+    def _end_if_broken(self) -> None:
+        """End this process if an error has left its GPU unusable, as some do for all that comes after."""
+        if self.device.startswith("cuda"):
+            try:
+                torch.cuda.synchronize(self.device)
+            except RuntimeError:
+                os._exit(1)  # the next worker is another process
 
     def _trusted(self) -> Any:
         """The model, which another worker may have checked."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -284,6 +285,20 @@ def test_workers_leave_shared_weights_as_they_are(worker_of, tiny_llama):
         held = dict(worker._model.named_parameters())
         assert any(np.shares_memory(held[name].numpy(), arrays[name]) for name in held) != own
     assert {name: hashlib.sha256(array.tobytes()).digest() for name, array in arrays.items()} == before
+
+
+@pytest.mark.parametrize(("broken", "ends"), [(True, SystemExit), (False, AttributeError)])
+def test_a_worker_whose_gpu_is_unusable_after_an_error_ends(monkeypatch, broken, ends):
+    """Else all that it is sent afterwards would fail, too."""
+
+    def synchronize(device):
+        if broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr("os._exit", lambda code: sys.exit(code))
+    with pytest.raises(ends):
+        list(Worker("cuda:0").do(("nothing", {}), 1))
 
 
 def test_a_worker_checks_a_model_that_nobody_has_checked(worker_of, monkeypatch):

@@ -108,6 +108,7 @@ def flagged(world, out):
 def test_a_machine_with_another_kvstream_is_left_out(ray_here, world, tmp_path, monkeypatch, capsys):
     """It is the only one here, so the sweep ends; the worker's own report tells."""
     monkeypatch.setattr(ray_pool, "own_code", lambda: "newer")
+    monkeypatch.setattr(watch, "ALONE_S", 0.0)
     monkeypatch.setattr(ray_pool.RayPool, "serves", lambda *_: False)
     grid, options = flagged(world, tmp_path / "records")
     with pytest.raises(NothingLeft, match="no machine with 1 CPUs for a cell and the same kvstream as the driver"):
@@ -129,6 +130,7 @@ def test_a_machine_on_which_no_worker_starts_is_left_out(ray_here, world, tmp_pa
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(ray_pool, "actor_class", lambda name: ray.remote(Broken))
+    monkeypatch.setattr(watch, "ALONE_S", 0.0)
     monkeypatch.setattr(ray_pool.RayPool, "serves", lambda *_: False)
     grid, options = flagged(world, tmp_path / "records")
     with pytest.raises(NothingLeft, match="no machine"):
