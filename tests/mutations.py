@@ -57,7 +57,7 @@ MUTATIONS = [
     Mutation("a window one too wide", "kvstream/engine/bounded_chunk.py",
              "tokens.start - begin, layer.layout.recent, keys_BHSD)",
              "tokens.start - begin, layer.layout.recent + 1, keys_BHSD)", EXACT),
-    Mutation("scores forget the logits' shift", "kvstream/engine/scoring.py",
+    Mutation("scores forget the logits' shift", "kvstream/engine/vocabulary_blocks.py",
              "total_T.mul_((shift_T - highest_T).exp_())", "pass",
              ("tests/engine/test_exactness.py", "whole_vocabulary")),
     Mutation("a model that computes something else passes", "kvstream/engine/model_check.py",

@@ -12,6 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
+QUERY_BLOCK = 128  # queries that share one masked product: larger wastes masked work, smaller wastes matrix speed
+
+
+def blocks(queries: int) -> list[tuple[int, int]]:
+    """Cut a call's queries into blocks that share one masked product: (start, stop) of each."""
+    return [(low, min(low + QUERY_BLOCK, queries)) for low in range(0, queries, QUERY_BLOCK)]
+
 
 @dataclass(frozen=True)
 class Partial:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvstream.engine.attention import Partial, merge_partials
+from kvstream.engine import ring
+from kvstream.engine.attention import Partial, blocks, merge_partials
 from kvstream.engine.contested_keys import ContestedKeys
-from kvstream.engine.layer import blocks
 
 if TYPE_CHECKING:
     from kvstream.engine.bounded_layer import BoundedLayer
 
 
-def attend_chunk(
+def attend_bounded(
     layer: BoundedLayer, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
 ) -> torch.Tensor:
     """Answer the queries, take the keys and values into the layer, and count; the output is shaped as the queries."""
@@ -34,8 +34,9 @@ def attend_chunk(
     layer.anchor(start, new_sinks)
 
     first = max(layer.layout.sinks, start - layer.layout.recent)  # the oldest token of the ring
-    keys_BHSD = _in_order(layer, layer.keys, first, rotated_BHTD[:, :, new_sinks:])
-    values_BHSD = _in_order(layer, layer.values, first, v_BHTD[:, :, new_sinks:])
+    held = range(first, max(first, start))
+    keys_BHSD = ring.extend(layer.layout, layer.keys, held, rotated_BHTD[:, :, new_sinks:])
+    values_BHSD = ring.extend(layer.layout, layer.values, held, v_BHTD[:, :, new_sinks:])
     contested = _contest(layer, first, keys_BHSD, values_BHSD)
 
     recent_BHGTD = rotate(q_BHGTD)
@@ -78,21 +79,9 @@ def _answer_recents(
     if tokens.stop <= first:
         return []
     begin = max(first, tokens.start - layer.layout.recent)
-    ring = slice(begin - first, tokens.stop - first)
+    seen = slice(begin - first, tokens.stop - first)
     mask = layer.tables.band(len(tokens), tokens.stop - begin, tokens.start - begin, layer.layout.recent, keys_BHSD)
-    return [layer.backend.block(queries_BHGTD, keys_BHSD[:, :, ring], values_BHSD[:, :, ring], scaling, mask)]
-
-
-def _in_order(layer: BoundedLayer, slots_BHS: torch.Tensor, first: int, new_BHT: torch.Tensor) -> torch.Tensor:
-    """Join the ring's tokens from `first` on, oldest first, with the chunk's."""
-    held = max(layer.seen - first, 0)
-    start = layer.layout.slot_of(first)
-    before_wrap = min(held, layer.layout.contested_at - start)
-    pieces = (
-        slots_BHS[:, :, start : start + before_wrap],
-        slots_BHS[:, :, layer.layout.sinks :][:, :, : held - before_wrap],
-    )
-    return torch.cat((*pieces, new_BHT), dim=2)
+    return [layer.backend.block(queries_BHGTD, keys_BHSD[:, :, seen], values_BHSD[:, :, seen], scaling, mask)]
 
 
 def _contest(
@@ -125,11 +114,9 @@ def _store(
     contested: ContestedKeys | None,
 ) -> None:
     """Write what the chunk leaves in the cache: the last recent tokens and the contest's survivors."""
-    tokens = keys_BHSD.shape[2]
-    kept = min(layer.layout.recent, tokens)
-    ring = [layer.layout.slot_of(first + token) for token in range(tokens - kept, tokens)]
-    layer.keys[:, :, ring] = keys_BHSD[:, :, tokens - kept :]
-    layer.values[:, :, ring] = values_BHSD[:, :, tokens - kept :]
+    tokens = range(first, first + keys_BHSD.shape[2])
+    ring.keep_newest(layer.layout, layer.keys, tokens, keys_BHSD)
+    ring.keep_newest(layer.layout, layer.values, tokens, values_BHSD)
     layer.forget_plans()
     if not contested:
         return

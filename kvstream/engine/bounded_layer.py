@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from kvstream.engine.bounded_chunk import attend_chunk
 from kvstream.engine.bounded_step import attend_token
 from kvstream.engine.eviction import eviction_of
 from kvstream.engine.layer import Layer
@@ -69,9 +68,9 @@ class BoundedLayer(Layer):
             self.tables.sinks.forget()
             return output_BHGTD
         if self.seen + k_BHTD.shape[2] > self.layout.protected:
-            return attend_chunk(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
+            return self.backend.bounded(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
         start = self.seen  # nobody loses protection: as a full cache
-        output_BHGTD = self._causal(q_BHGTD, k_BHTD, v_BHTD, scaling)
+        output_BHGTD = self.backend.causal(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
         self.anchor(start, k_BHTD.shape[2])
         return output_BHGTD
 

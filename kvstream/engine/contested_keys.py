@@ -7,13 +7,16 @@ Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, N conte
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from kvstream.engine.attention import Partial
-from kvstream.engine.backends import Backend
 from kvstream.engine.lifetimes import Lifetimes, first_places
 from kvstream.engine.rank_positions import Ranks
+
+if TYPE_CHECKING:
+    from kvstream.engine.backends import Backend
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from kvstream.engine.backends import backend_for
+from kvstream.engine.backends import synchronize
 from kvstream.engine.decode_engine import DecodeEngine
 from kvstream.engine.scoring import score_logits
 from kvstream.engine.token_ids import one_text, refuse_ids
@@ -30,14 +30,14 @@ def decode(model: PreTrainedModel, input_ids: torch.Tensor, policy: Policy) -> D
     Raises ValueError for fewer than two tokens, for ids that are none of the model's, or a model that `KVStreamCache`
     cannot serve.
     """
-    ids_1T = one_text(input_ids)
-    refuse_ids(ids_1T, vocabulary_of(unwrapped(model)))
+    ids_1T, model = one_text(input_ids), unwrapped(model)
+    refuse_ids(ids_1T, vocabulary_of(model))
     engine = DecodeEngine(model, policy, capacity=ids_1T.shape[1])
-    nll, seconds, backend = [], [], backend_for(ids_1T.device)
+    nll, seconds = [], []
     for token in range(ids_1T.shape[1] - 1):
         started = time.perf_counter()
         logits_1V = engine.step(ids_1T[:, token : token + 1])
         nll.append(score_logits(logits_1V, ids_1T[0, token + 1 : token + 2]).nll_nats)
-        backend.synchronize()
+        synchronize(ids_1T.device)
         seconds.append(time.perf_counter() - started)
     return Decoded(nll_nats=torch.cat(nll), step_s=torch.tensor(seconds, dtype=torch.float64))

@@ -118,18 +118,27 @@ class Eviction(ABC):
         """Play the contests of step `token` and following: see `leaving_offers`; int64, shape (R, N)."""
         B, H, N = score_BHN.shape
         relative_tie = tie(score_BHN.dtype)
-        if self.policy.shared_by_heads:
-            score_BHN = score_BHN.double().mean(1, keepdim=True)
+        score_BHN, draws_HC = self.decisive(score_BHN, members, token)
         deciding = score_BHN.shape[1]
-        draws_RC = np.empty((B * deciding, 0), np.int64)
-        if self.policy.scored_by == "nothing":
-            draws_HC = self.policy.draws(self.layer, deciding, range(token, token + N - members))
-            if draws_HC is None:
-                raise TypeError(f"{self.policy.name} contests tokens, but neither scores nor draws say who leaves")
-            draws_RC = np.tile(draws_HC, (B, 1))
+        draws_RC = np.empty((B * deciding, 0), np.int64) if draws_HC is None else np.tile(draws_HC, (B, 1))
         score_RN = score_BHN.reshape(B * deciding, N).cpu().numpy()
         leaves_RN = leaving_offers(score_RN, draws_RC, members, self.layout.room, score_RN.dtype.type(relative_tie))
         return np.repeat(leaves_RN, H // deciding, axis=0)
+
+    def decisive(self, score_BHN: torch.Tensor, members: int, token: int) -> tuple[torch.Tensor, np.ndarray | None]:
+        """What decides the contests of step `token` and following: scores (B, H, N), and draws (H, C) if those do.
+
+        Where one set of tokens is kept for all heads, H is 1.
+        """
+        if self.policy.shared_by_heads:
+            score_BHN = score_BHN.double().mean(1, keepdim=True)
+        if self.policy.scored_by != "nothing":
+            return score_BHN, None
+        _, deciding, N = score_BHN.shape
+        draws_HC = self.policy.draws(self.layer, deciding, range(token, token + N - members))
+        if draws_HC is None:
+            raise TypeError(f"{self.policy.name} contests tokens, but neither scores nor draws say who leaves")
+        return score_BHN, draws_HC
 
     def _seat(self, takeover: Takeover, members: int) -> None:
         """Update the ranks: who was younger than the leaving one moves up, and the candidate is the youngest."""
@@ -161,14 +170,21 @@ class ByToken(Eviction):
 
     def lifetimes(self, token: int, members: int, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> Lifetimes:
         """Settle step `token` and following, one candidate each; what is held is then as after the last of them."""
-        held_BHM = self.score_BHZ.gather(2, self.by_age(members))
-        score_BHN = torch.cat((held_BHM, self._score(keys_BHCD, values_BHCD)), 2)
+        score_BHN = self.contenders(members, keys_BHCD, values_BHCD)
         offer_BHN = torch.from_numpy(self._leaving(score_BHN, members, token)).view_as(score_BHN)
         found = Lifetimes.of(token, members, offer_BHN.to(score_BHN.device))
-        stayed_BHZ = score_BHN.gather(2, found.survivors())
-        self.score_BHZ[:, :, : stayed_BHZ.shape[2]] = stayed_BHZ
-        self.rank_BHZ.copy_(torch.arange(self.layout.seats))
+        self.keep(score_BHN.gather(2, found.survivors()))
         return found
+
+    def contenders(self, members: int, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> torch.Tensor:
+        """Score the members, by age, and behind them candidates: (B, H, N)."""
+        held_BHM = self.score_BHZ.gather(2, self.by_age(members))
+        return torch.cat((held_BHM, self._score(keys_BHCD, values_BHCD)), 2)
+
+    def keep(self, score_BHZ: torch.Tensor) -> None:
+        """Take over the scores of the members that several steps left, by age: they sit in that order."""
+        self.score_BHZ[:, :, : score_BHZ.shape[2]] = score_BHZ
+        self.rank_BHZ.copy_(torch.arange(self.layout.seats, device=self.rank_BHZ.device))
 
     def _score(self, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> torch.Tensor:
         """Score tokens, (B, H, C), in float32 or wider; zeros where draws decide."""

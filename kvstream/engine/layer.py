@@ -13,17 +13,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from kvstream.engine.attention import merge_partials
 from kvstream.engine.backends import backend_for
 from kvstream.engine.shared_tables import SharedTables
-
-QUERY_BLOCK = 128  # queries that share one masked product: larger wastes masked work, smaller wastes matrix speed
-
-
-def blocks(queries: int, size: int | None = None) -> list[tuple[int, int]]:
-    """Cut a call's queries into blocks that share one masked product: (start, stop) of each."""
-    size = size or QUERY_BLOCK
-    return [(low, min(low + size, queries)) for low in range(0, queries, size)]
 
 
 class Layer(CacheLayerMixin):
@@ -60,7 +51,7 @@ class Layer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:  # noqa: ARG002
         """Remember shape, dtype and device; subclasses allocate."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.backend = backend_for(self.device)
+        self.backend = backend_for(self.device, self.dtype)
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
@@ -130,27 +121,6 @@ class Layer(CacheLayerMixin):
     def rewind(self, tokens: int) -> None:
         """Have the next steps cost what they would after so many tokens; contents may be later tokens'."""
         self.take_back(tokens)
-
-    def _causal(
-        self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
-        """Attend to all tokens so far, whose slots are their indices, and count."""
-        start, T = self.seen, k_BHTD.shape[2]
-        self.values[:, :, start : start + T] = v_BHTD
-        rotate = self.tables.rotation(start, T, None, k_BHTD)
-        q_BHGTD = rotate(q_BHGTD)
-        self.keys[:, :, start : start + T] = rotate(k_BHTD)
-        outputs = []
-        for low, high in blocks(T):
-            before, own = slice(start + low), slice(start + low, start + high)
-            queries, mask = q_BHGTD[:, :, :, low:high], self.tables.band(high - low, high - low, 0, high, q_BHGTD)
-            partials = [self.backend.block(queries, self.keys[:, :, own], self.values[:, :, own], scaling, mask)]
-            if start + low:
-                keys, values = self.keys[:, :, before], self.values[:, :, before]
-                partials.append(self.backend.block(queries, keys, values, scaling))
-            outputs.append(merge_partials(partials))
-        self.seen += T
-        return torch.cat(outputs, dim=-2)
 
     def get_seq_length(self) -> int:
         """Count the tokens seen so far, from which transformers numbers the next ones."""

@@ -86,11 +86,25 @@ class Rope:
                 f"length; choose a model whose rope_type is one of {', '.join(STATIC_TYPES)}"
             )
         self.frequencies = embedding.inv_freq.detach().cpu().double()
+        self._copies: dict[torch.device, torch.Tensor] = {}  # on other devices
         self._check_convention(model)
 
     def at(self, positions_S: torch.Tensor, like: torch.Tensor) -> Rotation:
         """Build the rotation to integer positions, in the dtype and on the device of `like`; angles in float64."""
-        return _rotation(positions_S.double()[:, None] * self.frequencies, like)
+        return _rotation(self._angles(positions_S), like)
+
+    def pairs(self, positions_S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute each pair of dimensions' cosines and sines, float32, (S, pairs) each, where the positions lie."""
+        angles_SP = self._angles(positions_S)
+        return angles_SP.cos().float(), angles_SP.sin().float()
+
+    def _angles(self, positions_S: torch.Tensor) -> torch.Tensor:
+        return positions_S.double()[:, None] * self._frequencies_on(positions_S.device)
+
+    def _frequencies_on(self, device: torch.device) -> torch.Tensor:
+        if device not in self._copies:
+            self._copies[device] = self.frequencies.to(device)
+        return self._copies[device]
 
     def undo(self, position_ids: torch.Tensor, like: torch.Tensor) -> Rotation:
         """Build the inverse of what transformers did at `position_ids`, shape (B, S), in its float32 angles."""
@@ -136,6 +150,6 @@ class ShiftedRope(Rope):
         super().__init__(model)
         self.offset = offset
 
-    def at(self, positions_S: torch.Tensor, like: torch.Tensor) -> Rotation:
-        """Build the rotation to as many positions behind the offset."""
-        return _rotation((positions_S + self.offset).float()[:, None] * self.frequencies.float(), like)
+    def _angles(self, positions_S: torch.Tensor) -> torch.Tensor:
+        """Of as many positions behind the offset."""
+        return (positions_S + self.offset).float()[:, None] * self._frequencies_on(positions_S.device).float()

@@ -27,6 +27,7 @@ class SharedTables:
     def _begin(self) -> None:
         self.model_rotates = True
         self._rotations: dict[tuple[Any, ...], Rotation] = {}
+        self._pairs: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._bands: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -46,6 +47,18 @@ class SharedTables:
             positions = torch.arange(start, start + length)
             self._rotations[key] = self.rope.at(positions if cap is None else positions.clamp(max=cap), like)
         return self._rotations[key]
+
+    def pairs(
+        self, start: int, length: int, cap: int | None, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same as cosines and sines alone, float32, (length, pairs) each: see `Rope.pairs`."""
+        key = (start, length, cap, device)
+        if key not in self._pairs:
+            if len(self._pairs) >= 16:  # a call needs a few, and the next call others
+                self._pairs.clear()
+            positions = torch.arange(start, start + length, device=device)
+            self._pairs[key] = self.rope.pairs(positions if cap is None else positions.clamp(max=cap))
+        return self._pairs[key]
 
     def rotation_of(self, positions: tuple[int, ...], like: torch.Tensor) -> Rotation:
         """Rotate to these positions; one position is good for any number of vectors."""

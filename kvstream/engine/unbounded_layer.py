@@ -34,7 +34,7 @@ class UnboundedLayer(Layer):
         T, start, G = k_BHTD.shape[2], self.seen, q_BHGTD.shape[2]
         self._reserve(start + T)
         if T > 1:
-            return self._causal(q_BHGTD, k_BHTD, v_BHTD, scaling)
+            return self.backend.causal(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
         rotated = self.tables.rotation_of((start,), k_BHTD)(torch.cat((q_BHGTD[..., 0, :], k_BHTD), dim=2))
         self.keys[:, :, start] = rotated[:, :, G]
         self.values[:, :, start] = v_BHTD[:, :, 0]

@@ -26,7 +26,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
-from kvstream.engine.backends import backend_for
+from kvstream.engine.backends import synchronize
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.inputs.model_loading import load_model
 from kvstream.measure import machine_noise as noise
@@ -109,17 +109,16 @@ def measure(
 
     Each has served a request before. The share of the work that is done is the share of the rounds.
     """
-    synchronize = backend_for(prompt_BT.device).synchronize
     order = np.random.default_rng(protocol.seed)
     samples: list[tuple[str, str, int, int, int, float]] = []
     prefilled = [runner for runner in runners if not isinstance(runner, HeldContender)]
     share = 0.0
 
     def clock(action: Callable[[], None]) -> float:
-        synchronize()
+        synchronize(prompt_BT.device)
         started = time.perf_counter()
         action()
-        synchronize()
+        synchronize(prompt_BT.device)
         return time.perf_counter() - started
 
     with _undisturbed():

@@ -29,9 +29,11 @@ def close(ours, truth, dtype):
 
 
 def test_a_device_has_one_backend():
-    assert type(backend_for(CPU)) is Cpu
-    for kind in ("cuda", "mps", "meta"):
-        assert type(backend_for(torch.device(kind))) is Reference
+    for dtype in CLOSE:
+        assert type(backend_for(CPU, dtype)) is Cpu
+        for kind in ("mps", "meta"):
+            assert type(backend_for(torch.device(kind), dtype)) is Reference
+    assert type(backend_for(torch.device("cuda"), FLOAT64)) is Reference
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: type(each).__name__)
@@ -132,8 +134,8 @@ def test_the_engine_computes_the_same_on_the_reference(monkeypatch, policy_text,
         model = tiny_model(family, FLOAT64)
         ours = replay(model, ids, policy, chunk_size=25), decode(model, ids, policy).nll_nats
         with monkeypatch.context() as patch:
-            for module in ("layer", "scoring", "decode"):
-                patch.setattr(f"kvstream.engine.{module}.backend_for", Reference)
+            for module in ("layer", "scoring"):
+                patch.setattr(f"kvstream.engine.{module}.backend_for", lambda device, dtype: Reference(device))
             plain = replay(model, ids, policy, chunk_size=25), decode(model, ids, policy).nll_nats
         for one, other in zip(ours, plain):
             assert (one - other).abs().max() < 1e-9

@@ -10,17 +10,17 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from kvstream.engine.attention import Partial
 from kvstream.engine.backends.cpu import Cpu
+from kvstream.engine.backends.cuda import serves
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.rank_positions import Ranks
 
 
 class Backend(Protocol):
     """The products that the engine consists of. All take and return tensors of one device and one dtype."""
-
-    logits_bytes: int  # of logits that exist at once while a text is scored
 
     def step(
         self, q_BHGD: torch.Tensor, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor, scaling: float, apart: int = 0
@@ -67,11 +67,39 @@ class Backend(Protocol):
         """Take tokens one after another through a layer whose evictions depend on attention: (B, H, G, T, D)."""
         ...
 
-    def synchronize(self) -> None:
-        """Wait until the device has done all it was given."""
+    def causal(
+        self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Take many tokens through a layer that holds all so far, and go on holding all: (B, H, G, T, D)."""
+        ...
+
+    def bounded(
+        self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Take many tokens through a `BoundedLayer` whose evictions do not depend on attention: (B, H, G, T, D)."""
+        ...
+
+    def score(
+        self, head: nn.Linear, hidden_TE: torch.Tensor, targets_T: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score targets by a plain head and the hidden states before them: −ln p and whether they were the argmax."""
         ...
 
 
-def backend_for(device: torch.device) -> Backend:
-    """Choose the backend of a device: `cpu`, or for any other kind `reference`."""
-    return Cpu(device) if device.type == "cpu" else Reference(device)
+def backend_for(device: torch.device, dtype: torch.dtype) -> Backend:
+    """Choose the backend for keys of a dtype on a device: `cpu`, `cuda`, or where neither serves `reference`."""
+    if device.type == "cpu":
+        return Cpu(device)
+    if device.type != "cuda" or not serves(device, dtype):
+        return Reference(device)
+    from kvstream.engine.backends.cuda.backend import Cuda  # which needs Triton
+
+    return Cuda(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all it was given, where it has a queue."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from kvstream.engine.attention import Partial
+from kvstream.engine.bounded_chunk import attend_bounded
+from kvstream.engine.causal_chunk import attend_causal
 from kvstream.engine.rank_positions import Ranks
+from kvstream.engine.vocabulary_blocks import logits_in_blocks, score_blocks
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Reference:
     """Plain products, written down in full."""
 
     device: torch.device
-    logits_bytes = 256 << 20
+    logits_bytes = 256 << 20  # that exist at once while a text is scored
 
     def step(
         self, q_BHGD: torch.Tensor, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor, scaling: float, apart: int = 0
@@ -82,10 +86,23 @@ class Reference:
         steps = zip(q_BHGTD.split(1, dim=-2), k_BHTD.split(1, dim=-2), v_BHTD.split(1, dim=-2))
         return torch.cat([layer.step(q, k, v, scaling) for q, k, v in steps], dim=-2)
 
-    def synchronize(self) -> None:
-        """Wait for the device's queue, where it has one."""
-        if self.device.type in ("cuda", "mps"):
-            getattr(torch, self.device.type).synchronize()
+    def causal(
+        self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Go block by block of queries."""
+        return attend_causal(layer, q_BHGTD, k_BHTD, v_BHTD, scaling)
+
+    def bounded(
+        self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Go block by block of queries."""
+        return attend_bounded(layer, q_BHGTD, k_BHTD, v_BHTD, scaling)
+
+    def score(
+        self, head: nn.Linear, hidden_TE: torch.Tensor, targets_T: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Go block by block of the vocabulary."""
+        return score_blocks(logits_in_blocks(head, hidden_TE, self.logits_bytes), targets_T)
 
 
 def scaled_scores(queries_BHGTD: torch.Tensor, keys_BHSD: torch.Tensor, scaling: float) -> torch.Tensor:

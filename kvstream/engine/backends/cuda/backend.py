@@ -1,0 +1,77 @@
+"""The CUDA backend: a layer's whole chunk in a few kernels, and scores without a question to the device.
+
+Single tokens and scans are those of the reference, and so are chunks that the kernels cannot take (`_fits`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from triton.runtime.errors import OutOfResources
+
+from kvstream.engine.backends.cuda.chunk import attend_bounded, attend_causal
+from kvstream.engine.backends.cuda.contest import MOST_SEATS
+from kvstream.engine.backends.cuda.scoring import scored
+from kvstream.engine.backends.cuda.tiles import Kind, Tiles, shrinking, tiles_of
+from kvstream.engine.backends.reference import Reference
+
+MOST_OFFSET = 2**31 - 1  # kernels count the numbers of a row of the batch, and those between two rows, in 32 bits
+held: dict[tuple[Any, ...], Tiles] = {}  # what a card was found to hold
+
+
+class Cuda(Reference):
+    """Chunks of many tokens by kernels."""
+
+    logits_bytes = 512 << 20
+
+    def causal(
+        self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Answer all queries at once; see `Backend.causal`."""
+        call = layer, q_BHGTD, k_BHTD, v_BHTD, scaling
+        if not _fits(layer, q_BHGTD, k_BHTD, v_BHTD):
+            return super().causal(*call)
+        return _try(lambda tiles: attend_causal(*call, tiles), "causal", k_BHTD)
+
+    def bounded(
+        self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Answer all queries at once; see `Backend.bounded`."""
+        call = layer, q_BHGTD, k_BHTD, v_BHTD, scaling
+        if layer.layout.room > MOST_SEATS or not _fits(layer, q_BHGTD, k_BHTD, v_BHTD):
+            return super().bounded(*call)
+        return _try(lambda tiles: attend_bounded(*call, tiles), "rank" if layer.ranks else "band", k_BHTD)
+
+    def score(
+        self, head: nn.Linear, hidden_TE: torch.Tensor, targets_T: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read each row of logits once; see `Backend.score`."""
+        with torch.cuda.device_of(hidden_TE):
+            return scored(head, hidden_TE, targets_T, self.logits_bytes)
+
+
+def _fits(layer: Any, *arrived: torch.Tensor) -> bool:
+    """Whether kernels can address a chunk: each head of a token in one piece, and no offset beyond 32 bits."""
+    new = arrived[0].shape[-2]
+    furthest = max(each.shape[-2] * each.stride(-2) for each in arrived)
+    furthest = max(furthest, (layer.keys.shape[2] + new) * layer.keys.shape[3])
+    return furthest <= MOST_OFFSET and all(each.stride(-1) == 1 for each in arrived)
+
+
+def _try(run: Callable[[Tiles], torch.Tensor], kind: Kind, keys: torch.Tensor) -> torch.Tensor:
+    """Run with the tiles that suit a card, smaller ones where it cannot hold these."""
+    key = keys.device, keys.dtype, kind, keys.shape[-1]
+    with torch.cuda.device_of(keys):
+        first = held.get(key) or tiles_of(keys.dtype, kind, keys.shape[-1], keys.device)
+        *others, last = shrinking(first)
+        for tiles in others:
+            try:
+                output = run(tiles)
+            except OutOfResources:
+                continue
+            held[key] = tiles
+            return output
+        return run(last)

@@ -1,0 +1,131 @@
+"""A chunk of tokens through a layer on a GPU: rotate, attend in one kernel, settle who stays. The host waits for nothing.
+
+The same as `causal_chunk` and `bounded_chunk`, which take blocks of queries one by one and merge what parts of the
+cache answer.
+
+Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S keys, C candidates, N contested keys by age,
+Z seats, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from kvstream.engine import ring
+from kvstream.engine.backends.cuda.band_attention import Contested, Old, Recent, attend
+from kvstream.engine.backends.cuda.contest import leaving, visible
+from kvstream.engine.backends.cuda.rotation import turned
+from kvstream.engine.backends.cuda.tiles import Tiles
+from kvstream.engine.contest import tie
+from kvstream.engine.eviction import ByToken
+
+if TYPE_CHECKING:
+    from kvstream.engine.bounded_layer import BoundedLayer
+    from kvstream.engine.layer import Layer
+
+EVERYTHING = 1 << 29  # tokens back
+
+
+def attend_causal(
+    layer: Layer, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float, tiles: Tiles
+) -> torch.Tensor:
+    """Answer the queries, take the keys and values into the layer, and count; the output is shaped as the queries."""
+    start, T = layer.seen, k_BHTD.shape[2]
+    new, held = slice(start, start + T), slice(start + T)
+    turn = layer.tables.pairs(start, T, None, k_BHTD.device)
+    turned(k_BHTD, turn, layer.keys[:, :, new])
+    layer.values[:, :, new] = v_BHTD
+    recent = Recent(layer.keys[:, :, held], layer.values[:, :, held], 0, EVERYTHING, turn)
+    nothing = Old(layer.keys[:, :, :0], layer.values[:, :, :0], turn)
+    output = attend(q_BHGTD.flatten(1, 2), start, recent, nothing, None, scaling, tiles)
+    layer.seen += T
+    return output.transpose(1, 2).unflatten(1, q_BHGTD.shape[1:3])
+
+
+def attend_bounded(
+    layer: BoundedLayer, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float,
+    tiles: Tiles,
+) -> torch.Tensor:  # fmt: skip
+    """Answer the queries, take the keys and values into the layer, and count; the output is shaped as the queries."""
+    layout, start, T, device = layer.layout, layer.seen, k_BHTD.shape[2], k_BHTD.device
+    turn = old_turn = layer.tables.pairs(start, T, layer.positions.cap, device)
+    if layer.positions.shift(start + T - 1):
+        old_turn = layer.tables.pairs(start, T, layout.budget, device)
+    rotated_BHTD = turned(k_BHTD, turn)
+    new_sinks = min(max(layout.sinks - start, 0), T)
+    layer.keys[:, :, start : start + new_sinks] = rotated_BHTD[:, :, :new_sinks]
+    layer.values[:, :, start : start + new_sinks] = v_BHTD[:, :, :new_sinks]
+    layer.anchor(start, new_sinks)
+
+    first = max(layout.sinks, start - layout.recent)  # the oldest token of the ring
+    held = range(first, max(first, start))
+    keys_BHSD = ring.extend(layout, layer.keys, held, rotated_BHTD[:, :, new_sinks:])
+    values_BHSD = ring.extend(layout, layer.values, held, v_BHTD[:, :, new_sinks:])
+    recent = Recent(keys_BHSD, values_BHSD, first, layout.recent, turn)
+    sinks = slice(min(layout.sinks, start + T))
+    old = Old(layer.anchors_BHSD[:, :, sinks], layer.values[:, :, sinks], old_turn)
+    found = _contest(layer, recent, range(start, start + T), tiles) if layer.eviction else None
+    contested, score_BHN = found or (None, None)
+    output = attend(q_BHGTD.flatten(1, 2), start, recent, old, contested, scaling, tiles)
+
+    tokens = range(first, first + keys_BHSD.shape[2])
+    ring.keep_newest(layout, layer.keys, tokens, keys_BHSD)
+    ring.keep_newest(layout, layer.values, tokens, values_BHSD)
+    if contested and score_BHN is not None:
+        _seat(layer, contested, score_BHN)
+    layer.forget_plans()
+    layer.seen += T
+    return output.transpose(1, 2).unflatten(1, q_BHGTD.shape[1:3])
+
+
+def _contest(
+    layer: BoundedLayer, recent: Recent, queries: range, tiles: Tiles
+) -> tuple[Contested, torch.Tensor] | None:
+    """Play the contests between the members and the ring's tokens, which lose their protection in turn.
+
+    Returns the contested keys, and their scores, (B, H, N). None: nobody is contested yet.
+    """
+    layout, members, eviction = layer.layout, layer.members, layer.eviction
+    candidates = max(0, recent.keys_BHSD.shape[2] - layout.recent)
+    if not members + candidates:
+        return None
+    assert isinstance(eviction, ByToken), "steps that must be taken one by one do not come here"
+    keys_BHCD, values_BHCD = recent.keys_BHSD[:, :, :candidates], recent.values_BHSD[:, :, :candidates]
+    score_BHN = eviction.contenders(members, keys_BHCD, values_BHCD)
+    B, H, N = score_BHN.shape
+    offered = recent.first + layout.recent
+    deciding_BHN, draws = eviction.decisive(score_BHN, members, offered)
+    draws_HC = None if draws is None else torch.from_numpy(draws).to(score_BHN.device, non_blocking=True)
+    score_RN = deciding_BHN.reshape(-1, N).contiguous()
+    leave_RN = leaving(score_RN, draws_HC, members, layout.room, offered, tie(score_BHN.dtype))
+    leave_RN = leave_RN.view(B, -1, N).expand(B, H, N).reshape(-1, N)
+    listed_RKW, count_RK = visible(leave_RN, members, layout.room, offered, queries, tiles.queries)
+
+    seats = slice(layout.contested_at, None)
+    seat_BHMD = eviction.by_age(members)[..., None].expand(-1, -1, -1, keys_BHCD.shape[-1])
+    held_BHZD, ranks = layer.keys[:, :, seats], None
+    if layer.positions.by_rank:
+        held_BHZD = layer.plain_BHZD
+        cos, sin = layer.tables.pairs(recent.first, candidates, None, score_BHN.device)
+        keys_BHCD = turned(keys_BHCD, (cos, -sin))
+        cos, sin = layer.tables.pairs(0, layout.budget + 1, None, score_BHN.device)
+        ranks = cos.t().contiguous(), sin.t().contiguous()
+    keys_BHND = torch.cat((held_BHZD.gather(2, seat_BHMD), keys_BHCD), 2)
+    values_BHND = torch.cat((layer.values[:, :, seats].gather(2, seat_BHMD), values_BHCD), 2)
+    lists = leave_RN, listed_RKW, count_RK
+    return Contested(keys_BHND, values_BHND, *lists, members, offered, layout.budget, ranks), score_BHN
+
+
+def _seat(layer: BoundedLayer, contested: Contested, score_BHN: torch.Tensor) -> None:
+    """Write those that stay to their seats, by age."""
+    assert isinstance(layer.eviction, ByToken)
+    stay = min(layer.layout.room, score_BHN.shape[2])
+    place_BHZ = contested.listed_RKW[:, -1, :stay].long().view(*score_BHN.shape[:2], stay)
+    place_BHZD = place_BHZ[..., None].expand(-1, -1, -1, contested.keys_BHND.shape[-1])
+    seats = slice(layer.layout.contested_at, layer.layout.contested_at + stay)
+    held_BHZD = layer.plain_BHZD[:, :, :stay] if layer.positions.by_rank else layer.keys[:, :, seats]
+    held_BHZD.copy_(contested.keys_BHND.gather(2, place_BHZD))
+    layer.values[:, :, seats] = contested.values_BHND.gather(2, place_BHZD)
+    layer.eviction.keep(score_BHN.gather(2, place_BHZ))
