@@ -11,8 +11,14 @@ import random
 import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
+from glob import glob
+from importlib.util import find_spec
 
 import pytest
+
+# Triton reads this when it is first imported, which torch may do.
+if not glob("/dev/nvidia[0-9]*"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 import torch
 from apart import CELLS, apart, gated
 from driving import digest
@@ -32,6 +38,7 @@ from transformers import (
 from kvstream.grid import exits
 from kvstream.inputs import hub
 
+NO_TRITON = find_spec("triton") is None
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # threads of two processes on the same cores would mostly wait for one another
 
@@ -44,6 +51,12 @@ SHAPE = {
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
 }
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what could not be run on this machine, in a line."""
+    if NO_TRITON and any("test_cuda_kernels" in report.nodeid for report in terminalreporter.getreports("skipped")):
+        terminalreporter.line("Triton is not installed, so the CUDA kernels were not tested: pip install triton")
 
 
 def pytest_collection_modifyitems(items):

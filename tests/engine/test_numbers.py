@@ -209,7 +209,9 @@ def test_the_report_counts_them_and_keeps_them_out_of_means(swept):
         finite.setdefault(record["fields"]["policy"], []).extend(nll[np.isfinite(nll)])
     summary = (base / "report" / "summary.md").read_text()
     assert f"{invalid} invalid rows" in summary
-    longest = [row for row in pq.read_table(base / "report" / "tables" / "perplexity.parquet").to_pylist() if row["longest"]]
+    longest = [
+        row for row in pq.read_table(base / "report" / "tables" / "perplexity.parquet").to_pylist() if row["longest"]
+    ]
     assert {row["policy"] for row in longest} == set(LABELS)
     for row in longest:
         assert row["ppl_corpus"] == pytest.approx(np.exp(np.mean(finite[row["policy"]])), rel=1e-6)

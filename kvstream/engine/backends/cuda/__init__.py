@@ -1,4 +1,4 @@
-"""Kernels for NVIDIA's GPUs, written in Triton, and the backend that is made of them. Importing this needs no Triton."""
+"""Kernels in Triton for NVIDIA's GPUs, and the backend that is made of them. This file alone needs no Triton."""
 
 from __future__ import annotations
 

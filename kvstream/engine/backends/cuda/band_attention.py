@@ -10,8 +10,8 @@ Every block of queries goes over three kinds of keys and keeps one softmax over 
 
 Products of float32 are sums of three of TF32 ("tf32x3"): on an H100 as exact as IEEE's, and 3.5 times as fast.
 
-Shape legend: B batch, H kv-heads, T queries, S recent keys, N contested keys, D head size; in kernels: BM queries, BN or
-BC keys of a tile.
+Shape legend: B batch, H kv-heads, T queries, S recent keys, N contested keys, D head size; in kernels: tiles of BM
+queries, BN or BC keys.
 """
 
 from __future__ import annotations
@@ -125,10 +125,9 @@ def _attend(
                                        recent, scale, d, True, D, PRECISION)  # fmt: skip
 
     if SINKS or (CONTESTED and not BY_RANK):
+        old_q = recent_q
         if TWO_TURNS:
             old_q = load_turned(Q, qt, m, there, OLD_COS, OLD_SIN, m, HALF, D, BLOCK_D).to(dtype)
-        else:
-            old_q = recent_q
     if SINKS:
         SINK_K += b64 * skb + h * skh
         SINK_V += b64 * svb + h * svh

@@ -1,4 +1,4 @@
-"""A chunk of tokens through a layer on a GPU: rotate, attend in one kernel, settle who stays. The host waits for nothing.
+"""A chunk of tokens through a layer on a GPU: rotate, attend in one kernel, settle who stays. The host never waits.
 
 The same as `causal_chunk` and `bounded_chunk`, which take blocks of queries one by one and merge what parts of the
 cache answer.

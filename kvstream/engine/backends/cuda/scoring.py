@@ -22,8 +22,8 @@ def _score(LOGITS, TARGET, NLL, CORRECT, stride, V: tl.constexpr, BLOCK: tl.cons
     for v in range(0, V, BLOCK):
         at = v + tl.arange(0, BLOCK)
         x = tl.load(LOGITS + at, mask=at < V, other=float("-inf")).to(tl.float32)
-        here, place = tl.max(x, 0, return_indices=True, return_indices_tie_break_left=True)
-        best = tl.where(here > top, v + place, best)
+        here = tl.max(x, 0)
+        best = tl.where(here > top, tl.min(tl.where(x == here, at, V), 0), best)
         higher = tl.maximum(top, here)
         safe = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(top - safe) + tl.sum(tl.exp(x - safe), 0)

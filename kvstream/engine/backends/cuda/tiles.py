@@ -1,4 +1,4 @@
-"""How attention's kernel cuts its work: chosen as measured on an H100, made smaller where another head or card needs it.
+"""How attention's kernel cuts its work: as measured on an H100, smaller where another head or card needs it.
 
 A tile's sizes decide speed alone, not what is computed.
 """

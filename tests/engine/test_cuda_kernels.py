@@ -1,0 +1,259 @@
+"""The CUDA backend's kernels, on a GPU if there is one, else in Triton's interpreter: each against its plain twin.
+
+Where Triton is not installed nothing of this runs, and the end of the test run says so.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from conftest import NO_TRITON, build_model
+from exactness_cases import FLOAT32, FLOAT64, assert_close
+
+from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, replay
+from kvstream.engine.backends.reference import Reference
+from kvstream.engine.contest import leaving_offers, tie
+from kvstream.engine.lifetimes import Lifetimes
+from kvstream.engine.replay import replay_windows, windows
+from kvstream.engine.rope import Rotation
+from kvstream.engine.vocabulary_blocks import logits_in_blocks, score_blocks
+from kvstream.policies.base import BoundedPolicy, Regions
+from kvstream.policies.draws import uniform_ranks
+
+pytestmark = pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")
+if not NO_TRITON:
+    from kvstream.engine.backends.cuda import backend
+    from kvstream.engine.backends.cuda.contest import NEVER, leaving, visible
+    from kvstream.engine.backends.cuda.rotation import turned
+    from kvstream.engine.backends.cuda.scoring import scored
+    from kvstream.engine.backends.cuda.tiles import MEASURED, Tiles, shrinking
+
+DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
+T = 41  # two and a half blocks of queries
+MODES = ("cache", "absolute", "frozen")
+
+
+@dataclass(frozen=True)
+class SinksAndValues(BoundedPolicy):
+    """Sinks, recents and, between them, those with the largest values: what no policy of kvstream has at once."""
+
+    name = "sinks_and_values"
+    kept_by: Literal["head", "layer"] = "head"
+
+    @property
+    def regions(self):
+        return Regions(2, 5, 4)
+
+    @property
+    def shared_by_heads(self):
+        return self.kept_by == "layer"
+
+    @property
+    def scored_by(self):
+        return "token"
+
+    def token_scores(self, keys_BHSD, values_BHSD):
+        return values_BHSD.norm(dim=-1)
+
+
+POLICIES = [
+    Full(),
+    StreamingLLM(3, 9),
+    StreamingLLM(0, 9),
+    StreamingLLM(20, 1),
+    StreamingLLM(5, 0),
+    RecentOnly(1),
+    RecentOnly(17, skip_layers=(1,)),
+    FixSizeL2(11, 0.5, "keep_low"),
+    FixSizeL2(11, 0.5, "keep_high"),
+    FixSizeL2(11, 0.5, "random", seed=3),
+    FixSizeL2(9, 0.0, "keep_low"),
+    FixSizeL2(1, 0.0, "random"),
+    FixSizeL2(40, 0.7, "keep_low"),
+    SinksAndValues(),
+    SinksAndValues("layer"),
+]
+CASES = [(policy, "llama" if place % 2 else "neox") for place, policy in enumerate(POLICIES)]
+CASES += [(replace(p, position=mode), "neox" if place % 2 else "llama") for place, p in enumerate(POLICIES[1:])
+          for mode in MODES[1:] if place in (0, 6, 8, 12)]  # fmt: skip
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Have everything computed by the CUDA backend, with tiles so small that there are several."""
+    monkeypatch.setattr(backend, "tiles_of", lambda *_: Tiles(16, 16, 16, 1, 1))
+    for module in ("layer", "scoring"):
+        monkeypatch.setattr(f"kvstream.engine.{module}.backend_for", lambda device, dtype: backend.Cuda(device))
+    for name in ("bounded", "causal", "score"):  # else the reference would be compared with itself
+        monkeypatch.setattr(Reference, name, refused)
+
+
+def refused(*_):
+    raise AssertionError("the reference was asked")
+
+
+@lru_cache
+def model_on(family, dtype):
+    import copy
+
+    return copy.deepcopy(build_model(family, dtype)).to(DEVICE)
+
+
+@lru_cache
+def truth(family, policy, length=T):
+    return replay(build_model(family, FLOAT64), text(length), policy)
+
+
+def text(length):
+    return torch.randperm(97, generator=torch.Generator().manual_seed(3))[:length]
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+@pytest.mark.parametrize(("policy", "family"), CASES, ids=str)
+def test_replay_is_exact(policy, family, cuda):
+    """In chunks whose ends lie within blocks, and where a chunk is one token, which the reference takes."""
+    expected, model = truth(family, policy), model_on(family, FLOAT32)
+    for size in (T, 13) if DEVICE.type == "cpu" else (T, 13, 1, 39):
+        ours = replay(model, text(T).to(DEVICE), policy, chunk_size=size)
+        assert_close(ours.cpu(), expected, 2e-5, f"by {size}")
+
+
+@pytest.mark.parametrize("policy", [Full(), StreamingLLM(3, 9), FixSizeL2(11, 0.5, "keep_low")], ids=str)
+def test_half_precision_differs_by_its_rounding(policy, cuda):
+    expected, model = truth("llama", policy), model_on("llama", torch.bfloat16)
+    ours = replay(model, text(T).to(DEVICE), policy, chunk_size=30).cpu()
+    assert (ours - expected).abs().mean() < 0.2
+    assert (ours - expected).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("policy", [StreamingLLM(3, 9), FixSizeL2(11, 0.5, "keep_low"), SinksAndValues()], ids=str)
+def test_texts_side_by_side_states_and_single_tokens(policy, cuda):
+    """One chunk, some tokens one by one, a state carried into another cache, a chunk: as each text alone."""
+    model, ids = model_on("llama", FLOAT32), torch.stack([text(T), text(T).flip(0)]).to(DEVICE)
+    cache = KVStreamCache(model, policy)
+    parts = list(replay_windows(model, [ids[:, :18]], cache))
+    parts += replay_windows(model, windows([ids[:, 17:20]], 1), cache)
+    other = KVStreamCache(model, policy)
+    other.restore(cache.state())
+    parts += replay_windows(model, [ids[:, 19:]], other)
+    nll = torch.cat([part.nll_nats for part in parts], 1).cpu()
+    for row, one in zip(nll, ids.cpu()):
+        assert_close(row, replay(build_model("llama", FLOAT64), one, policy), 2e-5)
+
+
+def test_nan_reaches_all_that_see_it(cuda):
+    """What sees it is NaN, with whatever else shares a block; what comes before, in other blocks, is not."""
+    model = build_model("neox", FLOAT32)
+    poisoned = type(model)(model.config).eval()
+    poisoned.load_state_dict(model.state_dict())
+    ids = text(60)
+    with torch.no_grad():
+        poisoned.get_input_embeddings().weight[ids[30]] = torch.nan
+    for policy in (Full(), RecentOnly(9), FixSizeL2(11, 0.5, "keep_low")):
+        nll = replay(poisoned.to(DEVICE), ids.to(DEVICE), policy).cpu()
+        assert nll[30:38].isnan().all()
+        assert nll[:16].isfinite().all()
+
+
+# --------------------------------------------------------------------------------------------------- kernel by kernel
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_rotation_is_that_of_plain_torch(size):
+    x, angles = drawn(2, 3, 70, 8), drawn(70, size // 2, seed=1)
+    cos, sin = angles.cos(), angles.sin()
+    plain = Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))(x)
+    assert (turned(x, (cos, sin)) - plain).abs().max() < 1e-6
+    into = torch.zeros(2, 3, 90, 8, device=DEVICE)
+    turned(x, (cos, sin), into[:, :, 5:75])
+    assert (into[:, :, 5:75] - plain).abs().max() < 1e-6
+    assert not into[:, :, :5].any()
+    assert not into[:, :, 75:].any()
+    assert turned(x[:, :, :0], (cos, sin)).shape == (2, 3, 0, 8)
+
+
+@pytest.mark.parametrize(("members", "room", "tokens"), [(0, 5, 30), (3, 5, 30), (5, 5, 30), (0, 1, 9), (2, 8, 7)])
+@pytest.mark.parametrize("by", ["scores", "draws", "equal scores"])
+def test_contests_end_as_on_the_host(members, room, tokens, by):
+    rows, offered, block = 4, 20, 8
+    scores = drawn(rows, tokens, seed=2)
+    if by == "equal scores":
+        scores = torch.randint(1, 4, (rows, tokens), generator=torch.Generator().manual_seed(2)).float().to(DEVICE)
+        scores *= 1 + 2e-7 * drawn(rows, tokens)
+    draws = uniform_ranks(7, 0, rows, range(offered, offered + tokens - members), room + 1)
+    host = draws if by == "draws" else np.empty((rows, 0), np.int64)
+    relative = tie(FLOAT32)
+    offers = leaving_offers(scores.cpu().numpy(), host, members, room, np.float32(relative))
+    life = Lifetimes.of(offered, members, torch.from_numpy(offers)[None])
+    on_device = torch.from_numpy(draws).to(DEVICE) if by == "draws" else None
+    leave = leaving(scores, on_device, members, room, offered, relative)
+    assert torch.equal(leave.cpu().long(), life.leave_BHN[0].clamp(max=NEVER))
+    queries = range(offered - 3, offered + tokens - members)
+    listed, count = visible(leave, members, room, offered, queries, block)
+    firsts = list(range(queries.start, queries.stop, block))
+    for place, first in enumerate([*firsts, queries.stop]):
+        last = min(first + block, queries.stop) - 1 if place < len(firsts) else first
+        seen = life.seen_by(first, last)[0]
+        for row in range(rows):
+            assert listed[row, place, : count[row, place]].tolist() == seen[row].nonzero()[:, 0].tolist()
+    assert (count[:, -1] == min(room, tokens)).all()
+
+
+def test_scores_are_those_of_plain_torch():
+    """Over several blocks of the vocabulary, with ruled out tokens, equal logits and NaN."""
+    head = torch.nn.Linear(4, 5000).to(DEVICE).requires_grad_(False)
+    head.weight.copy_(drawn(5000, 4) * 20)
+    head.bias.copy_(drawn(5000, seed=1))
+    head.bias[:4500] = -torch.inf
+    head.weight[4900], head.bias[4900] = head.weight[4800], head.bias[4800]
+    hidden = drawn(70, 4, seed=2)
+    hidden[7] = torch.nan
+    best = (hidden @ head.weight.t() + head.bias).argmax(-1)
+    targets = torch.where(torch.arange(70, device=DEVICE) % 2 == 0, best, 4900)
+    nll, correct = scored(head, hidden, targets, 64 * 5000 * 4)
+    plain_nll, plain_correct = score_blocks(logits_in_blocks(head, hidden, 1 << 30), targets)
+    assert torch.equal(correct, plain_correct)
+    assert nll[7].isnan()
+    assert (nll - plain_nll).nan_to_num(0).abs().max() < 1e-4 * plain_nll.nan_to_num(0).abs().max()
+
+
+# -------------------------------------------------------------------------------------------------------------- limits
+
+
+def test_what_the_kernels_cannot_take_is_left_to_the_reference(monkeypatch):
+    asked = []
+    cuda, cache = backend.Cuda(DEVICE), KVStreamCache(build_model("neox", FLOAT32), FixSizeL2(9, 0.5, "keep_low"))
+    for name in ("bounded", "causal"):
+        monkeypatch.setattr(Reference, name, lambda *_, name=name: asked.append(name))
+    layer = cache.own_layers()[0]
+    keys = torch.empty(1, 4, 20, 16)
+    layer.lazy_initialization(keys, keys)
+    turned_over = torch.empty(1, 4, 1, 16, 20).transpose(-1, -2)
+    cuda.causal(layer, turned_over, keys, keys, 1.0)
+    monkeypatch.setattr(backend, "MOST_SEATS", 3)
+    cuda.bounded(layer, keys[:, :, None], keys, keys, 1.0)
+    assert asked == ["causal", "bounded"]
+
+
+def test_tiles_shrink_until_a_card_holds_them(monkeypatch):
+    def run(tiles):
+        if tiles.queries + tiles.keys > 48:
+            raise backend.OutOfResources(300_000, 100_000, "shared memory")
+        return tiles
+
+    for first in MEASURED.values():
+        monkeypatch.setattr(backend, "held", {})
+        monkeypatch.setattr(backend, "tiles_of", lambda *_, first=first: first)
+        found = backend._try(run, "band", torch.empty(1, device=DEVICE))
+        assert found.queries + found.keys <= 48
+        assert found.contested <= found.keys or first.contested > first.keys
+        assert backend._try(run, "band", torch.empty(1, device=DEVICE)) is found
+        *_, last = shrinking(first)
+        assert max(last.queries, last.keys) == 16
