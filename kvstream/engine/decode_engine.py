@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvstream.engine.cache import KVStreamCache
-from kvstream.engine.chunks import CHUNK_SIZE
+from kvstream.engine.chunk_choice import chunk_size_for
 from kvstream.engine.wrappers import unwrapped
 from kvstream.policies import Full, Policy
 
@@ -32,7 +32,7 @@ class DecodeEngine:
         """Begin a request with its prompt, chunk by chunk as replay does: logits after its last token, (B, V)."""
         self.cache.reset()
         self.prompt_tokens = ids_BT.shape[1]
-        *before, last = ids_BT.split(CHUNK_SIZE, dim=1)
+        *before, last = ids_BT.split(chunk_size_for(self.model, len(ids_BT)), dim=1)
         for chunk in before:
             self.cache.hidden_states(self.model, chunk)
         return self._logits(last)

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvstream.engine.cache import KVStreamCache
-from kvstream.engine.chunks import CHUNK_SIZE
+from kvstream.engine.chunk_choice import chunk_size_for
 from kvstream.engine.scoring import Scored, score
 from kvstream.engine.token_ids import one_row, one_text, refuse_ids, too_short
 from kvstream.engine.wrappers import unwrapped, vocabulary_of
@@ -24,11 +24,12 @@ def replay(
     input_ids: torch.Tensor | Iterable[torch.Tensor],
     policy: Policy,
     *,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> torch.Tensor:
     """Compute −ln p of each token of a text but the first, under `policy`: nats, shape (T−1,).
 
-    input_ids: the text, (T,) or (1, T), or an iterable of its pieces, each of any length. Raises ValueError for fewer
+    input_ids: the text, (T,) or (1, T), or an iterable of its pieces, each of any length. chunk_size: tokens that pass
+    through the model at once, by default as many as suit the device. Raises ValueError for fewer
     than two tokens, for ids that are none of the model's, for a chunk_size below 1, or a model that `KVStreamCache`
     cannot serve.
     """
@@ -40,14 +41,14 @@ def replay_chunks(
     input_ids: torch.Tensor | Iterable[torch.Tensor],
     policy: Policy,
     *,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     cache: KVStreamCache | None = None,
 ) -> Iterator[Scored]:
     """Yield the scored tokens chunk by chunk, in order; see `replay`. Takes no more of an iterable than it needs.
 
     cache: goes on with a text whose tokens before these it has seen, under the same policy.
     """
-    if type(chunk_size) is not int or chunk_size < 1:
+    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
         raise ValueError(f"chunk_size={chunk_size!r} is not valid; give a whole number of at least 1")
     capacity = None
     if isinstance(input_ids, torch.Tensor):
@@ -57,7 +58,7 @@ def replay_chunks(
         cache = KVStreamCache(model, policy, capacity=capacity)
     elif cache.policy != policy:
         raise ValueError(f"cache: it is under {cache.policy}, not under {policy}; give one under the same policy")
-    rows = windows((one_row(piece) for piece in input_ids), chunk_size)
+    rows = windows((one_row(piece) for piece in input_ids), chunk_size or chunk_size_for(model, 1))
     for scored in replay_windows(model, rows, cache):
         yield Scored(scored.nll_nats[0], scored.correct[0])
 

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvstream.engine.cache import KVStreamCache
+from kvstream.engine.chunk_choice import chunk_size_for
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.replay import Scored, replay_windows, windows
 from kvstream.measure.rows import TOKEN_ROWS
@@ -119,9 +120,9 @@ def _replayed(
 ) -> tuple[np.ndarray, np.ndarray]:
     """NLL and correctness, (B, N − 1), of all these tokens but the first; before: the state they follow, if any."""
     ids_BN = torch.as_tensor(token_ids_BN, dtype=torch.int64, device=device)
-    for ways in (replay_windows, _carefully):
+    for ways, size in ((replay_windows, chunk_size_for(model, len(ids_BN))), (_carefully, CHUNK_SIZE)):
         cache.restore(before) if before else cache.reset()
-        scored = list(ways(model, windows([ids_BN], CHUNK_SIZE), cache))
+        scored = list(ways(model, windows([ids_BN], size), cache))
         if not any(part.nll_nats.isnan().any() for part in scored):
             break
     nll = torch.cat([part.nll_nats for part in scored], dim=1).float().cpu().numpy()
