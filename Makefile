@@ -34,6 +34,10 @@ test-faults: export OMP_WAIT_POLICY = PASSIVE
 test-faults: $(READY) ## Run the long tests: kills, clusters, full disks
 	$(BIN)/python -m pytest -m "long or kills" -vv --numprocesses 2 --dist worksteal
 
+.PHONY: test-gpu
+test-gpu: $(READY) ## Run what needs an NVIDIA GPU: exactness, memory, kernels, a sweep (without one says so)
+	$(BIN)/python tests/on_gpu.py
+
 # Two environments beside this one; their packages, torch above all, take several gigabytes.
 .PHONY: test-versions
 test-versions: $(READY) ## Run tests on the oldest and the newest versions that pyproject.toml allows
@@ -46,6 +50,10 @@ bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against othe
 .PHONY: bench-replay
 bench-replay: $(READY) ## Time replay: share of the machine's peak, against token by token, memory (wants a quiet machine)
 	$(BIN)/python tests/benchmarks/replay.py
+
+.PHONY: bench-gpu
+bench-gpu: $(READY) ## Time replay on a GPU against a plain forward pass with loss (without one says so)
+	$(BIN)/python tests/benchmarks/gpu.py
 
 .PHONY: check
 check: $(READY) ## Formatting, lint, types

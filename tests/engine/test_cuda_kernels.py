@@ -15,6 +15,7 @@ from conftest import NO_TRITON, build_model
 from exactness_cases import FLOAT32, FLOAT64, assert_close
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, replay
+from kvstream.engine.backends import backend_for
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.contest import leaving_offers, tie
 from kvstream.engine.lifetimes import Lifetimes
@@ -24,7 +25,7 @@ from kvstream.engine.vocabulary_blocks import logits_in_blocks, score_blocks
 from kvstream.policies.base import BoundedPolicy, Regions
 from kvstream.policies.draws import uniform_ranks
 
-pytestmark = pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")]
 if not NO_TRITON:
     from kvstream.engine.backends.cuda import backend
     from kvstream.engine.backends.cuda.contest import NEVER, leaving, visible
@@ -84,16 +85,20 @@ CASES += [(replace(p, position=mode), "neox" if place % 2 else "llama") for plac
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """Have everything computed by the CUDA backend, with tiles so small that there are several."""
+    """Have all but float64 computed by the CUDA backend, with tiles so small that there are several."""
+
+    def chosen(device, dtype):
+        return backend_for(device, dtype) if dtype == FLOAT64 else backend.Cuda(device)
+
+    def fits(*call):
+        assert real(*call), "the reference would be compared with itself"
+        return True
+
+    real = backend._fits
+    monkeypatch.setattr(backend, "_fits", fits)
     monkeypatch.setattr(backend, "tiles_of", lambda *_: Tiles(16, 16, 16, 1, 1))
     for module in ("layer", "scoring"):
-        monkeypatch.setattr(f"kvstream.engine.{module}.backend_for", lambda device, dtype: backend.Cuda(device))
-    for name in ("bounded", "causal", "score"):  # else the reference would be compared with itself
-        monkeypatch.setattr(Reference, name, refused)
-
-
-def refused(*_):
-    raise AssertionError("the reference was asked")
+        monkeypatch.setattr(f"kvstream.engine.{module}.backend_for", chosen)
 
 
 @lru_cache

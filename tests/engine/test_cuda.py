@@ -1,0 +1,100 @@
+"""The engine on an NVIDIA GPU, compiled and with the tiles it has there: exactness, memory, waits. `make test-gpu`."""
+
+import copy
+import gc
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import build_model
+from exactness_cases import FLOAT32, FLOAT64, MODES, assert_close
+
+from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
+from kvstream.engine.chunk_choice import chunk_size_for
+from kvstream.engine.chunks import CHUNK_SIZE
+from kvstream.engine.replay import replay_windows
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+T, VOCAB = 700, 1009  # several tiles of any size
+BOUNDED = [
+    StreamingLLM(4, 60),
+    StreamingLLM(0, 33),
+    RecentOnly(150),
+    FixSizeL2(70, 0.5, "keep_low"),
+    FixSizeL2(200, 0.0, "keep_high"),
+    FixSizeL2(64, 0.7, "random", seed=3),
+]
+CASES = [(Full(), family) for family in ("neox", "llama")]
+CASES += [(replace(policy, position=mode), ("neox", "llama")[(a + b) % 2])
+          for a, policy in enumerate(BOUNDED) for b, mode in enumerate(MODES)]  # fmt: skip
+HALVES = {torch.bfloat16: 0.1, torch.float16: 0.02}  # nats, on average: these models' weights are drawn wide
+
+
+def on_gpu(family, dtype):
+    return copy.deepcopy(build_model(family, dtype, VOCAB)).cuda()
+
+
+def text(length=T):
+    return torch.randperm(VOCAB, generator=torch.Generator().manual_seed(5))[:length]
+
+
+@pytest.mark.parametrize(("policy", "family"), CASES, ids=str)
+def test_replay_is_exact(policy, family):
+    ids = text()
+    truth = replay(build_model(family, FLOAT64, VOCAB), ids, policy)
+    model = on_gpu(family, FLOAT32)
+    for size in (None, 250):
+        assert_close(replay(model, ids.cuda(), policy, chunk_size=size).cpu(), truth, 2e-5, f"chunks of {size}")
+    assert_close(replay(on_gpu(family, FLOAT64), ids.cuda(), policy).cpu(), truth, 1e-5, "float64, by the reference")
+    for dtype, tolerance in HALVES.items():
+        halved = replay(on_gpu(family, dtype), ids.cuda(), policy).cpu()
+        assert (halved - truth).abs().mean() < tolerance, dtype
+
+
+@pytest.mark.parametrize("policy", [Full(), StreamingLLM(4, 60), FixSizeL2(70, 0.5, "keep_low")], ids=str)
+def test_decoding_is_exact_also_after_a_replayed_prompt(policy):
+    ids, model = text(300), on_gpu("llama", FLOAT32)
+    truth = replay(build_model("llama", FLOAT64, VOCAB), ids, policy)
+    assert_close(decode(model, ids.cuda(), policy).nll_nats.cpu(), truth, 2e-5)
+    cache = KVStreamCache(model, policy)
+    parts = list(replay_windows(model, [ids[None, :251].cuda()], cache))
+    parts += replay_windows(model, [ids[None, t : t + 2].cuda() for t in range(250, 299)], cache)
+    assert_close(torch.cat([part.nll_nats for part in parts], 1)[0].cpu(), truth, 2e-5)
+
+
+@pytest.mark.parametrize("policy", [Full(), StreamingLLM(4, 60), FixSizeL2(70, 0.5, "keep_low")], ids=str)
+def test_a_chunk_waits_for_nothing(policy):
+    """No layer asks the device for anything while its work is queued."""
+    ids, model = text()[None].cuda(), on_gpu("neox", FLOAT32)
+    cache = KVStreamCache(model, policy, capacity=T)
+    list(replay_windows(model, [ids[:, :300]], cache))
+    cache.hidden_states(model, ids[:, 300:500])  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        cache.hidden_states(model, ids[:, 500:700])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("policy", [StreamingLLM(4, 252), FixSizeL2(256, 0.7, "keep_low")], ids=str)
+def test_memory_does_not_grow_with_the_text(policy):
+    model, peaks = on_gpu("neox", FLOAT32), []
+    replay(model, torch.randint(VOCAB, (20_000,)).cuda(), policy)
+    for length in (20_000, 200_000):
+        pieces = (torch.randint(VOCAB, (1, 10_000)).cuda() for _ in range(length // 10_000))
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        replay(model, pieces, policy)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < 1.05 * peaks[0] + 180_000 * 5  # the scores themselves
+
+
+def test_chunks_are_as_long_as_memory_is_worth(capsys):
+    model = on_gpu("neox", FLOAT32)
+    KVStreamCache(model, Full())
+    assert chunk_size_for(model, 1) == 16 * CHUNK_SIZE
+    assert CHUNK_SIZE <= chunk_size_for(model, 10**6) < 16 * CHUNK_SIZE
+    said = capsys.readouterr().out
+    assert said.count(torch.cuda.get_device_name()) == 1
+    assert chunk_size_for(on_gpu("neox", FLOAT64), 1) == CHUNK_SIZE
