@@ -29,8 +29,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from kvstream.grid import exits
-from kvstream.inputs import hub
+from kvstream.grid import terminal
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # threads of two processes on the same cores would mostly wait for one another
@@ -46,9 +45,13 @@ SHAPE = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Begin with the longest test, else one of two processes ends with it alone."""
+    """Begin with the longest test, else one of two processes ends with it alone; one has all that share a Ray."""
     items.sort(key=lambda item: item.name != "test_kills_at_random_moments_change_no_row")
+    for item in items:
+        if "ray_here" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @lru_cache
@@ -142,10 +145,7 @@ def world(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="session")
 def ray_here():
-    """A Ray of this test process, with two CPUs: sweeps that run in the process use it, and start none.
-
-    Tests that use it are in one group (`pytestmark = pytest.mark.xdist_group("ray")`), so that only one process has it.
-    """
+    """A Ray of this test process, with two CPUs: sweeps that run in the process use it, and start none."""
     import ray
 
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -178,8 +178,7 @@ def whole(world, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_abandoned() -> Iterator[None]:
-    """What one test gives up or opens must not end the next: `exits.leave` ends the process where something waits."""
+def _nothing_is_open() -> Iterator[None]:
+    """A bucket that one test opens must not end the next: `leave` ends the process where there is one."""
     yield
-    hub.abandoned.clear()
-    exits.opened.clear()
+    terminal.opened.clear()

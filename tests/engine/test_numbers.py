@@ -23,7 +23,6 @@ from kvstream import __main__ as command
 from kvstream.inputs.documents import load_documents
 from kvstream.measure import quality
 
-pytestmark = pytest.mark.xdist_group("ray")
 POISON = 95  # the token whose embedding is not a number
 FIRST = 30  # where it stands
 LABELS = ["full", "streaming_llm(2,6)", "recent_only(8)", "fix_size_l2(8,0.5,keep_low)", "fix_size_l2(8,0.5,random)"]
@@ -209,7 +208,9 @@ def test_the_report_counts_them_and_keeps_them_out_of_means(swept):
         finite.setdefault(record["fields"]["policy"], []).extend(nll[np.isfinite(nll)])
     summary = (base / "report" / "summary.md").read_text()
     assert f"{invalid} invalid rows" in summary
-    longest = [row for row in pq.read_table(base / "report" / "tables" / "perplexity.parquet").to_pylist() if row["longest"]]
+    longest = [
+        row for row in pq.read_table(base / "report" / "tables" / "perplexity.parquet").to_pylist() if row["longest"]
+    ]
     assert {row["policy"] for row in longest} == set(LABELS)
     for row in longest:
         assert row["ppl_corpus"] == pytest.approx(np.exp(np.mean(finite[row["policy"]])), rel=1e-6)
