@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvstream.grid.axes import Repeats
 from kvstream.grid.code_version import LATENCY, QUALITY, code_digest
-from kvstream.grid.visible import visible
+from kvstream.grid.terminal import visible
 from kvstream.policies import BoundedPolicy, Full, Policy
 from kvstream.policies.fields import policy_fields
 from kvstream.policies.sizes import distinct_sizes, kept_by_layer

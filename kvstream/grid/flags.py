@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from kvstream.grid import flag_values as values
 from kvstream.grid.axes import BOS, Grid, expand
 from kvstream.grid.cells import DTYPE_BYTES
-from kvstream.grid.exits import refuse
+from kvstream.grid.terminal import refuse
 from kvstream.policies import POLICIES, Policy
 from kvstream.policies.fields import Field, axes_of
 

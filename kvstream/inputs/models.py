@@ -61,8 +61,7 @@ def resolve(spec: str) -> ModelInfo:
 
     A Hub id without a revision means `PINNED`, else `main`; `revision` is the commit it stands for. What is cached asks
     the network nothing. `ValueError` with field, value and remedy for an unknown name, a missing directory, an unusable
-    config.json, weights that are not safetensors, remote code, a missing demo package, and a Hub that does not deliver
-    within ten seconds.
+    config.json, weights that are not safetensors, remote code, a missing demo package, and a Hub that does not deliver.
     """
     if not spec.isprintable():
         raise ValueError(f"models: {spec!r} is not a model; give {KINDS}, or rename it in characters that can be shown")
@@ -114,7 +113,7 @@ def _require_weights(spec: str, folder: Path) -> None:
 
 
 def fetch_model(spec: str, repo: str, revision: str, *, weights: bool) -> Path:
-    """The snapshot of a Hub model; without `weights` only configuration and tokenizer, and within ten seconds."""
+    """The snapshot of a Hub model; without `weights` only configuration and tokenizer."""
 
     def enough(folder: Path) -> bool:
         whole = (folder / "config.json").is_file() and bool(checkpoint.weight_files(spec, folder))
@@ -132,5 +131,4 @@ def fetch_model(spec: str, repo: str, revision: str, *, weights: bool) -> Path:
         check=lambda names: checkpoint.require_safetensors(spec, names),
         field="models",
         remedy=f"run offline with --models {demo_model.NAME} --text kjv, or give local directories",
-        quick=not weights,
     )

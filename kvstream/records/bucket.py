@@ -11,11 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
-from kvstream.grid.exits import opened
-from kvstream.inputs.hub import within
+from kvstream.grid.terminal import opened
 from kvstream.records.storage import first_line, unwritten
-
-ANSWER_S = 20.0  # a store that is silent for so long at the beginning is not there
 
 
 class Bucket:
@@ -24,19 +21,16 @@ class Bucket:
     one_writer = False
 
     def __init__(self, url: str) -> None:
-        self.where = url
-        try:
-            within(ANSWER_S, self._find)
-        except (ValueError, OSError) as error:  # TimeoutError is one
-            why = f"no answer within {ANSWER_S:g} s" if isinstance(error, TimeoutError) else first_line(error)
-            raise ValueError(f"out: {url!r} is no place for records ({why}); give a folder or s3://…") from None
-
-    def _find(self) -> None:
         from pyarrow import fs
 
-        opened.append(self.where)
-        self._store, self._prefix = fs.FileSystem.from_uri(self.where)
-        self.names()  # from_uri alone may ask nobody
+        self.where = url
+        opened.append(url)
+        try:
+            self._store, self._prefix = fs.FileSystem.from_uri(url)
+            self.names()  # from_uri alone may ask nobody
+        except (ValueError, OSError) as error:
+            why = first_line(error)
+            raise ValueError(f"out: {url!r} is no place for records ({why}); give a folder or s3://…") from None
 
     def names(self) -> list[str]:
         """Names of the objects under the prefix, those of deeper levels aside."""
@@ -67,9 +61,6 @@ class Bucket:
             yield
         except OSError as error:
             raise unwritten(self.where, name, error) from error
-
-    def room(self) -> None:
-        """A store is as large as it is paid for."""
 
     def held(self) -> AbstractContextManager[None]:
         """Nobody holds it: two sweeps at once do some work twice, and harm nothing."""

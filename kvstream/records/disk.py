@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kvstream.records.storage import Room, unwritten
+from kvstream.records.storage import unwritten
 
 LOCK = ".lock"
 
@@ -58,11 +58,6 @@ class Folder:
             (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise unwritten(self.where, name, error) from error
-
-    def room(self) -> Room | None:
-        """What its disk has left; None for those that count nothing, such as some network drives."""
-        disk = os.statvfs(self.folder)
-        return Room(disk.f_bavail * disk.f_frsize, disk.f_frsize) if disk.f_blocks else None
 
     @contextmanager
     def held(self) -> Iterator[None]:

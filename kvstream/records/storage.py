@@ -6,14 +6,7 @@ It reads and writes whole files, by name. Knows nothing of records.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
-
-
-class Room(NamedTuple):
-    """Bytes that are free on a disk, and of the blocks that its files consist of."""
-
-    free: int
-    block: int
+from typing import Any, Protocol
 
 
 class Storage(Protocol):
@@ -39,10 +32,6 @@ class Storage(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
-        ...
-
-    def room(self) -> Room | None:
-        """What may still be written; None where nobody knows."""
         ...
 
     def held(self) -> AbstractContextManager[None]:

@@ -69,6 +69,11 @@ class Records:
         }
         self.write_json("sweep.json", plan)
 
+    def require_writable(self) -> None:
+        """Write a file and remove it; OSError where that is impossible."""
+        self.storage.write(".probe", b"to see whether this can be written")
+        self.storage.remove(".probe")
+
     def finished(self, keys: list[str]) -> set[str]:
         """Which of these cells are committed, with a file that is exactly the one committed."""
         there = set(self.storage.names())

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from kvstream.engine.chunks import PART_TOKENS
 from kvstream.grid.cells import Cell, LatencyCell, QualityCell
-from kvstream.grid.visible import visible
+from kvstream.grid.terminal import visible
 from kvstream.measure.latency import Measured
 from kvstream.measure.quality import Evaluated
 from kvstream.records.long_cells import Parts

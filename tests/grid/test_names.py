@@ -20,7 +20,7 @@ from driving import here, sweep_here
 
 from analysis import report
 from kvstream.grid.axes import Grid
-from kvstream.grid.visible import visible
+from kvstream.grid.terminal import visible
 from kvstream.inputs import text_sources
 from kvstream.policies import Full, RecentOnly
 from kvstream.records.store import Records

@@ -77,7 +77,7 @@ def test_a_command_on_a_bucket_ends_with_its_own_exit_code(bucket, times, proble
 def test_a_program_that_used_a_bucket_does_not_wait_for_its_client(bucket):
     """As if a thread of the client's never ended: what would be torn down is not."""
     script = (
-        "import atexit; from kvstream.records.bucket import Bucket; from kvstream.grid.exits import leave\n"
+        "import atexit; from kvstream.records.bucket import Bucket; from kvstream.grid.terminal import leave\n"
         "from pyarrow import fs\n"
         "atexit.unregister(fs.ensure_s3_finalized); fs.ensure_s3_finalized = lambda: print('waits')\n"
         "atexit.register(fs.ensure_s3_finalized); atexit.register(print, 'asked for at the end')\n"
