@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from kvstream.grid.axes import Grid
 from kvstream.grid.cells import LatencyCell, QualityCell
 from kvstream.inputs import text_sources as texts
-from kvstream.inputs.built_shape import as_built
 from kvstream.inputs.documents import Document, load_documents
-from kvstream.inputs.model_loading import load_tokenizer
+from kvstream.inputs.model_loading import as_built, load_tokenizer
 from kvstream.inputs.models import ModelInfo, resolve
 from kvstream.policies import BoundedPolicy, Full, Policy
 from kvstream.policies.sizes import evicts
@@ -43,7 +42,6 @@ def prepare(grid: Grid) -> list[Source]:
                 f"models: {info.spec!r} has random weights, so its perplexity means nothing; "
                 "give a trained model, or measure latency alone (sweeps/latency.py)"
             )
-        _require_layers(grid, info)
     if grid.lengths:
         found = itertools.islice(texts.read(grid.text, join_rows=grid.join_rows), grid.documents)
         if (there := sum(1 for _ in found)) < grid.documents:
@@ -95,10 +93,10 @@ def _that_hold(tokens: int, layers: int, policies: Sequence[Policy]) -> str:
 
 
 def _require_layers(grid: Grid, info: ModelInfo) -> None:
-    """ValueError if a policy skips a layer that the model lacks, as far as its number of layers is known."""
+    """ValueError if a policy skips a layer that the model lacks."""
     policies = (*grid.policies, *(grid.latency_policies or ()))
     deepest = max((layer for policy in policies for layer in getattr(policy, "skip_layers", ())), default=0)
-    if 0 < info.num_layers <= deepest:
+    if info.num_layers <= deepest:
         raise ValueError(
             f"skip_layers: {deepest} is not a layer of {info.spec!r}; give numbers from 0 to {info.num_layers - 1}"
         )
