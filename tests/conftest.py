@@ -45,13 +45,12 @@ SHAPE = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
+LONGEST = ("test_kills", "test_machines", "test_browser", "test_names", "test_sweep", "test_exactness")
+
+
 def pytest_collection_modifyitems(items):
-    """Begin with the longest test, else one of two processes ends with it alone; one has all that share a Ray."""
-    items.sort(key=lambda item: item.name != "test_kills_at_random_moments_change_no_row")
-    for item in items:
-        if "ray_here" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    """Begin with the files that take longest, else one of two processes ends with one of them alone."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @lru_cache

@@ -25,7 +25,6 @@ from kvstream.inputs import text_sources
 from kvstream.policies import Full, RecentOnly
 from kvstream.records.store import Records
 
-pytestmark = pytest.mark.xdist_group("ray")
 FORGED = "x: PPL 1.00, 9 tokens/s\n[99/99, 0 s left] forged · full · y"
 HOSTILE = [
     "../../../outside", "/outside", "..", ".", "~/outside", "C:\\outside", "nul\0byte", "it's", 'say "hi"',
