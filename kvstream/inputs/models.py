@@ -55,7 +55,7 @@ class ModelInfo:
         return 2.0 * (12 * self.num_layers * self.hidden_size**2 + self.vocab_size * self.hidden_size)
 
 
-def sizes_of(config: dict[str, Any]) -> dict[str, int]:
+def sizes_of(config: dict[str, Any]) -> dict[str, Any]:
     """The sizes in a configuration, by their names in `ModelInfo`.
 
     Where it says nothing there is a kv-head per head, and heads divide the hidden size.

@@ -14,14 +14,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
-from kvstream.measure.peak_memory import peak_bytes
 from kvstream.policies import Full, Policy
 from kvstream.policies.fields import policy_fields
 from kvstream.policies.sizes import distinct_sizes, kept_by_layer
@@ -80,10 +78,6 @@ class Contender(ABC):
         self.start(prompt_BT)
         for _ in range(WARM_UP_STEPS):
             self.step()
-
-    def peak(self, prompt_BT: torch.Tensor, device: str) -> int:
-        """Peak bytes of serving a prompt, beyond the model's weights and whatever else is held before."""
-        return peak_bytes(device, partial(self.serve, prompt_BT))
 
     @property
     def description(self) -> dict[str, Any]:

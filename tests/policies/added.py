@@ -74,8 +74,7 @@ def computed(grid: Grid) -> Records:
         assert np.abs(result.rows["nll_nats"].to_numpy() - truth).max() < 1e-4, cell
         records.commit(cell.key, cell.fields | {"threads": 1}, [result.rows], result.seconds, environment())
     timed, protocol = cells[-1], Protocol(40, 1, 2, 6, 2)
-    reload = latency.Reload(grid.models[0], "float32", 1, timed.policies)
-    *_, measured = latency.evaluate(model, timed.policies, protocol, cell=timed.key, device="cpu", reload=reload)
+    *_, measured = latency.evaluate(model, timed.policies, protocol, cell=timed.key, device="cpu")
     fields = timed.fields | {"threads": 1, "contenders": measured.contenders, "noise": measured.noise}
     records.commit(timed.key, fields, [measured.rows], measured.seconds, environment())
     return records
