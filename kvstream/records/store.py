@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from kvstream.grid.axes import Grid
 from kvstream.grid.cells import SCHEMA, Cell
 from kvstream.grid.code_version import LATENCY, QUALITY, code_digest
-from kvstream.records.address import storage_at
+from kvstream.records.storage import storage_at
 
 ROWS = re.compile(r"([0-9a-f]{16})(\.[0-9a-f]{16})?\.parquet")  # older sweeps named them <key>.parquet
 NAMED = 16  # hex digits of a sha256 that are part of a file's name

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvstream.grid.cells import SCHEMA
-from kvstream.records.disk import LOCK
 from kvstream.records.long_cells import Parts
+from kvstream.records.storage import LOCK
 from kvstream.records.store import ROWS, Records
 
 KEY = re.compile("[0-9a-f]{16}")

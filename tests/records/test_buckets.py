@@ -11,10 +11,7 @@ from driving import ROOT, arguments, digest, run
 from record_cases import KEY, Nth, Written, add_part, cell_is_sound, commit_anew, fail, left_before, part_is_sound
 
 from kvstream.grid.cells import SCHEMA
-from kvstream.records import bucket as buckets
-from kvstream.records.address import storage_at
-from kvstream.records.bucket import Bucket
-from kvstream.records.disk import LOCK, Folder
+from kvstream.records.storage import LOCK, Bucket, Folder, storage_at
 from kvstream.records.store import Records
 
 FILE_CALLS = 3  # it is opened, written, closed
@@ -77,7 +74,7 @@ def test_a_command_on_a_bucket_ends_with_its_own_exit_code(bucket, times, proble
 def test_a_program_that_used_a_bucket_does_not_wait_for_its_client(bucket):
     """As if a thread of the client's never ended: what would be torn down is not."""
     script = (
-        "import atexit; from kvstream.records.bucket import Bucket; from kvstream.grid.terminal import leave\n"
+        "import atexit; from kvstream.records.storage import Bucket; from kvstream.grid.terminal import leave\n"
         "from pyarrow import fs\n"
         "atexit.unregister(fs.ensure_s3_finalized); fs.ensure_s3_finalized = lambda: print('waits')\n"
         "atexit.register(fs.ensure_s3_finalized); atexit.register(print, 'asked for at the end')\n"
