@@ -107,13 +107,7 @@ def load_tokenizer(info: ModelInfo) -> Any:
             listed = ", ".join(checkpoint.TOKENIZERS)
             raise ValueError(f"models: {info.spec!r} has no tokenizer (none of {listed}); save one into {info.folder}")
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(info.folder, trust_remote_code=False, local_files_only=True)
-            # Of the wrong class, as without its tokenizer_config.json, one can load and find nothing in any text.
-            middle = len(tokenizer) // 2
-            some = tokenizer.convert_ids_to_tokens(list(range(middle, min(middle + 20, len(tokenizer)))))
-            if not tokenizer(" ".join(map(str, some)), add_special_tokens=False)["input_ids"]:
-                raise ValueError("it finds no token in words of its own vocabulary")
-            return tokenizer
+            return AutoTokenizer.from_pretrained(info.folder, trust_remote_code=False, local_files_only=True)
         except Exception as error:
             raise ValueError(
                 f"models: {info.spec!r} has no usable tokenizer ({error}); save one into {info.folder}"

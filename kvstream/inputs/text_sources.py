@@ -64,11 +64,8 @@ def has_rows(spec: str) -> bool:
 
 def _found(spec: str) -> tuple[list[Path], str]:
     """The files that a name stands for, downloaded where they are elsewhere, and the text column."""
-    if spec == "pg19" or spec.startswith("pg19@"):
-        repo, pinned = PG19
-        if (parts := hub.split_id(spec.replace("pg19", repo, 1))) is None:
-            raise ValueError(f"text: {spec!r} names no revision; write pg19, or pg19@ and a branch, tag or commit")
-        return _hub(spec, repo, parts[1] or pinned), "text"
+    if spec.partition("@")[0] == "pg19":
+        spec = f"hub:{PG19[0]}@{spec.removeprefix('pg19').removeprefix('@') or PG19[1]}"
     if spec.startswith("hub:"):
         name, _, column = spec.removeprefix("hub:").partition(":")
         if (parts := hub.split_id(name)) is None:

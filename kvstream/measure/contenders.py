@@ -46,7 +46,6 @@ class Contender(ABC):
     """A model with one kind of cache, serving one request after another."""
 
     role = "policy"
-    of: str | None = None  # the policy that it is a twin of
 
     def __init__(self, label: str, model: PreTrainedModel, protocol: Protocol, policy: Policy) -> None:
         self.label, self.model, self.protocol, self.policy = label, model, protocol, policy
@@ -81,8 +80,9 @@ class Contender(ABC):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the report groups and labels by, as plain JSON values."""
-        return {"label": self.label, "role": self.role, "of": self.of, **policy_fields(self.policy)}
+        """What the report groups and labels by, as plain JSON values; of: the policy that a twin is of."""
+        of = str(self.policy) if self.role == HeldContender.role else None
+        return {"label": self.label, "role": self.role, "of": of, **policy_fields(self.policy)}
 
     @property
     def kv_bytes(self) -> dict[str, int]:
@@ -117,10 +117,6 @@ class HeldContender(Contender):
     """As many cached keys per layer as `policy` keeps, and no eviction."""
 
     role = "without eviction"
-
-    def __init__(self, label: str, model: PreTrainedModel, protocol: Protocol, policy: Policy) -> None:
-        super().__init__(label, model, protocol, policy)
-        self.of = str(policy)
 
     def new_engine(self) -> HeldDecodeEngine:
         """Make one that holds what the policy keeps of the prompt."""

@@ -124,7 +124,7 @@ class Bucket:
             self._store, self._prefix = fs.FileSystem.from_uri(url)
             self.names()  # from_uri alone may ask nobody
         except (ValueError, OSError) as error:
-            why = _first_line(error)
+            why = first_line(error)
             raise ValueError(f"out: {url!r} is no place for records ({why}); give a folder or s3://…") from None
 
     def names(self) -> list[str]:
@@ -162,11 +162,12 @@ def _told(where: str, name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"out: cannot write {name} to {where!r} ({_first_line(error)}); everything written before is kept: "
+            f"out: cannot write {name} to {where!r} ({first_line(error)}); everything written before is kept: "
             "make room there, or mend what is wrong, and run the same command again"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: object) -> str:
+    """The reason of an error, in a line."""
     text = getattr(error, "strerror", None) or str(error)
     return text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
