@@ -140,13 +140,13 @@ def build(records: Records, out: Path, thresholds: tuple[float, float, float], r
         tables.write(out / "tables", name, frames[name], found[name].schema)
     frames = {name: visible(rows) for name, rows in frames.items()}
     drawn = figures.drawn(frames)
-    wait_for_charts = drawing.draw(drawn, out / "charts", stands_on(frames))
+    files = drawing.draw(drawn, out / "charts", stands_on(frames))
     (out / "index.html").write_text(page(records, frames, drawn, thresholds, out), encoding="utf-8")
     summary = summarise(records, frames)
     (out / "summary.md").write_text(f"# kvstream: {in_markdown(title_of(records))}\n\n{summary}\n", encoding="utf-8")
     written = [
         f"{out / 'index.html'}",
-        f"{out / 'charts'}: {len(wait_for_charts())} charts as SVG and PNG",
+        f"{out / 'charts'}: {len(files)} charts as SVG and PNG",
         f"{out / 'tables'}: {len(TABLES)} tables as CSV and Parquet",
         f"{out / 'summary.md'}",
     ]
