@@ -182,17 +182,14 @@ def test_a_model_is_refused(world, tmp_path, monkeypatch, what):
 
 HARMLESS = {
     "an unknown tokenizer": with_tokenizer(tokenizer_class="EvilTokenizer"),
-    "a tokenizer in a module": with_tokenizer(tokenizer_class="evil.EvilTokenizer"),
     "a template": with_tokenizer(chat_template=TEMPLATE),
     "architectures": with_config(architectures=["evil.EvilModel"]),
     "a dtype that is none": with_config(torch_dtype="__import__('os').system('touch canary')"),
-    "a dtype of integers": with_config(dtype="int8"),
     "a name elsewhere": with_config(_name_or_path="o/evil"),
     "a custom pipeline": with_config(custom_pipelines={"text-generation": {"impl": "evil.EvilModel"}}),
     "code for an architecture that transformers contains": with_config(
         auto_map={"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilModel"}
     ),
-    "code on the hub for one": with_config(auto_map={"AutoModelForCausalLM": "o/n--evil.EvilModel"}),
     "code for a tokenizer that transformers contains": with_tokenizer(
         auto_map={"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}
     ),

