@@ -22,14 +22,11 @@ import pytest
 import torch
 from driving import run
 
-from kvstream import __main__ as command
 from kvstream.grid import planning
 from kvstream.grid.axes import Grid
 from kvstream.inputs import text_sources
 from kvstream.inputs.model_loading import load_model
-from kvstream.measure.quality import evaluate
 from kvstream.policies import RecentOnly
-from kvstream.records.store import Records
 
 
 class Canary:
@@ -226,28 +223,6 @@ def test_weights_that_are_none_are_refused_when_they_are_loaded(world, tmp_path,
     with pytest.raises(ValueError, match=r"^models: .* cannot be loaded .*; are its files whole"):
         load_model(str(folder))
     assert time.monotonic() - clock < 5, "gigabytes that are claimed are not fetched"
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize("what", ["pickled weights", "auto_map"])
-def test_rerun_refuses_a_model(world, tmp_path, capfd, what):
-    folder = shutil.copytree(world / "model", tmp_path / "model")
-    grid = grid_of(folder, world / "texts")
-    [cell] = planning.quality_cells(grid, planning.prepare(grid), "cpu", "float32")
-    records = Records(tmp_path / "records")
-    records.plan(grid, "Which?", [cell])
-    model, _ = load_model(str(folder))
-    about = {"cells": [cell.key], "documents": [cell.document.name], "device": "cpu"}
-    [result] = evaluate(model, cell.document.token_ids[None], cell.policy, **about)
-    records.commit(cell.key, cell.fields, [result.rows], result.seconds, {})
-    shutil.rmtree(folder)
-    _, canary = changed(world, tmp_path, REFUSED[what][0])
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        command.main(["rerun", str(tmp_path / "records"), cell.key])
-    out, error = capfd.readouterr()
-    assert (ended.value.code, out, error.count("\n")) == (2, "", 1)
-    assert REFUSED[what][1] in error
     assert not canary.exists()
 
 

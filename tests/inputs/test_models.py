@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
-import os
 import pickle
 import sys
 import time
@@ -350,37 +348,19 @@ def test_demo_package_missing(monkeypatch):
         resolve("smollm2-135m")
 
 
-def test_demo_cache_directory(monkeypatch, tmp_path):
-    monkeypatch.delenv("KVSTREAM_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert demo_model.cache_dir() == tmp_path / "kvstream"
-    monkeypatch.setenv("KVSTREAM_CACHE", str(tmp_path / "own"))
-    assert demo_model.cache_dir() == tmp_path / "own"
+def test_conversions_that_race_share_one_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("KVSTREAM_CACHE", str(tmp_path))
+    final = demo_model.converted("f" * 64)
 
+    def write(file, folder):
+        (folder / "whole").write_text("mine")
+        final.mkdir()  # by another process, meanwhile
+        (final / "whole").write_text("the other's")
 
-def fake_write(file, folder):
-    time.sleep(0.3)
-    (folder / "whole").write_text("yes")
-
-
-def race(cache, answers):
-    os.environ["KVSTREAM_CACHE"] = str(cache)
-    demo_model._write = fake_write
-    folder = demo_model.convert(Path("x.gguf"), "f" * 64)
-    answers.put((folder / "whole").read_text())
-
-
-def test_conversions_that_race_share_one_copy(tmp_path):
-    context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    processes = [context.Process(target=race, args=(tmp_path, answers)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
-    assert [answers.get() for _ in processes] == ["yes"] * 4
-    assert [file.name for file in tmp_path.iterdir()] == [demo_model.converted("f" * 64).name]
+    monkeypatch.setattr(demo_model, "_write", write)
+    assert demo_model.convert(Path("x.gguf"), "f" * 64) == final
+    assert (final / "whole").read_text() == "the other's"
+    assert list(tmp_path.iterdir()) == [final]
 
 
 @pytest.mark.timed

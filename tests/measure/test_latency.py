@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -17,8 +16,7 @@ import pytest
 import torch
 from driving import sweep_here
 
-from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM
-from kvstream.engine.unbounded_layer import UnboundedLayer
+from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.grid.axes import Grid, Repeats
 from kvstream.grid.cells import LatencyCell
 from kvstream.grid.memory_needed import too_large
@@ -104,56 +102,6 @@ def test_samples_mean_what_the_definitions_say():
         assert (len(ttft), len(itl)) == (4, 15)
         assert runner.prefill_s <= ttft.median() < runner.prefill_s + 0.015
         assert runner.step_s <= itl.median() < runner.step_s + 0.015
-
-
-@pytest.mark.parametrize(("mode", "skip"), [("cache", ()), ("absolute", (1,)), ("frozen", ())])
-@pytest.mark.parametrize("length", [5, 9, 40])
-@pytest.mark.parametrize(
-    "policy",
-    [StreamingLLM(3, 5), StreamingLLM(0, 8), RecentOnly(1), *(FixSizeL2(8, 0.4, s) for s in ("keep_low", "random"))],
-    ids=str,
-)
-def test_a_prefill_leaves_the_cache_that_decoding_leaves(tiny_llama, tokens, policy, mode, skip, length):
-    model = tiny_llama(torch.float64)
-    policy = replace(policy, position=mode, skip_layers=skip)
-    ids = tokens(length)[None]
-    prefilled, decoded = KVStreamCache(model, policy), KVStreamCache(model, policy)
-    for chunk in ids.split(7, dim=1):
-        prefilled.hidden_states(model, chunk)
-    for token in ids.split(1, dim=1):
-        decoded.hidden_states(model, token)
-    for ours, theirs in zip(prefilled.layers, decoded.layers):
-        for one, other in zip(held(ours), held(theirs)):
-            assert torch.allclose(one, other, atol=1e-9)
-
-
-def held(layer):
-    """Keys and values that a layer keeps, by age, sinks at their own positions; and the scores of contested ones."""
-    if isinstance(layer, UnboundedLayer):
-        return layer.keys[:, :, : layer.seen], layer.values[:, :, : layer.seen]
-    layout = layer.layout
-    recents = range(max(layout.sinks, layer.seen - layout.recent), layer.seen)
-    ring = [layout.slot_of(token) for token in recents]
-    own = [*range(min(layout.sinks, layer.seen)), *ring]
-    kept = [layer.anchors_BHSD[:, :, : min(layout.sinks, layer.seen)], layer.keys[:, :, ring], layer.values[:, :, own]]
-    if layer.eviction:
-        seats = layer.eviction.by_age(layer.members)
-        spread = seats[..., None].expand(-1, -1, -1, layer.keys.shape[-1])
-        older = layer.plain_BHZD if layer.positions.by_rank else layer.keys[:, :, layout.contested_at :]
-        values = layer.values[:, :, layout.contested_at :]
-        kept += [older.gather(2, spread), values.gather(2, spread), layer.eviction.score_BHZ.gather(2, seats)]
-    return kept
-
-
-def test_twins_hold_as_many_keys_and_never_evict(tiny_neox):
-    policies = (StreamingLLM(2, 6), RecentOnly(8, skip_layers=(1,)))
-    prompt = torch.ones(1, 20, dtype=torch.int64)
-    for runner in contenders(tiny_neox(), policies, Protocol(20, 1, 1, 1, 1))[-2:]:
-        runner.start(prompt)
-        for _ in range(5):
-            runner.step()
-        kept = [runner.policy.kept(layer, 20) for layer in range(3)]
-        assert [layer.seen - 1 for layer in runner.engine.cache.layers] == kept
 
 
 @pytest.mark.parametrize("resets", [True, False])
