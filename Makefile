@@ -19,12 +19,12 @@ run: $(READY) ## Sweep the demo model over two real books, then write report/ind
 	$(BIN)/python sweeps/quick.py --out $(RECORDS)/quick
 	$(BIN)/python analysis/report.py --records $(RECORDS)/quick --out $(REPORT)
 
-# Two at a time, but for those that measure seconds closely; tests that share something costly, such as a Ray, are in
-# one group for one process. Threads of two processes on the same cores must not spin while they wait for one another.
+# Two files at a time, but for tests that measure seconds closely; what is costly, such as records to report on, is made
+# once for a file, and a Ray once for a process. Threads of two processes on the same cores must not spin while they wait.
 .PHONY: test
 test: export OMP_WAIT_POLICY = PASSIVE
 test: $(READY) ## Run the tests, but for the long ones of faults
-	$(BIN)/python -m pytest -m "not long and not timed" --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not long and not timed" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m timed
 
 # Verbose, as each may take a minute.

@@ -10,20 +10,18 @@ folder, no records, or files that do not match their commit records (left out, n
 """
 
 import argparse
-import atexit
 import math
 import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import duckdb
 import pyarrow as pa
-from pyarrow import fs
 
 from analysis.charts import drawing, figures
 from analysis.charts.marks import unchecked
@@ -75,38 +73,22 @@ def refuse(why: str) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line's flags."""
     parser = argparse.ArgumentParser(prog="report.py", description="Write the report of a records folder.")
-    parser.add_argument(
-        "--records", default="records/quick", help="folder or s3:// address a sweep wrote (default: %(default)s)"
-    )
+    where = "folder or s3:// address a sweep wrote (default: %(default)s)"
+    parser.add_argument("--records", default="records/quick", help=where)
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: %(default)s)")
-    parser.add_argument(
-        "--within",
-        type=tolerance,
-        default=database.WITHIN,
-        metavar="PERCENT",
-        help="perplexity a recommended policy may cost (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--quality-within",
-        type=tolerance,
-        default=database.QUALITY_WITHIN,
-        metavar="PERCENT",
-        help="the same where quality comes first, with its interval (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--memory",
-        type=share,
-        default=database.MEMORY,
-        metavar="PERCENT",
-        help="share of the full cache's memory where that is limited (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="also rewrite FILE's results block and its docs/report.png"
-    )
+    for flag, default, what in (
+        ("--within", database.WITHIN, "perplexity a recommended policy may cost"),
+        ("--quality-within", database.QUALITY_WITHIN, "the same where quality comes first, with its interval"),
+        ("--memory", database.MEMORY, "share of the full cache's memory where that is limited"),
+    ):
+        about = f"{what} (default: %(default)g)"
+        parser.add_argument(flag, type=percentage, default=default, metavar="PERCENT", help=about)
+    rewritten = "also rewrite FILE's results block and its docs/report.png"
+    parser.add_argument("--readme", type=Path, metavar="FILE", help=rewritten)
     return parser.parse_args(arguments)
 
 
-def tolerance(text: str) -> float:
+def percentage(text: str) -> float:
     """A finite percentage that is not negative."""
     try:
         value = float(text)
@@ -114,14 +96,6 @@ def tolerance(text: str) -> float:
         value = math.nan
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no percentage of at least 0; pass a number such as 5")
-    return value
-
-
-def share(text: str) -> float:
-    """A percentage from 0 to 100."""
-    value = tolerance(text)
-    if value > 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than the whole; pass a percentage up to 100, such as 10")
     return value
 
 
@@ -140,13 +114,13 @@ def build(records: Records, out: Path, thresholds: tuple[float, float, float], r
         tables.write(out / "tables", name, frames[name], found[name].schema)
     frames = {name: visible(rows) for name, rows in frames.items()}
     drawn = figures.drawn(frames)
-    wait_for_charts = drawing.draw(drawn, out / "charts", stands_on(frames))
+    files = drawing.draw(drawn, out / "charts", stands_on(frames))
     (out / "index.html").write_text(page(records, frames, drawn, thresholds, out), encoding="utf-8")
     summary = summarise(records, frames)
     (out / "summary.md").write_text(f"# kvstream: {in_markdown(title_of(records))}\n\n{summary}\n", encoding="utf-8")
     written = [
         f"{out / 'index.html'}",
-        f"{out / 'charts'}: {len(wait_for_charts())} charts as SVG and PNG",
+        f"{out / 'charts'}: {len(files)} charts as SVG and PNG",
         f"{out / 'tables'}: {len(TABLES)} tables as CSV and Parquet",
         f"{out / 'summary.md'}",
     ]
@@ -178,20 +152,8 @@ def ask(connection: duckdb.DuckDBPyConnection, name: str) -> pa.Table:
     return connection.sql(f"FROM {name}{order}").to_arrow_table()
 
 
-def leave(code: int) -> NoReturn:
-    """End with this exit code, without taking an object store's client down where records came from one.
-
-    To end its threads in order has aborted programs that had done all their work.
-    """
-    if any("://" in argument for argument in sys.argv[1:]):
-        if end_of_store := getattr(fs, "ensure_s3_finalized", None):  # some builds of pyarrow have no S3
-            atexit.unregister(end_of_store)
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    leave(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # to end an object store's threads in order has aborted programs that had done all their work

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from kvstream.grid.exits import leave, refuse
 from kvstream.grid.flags import Parser
+from kvstream.grid.terminal import leave, refuse
 from kvstream.records.store import Records
 
 

@@ -35,8 +35,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from kvstream.grid import exits
-from kvstream.inputs import hub
+from kvstream.grid import terminal
 
 NO_TRITON = find_spec("triton") is None
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -53,6 +52,9 @@ SHAPE = {
 }
 
 
+LONGEST = ("test_kills", "test_machines", "test_browser", "test_names", "test_sweep", "test_exactness")
+
+
 def pytest_terminal_summary(terminalreporter):
     """Say what could not be run on this machine, in a line."""
     if NO_TRITON and any("test_cuda_kernels" in report.nodeid for report in terminalreporter.getreports("skipped")):
@@ -60,8 +62,8 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the longest test, else one of two processes ends with it alone."""
-    items.sort(key=lambda item: item.name != "test_kills_at_random_moments_change_no_row")
+    """Begin with the files that take longest, else one of two processes ends with one of them alone."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @lru_cache
@@ -155,10 +157,7 @@ def world(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="session")
 def ray_here():
-    """A Ray of this test process, with two CPUs: sweeps that run in the process use it, and start none.
-
-    Tests that use it are in one group (`pytestmark = pytest.mark.xdist_group("ray")`), so that only one process has it.
-    """
+    """A Ray of this test process, with two CPUs: sweeps that run in the process use it, and start none."""
     import ray
 
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -191,8 +190,7 @@ def whole(world, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_abandoned() -> Iterator[None]:
-    """What one test gives up or opens must not end the next: `exits.leave` ends the process where something waits."""
+def _nothing_is_open() -> Iterator[None]:
+    """A bucket that one test opens must not end the next: `leave` ends the process where there is one."""
     yield
-    hub.abandoned.clear()
-    exits.opened.clear()
+    terminal.opened.clear()

@@ -38,10 +38,16 @@ def source_digest() -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
+CONFIG = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")
+CONFIG += ("hidden_act", "layer_norm_eps", "rms_norm_eps", "rope_parameters", "tie_word_embeddings")
+CONFIG += ("use_parallel_residual",)  # what the oracle reads of a configuration
+
+
 @lru_cache
 def weights_digest(model) -> str:
     """Digest of a model's configuration and weights."""
-    digest = hashlib.sha256(type(model).__name__.encode())
+    config = {name: getattr(model.config, name, None) for name in CONFIG}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.double().numpy().tobytes())
     return digest.hexdigest()

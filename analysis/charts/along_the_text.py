@@ -7,23 +7,9 @@ from typing import Any
 
 import altair as alt
 
+from analysis.charts import marks
 from analysis.charts.axes import change_axis, ends, log2_x
-from analysis.charts.marks import (
-    CHANGE,
-    CORPUS,
-    Figure,
-    Row,
-    budget_title,
-    groups,
-    legend_of,
-    lines,
-    most_budgets,
-    panel,
-    rule,
-    sparse,
-    tips,
-    values,
-)
+from analysis.charts.marks import Figure, Row
 from analysis.charts.theme import STYLES
 
 FIELD, TITLE = "excess_nats", "loss over full’s, nats per token"
@@ -33,22 +19,30 @@ OVERVIEW_HEIGHT = 70
 def excess(rows: list[Row]) -> Figure:
     """Loss over the full cache's, a panel a budget; rules where the budget and the trained context are exceeded."""
     rows = [row for row in rows if row["policy"] != "full"]
-    legend = legend_of(row["series"] for row in rows)
+    legend = marks.legend_of(rows)
+    tooltip = marks.tips(marks.POLICY, ("position:Q", "position", ",d"), (f"{FIELD}:Q", TITLE, ".3f"))
     panels = []
-    for (setting, size), mine in groups(rows, "setting", "budget"):
-        whole = [row for row in rows if row["setting"] == setting]
+    for setting, size, mine, whole in marks.by_budgets(rows):
         context, last = mine[0]["trained_context"], max(row["position"] for row in whole)
         y = alt.Y(f"{FIELD}:Q", title=TITLE, scale=roomy(ends(whole, FIELD), 3.5 if context < last else 2))
-        layers = lines(values(mine), position_x(), y, "series", legend, marks=values(sparse(mine)))
-        shown = (("policy:N", "policy", ""), ("position:Q", "position", ",d"), (f"{FIELD}:Q", TITLE, ".3f"))
-        layers[0] = layers[0].encode(tooltip=tips(*shown))
-        layers += rule({"position": size}, "budget full", leftward=size > last / 2)
+        layers = [marks.lines(mine, position_x(), y, legend, tooltip)]
+        layers += marks.points(sparse(mine), position_x(), y, legend, size=55, clip=True)
+        layers += marks.rule(alt.X, "position", size, "budget full", size > last / 2)
         if context < last:
-            layers += rule({"position": context}, "trained context ends", leftward=context > last / 2, line_of_text=1)
+            layers += marks.rule(alt.X, "position", context, "trained context ends", context > last / 2, line_of_text=1)
         zoom = {"zoom_from": 0, "zoom_to": round(1.01 * last)}  # beyond the last point, lest it be cut in half
         about = f"{TITLE}, along the text, by policy"
-        panels.append(panel(setting, budget_title(size), layers, about, signals=zoom))
-    return Figure(panels, legend, most_budgets(rows))
+        panels.append(marks.panel(setting, marks.budget_title(size), layers, about, signals=zoom))
+    return Figure(panels, legend, marks.most_budgets(rows))
+
+
+def sparse(rows: list[Row]) -> list[Row]:
+    """About eight rows of each series, each series starting elsewhere, so that shapes tell dense lines apart."""
+    found: list[Row] = []
+    for index, (_, mine) in enumerate(marks.groups(rows, "series")):
+        step = max(1, len(mine) // 8)
+        found += mine[(index * step // 3) % step :: step]
+    return found
 
 
 def position_x() -> alt.X:
@@ -67,37 +61,35 @@ def roomy(numbers: list[float], above: float) -> alt.Scale:
 def overview(rows: list[Row]) -> Figure:
     """The full cache's loss over the whole text, small, with a brush: the detail charts show what is brushed."""
     panels = []
-    for (setting,), mine in groups(rows, "setting"):
+    for (setting,), mine in marks.groups(rows, "setting"):
         sizes = sorted({row["budget"] for row in mine})
         full = [row for row in mine if row["policy"] == "full" and row["budget"] == sizes[0]]
         last, context = max(row["position"] for row in mine), mine[0]["trained_context"]
         axis = alt.Axis(format=",d", tickCount=8)
         x = alt.X("position:Q", title=None, scale=alt.Scale(domain=[0, last], nice=False), axis=axis)
         y = alt.Y("nll_nats:Q", title=None, axis=None, scale=roomy(ends(full, "nll_nats"), 1))
-        line = alt.Chart(values(full), name="overview").encode(x=x, y=y)  # else the name is drawn at random
+        line = alt.Chart(marks.values(full), name="overview").encode(x=x, y=y)  # else the name is drawn at random
         brush = alt.selection_interval(name="brush", encodings=["x"])
         layers: list[Any] = [line.mark_line(color=STYLES["full"].colour, strokeWidth=1.5).add_params(brush)]
         for size in [*sizes, *([context] if context < last else [])]:
-            layers.append(rule({"position": size}, "")[0])
+            layers += marks.rule(alt.X, "position", size)
         about = "the full cache’s loss over the whole text; the number fields beside it zoom as its brush does"
-        panels.append(panel(setting, "", layers, about, OVERVIEW_HEIGHT))
+        panels.append(marks.panel(setting, "", layers, about, OVERVIEW_HEIGHT))
     return Figure(panels, [], 1)
 
 
 def length(rows: list[Row]) -> Figure:
     """Perplexity of the first L tokens against full's, at each length asked for."""
-    legend = legend_of(row["series"] for row in rows)
+    legend = marks.legend_of(rows)
+    tooltip = marks.tips(marks.POLICY, ("length:Q", "length", ",d"), marks.CORPUS, marks.CHANGE)
     panels = []
-    for (setting, size), mine in groups(rows, "setting", "budget"):
-        whole = [row for row in rows if row["setting"] == setting]
+    for setting, size, mine, whole in marks.by_budgets(rows):
         x = log2_x("length", "length of the text, tokens (log scale)", mine)
         y = change_axis(alt.Y, "ppl_change_percent", "perplexity against full", whole)
-        layers = lines(values(mine), x, y, "series", legend)
-        shown = tips(("policy:N", "policy", ""), ("length:Q", "length", ",d"), CORPUS, CHANGE)
-        layers[-1] = layers[-1].encode(tooltip=shown)
+        layers = [marks.lines(mine, x, y, legend), *marks.points(mine, x, y, legend, tooltip)]
         context, longest = mine[0]["trained_context"], max(row["length"] for row in mine)
         if context < longest:
-            layers += rule({"length": context}, "trained context ends", leftward=True)
+            layers += marks.rule(alt.X, "length", context, "trained context ends", leftward=True)
         about = "perplexity of the first L tokens against the full cache’s, in per cent, over L"
-        panels.append(panel(setting, budget_title(size), layers, about))
-    return Figure(panels, legend, most_budgets(rows))
+        panels.append(marks.panel(setting, marks.budget_title(size), layers, about))
+    return Figure(panels, legend, marks.most_budgets(rows))

@@ -40,9 +40,10 @@ def log_ticks(numbers: Iterable[float]) -> list[float]:
     return inside[:: max(1, len(inside) // 6)]
 
 
-def ends(rows: Iterable[Row], *names: str) -> list[float]:
-    """All known values of these fields."""
-    return [row[name] for row in rows for name in names if row[name] is not None]
+def ends(rows: Iterable[Row], field: str) -> list[float]:
+    """All known values of a field and of the ends of its interval, if it has any."""
+    names = (field, bound(field, "low"), bound(field, "high"))
+    return [row[name] for row in rows for name in names if row.get(name) is not None]
 
 
 def bound(field: str, end: str) -> str:
@@ -76,14 +77,22 @@ def log2_x(field: str, title: str, rows: list[Row]) -> alt.X:
 
 def ratio_axis(channel: Any, field: str, title: str, rows: list[Row], around: float = 1.02) -> Any:
     """A log axis around all ratios, their whiskers, and one."""
-    found = [1.0, *ends(rows, field, bound(field, "low"), bound(field, "high"))]
-    scale, ticks = log_scale(found, around, 0.09)
+    scale, ticks = log_scale([1.0, *ends(rows, field)], around, 0.09)
     return channel(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="~g", grid=True))
+
+
+def linear_axis(channel: Any, field: str, title: str, rows: list[Row]) -> Any:
+    """A linear axis around all differences, their whiskers, and zero."""
+    found = [0.0, *ends(rows, field)]
+    room = 0.07 * (max(found) - min(found) or 1)
+    scale = alt.Scale(domain=[min(found) - room, max(found) + room], nice=False)
+    axis = alt.Axis(tickCount=5, grid=True, labelExpr="datum.value ? format(datum.value, '+~g') : '0'")
+    return channel(f"{field}:Q", title=title, scale=scale, axis=axis)
 
 
 def change_axis(channel: Any, field: str, title: str, rows: list[Row]) -> Any:
     """The axis of a change in per cent: linear around zero and logarithmic beyond 1 %: losses span 0.1 to 1,000 %."""
-    found = [bent(value) for value in (0.0, *ends(rows, field, bound(field, "low"), bound(field, "high")))]
+    found = [bent(value) for value in (0.0, *ends(rows, field))]
     low, high = min(found), max(found)
     room = max(0.06 * (high - low), (bent(1) - (high - low)) / 2)  # noise fills no panel
     low, high = low - room, high + room
@@ -119,6 +128,8 @@ def unbent(place: float) -> float:
 
 
 def middle(scale: alt.Scale) -> float:
-    """The value in the middle of a change axis."""
+    """The value in the middle of an axis."""
     low, high = scale["domain"]
-    return unbent((bent(low) + bent(high)) / 2)
+    if scale["type"] == "log":
+        return float((low * high) ** 0.5)
+    return unbent((bent(low) + bent(high)) / 2) if scale["type"] == "symlog" else (low + high) / 2

@@ -1,4 +1,4 @@
-"""The marks that every figure is made of: panels, lines with points, whiskers, reference rules, tooltips.
+"""The marks that every figure is made of: panels, points with whiskers, lines, reference rules, tooltips.
 
 Channels are objects, `alt.X("field:Q")`: strings are looked up among all of Altair's classes, for milliseconds each.
 
@@ -6,7 +6,7 @@ Knows the theme and nothing of policies or queries. Each mark of a series fades 
 page sets which (the signal `emphasis`), and a file never does.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,9 +18,12 @@ from analysis.charts.axes import bound
 from analysis.charts.theme import MUTED, RULE, Style, order, style
 
 Row = dict[str, Any]
+Legend = list[tuple[str, Style]]
 HEIGHT = 270
-WHISKER = 1.5
-CORPUS = ("ppl_corpus:Q", "PPL, corpus", ".3f")  # what many tooltips say
+KEY = alt.Legend(title=None, columns=3)
+POLICY = ("policy:N", "policy", "")  # what many tooltips say
+CONTENDER = ("contender:N", "policy", "")
+CORPUS = ("ppl_corpus:Q", "PPL, corpus", ".3f")
 CHANGE = ("ppl_change_percent:Q", "PPL against full, %", "+.2f")
 SPOKEN = 14  # as many values of a chart are read out; beyond, its table serves better
 
@@ -39,7 +42,7 @@ class Figure:
     """The panels of one figure and its legend: (name, style) in reading order; `named` if an axis names the series."""
 
     panels: list[Panel]
-    legend: list[tuple[str, Style]]
+    legend: Legend
     columns: int = 1
     named: bool = False
 
@@ -82,6 +85,13 @@ def groups(rows: list[Row], *names: str) -> list[tuple[tuple[Any, ...], list[Row
     return list(found.items())
 
 
+def by_budgets(rows: list[Row]) -> Iterator[tuple[str, int, list[Row], list[Row]]]:
+    """The panels of a plate: setting, budget, its rows, and all rows of its setting, which share their axes."""
+    for (setting,), whole in groups(rows, "setting"):
+        for (size,), mine in groups(whole, "budget"):
+            yield setting, size, mine, whole
+
+
 def most_budgets(rows: list[Row]) -> int:
     """How many budgets the setting with the most of them has: the columns of a plate of panels, at most three."""
     return min(3, max(len(groups(mine, "budget")) for _, mine in groups(rows, "setting")))
@@ -92,12 +102,12 @@ def budget_title(budget: int) -> str:
     return f"budget {budget:,} tokens"
 
 
-def legend_of(names: Iterable[str], find: Callable[[str], Style] = style) -> list[tuple[str, Style]]:
-    """Legend entries of the series in reading order."""
-    return [(name, find(name)) for name in sorted(set(names), key=order)]
+def legend_of(rows: list[Row]) -> Legend:
+    """Legend entries of the rows' series in reading order."""
+    return [(name, style(name)) for name in sorted({row["series"] for row in rows}, key=order)]
 
 
-def scales(legend: list[tuple[str, Style]]) -> dict[str, alt.Scale]:
+def scales(legend: Legend) -> dict[str, alt.Scale]:
     """Colour, shape and dash scales with one shared domain, so that Vega merges them into one legend."""
     names = [name for name, _ in legend]
     return {
@@ -113,54 +123,53 @@ def emphasis(field: str) -> Any:
     return alt.OpacityValue(0.13, condition={"test": test, "value": 1})
 
 
-def lines(
-    data: alt.Data, x: alt.X, y: alt.Y, field: str, legend: list[tuple[str, Style]], marks: alt.Data | None = None
-) -> list[alt.Chart]:
-    """A line per series with its dash, and points with their shape: at every value, or at those of `marks`."""
+def points(
+    rows: list[Row], x: alt.X, y: alt.Y, legend: Legend, tooltip: Any = alt.Undefined, by: str = "series",
+    size: int = 75, key: alt.Legend | None = KEY, clip: bool = False, **more: Any,
+) -> list[alt.Chart]:  # fmt: skip
+    """A point per row in its series' colour and shape, with whiskers along each axis whose field has an interval."""
     scale = scales(legend)
-    named = alt.Legend(title=None, columns=3)
-    colour = alt.Color(f"{field}:N", scale=scale["color"], legend=named)
-    base = alt.Chart(data).encode(x=x, y=y, color=colour, opacity=emphasis(field))
-    drawn = base.mark_line(strokeWidth=2, clip=True).encode(
-        strokeDash=alt.StrokeDash(f"{field}:N", scale=scale["strokeDash"], legend=None)
-    )
-    points = base.mark_point(filled=True, size=75 if marks is None else 55, clip=marks is not None)
-    points = points if marks is None else points.properties(data=marks)
-    return [drawn, points.encode(shape=alt.Shape(f"{field}:N", scale=scale["shape"], legend=named))]
+    colour = alt.Color(f"{by}:N", scale=scale["color"], legend=key)
+    base = alt.Chart(values(rows)).encode(x=x, y=y, color=colour, opacity=emphasis(by), **more)
+    layers = []
+    for axis in (x, y):
+        low, high = (bound(field_of(axis), end) for end in ("low", "high"))
+        if known := [row for row in rows if row.get(low) is not None]:
+            start = type(axis)(f"{low}:Q", scale=axis["scale"], title=axis["title"], axis=axis["axis"])
+            ends = {"x": start, "x2": alt.X2(f"{high}:Q")} if axis is x else {"y": start, "y2": alt.Y2(f"{high}:Q")}
+            layers.append(base.properties(data=values(known)).mark_rule(strokeWidth=1.5).encode(**ends))
+    shape = alt.Shape(f"{by}:N", scale=scale["shape"], legend=key)
+    return [*layers, base.mark_point(filled=True, size=size, clip=clip).encode(shape=shape, tooltip=tooltip)]
 
 
-def whiskers(
-    rows: list[Row], field: str, x: Any, y: alt.Y, legend: list[tuple[str, Style]], by: str = "series"
-) -> list[alt.Chart]:
-    """Upright intervals of `field`, for the rows that have one."""
-    known = [row for row in rows if row[bound(field, "low")] is not None]
-    if not known:
-        return []
-    colour = alt.Color(f"{by}:N", scale=scales(legend)["color"], legend=alt.Legend(title=None, columns=3))
-    rule = alt.Chart(values(known)).mark_rule(strokeWidth=WHISKER).encode(x=x, color=colour, opacity=emphasis(by))
-    low = alt.Y(f"{bound(field, 'low')}:Q", scale=y["scale"], title=y["title"], axis=y["axis"])
-    return [rule.encode(y=low, y2=alt.Y2(f"{bound(field, 'high')}:Q"))]
+def field_of(axis: Any) -> str:
+    """The field of a channel."""
+    return str(axis["shorthand"]).partition(":")[0]
+
+
+def lines(rows: list[Row], x: alt.X, y: alt.Y, legend: Legend, tooltip: Any = alt.Undefined) -> alt.Chart:
+    """A line per series with its colour and dash."""
+    scale = scales(legend)
+    colour = alt.Color("series:N", scale=scale["color"], legend=KEY)
+    dash = alt.StrokeDash("series:N", scale=scale["strokeDash"], legend=None)
+    line = alt.Chart(values(rows)).mark_line(strokeWidth=2, clip=True)
+    return line.encode(x=x, y=y, color=colour, strokeDash=dash, opacity=emphasis("series"), tooltip=tooltip)
 
 
 def rule(
-    position: Row, label: str, horizontal: bool = False, leftward: bool = False, line_of_text: int = 0
+    axis: type, field: str, value: float, label: str = "", leftward: bool = False, line_of_text: int = 0
 ) -> list[alt.Chart]:
-    """A thin reference line at the one field of `position`, named at its end, on the left of it if `leftward`."""
-    (name,) = position
-    data = values([{**position, "label": label}])
-    line = alt.Chart(data).mark_rule(color=RULE, strokeDash=[5, 3], strokeWidth=1.5, clip=True)
-    if horizontal:
-        text = alt.Chart(data).mark_text(align="right", baseline="top", dx=-2, dy=4, color=MUTED)
-        return [
-            line.encode(y=alt.Y(f"{name}:Q")),
-            text.encode(y=alt.Y(f"{name}:Q"), x=alt.XValue("width"), text=alt.Text("label:N")),
-        ]
-    align: Literal["left", "right"] = "right" if leftward else "left"
-    text = alt.Chart(data).mark_text(align=align, baseline="top", dx=-4 if leftward else 4, color=MUTED, clip=True)
-    return [
-        line.encode(x=alt.X(f"{name}:Q")),
-        text.encode(x=alt.X(f"{name}:Q"), y=alt.YValue(16 * line_of_text), text=alt.Text("label:N")),
-    ]
+    """A thin line across the panel at a value of alt.X or alt.Y, named at its end, on the left of it if `leftward`."""
+    upright = axis is alt.X
+    data = alt.Chart(values([{field: value, "label": label}]))
+    place = {"x" if upright else "y": axis(f"{field}:Q")}
+    line = data.mark_rule(color=RULE, strokeDash=[5, 3], strokeWidth=1.5, clip=True).encode(**place)
+    align: Literal["left", "right"] = "left" if upright and not leftward else "right"
+    baseline: Literal["top", "bottom"] = "top" if upright else "bottom"
+    text = data.mark_text(align=align, baseline=baseline, dx=4 if align == "left" else -4, color=MUTED, clip=upright)
+    text = text.encode(text=alt.Text("label:N"))
+    beside = {"y": alt.YValue(16 * line_of_text)} if upright else {"x": alt.XValue("width")}
+    return [line, text.encode(**place, **beside)] if label else [line]
 
 
 def tips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:
@@ -178,18 +187,9 @@ def panel(
     return Panel(setting, title, spec | {"params": [*spec.get("params", []), *set_by_page]})
 
 
-def spoken(rows: list[Row], name: str, field: str, form: str = ".3g", unit: str = "") -> str:
+def spoken(rows: list[Row], field: str, form: str = "+.1f", unit: str = " %", name: str = "policy") -> str:
     """The values of a small chart in words; where there are too many, how many, and that its table has them."""
     known = [row for row in rows if row[field] is not None]
     if len(known) > SPOKEN:
         return f" {len(known)} points; the CSV beside the chart holds them."
     return " " + "; ".join(f"{row[name]} {row[field]:{form}}{unit}" for row in known) + "."
-
-
-def sparse(rows: list[Row]) -> list[Row]:
-    """About eight rows of each series, each series starting elsewhere, so that shapes tell dense lines apart."""
-    found: list[Row] = []
-    for index, (_, mine) in enumerate(groups(rows, "series")):
-        step = max(1, len(mine) // 8)
-        found += mine[(index * step // 3) % step :: step]
-    return found

@@ -1,24 +1,11 @@
 """The same policy under each way of numbering its cached keys: cache, absolute, frozen."""
 
-from typing import Any
-
 import altair as alt
 
-from analysis.charts.axes import bound, change_axis
-from analysis.charts.marks import (
-    CHANGE,
-    CORPUS,
-    Figure,
-    Row,
-    emphasis,
-    groups,
-    panel,
-    rule,
-    scales,
-    spoken,
-    tips,
-    values,
-)
+from analysis.charts import marks
+from analysis.charts.axes import change_axis
+from analysis.charts.forest import NAMES
+from analysis.charts.marks import Figure, Row
 from analysis.charts.theme import variant_style
 from analysis.words.wording import with_caveat
 
@@ -37,30 +24,17 @@ def position_modes(rows: list[Row]) -> Figure:
     modes = [*MODES, *sorted({row["variant"].split(",")[0] for row in rows} - set(MODES))]
     variants = sorted({row["variant"] for row in rows}, key=lambda name: (modes.index(name.split(",")[0]), name))
     legend = [(mode_name(name), variant_style(name)) for name in variants]
-    scale, named = scales(legend), alt.Legend(title=None, columns=1)
     rows = [row | {"mode": mode_name(row["variant"])} for row in with_caveat(rows, "policy")]
+    tooltip = marks.tips(marks.POLICY, marks.CORPUS, marks.CHANGE, ("kv_percent:Q", "KV kept, %", ".1f"))
+    y = alt.Y("base:N", title=None, sort=None, axis=NAMES)
+    aside = alt.YOffset("mode:N", sort=[name for name, _ in legend])
+    key = alt.Legend(title=None, columns=1)
     panels = []
-    for (setting,), mine in groups(rows, "setting"):
+    for (setting,), mine in marks.groups(rows, "setting"):
         x = change_axis(alt.X, FIELD, "perplexity against full", mine)
-        y = alt.Y("base:N", title=None, sort=None,
-                  axis=alt.Axis(labelLimit=240, domain=False, ticks=False, labelPadding=8))  # fmt: skip
-        base: Any = alt.Chart(values(mine)).encode(
-            y=y,
-            yOffset=alt.YOffset("mode:N", sort=[name for name, _ in legend]),
-            color=alt.Color("mode:N", scale=scale["color"], legend=named),
-            opacity=emphasis("mode"),
-        )
-        layers: list[Any] = rule({FIELD: 0.0}, "")[:1]
-        if known := [row for row in mine if row[bound(FIELD, "low")] is not None]:
-            low = alt.X(f"{bound(FIELD, 'low')}:Q", scale=x["scale"], title=x["title"], axis=x["axis"])
-            whisker = base.properties(data=values(known)).mark_rule(strokeWidth=2)
-            layers.append(whisker.encode(x=low, x2=alt.X2(f"{bound(FIELD, 'high')}:Q")))
-        point = base.mark_point(filled=True, size=95).encode(
-            x=x,
-            shape=alt.Shape("mode:N", scale=scale["shape"], legend=named),
-            tooltip=tips(("policy:N", "policy", ""), CORPUS, CHANGE, ("kv_percent:Q", "KV kept, %", ".1f")),
-        )
+        layers = marks.points(mine, x, y, legend, tooltip, by="mode", size=95, key=key, yOffset=aside)
         about = "perplexity of the same policy under each position mode against the full cache’s, in per cent:"
-        about += spoken(mine, "policy", FIELD, "+.1f", " %")
-        panels.append(panel(setting, "", [*layers, point], about, max(60, 24 * len(mine))))
+        about += marks.spoken(mine, FIELD)
+        height = max(60, 24 * len(mine))
+        panels.append(marks.panel(setting, "", [*marks.rule(alt.X, FIELD, 0.0), *layers], about, height))
     return Figure(panels, legend, min(2, len(panels)))

@@ -1,8 +1,7 @@
 """Panels → Vega-Lite specs: for the page, each as wide as its column; for files, side by side with one legend.
 
-The page carries every spec, so each row keeps only what its chart draws. Layers that draw the same rows share one data
-set, written column by column; what a layer repeats of an earlier one's axes and scales, which layers share anyway, is
-left out. Knows Vega-Lite's JSON, nothing of single charts.
+The page carries every spec, so each row keeps only what its chart draws. Knows Vega-Lite's JSON, nothing of single
+charts.
 """
 
 import re
@@ -11,22 +10,24 @@ from typing import Any
 from analysis.charts.marks import Figure, Panel, Row
 
 FILE_WIDTH, FILE_WIDE = 400, 760
-LEGENDS = {"color", "shape", "strokeDash"}
+LEGENDS = {"color", "shape"}
 DIGITS = 5  # of a number that is drawn; the CSV beside the chart has all of them
-CHANNELS = {"x", "y", "color", "shape", "strokeDash"}
-SHARED = {"scale", "axis"}
 TESTED = re.compile(r"datum\['([^']+)'\]")
 
 
 def for_page(one: Panel) -> Row:
     """A panel's spec for the page: as wide as its container, no legend (the page draws one per figure)."""
-    layers = []
-    for layer in one.spec["layer"]:
-        encoding = layer["encoding"]
-        bare = {name: {**encoding[name], "legend": None} for name in LEGENDS & set(encoding)}
-        layers.append({**layer, "encoding": encoding | bare})
+    spec = {name: value for name, value in one.spec.items() if name not in ("data", "$schema", "config")}
     fitted = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
-    return compact(one.spec | fitted | {"layer": layers})
+    return spec | fitted | {"layer": [bare(layer, rows_of(one.spec, layer)) for layer in one.spec["layer"]]}
+
+
+def bare(layer: Row, rows: list[Row]) -> Row:
+    """A layer without legends, its rows with the fields it draws and the digits that can be seen."""
+    fields = sorted(encoded(layer))
+    data = [{name: shortened(row[name]) for name in fields} for row in rows]
+    encoding = {name: one | {"legend": None} if name in LEGENDS else one for name, one in layer["encoding"].items()}
+    return layer | {"data": {"values": data}, "encoding": encoding}
 
 
 def for_file(figure: Figure, title: str, about: str = "") -> Row:
@@ -49,49 +50,9 @@ def for_file(figure: Figure, title: str, about: str = "") -> Row:
     return whole | {"$schema": first["$schema"], "config": look, "params": first["params"]}
 
 
-def compact(spec: Row) -> Row:
-    """The spec of a layered chart with its rows reduced to the encoded fields and moved into `datasets`."""
-    rows: list[list[Row]] = []
-    fields: list[set[str]] = []
-    layers = []
-    for layer in spec["layer"]:
-        mine = rows_of(spec, layer)
-        place = next((index for index, known in enumerate(rows) if known is mine or known == mine), len(rows))
-        if place == len(rows):
-            rows.append(mine)
-            fields.append(set())
-        fields[place] |= encoded(layer)
-        layers.append({**layer, "data": {"name": f"rows{place}"}})
-    columns = {
-        f"rows{place}": {name: [shortened(row[name]) for row in found] for name in sorted(wanted)}
-        for place, (found, wanted) in enumerate(zip(rows, fields))
-    }
-    rest = {name: value for name, value in spec.items() if name not in ("data", "datasets", "$schema", "config")}
-    return rest | {"layer": said_once(layers), "columns": columns}
-
-
-def said_once(layers: list[Row]) -> list[Row]:
-    """Layers without the parts of their channels that an earlier one has given in the same words."""
-    given: dict[tuple[str, str], Any] = {}
-    found = []
-    for layer in layers:
-        encoding = dict(layer["encoding"])
-        for channel in CHANNELS & set(encoding):
-            mine = dict(encoding[channel])
-            for part in SHARED & set(mine):
-                if (channel, part) in given and given[channel, part] == mine[part]:
-                    del mine[part]
-                else:
-                    given.setdefault((channel, part), encoding[channel][part])
-            encoding[channel] = mine
-        found.append({**layer, "encoding": encoding})
-    return found
-
-
 def rows_of(spec: Row, layer: Row) -> list[Row]:
-    """The rows that a layer draws, wherever the spec keeps them."""
-    data = layer.get("data") or spec["data"]
-    found: list[Row] = data["values"] if "values" in data else spec["datasets"][data["name"]]
+    """The rows that a layer draws: its own, or those it shares with all others."""
+    found: list[Row] = (layer.get("data") or spec["data"])["values"]
     return found
 
 

@@ -56,53 +56,34 @@ INK, MUTED, GRID, RULE = "#22262b", "#5b626c", "#e4e7eb", "#868b94"
 FONT = "Helvetica, Arial, sans-serif"
 
 SHAPES = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down", "triangle-right", "triangle-left")
-DASHES = ((1, 0), (6, 3), (2, 2), (8, 2, 2, 2), (4, 2))
 _met: ContextVar[tuple[str, ...]] = ContextVar("met", default=())
 
 
 @contextmanager
 def looks(series: Iterable[str]) -> Iterator[None]:
     """Within, each of these series that STYLES does not know has a look of its own, the same in every chart."""
-    before = _met.set(tuple(sorted({name for name in series if not known(name)})))
+    before = _met.set(tuple(sorted({name for name in series if name not in STYLES})))
     try:
         yield
     finally:
         _met.reset(before)
 
 
-def known(series: str) -> list[str]:
-    """The names of STYLES that a series begins with, the longest last."""
-    return sorted((name for name in STYLES if f"{series} ".startswith((f"{name} ", f"{name},"))), key=len)
-
-
 def style(series: str) -> Style:
-    """The style of a policy series: that of STYLES, else one that no other series met in `looks` has.
-
-    A series that carries more in its name than a known one, such as another keep_ratio, has that one's colour with a
-    shape and dash of its own.
-    """
-    if not (names := known(series)):
-        met = _met.get()
-        place = met.index(series) if series in met else sum(map(ord, series))
-        turn = place + place // len(SPARE)  # the same colour again comes with another shape
-        return Style(SPARE[place % len(SPARE)], SHAPES[-1 - turn % len(SHAPES)], SPARE_DASHES[turn % len(SPARE_DASHES)])
-    look = STYLES[names[-1]]
-    more = series.removeprefix(names[-1])
-    if not more:
-        return look
-    digits = re.findall(r"\d+", more)
-    place = int(digits[-1][-2:]) if digits else sum(map(ord, more))
-    return replace(look, shape=SHAPES[place % len(SHAPES)], dash=DASHES[place % len(DASHES)])
+    """The style of a policy series: that of STYLES, else one that no other series met in `looks` has."""
+    if series in STYLES:
+        return STYLES[series]
+    met = _met.get()
+    place = met.index(series) if series in met else sum(map(ord, series))
+    turn = place + place // len(SPARE)  # the same colour again comes with another shape
+    return Style(SPARE[place % len(SPARE)], SHAPES[-1 - turn % len(SHAPES)], SPARE_DASHES[turn % len(SPARE_DASHES)])
 
 
 def order(series: str) -> tuple[int, list[int], str]:
     """Sort key that lists series as STYLES does, unknown ones last, and counts sinks as numbers."""
-    names = list(STYLES)
-    return (
-        max(map(names.index, known(series)), default=len(names)),
-        [int(number) for number in re.findall(r"\d+", series)],
-        series,
-    )
+    listed = list(STYLES)
+    numbers = [int(number) for number in re.findall(r"\d+", series)]
+    return listed.index(series) if series in listed else len(listed), numbers, series
 
 
 def variant_style(variant: str) -> Style:

@@ -10,22 +10,9 @@ from typing import Any, Literal
 
 import altair as alt
 
+from analysis.charts import marks
 from analysis.charts.axes import bent, change_axis, ratio_axis
-from analysis.charts.marks import (
-    CHANGE,
-    WHISKER,
-    Figure,
-    Row,
-    emphasis,
-    groups,
-    legend_of,
-    panel,
-    scales,
-    spoken,
-    tips,
-    values,
-    whiskers,
-)
+from analysis.charts.marks import Figure, Panel, Row
 from analysis.charts.theme import INK, MUTED, RULE
 from analysis.words.wording import tokens_of, with_caveat
 
@@ -43,76 +30,57 @@ def tradeoff(axis: str) -> Callable[[list[Row]], Figure]:
 
     def draw(rows: list[Row]) -> Figure:
         mine = with_caveat([row for row in rows if row["axis"] == axis], "policy")
-        # The legend is that of all axes, so that it stays when the reader switches.
-        legend = legend_of(row["series"] for row in rows)
-        panels = [one_setting(setting, group, axis, legend) for (setting,), group in groups(mine, "setting")]
+        legend = marks.legend_of(rows)  # that of all axes, so that it stays when the reader switches
+        panels = [one_setting(setting, group, axis, legend) for (setting,), group in marks.groups(mine, "setting")]
         return Figure(panels, legend if panels else [], min(2, len(panels)))
 
     return draw
 
 
-def one_setting(setting: str, rows: list[Row], axis: str, legend: list[Any]) -> Any:
+def one_setting(setting: str, rows: list[Row], axis: str, legend: marks.Legend) -> Panel:
     """One panel: whiskers, the step line of what nothing beats, points with budgets, the better corner in words."""
     name, title, corner, value = AXES[axis]
     x = ratio_axis(alt.X, "x", title, rows)
     y = change_axis(alt.Y, FIELD, "perplexity against full", rows)
-    scale = scales(legend)
     marked = [{**row, "label": "full" if row["budget"] is None else f"{row['budget']:,}"} for row in rows]
-    front = alt.Chart(values(row for row in marked if row["unbeaten"]))
+    front = alt.Chart(marks.values(row for row in marked if row["unbeaten"]))
     step = front.mark_line(interpolate="step-after", color=RULE, strokeWidth=1.5).encode(x=x, y=y)
-    colour = alt.Color("series:N", scale=scale["color"], legend=alt.Legend(title=None, columns=3))
-    level = [row for row in marked if row["x_low"] is not None]
-    base = alt.Chart(values(level)).encode(color=colour, opacity=emphasis("series"))
-    low = alt.X("x_low:Q", scale=x["scale"], title=title, axis=x["axis"])
-    across = [base.mark_rule(strokeWidth=WHISKER).encode(x=low, x2=alt.X2("x_high:Q"), y=y)] if level else []
-    point = alt.Chart(values(marked)).mark_point(filled=True, size=110)
-    point = point.encode(
-        x=x,
-        y=y,
-        color=colour,
-        opacity=emphasis("series"),
-        shape=alt.Shape("series:N", scale=scale["shape"], legend=alt.Legend(title=None, columns=3)),
-        tooltip=tips(
-            ("policy:N", "policy", ""),
-            CHANGE,
-            ("x:Q", f"{name} ÷ full’s", ".3f"),
-            ("x_low:Q", "from", ".3f"),
-            ("x_high:Q", "to", ".3f"),
-            ("value:Q", value, ",.4~g"),
-            ("kv_percent:Q", "KV kept, % of full", ".1f"),
-        ),
+    tooltip = marks.tips(
+        marks.POLICY,
+        marks.CHANGE,
+        ("x:Q", f"{name} ÷ full’s", ".3f"),
+        ("x_low:Q", "from", ".3f"),
+        ("x_high:Q", "to", ".3f"),
+        ("value:Q", value, ",.4~g"),
+        ("kv_percent:Q", "KV kept, % of full", ".1f"),
     )
-    better = alt.Chart(values([{"better": f"better: {corner}"}])).mark_text(
-        align="left", baseline="bottom", color=MUTED, fontWeight="bold"
-    )
-    layers = [step, *across, *whiskers(marked, FIELD, x, y, legend), point]
-    layers += labels(marked, x, y)
-    layers.append(better.encode(x=alt.XValue(8), y=alt.YValue(HEIGHT - 8), text=alt.Text("better:N")))
+    better = alt.Chart(marks.values([{"better": f"better: {corner}"}]))
+    better = better.mark_text(align="left", baseline="bottom", color=MUTED, fontWeight="bold")
+    better = better.encode(x=alt.XValue(8), y=alt.YValue(HEIGHT - 8), text=alt.Text("better:N"))
+    layers = [step, *marks.points(marked, x, y, legend, tooltip, size=110), *labels(marked, x, y), better]
     where = f"at {rows[0]['length']:,} tokens" if axis == "kv" else f"at {tokens_of(rows[0])}"
-    about = (
-        f"perplexity against {name}, both against the full cache’s. Perplexity against full’s in per cent, by {name}:"
-    )
-    return panel(setting, f"{name} {where}", layers, about + spoken(rows, "policy", FIELD, "+.1f", " %"), HEIGHT)
+    about = f"perplexity against full’s in per cent, by {name}, itself against full’s:" + marks.spoken(rows, FIELD)
+    return marks.panel(setting, f"{name} {where}", layers, about, HEIGHT)
 
 
-def labels(rows: list[Row], x: Any, y: Any) -> list[Any]:
+def labels(rows: list[Row], x: alt.X, y: alt.Y) -> list[Any]:
     """Each point's budget, above it and to the right; below it for full, whose neighbours are those hardest to tell."""
     found = []
     places: tuple[tuple[bool, Literal["bottom", "top"], int], ...] = ((False, "bottom", -5), (True, "top", 7))
     for full, baseline, shift in places:
         mine = [row for row in apart(rows) if (row["budget"] is None) == full]
-        text = alt.Chart(values(mine)).mark_text(
-            align="left", baseline=baseline, dx=7, dy=shift, color=INK, fontSize=11
-        )
-        found += [text.encode(x=x, y=y, text=alt.Text("label:N"), opacity=emphasis("series"))] if mine else []
+        text = alt.Chart(marks.values(mine))
+        text = text.mark_text(align="left", baseline=baseline, dx=7, dy=shift, color=INK, fontSize=11)
+        text = text.encode(x=x, y=y, text=alt.Text("label:N"), opacity=marks.emphasis("series"))
+        found += [text] if mine else []
     return found
 
 
 def apart(rows: list[Row]) -> list[Row]:
     """Rows without those whose label would lie upon the same label of an earlier one."""
-    found: list[tuple[str, float, float]] = []
     places = [(row["label"], math.log(row["x"]), bent(row[FIELD])) for row in rows]
     across, up = (0.06 * (max(ends) - min(ends)) for ends in list(zip(*places))[1:])
+    found: list[tuple[str, float, float]] = []
     for label, x, y in places:
         if not any(label == one and abs(x - left) <= across and abs(y - low) <= up for one, left, low in found):
             found.append((label, x, y))

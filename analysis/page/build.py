@@ -26,9 +26,10 @@ from analysis.page.columns import COLUMNS, LATENCY_COLUMNS
 from analysis.page.views import code, escape_json, model_of, view
 from analysis.read.records import Records
 from analysis.words import speed, wording
+from analysis.words.answers import answers
 from analysis.words.cards import CASES, card
 from analysis.words.claims import claims
-from analysis.words.summary import answers, problems, subtitle_of, title_of
+from analysis.words.summary import problems, subtitle_of, title_of
 from analysis.words.visible import visible
 
 TEMPLATE = Path(__file__).parent.parent / "template"
@@ -87,13 +88,8 @@ def page(
             published=[row for row in frames["published"] if row["ours"] is not None],
             unmatched=[row for row in frames["published"] if row["ours"] is None],
             min_documents=MIN_DOCUMENTS,
-            queries={
-                path.stem: code(path.read_text(encoding="utf-8")) for path in sorted(database.QUERIES.glob("*.sql"))
-            },
-            shown={
-                *("perplexity", "latency", "noise", "differences", "published", "cards"),
-                *QUERIES,
-            },
+            queries={path.stem: code(database.sql(path.stem)) for path in sorted(database.QUERIES.glob("*.sql"))},
+            shown={"perplexity", "latency", "noise", "differences", "published", "cards", *QUERIES},
             folder=folder_of(records, out),
             show=wording,
             symbols=SYMBOLS,

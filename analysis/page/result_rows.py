@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from analysis.charts.axes import bound
 from analysis.numbers.stats import MIN_DOCUMENTS
 from analysis.page.columns import COLUMNS, LATENCY_COLUMNS, Column
 from analysis.words import wording
@@ -13,19 +14,18 @@ def main_table(rows: list[Row], picks: dict[tuple[str, str], list[str]]) -> list
     """The main table's rows; `picks` names, by setting and policy, the cards that took it."""
     found = []
     for row in rows:
-        cells = [cell(row, column) for column in COLUMNS]
-        for one in cells:
-            if one["name"] == "documents" and row["paired_documents"] != row["documents"]:
-                one["small"] = f"{row['paired_documents']} shared with full"
-            elif one["name"] == "documents" and row["full_documents"] not in (None, row["documents"]):
-                one["small"] = f"of {row['full_documents']}"
-            if row["policy_name"] == "full" and (one["name"] == "variant" or "change" in one["name"]):
-                one["text"] = wording.NONE
+        cells = {column.field: cell(row, column) for column in COLUMNS}
+        if row["paired_documents"] != row["documents"]:
+            cells["documents"]["small"] = f"{row['paired_documents']} shared with full"
+        elif row["full_documents"] not in (None, row["documents"]):
+            cells["documents"]["small"] = f"of {row['full_documents']}"
+        if row["policy_name"] == "full":
+            for name in ("variant", *(name for name in cells if "change" in name)):
+                cells[name]["text"] = wording.NONE
         tags = picks.get((row["setting"], row["policy"]), []) if row["longest"] else []
-        place = {name: row[name] for name in ("setting", "length", "longest")}
-        growth = wording.growth(row["skip_layers"])
         idle = "" if row["evicts"] else f"{row['length']:,} tokens do not exceed its budget: nothing was evicted"
-        found.append(place | {"tags": tags, "growth": growth, "idle": idle, "busy": None, "cells": cells})
+        place = {name: row[name] for name in ("setting", "length", "longest")}
+        found.append(place | line(row, cells, idle) | {"tags": tags})
     return found
 
 
@@ -33,30 +33,29 @@ def latency_table(rows: list[Row]) -> list[Row]:
     """The latency table's rows, in the shape of the main table's."""
     found = []
     for row in rows:
-        cells = [cell(row, column) for column in LATENCY_COLUMNS]
-        for one in cells:
-            if row["contender"] == "full" and one["name"] in ("ttft_ratio", "tpot_ratio"):
-                one["text"] = wording.NONE
+        cells = {column.field: cell(row, column) for column in LATENCY_COLUMNS}
+        if row["contender"] == "full":
+            cells["ttft_ratio"]["text"] = cells["tpot_ratio"]["text"] = wording.NONE
+        filled = row["budget"] is None or row["context"] > row["budget"]
+        idle = "" if filled else "Its budget is not exceeded: nothing was evicted"
         place = {"setting": row["setting"], "length": row["context"], "longest": row["headline"]}
-        growth = wording.growth(row["skip_layers"])
-        idle = (
-            ""
-            if row["budget"] is None or row["context"] > row["budget"]
-            else "Its budget is not exceeded: nothing was evicted"
-        )
-        found.append(place | {"tags": [], "growth": growth, "idle": idle, "busy": row["busy"], "cells": cells})
+        found.append(place | line(row, cells, idle) | {"busy": row["busy"]})
     return found
+
+
+def line(row: Row, cells: dict[str, Row], idle: str) -> Row:
+    """What a row of either table has."""
+    growth = wording.growth(row["skip_layers"])
+    return {"tags": [], "busy": None, "growth": growth, "idle": idle, "cells": list(cells.values())}
 
 
 def cell(row: Row, column: Column) -> Row:
     """One table cell: what is printed, and the interval beneath."""
-    small = wording.between(row[column.spread[0]], row[column.spread[1]], column.show) if column.spread else ""
-    return {
-        "name": column.field,
-        "text": column.show(row[column.field]),
-        "value": row[column.field] if column.show is wording.megabytes else None,  # to sort by, as units differ
-        "small": small,
-    }
+    value = row[column.field]
+    low, high = (row[bound(column.field, end)] if column.spread else None for end in ("low", "high"))
+    sorted_by = value if column.show is wording.megabytes else None  # as units differ
+    small = wording.between(low, high, column.show)
+    return {"name": column.field, "text": column.show(value), "value": sorted_by, "small": small}
 
 
 def spread_note(rows: list[Row]) -> str:
@@ -67,7 +66,7 @@ def spread_note(rows: list[Row]) -> str:
     interval = f"paired 95\u00a0% BCa bootstrap interval over documents, from {MIN_DOCUMENTS} documents on"
     if min(paired) >= MIN_DOCUMENTS:
         return f"Small print and whiskers: {interval}."
-    few = f"{min(paired)} document{'s' if min(paired) > 1 else ''}: too few for an interval"
+    few = f"{wording.counted(min(paired), 'document')}: too few for an interval"
     if max(paired) < MIN_DOCUMENTS:
         return f"{few}. Small print and whiskers: the per-document range (min … max)."
     return f"{few}; there, small print and whiskers are the per-document range (min … max). Elsewhere: {interval}."

@@ -17,31 +17,23 @@ def view(name: str, figure: Figure | None, overview: Row) -> Row:
     """One figure for the template."""
     chart = CHARTS[name]
     text = overview["texts"][0] if overview["texts"] else "pg19"
-    return {
+    drawn = figure or Figure([], [])
+    return vars(chart) | {
         "name": name,
-        "section": chart.section,
-        "heading": chart.heading,
-        "caption": chart.caption,
-        "needs": chart.needs,
         "command": chart.command.format(models=",".join(overview["models"]), text=text),
-        "panels": [panel(one) for one in figure.panels] if figure else [],
-        "legend": figure.legend if figure and not figure.named else [],
-        "columns": figure.columns if figure else 1,
-        "several": figure.several if figure else False,
-        "query": chart.query,
+        "panels": [panel(one) for one in drawn.panels],
+        "legend": [] if drawn.named else drawn.legend,
+        "columns": drawn.columns,
+        "several": drawn.several,
         "sql": code(database.sql(chart.query)),
     }
 
 
 def panel(one: Panel) -> Row:
     """One panel for the template."""
-    return {
-        "setting": one.setting,
-        "of": model_of(one.setting),
-        "title": one.title,
-        "height": one.spec["height"],
-        "spec": escape_json(for_page(one)),
-    }
+    spec = for_page(one)
+    shown = {"setting": one.setting, "of": model_of(one.setting), "title": one.title}
+    return shown | {"height": spec["height"], "spec": escape_json(spec)}
 
 
 def model_of(setting: str) -> str:

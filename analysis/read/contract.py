@@ -13,70 +13,48 @@ COMMIT = re.compile(r"[0-9a-f]{16}\.json")
 FAILED = re.compile(r"[0-9a-f]{16}\.failed\.json")
 ROWS = re.compile(r"[0-9a-f]{16}(\.[0-9a-f]{16})?\.parquet")  # <key>.parquet in older folders
 SHA256 = re.compile("[0-9a-f]{64}")
-TEXT = ("string", "large_string", "dictionary")
+TEXT: tuple[str, ...] = ("string", "large_string", "dictionary")
+INTEGER: tuple[str, ...] = ("int32",)
 COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
-    "quality": {
-        "cell": TEXT,
-        "document": TEXT,
-        "position": ("int32",),
-        "token": ("int32",),
-        "nll_nats": ("float",),
-        "correct": ("bool",),
-    },
-    "latency": {
-        "cell": TEXT,
-        "policy": TEXT,
-        "phase": TEXT,
-        "round": ("int32",),
-        "turn": ("int32",),
-        "step": ("int32",),
-        "seconds": ("double",),
-    },
+    "quality": dict.fromkeys(("cell", "document"), TEXT)
+    | dict.fromkeys(("position", "token"), INTEGER)
+    | {"nll_nats": ("float",), "correct": ("bool",)},
+    "latency": dict.fromkeys(("cell", "policy", "phase"), TEXT)
+    | dict.fromkeys(("round", "turn", "step"), INTEGER)
+    | {"seconds": ("double",)},
 }
-MODEL = {"model": pa.string(), "model_note": pa.string(), "trained_context": pa.int64()}
+
+
+def texts(*names: str) -> dict[str, pa.DataType]:
+    """Fields that hold text."""
+    return dict.fromkeys(names, pa.string())
+
+
+def counts(*names: str) -> dict[str, pa.DataType]:
+    """Fields that hold whole numbers."""
+    return dict.fromkeys(names, pa.int64())
+
+
+MODEL = texts("model", "model_note") | counts("trained_context")
 # What records hold since some version; null in older ones.
-LATER = {"vocab_size": pa.int64()}
-PLACE = {"device": pa.string(), "dtype": pa.string()}
-POLICY = {
-    "policy": pa.string(),
-    "policy_name": pa.string(),
-    "strategy": pa.string(),
-    "position_mode": pa.string(),
-    "budget": pa.int64(),
-    "start_size": pa.int64(),
-    "skip_layers": pa.string(),
-}
+LATER = counts("vocab_size")
+PLACE = texts("device", "dtype")
+POLICY = texts("policy", "policy_name", "strategy", "position_mode") | counts("budget", "start_size")
+POLICY |= texts("skip_layers")
 FIELDS: dict[str, dict[str, pa.DataType]] = {
     "quality": MODEL
     | POLICY
-    | {"text": pa.string(), "document": pa.string(), "tokens": pa.int64(), "lengths": pa.list_(pa.int64())}
-    | PLACE
-    | {"kv_bytes": pa.int64(), "kv_bytes_full": pa.int64()},
-    "latency": MODEL
-    | PLACE
-    | {name: pa.int64() for name in ("context", "batch", "prefills", "rounds", "steps", "threads")},
+    | (texts("text", "document") | counts("tokens") | {"lengths": pa.list_(pa.int64())})
+    | (PLACE | counts("kv_bytes", "kv_bytes_full")),
+    "latency": MODEL | PLACE | counts("context", "batch", "prefills", "rounds", "steps", "threads"),
 }
 # What must be the same of all cells of a kind, of a model's name, of a text's name.
 IDENTITY: dict[str, dict[str, pa.DataType]] = {
-    "quality": {name: pa.string() for name in ("code", "model_identity", "document_sha256")},
-    "latency": {name: pa.string() for name in ("code", "model_identity")},
+    "quality": texts("code", "model_identity", "document_sha256"),
+    "latency": texts("code", "model_identity"),
 }
-CONTENDER: dict[str, pa.DataType] = {
-    "label": pa.string(),
-    "role": pa.string(),
-    "of": pa.string(),
-    **POLICY,
-    "kv_bytes": pa.int64(),
-    "kv_bytes_allocated": pa.int64(),
-    "peak_bytes": pa.int64(),
-}
-NOISE: dict[str, pa.DataType] = {
-    "load_before": pa.float64(),
-    "load_after": pa.float64(),
-    "steal": pa.float64(),
-    "others": pa.float64(),
-    "governor": pa.string(),
-}
+CONTENDER = texts("label", "role", "of") | POLICY | counts("kv_bytes", "kv_bytes_allocated", "peak_bytes")
+NOISE = dict.fromkeys(("load_before", "load_after", "steal", "others"), pa.float64()) | texts("governor")
 NULLABLE = {"model_note", "strategy", "position_mode", "budget", "start_size", "of", "peak_bytes"}
 PREFILLED = {"policy", "again", "dynamic"}  # roles with a TTFT; a twin that does not evict has steps only
 

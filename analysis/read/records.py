@@ -26,22 +26,12 @@ class Records:
 
     folder: Path
     where: str
-    quality: list[dict[str, Any]]
-    latency: list[dict[str, Any]]
+    commits: dict[str, list[dict[str, Any]]]
     failed: list[dict[str, Any]]
     missing: list[str]
     excluded: list[tuple[str, str]]
     aside: list[tuple[str, str]]
     sweep: dict[str, Any]
-
-    @property
-    def commits(self) -> list[dict[str, Any]]:
-        """All checked commit records."""
-        return self.quality + self.latency
-
-    def files(self, commits: list[dict[str, Any]]) -> list[Path]:
-        """The Parquet files of these commit records, in that order."""
-        return [self.folder / commit["file"] for commit in commits]
 
 
 def read_records(folder: Path, where: str | None = None) -> Records:
@@ -60,10 +50,10 @@ def read_records(folder: Path, where: str | None = None) -> Records:
     sweep = next(iter(_sound(folder, ["sweep.json"] if "sweep.json" in names else [], excluded)), {})
     _call_as_the_sweep_does(commits, sweep)
     aside = set_aside(folder, [*commits["quality"], *commits["latency"]], set(sweep.get("cells", [])))
-    quality, latency = ([commit for commit in found if commit["cell"] not in aside] for found in commits.values())
+    kept = {kind: [one for one in found if one["cell"] not in aside] for kind, found in commits.items()}
     known = committed | {record.get("cell") for record in failed}
     missing = [key for key in sweep.get("cells", []) if key not in known]
-    return Records(folder, where, quality, latency, failed, missing, excluded, sorted(aside.items()), sweep)
+    return Records(folder, where, kept, failed, missing, excluded, sorted(aside.items()), sweep)
 
 
 def _commits(folder: Path, names: list[str]) -> tuple[dict[str, list[dict[str, Any]]], list[tuple[str, str]]]:
@@ -92,8 +82,7 @@ def _sound(folder: Path, names: list[str], excluded: list[tuple[str, str]]) -> l
 
 def _call_as_the_sweep_does(commits: dict[str, list[dict[str, Any]]], sweep: dict[str, Any]) -> None:
     """Take names and lengths from the last sweep: a cell computed under another path or for others is the same cell."""
-    for commit in commits["quality"] + commits["latency"]:
-        fields = commit["fields"]
+    for fields in (commit["fields"] for found in commits.values() for commit in found):
         fields["model"] = sweep.get("models", {}).get(fields["model_identity"], fields["model"])
     planned = set(sweep.get("cells", []))
     same = {_document(commit) for commit in commits["quality"] if commit["cell"] in planned}

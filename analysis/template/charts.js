@@ -3,20 +3,12 @@ const views = new Map(); // place → its Vega view, null while it is being draw
 const settings = { renderer: "svg", actions: false, ast: true, tooltip: { theme: "custom" } };
 const state = { emphasis: null, zoom: new Map() }; // the series singled out; setting → [from, to] in tokens
 
-// The page keeps rows column by column and the look of charts once; Vega wants rows, and the look with each.
-function whole({ columns, ...spec }) {
-  const rows = ([name, values]) => {
-    const fields = Object.keys(values);
-    return [name, values[fields[0]].map((_, row) => Object.fromEntries(fields.map((field) => [field, values[field][row]])))];
-  };
-  return { ...spec, config, datasets: Object.fromEntries(Object.entries(columns).map(rows)) };
-}
 const config = JSON.parse(document.getElementById("look").textContent);
 
 function draw(place) {
   if (views.has(place) || !place.offsetParent) return; // a hidden place has no width to draw in
   views.set(place, null);
-  const spec = whole(JSON.parse(document.getElementById(place.dataset.spec).textContent));
+  const spec = { ...JSON.parse(document.getElementById(place.dataset.spec).textContent), config };
   vegaEmbed(place, spec, settings).then(({ view }) => {
     views.set(place, view);
     place.series = spec.layer.map((layer) => layer.encoding.color?.scale?.domain).find(Boolean) ?? [];

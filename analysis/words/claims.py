@@ -6,7 +6,7 @@ What it said and why are words of this module; what is measured comes from `publ
 
 from typing import Any
 
-from analysis.words.wording import change, times, tokens_of
+from analysis.words.wording import busy, change, times, tokens_of
 
 Row = dict[str, Any]
 NOTHING = "Nothing of it in these records."
@@ -40,12 +40,10 @@ def timed(rows: list[Row], metric: str) -> list[str]:
     """What we measure where it claimed a change of time."""
     found = []
     for row in (row for row in rows if row["metric"] == metric):
-        busy = f"; machine slightly busy: {row['busy']}" if row["busy"] else ""
         few = "; too few rounds for an interval" if row["low"] is None else ""
-        theirs, ours = f"{row['published']:.2f}\u00a0×", times(row["ours"], row["low"], row["high"])
-        found.append(
-            f"{row['policy']}: {ours} full’s on {row['setting']} at {tokens_of(row)}{few}{busy}; the seed: {theirs}."
-        )
+        ours = f"{row['policy']}: {times(row['ours'], row['low'], row['high'])} full’s"
+        where = f"on {row['setting']} at {tokens_of(row)}{few}{busy(row)}"
+        found.append(f"{ours} {where}; the seed: {row['published']:.2f}\u00a0×.")
     return found
 
 
@@ -53,13 +51,11 @@ def like_for_like(rows: list[Row]) -> list[str]:
     """The methods at the smallest budget of each setting that compares several, best first, ties named."""
     found = []
     for setting in dict.fromkeys(row["setting"] for row in rows):
-        every = [row for row in rows if row["setting"] == setting]
-        size = min(row["budget"] for row in every)
-        mine = [row for row in every if row["budget"] == size]
+        size = min(row["budget"] for row in rows if row["setting"] == setting)
+        mine = [row for row in rows if (row["setting"], row["budget"]) == (setting, size)]
+        ties = {True: " (tie with the best)"}
         ranked = [
-            f"{row['policy']} {change(row['ppl_change_percent'])}"
-            + (" (tie with the best)" if row["tied_with_best"] else "")
-            for row in mine
+            f"{row['policy']} {change(row['ppl_change_percent'])}{ties.get(row['tied_with_best'], '')}" for row in mine
         ]
         found.append(f"{setting}, budget {size:,}: {', '.join(ranked)}.")
     return found

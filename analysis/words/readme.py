@@ -5,7 +5,8 @@ from typing import Any
 
 from analysis.read.records import Records, RecordsError
 from analysis.words import cards
-from analysis.words.summary import SAID, answers, measured, quality_rows
+from analysis.words.answers import answers
+from analysis.words.summary import SAID, measured, quality_table
 from analysis.words.visible import in_markdown
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -34,7 +35,7 @@ def block(records: Records, frames: dict[str, list[Row]], picture: bool) -> str:
     mine = [row for row in frames["perplexity"] if row["setting"] == first["setting"] and row["longest"]]
     chosen = [row for row in frames["cards"] if row["setting"] == first["setting"]]
     if mine:
-        rows = quality_rows(shortlist(mine, {row["policy"] for row in chosen}), frames["tradeoff"], False)
+        rows = quality_table(shortlist(mine, {row["policy"] for row in chosen}), frames["tradeoff"], False)
         lines += [*cards.table(chosen, False), "", *rows, "", f"{measured(frames)} {brackets(chosen)}".strip()]
     elsewhere = f"; of {len(others)} more, see the report" if others else ""
     return "\n".join([*lines, f"{provenance(records)}{elsewhere}.", END])
@@ -59,9 +60,7 @@ def brackets(rows: list[Row]) -> str:
     taken = [row for row in rows if row["policy"]]
     said = []
     if any(row["ppl_change_low_percent"] is not None for row in taken):
-        few = [row["paired_documents"] for row in taken if row["spread"] == "range"]
-        over = f"the range over {few[0]} documents, too few for an interval" if few else "a 95\u00a0% interval"
-        said.append(f"behind perplexity {over}")
+        said.append(f"behind perplexity {cards.too_few(taken) or 'a 95 % interval'}")
     if any(row["tpot_ratio_low"] is not None for row in taken):
         said.append("behind time a 95\u00a0% interval over rounds")
     return f"In brackets: {'; '.join(said)}." if said else ""

@@ -63,10 +63,7 @@ class BoundedLayer(Layer):
         if k_BHTD.shape[2] == 1:
             return attend_token(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
         if self.eviction and self.eviction.must_scan:
-            self.own_sinks.forget()
-            output_BHGTD = self.backend.scan(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
-            self.tables.sinks.forget()
-            return output_BHGTD
+            return self.backend.scan(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
         if self.seen + k_BHTD.shape[2] > self.layout.protected:
             return self.backend.bounded(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
         start = self.seen  # nobody loses protection: as a full cache

@@ -65,7 +65,7 @@ class Grid:
         # Records go to a folder of this name, so it may not lead elsewhere.
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", self.name, re.ASCII):
             raise ValueError(f"name: {self.name!r} is not valid; give up to 100 letters, digits, -, _ and .")
-        self._check("models", lambda axis, value: _name(axis, value, "names of models"))
+        self._check("models", _name)
         for axis in ("policies", "latency_policies") if self.latency_policies is not None else ("policies",):
             self._check(axis, _policy)
         for axis, least in (("lengths", 2), ("contexts", 1), ("batches", 1)):
@@ -76,11 +76,13 @@ class Grid:
         if not self.lengths and not self.contexts:
             raise ValueError("lengths, contexts: both empty; give lengths to measure quality or contexts for latency")
         _whole("documents", self.documents, 1)
-        _name("text", self.text, "the name of a text")
+        _name("text", self.text)
         if self.bos not in BOS:
             raise ValueError(f"bos: {self.bos!r} is not valid; choose one of {', '.join(BOS)}")
-        _is("join_rows", self.join_rows, bool, "True or False")
-        _is("repeats", self.repeats, Repeats, "Repeats(…)")
+        if not isinstance(self.join_rows, bool):
+            raise ValueError(f"join_rows: {self.join_rows!r} is not valid; give True or False")
+        if not isinstance(self.repeats, Repeats):
+            raise ValueError(f"repeats: {self.repeats!r} is not valid; give Repeats(…)")
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
 
     def _check(self, axis: str, check: Callable[[str, Any], None]) -> None:
@@ -105,8 +107,7 @@ def expand(names: Sequence[str], budgets: Sequence[int], **axes: Sequence[Any]) 
         if name not in POLICIES:
             raise ValueError(f"policies: {name!r} is unknown; choose among {', '.join(POLICIES)}")
     for budget in budgets:
-        if type(budget) is not int or budget < 1:
-            raise ValueError(f"budgets: {budget!r} is not valid; give whole numbers of at least 1")
+        _whole("budgets", budget, 1)
     known = dict.fromkeys(axis for name in names for axis in axes_of(POLICIES[name]))
     for axis in axes:
         if axis not in known:
@@ -117,23 +118,19 @@ def expand(names: Sequence[str], budgets: Sequence[int], **axes: Sequence[Any]) 
     return tuple(dict.fromkeys(found))
 
 
-def _is(field: str, value: object, kind: type, what: str) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(f"{field}: {value!r} is not valid; give {what}")
-
-
-def _name(field: str, value: object, what: str) -> None:
+def _name(field: str, value: object) -> None:
     """A name goes into records, which are UTF-8; a path may hold bytes that are not."""
-    _is(field, value, str, what)
+    if not isinstance(value, str):
+        raise ValueError(f"{field}: {value!r} is not valid; give a name")
     try:
-        str(value).encode()
+        value.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{field}: {value!r} is not UTF-8; rename it, or give it under a link's name") from None
 
 
 def _policy(field: str, value: object) -> None:
-    _is(field, value, Policy, "policies such as StreamingLLM(4, 252)")
-    assert isinstance(value, Policy)
+    if not isinstance(value, Policy):
+        raise ValueError(f"{field}: {value!r} is not valid; give policies such as StreamingLLM(4, 252)")
     if type(value) not in POLICIES.values():  # its code would be in no key, and its name another's
         raise ValueError(
             f"{field}: {value} is a {type(value).__name__}, which is not among kvstream's policies; put it into "

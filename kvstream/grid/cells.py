@@ -11,11 +11,11 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvstream.grid.axes import Repeats
 from kvstream.grid.code_version import LATENCY, QUALITY, code_digest
-from kvstream.grid.visible import visible
+from kvstream.grid.terminal import visible
 from kvstream.policies import BoundedPolicy, Full, Policy
 from kvstream.policies.fields import policy_fields
 from kvstream.policies.sizes import distinct_sizes, kept_by_layer
@@ -30,8 +30,9 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Cell(ABC):
-    """What quality and latency cells have in common."""
+    """What quality and latency cells have in common. modules: the code that computes them."""
 
+    modules: ClassVar[tuple[str, ...]]
     model: ModelInfo
     device: str
     dtype: str
@@ -42,9 +43,9 @@ class Cell(ABC):
         """Tokens that the cell computes."""
 
     @property
-    @abstractmethod
     def code(self) -> str:
         """Digest of the code that computes it."""
+        return code_digest(self.modules)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -87,6 +88,7 @@ class Cell(ABC):
 class QualityCell(Cell):
     """One text under one policy."""
 
+    modules = QUALITY
     policy: Policy
     text: str
     document: Document
@@ -100,11 +102,6 @@ class QualityCell(Cell):
     def tokens(self) -> int:
         """Length of the run."""
         return len(self.document.token_ids)
-
-    @property
-    def code(self) -> str:
-        """Digest of the engine and of what makes rows of it."""
-        return code_digest(QUALITY)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -138,6 +135,7 @@ class QualityCell(Cell):
 class LatencyCell(Cell):
     """All policies side by side at one prompt length and batch size."""
 
+    modules = LATENCY
     policies: tuple[Policy, ...]
     context: int
     batch: int
@@ -153,11 +151,6 @@ class LatencyCell(Cell):
         """Roughly the tokens that the cell computes: prefills of every policy, of full again and of DynamicCache."""
         prefills = len(self.policies) + 2
         return self.batch * self.context * prefills * (self.repeats.prefills + 1)
-
-    @property
-    def code(self) -> str:
-        """Digest of the engine and of the stopwatch."""
-        return code_digest(LATENCY)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The flags that every sweep shares. Each replaces one axis of the sweep's grid; the other axes stay as they are.
 
-The axes of policies are those that their fields declare: see `kvstream.policies.fields`. How values are read,
-`kvstream.grid.flag_values` knows.
+The axes of policies are those that their fields declare: see `kvstream.policies.fields`.
 """
 
 from __future__ import annotations
@@ -9,15 +8,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from kvstream.grid import flag_values as values
-from kvstream.grid.axes import BOS, Grid, expand
+from kvstream.grid.axes import BOS, MOST, Grid, expand
 from kvstream.grid.cells import DTYPE_BYTES
-from kvstream.grid.exits import refuse
-from kvstream.policies import POLICIES, Policy
+from kvstream.grid.terminal import refuse
+from kvstream.policies import POLICIES, Policy, parse_policy
 from kvstream.policies.fields import Field, axes_of
 
+T = TypeVar("T")
 REPEATS = {"prefills": "prefills per policy", "rounds": "rounds", "steps": "output tokens per round"}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -71,7 +70,7 @@ def parser_of(grid: Grid, question: str) -> argparse.ArgumentParser:
     _add_axes(parser.add_argument_group("axes (comma lists)"), grid)
     text = parser.add_argument_group("text")
     text.add_argument("--text", metavar="NAME", help=f"kjv, pg19, a file, folder or glob; now {grid.text}")
-    text.add_argument("--documents", type=values.count, metavar="N", help=f"how many of it; now {grid.documents}")
+    text.add_argument("--documents", type=_number, metavar="N", help=f"how many of it; now {grid.documents}")
     text.add_argument(
         "--join-rows",
         action=argparse.BooleanOptionalAction,
@@ -85,44 +84,97 @@ def parser_of(grid: Grid, question: str) -> argparse.ArgumentParser:
 
 
 def _add_axes(group: Any, grid: Grid) -> None:
-    group.add_argument("--models", type=values.WORDS, metavar="A,B", help=f"now {','.join(grid.models)}")
+    numbers = _listed("whole numbers, such as 4,8", int)
+    group.add_argument("--models", type=_WORDS, metavar="A,B", help=f"now {','.join(grid.models)}")
     names = ", ".join(POLICIES)
-    group.add_argument("--policies", type=values.policies, metavar="A,B", help=f"names ({names}) or whole labels")
-    group.add_argument("--budgets", type=values.NUMBERS, metavar="N,N", help="cached tokens per layer and head")
+    group.add_argument("--policies", type=_policies_in, metavar="A,B", help=f"names ({names}) or whole labels")
+    group.add_argument("--budgets", type=numbers, metavar="N,N", help="cached tokens per layer and head")
+    readers: dict[type, tuple[Callable[[str], tuple[Any, ...]], str]] = {
+        int: (numbers, "N,N"),
+        float: (_listed("numbers, such as 0.5,0.7", float), "X,X"),
+        str: (_WORDS, "A,B"),
+        tuple: (lambda text: (_none_or(numbers)(text),), "N,N"),  # a value of such an axis is a list itself
+    }
     for name, (field, owners) in policy_axes().items():
-        read, metavar = _reader(field)
+        read, metavar = readers[field.kind]
         shared = len(owners) == sum(bool(axes_of(each)) for each in POLICIES.values())
         choices = f": {', '.join(field.choices)}" if field.choices else ""
         assert field.axis
         words = field.axis.words + ("" if shared else f" ({', '.join(owners)})") + choices
         group.add_argument(_flag(name), type=read, metavar=metavar, help=words)
-    group.add_argument(
-        "--lengths",
-        type=values.none_or(values.NUMBERS),
-        metavar="N,N",
-        help="tokens per document: the longest is run, the others are its prefixes; none: no quality cells",
-    )
-    group.add_argument(
-        "--contexts",
-        type=values.none_or(values.NUMBERS),
-        metavar="N,N",
-        help="prompt lengths of latency cells; none: no such cells",
-    )
-    group.add_argument("--batches", type=values.NUMBERS, metavar="N,N", help="texts at once in latency cells")
+    lengths = "tokens per document: the longest is run, the others are its prefixes; none: no quality cells"
+    group.add_argument("--lengths", type=_none_or(numbers), metavar="N,N", help=lengths)
+    contexts = "prompt lengths of latency cells; none: no such cells"
+    group.add_argument("--contexts", type=_none_or(numbers), metavar="N,N", help=contexts)
+    group.add_argument("--batches", type=numbers, metavar="N,N", help="texts at once in latency cells")
 
 
 def _add_how(group: Any, grid: Grid) -> None:
     for name, what in REPEATS.items():
         now = getattr(grid.repeats, name)
-        group.add_argument(f"--{name}", type=values.positive, metavar="N", help=f"{what} in latency cells; now {now}")
+        group.add_argument(f"--{name}", type=_number, metavar="N", help=f"{what} in latency cells; now {now}")
     group.add_argument("--device", choices=DEVICES, default="auto", help="auto: the cluster's GPUs, else CPUs")
     group.add_argument("--dtype", choices=tuple(DTYPE_BYTES), default="float32", help="of weights and cache")
-    group.add_argument(
-        "--threads", type=values.positive, metavar="N", help="per cell on a CPU; default: by cores and cells"
-    )
+    group.add_argument("--threads", type=_number, metavar="N", help="per cell on a CPU; default: by cores and cells")
     where = f"records folder, default records/{grid.name}; or s3://bucket/prefix, gs://…"
-    group.add_argument("--out", type=values.place, metavar="DIR", help=where)
+    group.add_argument("--out", metavar="DIR", help=where)
     group.add_argument("--dry-run", action="store_true", help="print the cells and what they would cost")
+
+
+def _number(text: str) -> int:
+    """Read a whole number of 1 or more."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= MOST:
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is not valid; give a whole number from 1 to {MOST:,}")
+    return number
+
+
+def _listed(what: str, convert: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    """Make a reader of comma lists of `what`, without spaces or quotes, as `ray submit` joins arguments unquoted."""
+
+    def parse(text: str) -> tuple[T, ...]:
+        try:
+            return tuple(convert(entry) for entry in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text[:100]!r} is not valid; give a comma list of {what}") from None
+
+    return parse
+
+
+def _word(text: str) -> str:
+    if not text:
+        raise ValueError("no word")
+    return text
+
+
+_WORDS = _listed("names, such as a,b", _word)
+
+
+def _none_or(parse: Callable[[str], tuple[T, ...]]) -> Callable[[str], tuple[T, ...]]:
+    """Make a reader that also takes `none`, an empty list."""
+    return lambda text: () if text == "none" else parse(text)
+
+
+def _policies_in(text: str) -> tuple[str | Policy, ...]:
+    """Read names and whole labels, split at the commas outside parentheses; a label with values becomes its policy."""
+    entries: list[str] = [""]
+    depth = 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            entries.append("")
+        else:
+            entries[-1] += character
+    for name in entries:
+        if "(" not in name and name not in POLICIES:
+            raise argparse.ArgumentTypeError(f"{name!r} is unknown; choose among {', '.join(POLICIES)}")
+    try:
+        return tuple(parse_policy(entry) if "(" in entry else entry for entry in entries)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def policy_axes() -> dict[str, tuple[Field, list[str]]]:
@@ -132,13 +184,6 @@ def policy_axes() -> dict[str, tuple[Field, list[str]]]:
         for name, field in axes_of(policy).items():
             found.setdefault(name, (field, []))[1].append(policy.name)
     return found
-
-
-def _reader(field: Field) -> tuple[Callable[[str], tuple[Any, ...]], str]:
-    """How the values of a field's axis are read, and how `--help` shows them."""
-    if field.kind is tuple:
-        return values.one(values.none_or(values.NUMBERS)), "N,N"
-    return {int: (values.NUMBERS, "N,N"), float: (values.DECIMALS, "X,X"), str: (values.WORDS, "A,B")}[field.kind]
 
 
 def _flag(axis: str) -> str:

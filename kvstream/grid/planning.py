@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvstream.grid.axes import Grid
 from kvstream.grid.cells import LatencyCell, QualityCell
 from kvstream.inputs import text_sources as texts
-from kvstream.inputs.built_shape import as_built
 from kvstream.inputs.documents import Document, load_documents
-from kvstream.inputs.model_loading import load_tokenizer
+from kvstream.inputs.model_loading import as_built, load_tokenizer
 from kvstream.inputs.models import ModelInfo, resolve
-from kvstream.policies import BoundedPolicy, Full, Policy
+from kvstream.policies import BoundedPolicy, Full
 from kvstream.policies.sizes import evicts
 
 log = logging.getLogger(__name__)
@@ -43,13 +41,8 @@ def prepare(grid: Grid) -> list[Source]:
                 f"models: {info.spec!r} has random weights, so its perplexity means nothing; "
                 "give a trained model, or measure latency alone (sweeps/latency.py)"
             )
-        _require_layers(grid, info)
     if grid.lengths:
-        found = itertools.islice(texts.read(grid.text, join_rows=grid.join_rows), grid.documents)
-        if (there := sum(1 for _ in found)) < grid.documents:
-            raise ValueError(
-                f"documents: {grid.documents} asked, only {there} in {grid.text!r}; ask for fewer documents"
-            )
+        next(texts.read(grid.text, join_rows=grid.join_rows))  # is it there?
     from kvstream.engine.rope import Rope  # which imports torch
 
     infos = [as_built(info, require_servable=Rope) for info in infos]
@@ -66,39 +59,26 @@ def notes(grid: Grid, layers: int) -> list[str]:
 
     layers: of the deepest model.
     """
-    found = []
-    longest = grid.lengths[-1] if grid.lengths else 0
-    if clones := _that_hold(longest - 1, layers, grid.policies):  # nothing is asked of what the last token leaves
-        found.append(
-            f"note: {clones} will equal full, whose {longest:,} tokens they hold; "
-            "give longer --lengths or smaller --budgets to tell them apart"
-        )
-    timed = grid.latency_policies or grid.policies
-    parts = [
-        f"at {context:,} tokens of context {held}"
-        for context in grid.contexts
-        if (held := _that_hold(context, layers, timed))
+    runs = [
+        (f"{context:,} tokens of context", context, grid.latency_policies or grid.policies) for context in grid.contexts
     ]
-    if parts:
-        found.append(
-            f"note: {'; '.join(parts)} hold as much as full, so their times should be alike; give longer --contexts or "
-            "smaller --budgets to tell them apart"
-        )
+    if grid.lengths:  # nothing is asked of what the last token leaves
+        runs.insert(0, (f"a text's {grid.lengths[-1]:,} tokens", grid.lengths[-1] - 1, grid.policies))
+    found = []
+    for what, tokens, policies in runs:
+        bounded = [policy for policy in policies if isinstance(policy, BoundedPolicy)]
+        if labels := [str(policy) for policy in bounded if not evicts(policy, layers, tokens)]:
+            named = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
+            remedy = "give more tokens or smaller --budgets to tell them apart"
+            found.append(f"note: {named} will equal full at {what}, which they hold; {remedy}")
     return found
 
 
-def _that_hold(tokens: int, layers: int, policies: Sequence[Policy]) -> str:
-    """The labels of policies that evict nothing of so many tokens, the first few of many; empty if none do."""
-    bounded = [policy for policy in policies if isinstance(policy, BoundedPolicy)]
-    labels = [str(policy) for policy in bounded if tokens > 0 and not evicts(policy, layers, tokens)]
-    return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
-
-
 def _require_layers(grid: Grid, info: ModelInfo) -> None:
-    """ValueError if a policy skips a layer that the model lacks, as far as its number of layers is known."""
+    """ValueError if a policy skips a layer that the model lacks."""
     policies = (*grid.policies, *(grid.latency_policies or ()))
     deepest = max((layer for policy in policies for layer in getattr(policy, "skip_layers", ())), default=0)
-    if 0 < info.num_layers <= deepest:
+    if info.num_layers <= deepest:
         raise ValueError(
             f"skip_layers: {deepest} is not a layer of {info.spec!r}; give numbers from 0 to {info.num_layers - 1}"
         )

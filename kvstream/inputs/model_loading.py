@@ -1,15 +1,82 @@
-"""From a model's name to the model and its tokenizer. Knows no policies, no Ray.
+"""From a model's name to the model and its tokenizer, and what it will be, before its weights are read.
 
 Weights come from safetensors only, and code that lies beside a model never runs. What may be loaded at all,
-`kvstream.inputs.models` decides.
+`kvstream.inputs.models` decides. Knows no policies, no Ray.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from kvstream.inputs import checkpoint, demo_model, pythia_shapes
-from kvstream.inputs.models import ModelInfo, fetch_model, resolve
+from kvstream.inputs.models import ModelInfo, fetch_model, resolve, sizes_of
+
+SIZES = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
+
+
+def as_built(info: ModelInfo, require_servable: Callable[[Any], object]) -> ModelInfo:
+    """The same with all sizes, as the model has them that transformers builds from its config.json; reads no weights.
+
+    require_servable: gets that model, without weights, and raises `ValueError` where kvstream cannot serve it.
+    """
+    if info.kind in {"shape", "demo"}:
+        return info
+    from transformers import AutoConfig
+
+    from kvstream.inputs import weights
+
+    assert info.folder is not None
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(info.folder, trust_remote_code=False, local_files_only=True)
+            model: Any = weights.skeleton(config)
+        if rotary := getattr(model.base_model, "rotary_emb", None):
+            model.base_model.rotary_emb = type(rotary)(config=model.config)  # frequencies, where the skeleton has none
+        own = model.config.get_text_config()
+        sizes = sizes_of({name: getattr(own, name, None) for name in (*SIZES, "max_position_embeddings")})
+    except Exception as error:
+        raise ValueError(
+            f"models: {info.spec!r} is no language model that transformers can build from its config.json ({error}); "
+            "give a GPT-NeoX or Llama-family model"
+        ) from error
+    kinds = sorted({*(getattr(config, "layer_types", None) or ())} - {"full_attention"})
+    if kinds or getattr(config, "sliding_window", None):
+        what = f"layer_types {', '.join(map(repr, kinds))}" if kinds else f"sliding_window {config.sliding_window}"
+        raise ValueError(
+            f"models: {info.spec!r} does not attend to everything ({what} in config.json), and kvstream's policies "
+            "presume that; give a model with full attention such as Pythia, Llama or Qwen2"
+        )
+    try:
+        require_servable(model)
+    except ValueError as error:
+        raise ValueError(f"models: {info.spec!r} cannot be served: {error}") from None
+    cached = _cached_sizes(model)
+    if len(cached) > 1 or any(keys != values for _, keys, values in cached):
+        raise ValueError(
+            f"models: {info.spec!r} caches keys and values of different sizes (heads, keys, values: {cached}), and "
+            "kvstream counts memory by one; give a model such as Pythia, Llama or Qwen2"
+        )
+    for heads, keys, _ in cached:
+        sizes |= {"num_kv_heads": heads, "head_dim": keys}
+    return replace(info, **sizes)
+
+
+def _cached_sizes(model: Any) -> set[tuple[int, int, int]]:
+    """Kv-heads, the size of a key and of a value: what a token leaves in a cache, asked of layers without weights.
+
+    Not every class runs so; then those of the layers before that, or none.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    token = torch.zeros((1, 1), dtype=torch.int64, device="meta")
+    # Experts on the meta device want bfloat16.
+    with torch.inference_mode(), contextlib.suppress(Exception):
+        model.to(device="meta", dtype=torch.bfloat16)(input_ids=token, past_key_values=cache, use_cache=True)
+    filled: list[Any] = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    return {(each.keys.shape[1], each.keys.shape[3], each.values.shape[3]) for each in filled}
 
 
 def load_model(spec: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
@@ -40,13 +107,7 @@ def load_tokenizer(info: ModelInfo) -> Any:
             listed = ", ".join(checkpoint.TOKENIZERS)
             raise ValueError(f"models: {info.spec!r} has no tokenizer (none of {listed}); save one into {info.folder}")
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(info.folder, trust_remote_code=False, local_files_only=True)
-            # Of the wrong class, as without its tokenizer_config.json, one can load and find nothing in any text.
-            middle = len(tokenizer) // 2
-            some = tokenizer.convert_ids_to_tokens(list(range(middle, min(middle + 20, len(tokenizer)))))
-            if not tokenizer(" ".join(map(str, some)), add_special_tokens=False)["input_ids"]:
-                raise ValueError("it finds no token in words of its own vocabulary")
-            return tokenizer
+            return AutoTokenizer.from_pretrained(info.folder, trust_remote_code=False, local_files_only=True)
         except Exception as error:
             raise ValueError(
                 f"models: {info.spec!r} has no usable tokenizer ({error}); save one into {info.folder}"

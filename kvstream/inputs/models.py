@@ -29,26 +29,25 @@ KINDS = (
 class ModelInfo:
     """What is known of a model before it is loaded.
 
-    spec: the name it was asked for by. revision: the Hub commit in hex, else None. identity: decides the result; equal
-    identities are equal weights and shape, on any machine. note: what a report must say beside the numbers.
-    trained_context: the longest sequence it was trained on, in tokens. Sizes are 0 where config.json leaves them to the
-    model's class, until `as_built` asks that. has_quality: False where weights are random. folder: where its files lie
-    here, None for shapes.
+    spec: the name it was asked for by. identity: decides the result; equal identities are equal weights and shape, on
+    any machine. folder: where its files lie here, None for shapes. revision: the Hub commit in hex, else None. note:
+    what a report must say beside the numbers. has_quality: False where weights are random. trained_context: the longest
+    sequence it was trained on, in tokens. Sizes of models in files are 0 until `as_built` finds them.
     """
 
     spec: str
     kind: Literal["hub", "local", "demo", "shape"]
-    revision: str | None
     identity: str
-    note: str | None
-    trained_context: int
-    hidden_size: int
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    has_quality: bool
-    folder: Path | None
+    folder: Path | None = None
+    revision: str | None = None
+    note: str | None = None
+    has_quality: bool = True
+    trained_context: int = 0
+    hidden_size: int = 0
+    num_layers: int = 0
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    vocab_size: int = 0
 
     @property
     def flops_per_token(self) -> float:
@@ -56,65 +55,60 @@ class ModelInfo:
         return 2.0 * (12 * self.num_layers * self.hidden_size**2 + self.vocab_size * self.hidden_size)
 
 
+def sizes_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The sizes in a configuration, by their names in `ModelInfo`.
+
+    Where it says nothing there is a kv-head per head, and heads divide the hidden size.
+    """
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    return {
+        "trained_context": config["max_position_embeddings"] or 0,
+        "hidden_size": hidden,
+        "num_layers": config["num_hidden_layers"],
+        "num_kv_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or hidden // heads,
+        "vocab_size": config["vocab_size"],
+    }
+
+
 def resolve(spec: str) -> ModelInfo:
     """Check a model's name and files without torch and without weights, and say what it is.
 
     A Hub id without a revision means `PINNED`, else `main`; `revision` is the commit it stands for. What is cached asks
     the network nothing. `ValueError` with field, value and remedy for an unknown name, a missing directory, an unusable
-    config.json, weights that are not safetensors, remote code, a missing demo package, and a Hub that does not deliver
-    within ten seconds.
+    config.json, weights that are not safetensors, remote code, a missing demo package, and a Hub that does not deliver.
     """
     if not spec.isprintable():
         raise ValueError(f"models: {spec!r} is not a model; give {KINDS}, or rename it in characters that can be shown")
     if spec in pythia_shapes.SHAPES:
-        identity, config = f"{spec} seed {pythia_shapes.SEED}", checkpoint.completed(pythia_shapes.config_of(spec))
-        return _info(spec, "shape", identity, config, note="random weights, no quality", has_quality=False)
+        identity, sizes = f"{spec} seed {pythia_shapes.SEED}", sizes_of(pythia_shapes.config_of(spec))
+        return ModelInfo(spec, "shape", identity, note="random weights, no quality", has_quality=False, **sizes)
     if spec == demo_model.NAME:
-        digest, config = checkpoint.sha256(demo_model.gguf_file()), checkpoint.completed(demo_model.CONFIG)
-        return _info(
-            spec, "demo", f"gguf sha256:{digest}", config, note=demo_model.NOTE, folder=demo_model.converted(digest)
-        )
+        digest, sizes = checkpoint.sha256(demo_model.gguf_file()), sizes_of(demo_model.CONFIG)
+        folder = demo_model.converted(digest)
+        return ModelInfo(spec, "demo", f"gguf sha256:{digest}", folder, note=demo_model.NOTE, **sizes)
     # os.path answers False to names no folder can have; pathlib raises.
     if spec not in ALIASES and os.path.isdir(os.path.expanduser(spec)):
         folder = Path(spec).expanduser()
-        config = checkpoint.read_config(spec, folder)
-        _require_weights(spec, folder)
-        return _info(spec, "local", checkpoint.identity(spec, folder), config, folder=folder.resolve())
+        checkpoint.read_config(spec, folder)
+        checkpoint.require_safetensors(spec, [file.name for file in folder.iterdir()])
+        if not checkpoint.weight_files(spec, folder):
+            raise ValueError(
+                f"models: {spec!r} lacks files that its {checkpoint.INDEX} names; copy the whole directory"
+            )
+        return ModelInfo(spec, "local", checkpoint.identity(spec, folder), folder.resolve())
     parts = hub.split_id(ALIASES.get(spec, spec))
     if parts is None:
         what = "is not a directory" if spec[:1] in {".", "/", "~"} else "is not a model"
         raise ValueError(f"models: {spec!r} {what}; give {KINDS}")
     repo, revision = parts
     folder = fetch_model(spec, repo, revision or PINNED.get(repo, "main"), weights=False)
-    config = checkpoint.read_config(spec, folder)
-    return _info(spec, "hub", f"{repo}@{folder.name}", config, revision=folder.name, folder=folder)
-
-
-def _info(
-    spec: str,
-    kind: Literal["hub", "local", "demo", "shape"],
-    identity: str,
-    config: dict[str, Any],
-    *,
-    revision: str | None = None,
-    note: str | None = None,
-    has_quality: bool = True,
-    folder: Path | None = None,
-) -> ModelInfo:
-    sizes = checkpoint.shape(spec, config)
-    return ModelInfo(spec, kind, revision, identity, note, has_quality=has_quality, folder=folder, **sizes)
-
-
-def _require_weights(spec: str, folder: Path) -> None:
-    checkpoint.require_safetensors(spec, [file.name for file in folder.iterdir()])
-    files = checkpoint.weight_files(spec, folder)
-    if not files:
-        raise ValueError(f"models: {spec!r} lacks files that its {checkpoint.INDEX} names; copy the whole directory")
-    checkpoint.require_whole(spec, files)
+    checkpoint.read_config(spec, folder)
+    return ModelInfo(spec, "hub", f"{repo}@{folder.name}", folder, folder.name)
 
 
 def fetch_model(spec: str, repo: str, revision: str, *, weights: bool) -> Path:
-    """The snapshot of a Hub model; without `weights` only configuration and tokenizer, and within ten seconds."""
+    """The snapshot of a Hub model; without `weights` only configuration and tokenizer."""
 
     def enough(folder: Path) -> bool:
         whole = (folder / "config.json").is_file() and bool(checkpoint.weight_files(spec, folder))
@@ -132,5 +126,4 @@ def fetch_model(spec: str, repo: str, revision: str, *, weights: bool) -> Path:
         check=lambda names: checkpoint.require_safetensors(spec, names),
         field="models",
         remedy=f"run offline with --models {demo_model.NAME} --text kjv, or give local directories",
-        quick=not weights,
     )

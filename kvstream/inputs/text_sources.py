@@ -10,18 +10,17 @@ names use no network. Knows no tokens. PG-19: https://arxiv.org/abs/1911.05507
 import itertools
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from kvstream.inputs import hub
-from kvstream.inputs.local_files import local_files
-from kvstream.inputs.text_rows import read_rows
+from kvstream.inputs.text_files import local_files, read_rows
 
 # A Parquet copy of deepmind/pg19's test set, 100 books; the original ships a loading script, which nothing here runs.
 PG19 = ("emozilla/pg19-test", "c5e39bf32e33f9111323aa68d7d9000d22722035")
 KINDS = "kjv, pg19, hub:owner/name@revision, or a local .txt, .jsonl or .parquet file, folder or glob"
-SHARD = re.compile(r"-\d{5}-of-\d{5}.*")
+SHARD = re.compile(r"-\d{5}-of-(\d{5}).*")
 
 
 class Joined:
@@ -60,16 +59,13 @@ def read(spec: str, *, join_rows: bool = False) -> Iterator[tuple[str, Text]]:
 
 def has_rows(spec: str) -> bool:
     """Whether a source has files of rows, which can be joined."""
-    return spec != "kjv" and not all(_is_txt(file) for file in _found(spec)[0])
+    return spec != "kjv" and not all(file.suffix.lower() == ".txt" for file in _found(spec)[0])
 
 
 def _found(spec: str) -> tuple[list[Path], str]:
     """The files that a name stands for, downloaded where they are elsewhere, and the text column."""
-    if spec == "pg19" or spec.startswith("pg19@"):
-        repo, pinned = PG19
-        if (parts := hub.split_id(spec.replace("pg19", repo, 1))) is None:
-            raise ValueError(f"text: {spec!r} names no revision; write pg19, or pg19@ and a branch, tag or commit")
-        return _hub(spec, repo, parts[1] or pinned), "text"
+    if spec.partition("@")[0] == "pg19":
+        spec = f"hub:{PG19[0]}@{spec.removeprefix('pg19').removeprefix('@') or PG19[1]}"
     if spec.startswith("hub:"):
         name, _, column = spec.removeprefix("hub:").partition(":")
         if (parts := hub.split_id(name)) is None:
@@ -115,25 +111,16 @@ def _hub(spec: str, repo: str, revision: str) -> list[Path]:
 
 def _complete(files: list[Path]) -> bool:
     """Whether shards called `…-00000-of-00003…` are all there."""
-    groups: dict[tuple[str, int], int] = {}
-    for file in files:
-        head, found, tail = file.stem.partition("-of-")
-        if found and tail[:5].isdecimal():
-            key = (f"{file.parent}/{head[:-5]}", int(tail[:5]))
-            groups[key] = groups.get(key, 0) + 1
-    return bool(files) and all(shards == have for (_, shards), have in groups.items())
-
-
-def _is_txt(file: Path) -> bool:
-    return file.suffix.lower() == ".txt"
+    shards = [
+        (file.parent, file.stem[: found.start()], found[1]) for file in files if (found := SHARD.search(file.stem))
+    ]
+    return bool(files) and all(int(total) == have for (*_, total), have in Counter(shards).items())
 
 
 def _files(spec: str, files: list[Path], column: str, join_rows: bool) -> Iterator[tuple[str, Text]]:
-    wholes: dict[Path, list[Path]] = {}
+    wholes: dict[Path, list[Path]] = defaultdict(list)
     for file in files:
-        wholes.setdefault(file.with_name(SHARD.sub("", file.stem) + file.suffix) if join_rows else file, []).append(
-            file
-        )
+        wholes[file.with_name(SHARD.sub("", file.stem) + file.suffix) if join_rows else file].append(file)
     empty = True
     for name, group in zip(_names(list(wholes)), wholes.values()):
         rows = itertools.chain.from_iterable(read_rows(file, column) for file in group)
@@ -142,7 +129,7 @@ def _files(spec: str, files: list[Path], column: str, join_rows: bool) -> Iterat
         empty, rows = False, itertools.chain([first], rows)
         if join_rows:
             yield name, Joined(text for _, text in rows)
-        elif _is_txt(group[0]):
+        elif group[0].suffix.lower() == ".txt":
             yield name, first[1]
         else:
             prefix = f"{name} " if len(files) > 1 else ""

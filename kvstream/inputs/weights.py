@@ -47,8 +47,8 @@ def to_arrays(model: torch.nn.Module) -> tuple[Any, dict[str, np.ndarray]]:
 
     Beside the state dict these are what it leaves out: buffers such as rotary frequencies or Gemma's embedding scale,
     and tensors that a module holds as plain attributes. Tied weights appear once. NumPy has no bfloat16: such tensors
-    are their 16 bits as uint16. CPU memory is shared, not copied. `ValueError` for a tensor that is not in memory, that
-    NumPy cannot hold, or that lies in a list or dictionary of a module.
+    are their 16 bits as uint16. CPU memory is shared, not copied. `ValueError` for a tensor that is not in memory or
+    that NumPy cannot hold.
     """
     arrays: dict[str, np.ndarray] = {}
     seen: set[tuple[int, torch.Size]] = set()
@@ -57,28 +57,17 @@ def to_arrays(model: torch.nn.Module) -> tuple[Any, dict[str, np.ndarray]]:
         if key not in seen:
             seen.add(key)
             arrays[name] = _array(name, tensor)
-    if lists := _tensors_in_containers(model):
-        raise ValueError(f"weights: {lists[0]} holds tensors that have no name; make them buffers of their module")
     return copy.deepcopy(model.config), arrays | {name: _array(name, each) for name, each in _outside(model).items()}
 
 
-def from_arrays(
-    config: Any, arrays: dict[str, np.ndarray], *, dtype: str | None = None, device: str = "cpu"
-) -> torch.nn.Module:
-    """The model that `to_arrays` took apart, in eval mode and without gradients; bit-identical logits in the same
-    dtype.
+def from_arrays(config: Any, arrays: dict[str, np.ndarray], *, device: str = "cpu") -> torch.nn.Module:
+    """The model that `to_arrays` took apart, in eval mode and without gradients; bit-identical logits.
 
-    `dtype=None` keeps the stored ones. Another casts the state dict and nothing else: transformers, too, leaves buffers
-    outside it in float32 whatever the weights' dtype. `ValueError` if an array is missing, unknown or of another shape.
+    `ValueError` if an array is missing, unknown or of another shape.
     """
-    wanted = None if dtype is None else parse_dtype(dtype)
     model = skeleton(config)
     tensors = {name: _tensor(array).to(device) for name, array in arrays.items()}
     outside = {name: tensors.pop(name) for name in _outside(model) if name in tensors}
-    if wanted is not None:
-        tensors = {
-            name: tensor.to(wanted) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
-        }
     try:
         unknown = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
     except RuntimeError as error:
@@ -108,19 +97,6 @@ def _outside(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         found |= {f"{prefix}{key}": value for key, value in vars(module).items() if isinstance(value, torch.Tensor)}
     inside = model.state_dict()
     return {name: tensor for name, tensor in found.items() if name not in inside}
-
-
-def _tensors_in_containers(model: torch.nn.Module) -> list[str]:
-    """Attributes of modules that are lists, tuples or dictionaries with tensors in them."""
-    own = set(vars(torch.nn.Module()))  # PyTorch's, such as _parameters
-    return [
-        f"{type(module).__name__}.{key}"
-        for module in model.modules()
-        for key, value in vars(module).items()
-        if key not in own
-        and isinstance(value, (list, tuple, dict))
-        and any(isinstance(each, torch.Tensor) for each in (value.values() if isinstance(value, dict) else value))
-    ]
 
 
 def _array(name: str, tensor: torch.Tensor) -> np.ndarray:

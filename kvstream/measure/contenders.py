@@ -14,14 +14,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
-from kvstream.measure.peak_memory import peak_bytes
 from kvstream.policies import Full, Policy
 from kvstream.policies.fields import policy_fields
 from kvstream.policies.sizes import distinct_sizes, kept_by_layer
@@ -48,7 +46,6 @@ class Contender(ABC):
     """A model with one kind of cache, serving one request after another."""
 
     role = "policy"
-    of: str | None = None  # the policy that it is a twin of
 
     def __init__(self, label: str, model: PreTrainedModel, protocol: Protocol, policy: Policy) -> None:
         self.label, self.model, self.protocol, self.policy = label, model, protocol, policy
@@ -81,14 +78,11 @@ class Contender(ABC):
         for _ in range(WARM_UP_STEPS):
             self.step()
 
-    def peak(self, prompt_BT: torch.Tensor, device: str) -> int:
-        """Peak bytes of serving a prompt, beyond the model's weights and whatever else is held before."""
-        return peak_bytes(device, partial(self.serve, prompt_BT))
-
     @property
     def description(self) -> dict[str, Any]:
-        """What the report groups and labels by, as plain JSON values."""
-        return {"label": self.label, "role": self.role, "of": self.of, **policy_fields(self.policy)}
+        """What the report groups and labels by, as plain JSON values; of: the policy that a twin is of."""
+        of = str(self.policy) if self.role == HeldContender.role else None
+        return {"label": self.label, "role": self.role, "of": of, **policy_fields(self.policy)}
 
     @property
     def kv_bytes(self) -> dict[str, int]:
@@ -123,10 +117,6 @@ class HeldContender(Contender):
     """As many cached keys per layer as `policy` keeps, and no eviction."""
 
     role = "without eviction"
-
-    def __init__(self, label: str, model: PreTrainedModel, protocol: Protocol, policy: Policy) -> None:
-        super().__init__(label, model, protocol, policy)
-        self.of = str(policy)
 
     def new_engine(self) -> HeldDecodeEngine:
         """Make one that holds what the policy keeps of the prompt."""

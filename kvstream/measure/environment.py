@@ -13,7 +13,14 @@ from pathlib import Path
 @cache
 def environment() -> dict[str, str | int | None]:
     """Describe this process's machine and software, as flat JSON values."""
-    packages = {name: _version(name) for name in ("kvstream", "torch", "transformers", "ray", "numpy")}
+    import torch
+
+    packages: dict[str, str | None] = {}
+    for name in ("kvstream", "torch", "transformers", "ray", "numpy"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:  # it is only on the path, as kvstream itself may be
+            packages[name] = None
     return {
         "python": platform.python_version(),
         **packages,
@@ -22,16 +29,8 @@ def environment() -> dict[str, str | int | None]:
         "machine": platform.machine(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "gpu": _gpu_model(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
-
-
-def _version(package: str) -> str | None:
-    """Version of an installed package; None for one that is only on the path, as kvstream itself may be."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:
@@ -43,9 +42,7 @@ def _commit() -> str | None:
         return run.stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # an installed package may lie inside another project's checkout
+        git("ls-files", "--error-unmatch", "__init__.py")  # an installed package may lie in another project's checkout
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -59,9 +56,3 @@ def _cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _gpu_model() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

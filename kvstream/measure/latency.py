@@ -14,11 +14,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -28,10 +25,9 @@ from transformers import PreTrainedModel
 
 from kvstream.engine.backends import synchronize
 from kvstream.engine.chunks import CHUNK_SIZE
-from kvstream.inputs.model_loading import load_model
 from kvstream.measure import machine_noise as noise
 from kvstream.measure.contenders import AgainContender, Contender, HeldContender, Protocol, contenders
-from kvstream.measure.peak_memory import can_reset
+from kvstream.measure.peak_memory import peak_bytes
 from kvstream.measure.rows import LATENCY_ROWS
 from kvstream.policies import Policy
 
@@ -54,18 +50,8 @@ class Measured:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Reload:
-    """How a fresh process gets the same model and policies."""
-
-    spec: str
-    dtype: str
-    threads: int
-    policies: tuple[Policy, ...]
-
-
 def evaluate(
-    model: PreTrainedModel, policies: Sequence[Policy], protocol: Protocol, *, cell: str, device: str, reload: Reload
+    model: PreTrainedModel, policies: Sequence[Policy], protocol: Protocol, *, cell: str, device: str
 ) -> Iterator[Progress | Measured]:
     """Measure one cell: yields what it is at, and last the result."""
     started, noise_before = time.perf_counter(), noise.before()
@@ -76,7 +62,7 @@ def evaluate(
     peaks: dict[str, int] = {}
     for runner in runners:
         yield Progress(0.0, f"warm-up and memory, {runner.label}")
-        peaks |= warm_up(runner, prompt_BT, device, reload)
+        peaks |= warm_up(runner, prompt_BT, device)
     rows = pa.table([])
     for item in measure(cell, runners, prompt_BT, protocol):
         if isinstance(item, Progress):
@@ -88,7 +74,7 @@ def evaluate(
     yield Measured(rows, described, noise_after, time.perf_counter() - started)
 
 
-def warm_up(runner: Contender, prompt_BT: torch.Tensor, device: str, reload: Reload) -> dict[str, int]:
+def warm_up(runner: Contender, prompt_BT: torch.Tensor, device: str) -> dict[str, int]:
     """Serve a request that is not timed, and return its peak memory in bytes under the runner's label.
 
     A short request before loads code and libraries, which are no part of what serving takes. Full again and twins are
@@ -99,7 +85,7 @@ def warm_up(runner: Contender, prompt_BT: torch.Tensor, device: str, reload: Rel
         return {}
     runner.serve(prompt_BT[:, :CHUNK_SIZE])
     runner.release()
-    return {runner.label: _peak(runner, prompt_BT, device, reload)}
+    return {runner.label: peak_bytes(device, partial(runner.serve, prompt_BT))}
 
 
 def measure(
@@ -121,7 +107,9 @@ def measure(
         synchronize(prompt_BT.device)
         return time.perf_counter() - started
 
-    with _undisturbed():
+    gc.collect()
+    gc.disable()  # no garbage collection in the meantime
+    try:
         # Rounds are spread over the prefills: where memory happens to lie is part of what varies, too.
         for prefill, rounds in enumerate(np.array_split(range(protocol.rounds), max(protocol.prefills, 1))):
             for turn, place in enumerate(order.permutation(len(prefilled)) if protocol.prefills else ()):
@@ -139,32 +127,7 @@ def measure(
                 for step in range(protocol.steps):
                     for turn, place in enumerate(order.permutation(len(runners))):
                         samples.append((runners[place].label, "step", number, turn, step, clock(runners[place].step)))
-    columns = list(zip(*samples))
-    yield pa.table([[cell] * len(samples), *columns], schema=LATENCY_ROWS)
-
-
-def _peak(runner: Contender, prompt_BT: torch.Tensor, device: str, reload: Reload) -> int:
-    """Peak bytes of a prefill and a few tokens, in this process if its peak can be reset, else in a fresh one."""
-    if can_reset(device):
-        return runner.peak(prompt_BT, device)
-    runner.serve(prompt_BT)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        return fresh.submit(_peak_in_fresh_process, reload, runner.label, prompt_BT, runner.protocol).result()
-
-
-def _peak_in_fresh_process(reload: Reload, label: str, prompt_BT: torch.Tensor, protocol: Protocol) -> int:
-    torch.set_num_threads(reload.threads)
-    model, _ = load_model(reload.spec, dtype=reload.dtype)
-    [runner] = [r for r in contenders(model, reload.policies, protocol) if r.label == label]
-    return runner.peak(prompt_BT, "cpu")
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """No garbage collection in the meantime."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
     finally:
         gc.enable()
+    columns = list(zip(*samples))
+    yield pa.table([[cell] * len(samples), *columns], schema=LATENCY_ROWS)

@@ -7,35 +7,26 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-STAT = Path("/proc/stat")
+import psutil
+
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
-@dataclass(frozen=True)
-class Processors:
-    """Processor time since boot, in seconds, over all cores; own: this process and its threads."""
-
-    busy: float
-    stolen: float
-    total: float
-    own: float
-
-
-@dataclass(frozen=True)
-class Before:
-    """The machine before a measurement."""
+class Before(NamedTuple):
+    """The machine before a measurement: its load, the time, and seconds of all its cores and of this process."""
 
     load: float
     seconds: float
-    processors: Processors | None
+    cores: Any
+    own: float
 
 
 def before() -> Before:
     """Look at the machine before a measurement starts."""
-    return Before(os.getloadavg()[0], time.monotonic(), _processors())
+    return Before(os.getloadavg()[0], time.monotonic(), psutil.cpu_times(), sum(os.times()[:2]))
 
 
 def after(start: Before) -> dict[str, float | str | None]:
@@ -45,33 +36,18 @@ def after(start: Before) -> dict[str, float | str | None]:
     a hypervisor gave to others. others: CPU cores that other processes kept busy. governor: how the system chooses the
     processor's frequency. What the system does not tell is None.
     """
-    steal = others = None
-    if start.processors and (now := _processors()):
-        then = start.processors
-        steal = (now.stolen - then.stolen) / max(now.total - then.total, 1e-9)
-        busy_with_others = (now.busy - then.busy) - (now.own - then.own)
-        others = max(0.0, busy_with_others / max(time.monotonic() - start.seconds, 1e-9))
+    now = psutil.cpu_times()
+    spent = {name: getattr(now, name) - getattr(start.cores, name) for name in now._fields if "guest" not in name}
+    busy = sum(seconds for name, seconds in spent.items() if name not in ("idle", "iowait", "steal"))
+    others = busy - (sum(os.times()[:2]) - start.own)
+    try:
+        governor = GOVERNOR.read_text().strip()
+    except OSError:
+        governor = None
     return {
         "load_before": start.load,
         "load_after": os.getloadavg()[0],
-        "steal": steal,
-        "others": others,
-        "governor": _governor(),
+        "steal": spent["steal"] / max(sum(spent.values()), 1e-9) if "steal" in spent else None,
+        "others": max(0.0, others / max(time.monotonic() - start.seconds, 1e-9)),
+        "governor": governor,
     }
-
-
-def _governor() -> str | None:
-    try:
-        return GOVERNOR.read_text().strip()
-    except OSError:
-        return None
-
-
-def _processors() -> Processors | None:
-    try:
-        fields = STAT.read_text().splitlines()[0].split()[1:9]
-        user, nice, system, idle, waiting, hard, soft, stolen = (int(f) / os.sysconf("SC_CLK_TCK") for f in fields)
-    except (OSError, ValueError, IndexError):
-        return None
-    busy = user + nice + system + hard + soft
-    return Processors(busy, stolen, busy + idle + waiting + stolen, sum(os.times()[:2]))

@@ -1,8 +1,8 @@
 """Memory: what a device has, and the peak of some work above what was held before it. Knows nothing of caches.
 
 CUDA's allocator counts by itself. On a CPU the kernel's high-water mark of the process is used, which Linux lets one
-reset; where that is impossible (macOS) the work needs a process of its own, whose memory is sampled, as is the
-driver's total on MPS.
+reset; where that is impossible (macOS) the process's memory is sampled, which sees less where freed memory is used
+again. On MPS the driver's total is sampled.
 """
 
 from __future__ import annotations
@@ -29,11 +29,6 @@ def gpu_bytes(device: str) -> int:
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
 
 
-def can_reset(device: str) -> bool:
-    """Whether the peak of this process can be measured from now on, work after work."""
-    return device != "cpu" or _reset_high_water()
-
-
 def peak_bytes(device: str, work: Callable[[], None]) -> int:
     """Run `work` and return the most bytes it held at any moment beyond those held before."""
     gc.collect()
@@ -44,12 +39,15 @@ def peak_bytes(device: str, work: Callable[[], None]) -> int:
         return torch.cuda.max_memory_allocated() - before
     if device == "mps":
         return _sampled(torch.mps.driver_allocated_memory, work)
-    _return_free_memory()
-    if _reset_high_water():
-        before = _status_bytes("VmRSS")
-        work()
-        return _status_bytes("VmHWM") - before
-    return _sampled(lambda: psutil.Process().memory_info().rss, work)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # free pages back to the kernel, else the work would use them again unseen
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:
+        return _sampled(lambda: psutil.Process().memory_info().rss, work)
+    before = _status_bytes("VmRSS")
+    work()
+    return _status_bytes("VmHWM") - before
 
 
 def _sampled(read: Callable[[], int], work: Callable[[], None]) -> int:
@@ -68,22 +66,6 @@ def _sampled(read: Callable[[], int], work: Callable[[], None]) -> int:
     return max(peak, read()) - before
 
 
-def _return_free_memory() -> None:
-    """Give freed pages back to the kernel, else the next work would reuse them unseen."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _reset_high_water() -> bool:
-    try:
-        CLEAR_REFS.write_text("5")
-    except OSError:
-        return False
-    return True
-
-
 def _status_bytes(name: str) -> int:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{STATUS} has no {name}")
+    [line] = [line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1]) * 1024

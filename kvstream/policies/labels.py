@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvstream.policies.base import Policy
@@ -30,7 +30,16 @@ def read_label(label: str, policies: Mapping[str, type[Policy]]) -> Policy:
 
     Raises ValueError naming what is wrong and the remedy.
     """
-    name, values, named = _parts(label)
+    try:
+        node = ast.parse(label.strip(), mode="eval").body
+        call: Any = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        name = call.func.id
+        values = [_literal(argument) for argument in call.args]
+        named = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
+    except (AttributeError, SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        raise ValueError(
+            f"policy={label!r} cannot be read; write it as name(value, …, field=value), e.g. streaming_llm(4,252)"
+        ) from None
     if name not in policies:
         raise ValueError(f"policy={label!r}: unknown name {name!r}; choose one of {', '.join(policies)}")
     try:
@@ -39,31 +48,6 @@ def read_label(label: str, policies: Mapping[str, type[Policy]]) -> Policy:
         known = fields(policies[name])
         takes = ", ".join([f.name for f in known if not f.kw_only] + [f.name for f in known if f.kw_only])
         raise ValueError(f"policy={label!r}: its fields do not fit; {name} takes {takes or 'none'}") from None
-
-
-def _parts(label: str) -> tuple[str, list[object], dict[str, object]]:
-    """Split a label such as `fix_size_l2(256,0.7,keep_low,seed=3)` into name, values and named values."""
-    problem = ValueError(
-        f"policy={label!r} cannot be read; write it as name(value, …, field=value), e.g. streaming_llm(4,252)"
-    )
-    if not isinstance(label, str):
-        raise problem
-    try:
-        node = ast.parse(label.strip(), mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise problem from None
-    if isinstance(node, ast.Name):
-        return node.id, [], {}
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise problem
-    try:
-        values = [_literal(argument) for argument in node.args]
-        named = {str(keyword.arg): _literal(keyword.value) for keyword in node.keywords if keyword.arg}
-    except (ValueError, TypeError):
-        raise problem from None
-    if len(named) != len(node.keywords):
-        raise problem
-    return node.func.id, values, named
 
 
 def _literal(node: ast.expr) -> object:

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from kvstream.grid.axes import Grid
 from kvstream.grid.cells import SCHEMA, Cell
 from kvstream.grid.code_version import LATENCY, QUALITY, code_digest
-from kvstream.records.address import storage_at
+from kvstream.records.storage import storage_at
 
 ROWS = re.compile(r"([0-9a-f]{16})(\.[0-9a-f]{16})?\.parquet")  # older sweeps named them <key>.parquet
 NAMED = 16  # hex digits of a sha256 that are part of a file's name
@@ -68,6 +68,11 @@ class Records:
             "cells": [cell.key for cell in cells],
         }
         self.write_json("sweep.json", plan)
+
+    def require_writable(self) -> None:
+        """Write a file and remove it; OSError where that is impossible."""
+        self.storage.write(".probe", b"to see whether this can be written")
+        self.storage.remove(".probe")
 
     def finished(self, keys: list[str]) -> set[str]:
         """Which of these cells are committed, with a file that is exactly the one committed."""

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvstream.grid.cells import SCHEMA
-from kvstream.records.disk import LOCK
 from kvstream.records.long_cells import Parts
+from kvstream.records.storage import LOCK, first_line
 from kvstream.records.store import ROWS, Records
 
 KEY = re.compile("[0-9a-f]{16}")
@@ -38,7 +38,7 @@ def verify(records: Records) -> Verdict:
                 named[key], table = checked_rows(records, key)
                 rows += table.num_rows
             elif key in failed:
-                problems.append(f"{key}: failed, {_line(records.read_json(f'{key}.failed.json')['error'])}")
+                problems.append(f"{key}: failed, {first_line(records.read_json(f'{key}.failed.json')['error'])}")
             elif key in planned:
                 problems.append(f"{key}: planned, but not finished; run the sweep again")
             if key in begun:
@@ -94,7 +94,3 @@ def _is_stray(name: str, found: set[str], begun: set[str], named: dict[str, str]
     if kind.endswith((".part.parquet", ".state")):
         return key not in begun
     return kind not in ("json", "failed.json", "parts.json")
-
-
-def _line(error: object) -> str:
-    return (str(error).splitlines() or ["without a word"])[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvstream.grid.axes import Grid
 from kvstream.grid.cells import Cell
-from kvstream.grid.visible import visible
+from kvstream.grid.terminal import visible
 from kvstream.records.store import Records
 
 

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvstream.grid.axes import Grid
-from kvstream.grid.exits import leave, refuse
 from kvstream.grid.flags import Options, parse_flags
+from kvstream.grid.terminal import leave, refuse
 from kvstream.sweep.interrupt import Interrupt, NothingLeft
 from kvstream.sweep.question import question_of
 
@@ -96,18 +96,16 @@ def _finish(plan: Plan, where: str | None) -> int:
 
 def _measure(plan: Plan, where: str | None) -> int:
     """Find the machines, refuse what they cannot do, and compute the rest; counts what is left."""
-    from kvstream.records.disk_space import require_room, require_writable
     from kvstream.sweep import cluster
 
     options = plan.options
-    require_writable(plan.records)
+    plan.records.require_writable()
     nodes = cluster.connect(where)
     device = cluster.choose_device(options.device, options.dtype, nodes)
     nodes = cluster.fit_for(device, nodes, options.threads)
     plan.look(device)
     plan.refuse_too_large(nodes)
     slots = plan.divided(nodes)
-    require_room(plan.records, plan.todo, sum(map(slots.on, nodes)))
     plan.begin()
     return len(plan.refused) + (_compute(plan, slots, nodes) if plan.todo else 0)
 

@@ -30,6 +30,7 @@ class Plan:
     device: str | None = None  # for which the following were found
     cells: list[Cell] = field(default_factory=list)
     finished: set[str] = field(default_factory=set)
+    todo: list[Cell] = field(default_factory=list)  # what is to be computed
     refused: dict[Cell, str] = field(default_factory=dict)  # that no machine can hold, and why
 
     def span(self, device: str) -> list[Cell]:
@@ -42,11 +43,7 @@ class Plan:
         if device != self.device:
             self.device, self.cells = device, self.span(device)
             self.finished = self.records.finished([cell.key for cell in self.cells])
-
-    @property
-    def todo(self) -> list[Cell]:
-        """The cells that are to be computed."""
-        return [cell for cell in self.cells if cell.key not in self.finished and cell not in self.refused]
+            self.todo = [cell for cell in self.cells if cell.key not in self.finished]
 
     def refuse_too_large(self, nodes: list[Node]) -> None:
         """Take out what no machine can hold; ValueError if that is everything."""
@@ -54,6 +51,7 @@ class Plan:
         self.refused = {cell: why for cell in self.todo if (why := too_large(cell, available))}
         if self.refused and len(self.refused) == len(self.cells):
             raise ValueError(next(iter(self.refused.values())))
+        self.todo = [cell for cell in self.todo if cell not in self.refused]
 
     def divided(self, nodes: list[Node]) -> Slots:
         """What each quality cell takes of the machines."""

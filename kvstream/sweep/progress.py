@@ -37,6 +37,11 @@ class Reporter:
         if self.bar:
             self.bar.stop()
 
+    def ready(self) -> None:
+        """Count time from now, unless something is done: workers have started, and that comes once."""
+        if not self.done_tokens:
+            self.started = time.monotonic()
+
     def cell(self, line: str, tokens: int) -> None:
         """Report one more cell as done, finished or failed, and with it so many tokens."""
         self.done += 1

@@ -74,7 +74,7 @@ def cell_of(fields: dict[str, Any]) -> QualityCell:
     info = resolve(fields["model"])
     how = {"bos": "on" if fields.get("bos") else "off", "join_rows": fields.get("join_rows", False)}
     [document] = load_documents(
-        fields["text"], names=[fields["document"]], tokens=fields["tokens"], tokenizer=load_tokenizer(info), **how
+        fields["text"], name=fields["document"], tokens=fields["tokens"], tokenizer=load_tokenizer(info), **how
     )
     about = fields["device"], fields["dtype"], parse_policy(fields["policy"])
     return QualityCell(info, *about, fields["text"], document, tuple(fields["lengths"]))

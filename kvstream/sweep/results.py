@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from kvstream.engine.chunks import PART_TOKENS
 from kvstream.grid.cells import Cell, LatencyCell, QualityCell
-from kvstream.grid.visible import visible
+from kvstream.grid.terminal import visible
 from kvstream.measure.latency import Measured
 from kvstream.measure.quality import Evaluated
 from kvstream.records.long_cells import Parts
@@ -19,7 +19,7 @@ from kvstream.records.store import Records
 from kvstream.sweep.jobs import Job
 from kvstream.sweep.pool import Done, Event, Told
 from kvstream.sweep.progress import Reporter
-from kvstream.sweep.work import Timing, Work
+from kvstream.sweep.work import Check, Timing, Work
 
 
 @dataclass
@@ -52,6 +52,8 @@ class Results:
         if isinstance(event, Told):
             [cell] = event.work.cells
             self.reporter.inside(str(cell), event.progress.what, event.progress.share)
+        elif isinstance(event, Done) and isinstance(event.work, Check):
+            self.reporter.ready()
         elif isinstance(event, Done) and isinstance(event.work, Job):
             results, environment = event.result
             self.evaluated(event.work, results, environment, event.worker.threads)

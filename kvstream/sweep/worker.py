@@ -20,7 +20,7 @@ from kvstream.inputs.model_loading import load_model
 from kvstream.inputs.models import resolve
 from kvstream.inputs.weights import from_arrays, to_arrays
 from kvstream.measure.environment import environment
-from kvstream.measure.latency import Measured, Progress, Protocol, Reload
+from kvstream.measure.latency import Measured, Progress, Protocol
 from kvstream.measure.latency import evaluate as evaluate_latency
 from kvstream.measure.quality import Begun, Evaluated, begin
 from kvstream.measure.quality import evaluate as evaluate_quality
@@ -97,7 +97,7 @@ class Worker:
         result: Any = None
         try:
             if name == "latency":
-                for result in self.latency(**given, threads=threads):
+                for result in self.latency(**given):
                     if isinstance(result, Progress):
                         yield result
             else:
@@ -127,12 +127,11 @@ class Worker:
             begun = self._first_tokens(stretch["token_ids_BN"][:, : common + 1]).first(shared)
         return evaluate_quality(model, begun=begun, device=self.device, **stretch), environment()
 
-    def latency(self, cell: LatencyCell, threads: int) -> Iterator[Progress | tuple[Measured, dict[str, Any]]]:
+    def latency(self, cell: LatencyCell) -> Iterator[Progress | tuple[Measured, dict[str, Any]]]:
         """Measure a latency cell: yields what it is at now and then, and last the result and the machine."""
         protocol = Protocol(cell.context, cell.batch, cell.repeats.prefills, cell.repeats.rounds, cell.repeats.steps)
-        reload = Reload(cell.model.spec, cell.dtype, threads, cell.policies)
         where, model, told = environment(), self._trusted(), time.monotonic()
-        measuring = evaluate_latency(model, cell.policies, protocol, cell=cell.key, device=self.device, reload=reload)
+        measuring = evaluate_latency(model, cell.policies, protocol, cell=cell.key, device=self.device)
         for item in measuring:
             if isinstance(item, Measured):
                 yield item, where

@@ -14,7 +14,7 @@ import torch
 from exactness_cases import FLOAT32, FLOAT64, MODES, TOLERANCE, assert_close
 from oracle import _log_softmax, _Net, _position, _softmax, draw
 
-from kvstream import Full, KVStreamCache, decode, replay
+from kvstream import FixSizeL2, Full, KVStreamCache, decode, replay
 from kvstream.engine.replay import replay_chunks
 from kvstream.policies.base import BoundedPolicy, Regions
 from kvstream.policies.draws import uniform_ranks
@@ -55,7 +55,9 @@ class Sliding(Toy):
     def regions_of(self, layer):
         if layer in self.skip_layers:
             return None
-        return Regions(max(0, self.start_size - self.narrower * layer // 2), 0, self.regions.recent - layer)
+        return Regions(
+            max(0, self.start_size - self.narrower * layer // 2), 0, self.regions.recent - self.narrower * layer
+        )
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ POLICIES = [
     Tova(0, 0, 9),
     Tova(2, 3, 11),
     *(kind(4, 3, 14, narrower=2) for kind in (Sliding, Drawn, SmallValues, H2O, Tova)),
+    *(kind(4, 3, 13, narrower=1) for kind in (Sliding, SmallValues, H2O)),  # two layers have as many sinks
 ]
 CASES = [replace(policy, position=mode) for policy in POLICIES for mode in MODES]
 CASES += [replace(policy, skip_layers=(1,)) for policy in POLICIES]
@@ -208,7 +211,7 @@ def test_the_oracle_evicts_and_evicts_by_the_score(policy, tiny_model, tokens, t
         policy.regions_of(layer).budget for layer in range(3) for _ in range(2)
     ]
     together = policy.shared_by_heads or isinstance(policy, Sliding)
-    assert all((layer[0] == layer[1]) == together for layer in kept)
+    assert all(layer[0] == layer[1] for layer in kept) == together
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=named)
@@ -305,9 +308,19 @@ def test_the_youngest_of_equals_leaves(tiny_llama, tokens):
             return torch.zeros_like(scores_BHS)
 
     model, ids = tiny_llama(FLOAT64), tokens(T, 3)
-    first = Toy(6, 4, 10)  # the first of the contested stay, so they are sinks, in effect
     for mode in MODES:
+        # The first of the contested stay: they are sinks, in effect.
         even, sinks = Even(2, 4, 10, position=mode), Sliding(6, 4, 10, position=mode)
-        assert sinks.regions == first.regions
         assert_close(replay(model, ids, even, chunk_size=9), replay(model, ids, sinks, chunk_size=9), 1e-9, mode)
         assert_close(decode(model, ids, even).nll_nats, replay(model, ids, sinks, chunk_size=9), 1e-9, mode)
+
+
+@dataclass(frozen=True)
+class Narrowing(FixSizeL2):
+    def regions_of(self, layer):
+        return replace(self.regions, contested=self.regions.contested - layer)
+
+
+def test_draws_see_the_layers_own_size():
+    policy = Narrowing(12, 0.5, "random")
+    assert [policy.draws(layer, 2, range(500)).max() for layer in range(3)] == [6, 5, 4]

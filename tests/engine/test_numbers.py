@@ -23,7 +23,6 @@ from kvstream import __main__ as command
 from kvstream.inputs.documents import load_documents
 from kvstream.measure import quality
 
-pytestmark = pytest.mark.xdist_group("ray")
 POISON = 95  # the token whose embedding is not a number
 FIRST = 30  # where it stands
 LABELS = ["full", "streaming_llm(2,6)", "recent_only(8)", "fix_size_l2(8,0.5,keep_low)", "fix_size_l2(8,0.5,random)"]

@@ -92,10 +92,9 @@ NAMED_OTHERWISE = {
     "inputs/__init__": "says what lies there",
     "inputs/checkpoint": "a model's files are in its identity",
     "inputs/hub": "a model's commit is in its identity",
-    "inputs/local_files": "token ids are in the identity",
     "inputs/model_loading": "a model's files are in its identity",
     "inputs/models": "a model's files are in its identity",
-    "inputs/text_rows": "token ids are in the identity",
+    "inputs/text_files": "token ids are in the identity",
     "inputs/text_sources": "token ids are in the identity",
     "measure/__init__": "says what lies there",
     "measure/environment": "describes the machine",
@@ -132,16 +131,8 @@ def test_every_module_that_decides_numbers_is_in_the_digest():
     left = {module for module in asked if not inside(module, quality + latency)}
     assert {module for module in left if not inside(module, NAMED_OTHERWISE)} == set()
     assert {name for name in NAMED_OTHERWISE if not any(inside(module, [name]) for module in left)} == set()
-    own = reached("measure/quality", "inputs/documents", "sweep/jobs")
-    assert {module for module in own if not inside(module, (*quality, *NAMED_OTHERWISE))} == set()
-    assert {
-        module for module in reached("measure/latency") if not inside(module, (*latency, *NAMED_OTHERWISE))
-    } == set()
-
-
-def test_what_is_named_in_the_digest_is_there():
-    for name in (*code_version.QUALITY, *code_version.LATENCY):
-        assert (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file(), name
+    for own, modules in ((reached("measure/quality", "sweep/jobs"), quality), (reached("measure/latency"), latency)):
+        assert {module for module in own if not inside(module, (*modules, *NAMED_OTHERWISE))} == set()
 
 
 # One of each folder, and each that is named by itself.
@@ -173,9 +164,7 @@ def test_a_policy_whose_code_is_in_no_key_is_refused():
     assert str(Mine(64, 0.5, "keep_low")) == str(FixSizeL2(64, 0.5, "keep_low"))
     for axis in ("policies", "latency_policies"):
         policies = {"policies": (Full(),)} | {axis: (Mine(64, 0.5, "keep_low"),)}
-        with pytest.raises(
-            ValueError, match=rf"^{axis}: fix_size_l2\(64.* is a Mine, .* put it into kvstream/policies/"
-        ):
+        with pytest.raises(ValueError, match=rf"^{axis}: fix_size_l2\(64.* is a Mine, .* put it into kvstream/pol"):
             Grid("g", ("m",), lengths=(100,), **policies)
 
 

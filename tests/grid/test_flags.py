@@ -1,11 +1,13 @@
-"""Flags replace axes of a grid, and a bad one is one line and exit code 2."""
+"""Flags replace axes of a grid, and a bad one is one line and exit code 2; docs/flags.md is what the parser says."""
 
+import flags_page
 import pytest
 
 from kvstream.grid.axes import Grid
-from kvstream.grid.flags import parse_flags
+from kvstream.grid.flags import parse_flags, policy_axes
 from kvstream.policies import FixSizeL2, Full, RecentOnly, StreamingLLM
 
+HUGE = 10**30
 GRID = Grid("g", ("m",), (Full(), StreamingLLM(4, 252), FixSizeL2(256, 0.7, "keep_low")), "kjv", 2, (64, 128))
 
 
@@ -31,38 +33,59 @@ def test_flags_replace_axes(flags, expected):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--budgets", "0"], ["budget", "at least 1"]),
-        (["--budgets", "8,"], ["--budgets", "comma list"]),
-        (["--budgets", "-8"], ["--budgets"]),
-        (["--budgets", "eight"], ["--budgets", "'eight'", "digits"]),
-        (["--budgets", "4", "--start-sizes", "8"], ["start_sizes: 8", "budget of 4"]),
-        (["--policies", "h2o"], ["--policies", "'h2o'", "choose among full"]),
-        (["--policies", ""], ["--policies"]),
+        (["--budgets", "0"], ["budgets: 0", "1 or more"]),
+        (["--budgets", "8,"], ["--budgets: '8,'", "comma list of whole numbers"]),
+        (["--lengths", "eight"], ["--lengths: 'eight'", "comma list of whole numbers"]),
+        (["--contexts", "none,50"], ["--contexts: 'none,50'", "comma list of whole numbers"]),
+        (["--start-sizes=-1"], ["start_size=-1", "at least 0"]),
+        (["--lengths", str(HUGE)], [f"lengths: {HUGE}", "up to 2,147,483,647"]),
+        (["--batches", "9" * 5000], ["--batches: '999", "comma list of whole numbers"]),
+        (["--budgets", "4", "--start-sizes", "8"], ["start_sizes: 8", "budget of 4", "fewer sinks"]),
+        (["--policies", "Full"], ["--policies: 'Full'", "choose among full"]),
+        (["--policies", "full,"], ["--policies: ''", "choose among full"]),
         (["--policies", "streaming_llm(1)"], ["--policies", "takes start_size"]),
-        (["--policies", "streaming_llm(1,2"], ["--policies", "cannot be read"]),
+        (["--policies", "streaming_llm(1,2"], ["--policies", "cannot be read", "write it as name(value"]),
+        (["--policies", f"recent_only({HUGE})"], ["policies: recent_only", "budgets up to 2,147,483,647"]),
+        (["--policies", "recent_only(8)", "--budgets", "16"], ["--budgets", "nothing to vary"]),
+        (["--strategies", ""], ["--strategies: ''", "such as a,b"]),
         (["--strategies", "keep_all"], ["strategy='keep_all'", "keep_low"]),
-        (["--keep-ratios", "2"], ["keep_ratio=2.0", "from 0 to 1"]),
+        (["--keep-ratios", "1e400"], ["keep_ratio=inf", "from 0 to 1"]),
         (["--keep-ratios", "nan"], ["keep_ratio=nan", "from 0 to 1"]),
+        (["--keep-ratios", "half"], ["--keep-ratios: 'half'", "such as 0.5,0.7"]),
         (["--positions", "middle"], ["position='middle'", "cache, absolute, frozen"]),
         (["--lengths", "1"], ["lengths: 1", "2 or more"]),
+        (["--lengths", "none"], ["lengths, contexts: both empty", "give lengths"]),
         (["--contexts", "0"], ["contexts: 0", "1 or more"]),
-        (["--batches", "0"], ["batches: 0", "1 or more"]),
-        (["--rounds", "0"], ["--rounds", "1 or more"]),
-        (["--policies", "recent_only(8)", "--budgets", "16"], ["--budgets", "nothing to vary"]),
-        (["--documents", "0"], ["documents: 0", "1 or more"]),
-        (["--documents", "two"], ["--documents", "digits"]),
-        (["--device", "tpu"], ["--device", "tpu"]),
-        (["--dtype", "int8"], ["--dtype", "int8"]),
-        (["--threads", "0"], ["--threads", "1 or more"]),
-        (["--budget", "8"], ["unrecognized arguments: --budget"]),
-        (["--models"], ["--models", "expected"]),
+        (["--documents", "two"], ["--documents: 'two'", "whole number from 1"]),
+        (["--rounds", "0"], ["--rounds: '0'", "whole number from 1"]),
+        (["--threads", "9" * 5000], ["--threads: '999", "whole number from 1"]),
+        (["--bos", "yes"], ["--bos", "'yes'", "choose from"]),
+        (["--device", "cuda:0"], ["--device", "'cuda:0'", "choose from"]),
+        (["--budget", "8"], ["unrecognized arguments: --budget", "--help"]),
+        (["two\nlines"], ["unrecognized arguments: two lines", "--help"]),
+        (["\x1b[2Jcleared"], ["unrecognized arguments: \\x1b[2Jcleared", "--help"]),
+        (["--models"], ["--models", "expected one argument", "--help"]),
+        (["--models", "a,,b"], ["--models: 'a,,b'", "such as a,b"]),
     ],
+    ids=lambda value: " ".join(value)[:40].encode("unicode_escape").decode(),
 )
-def test_a_bad_flag_is_one_line_and_exit_code_2(flags, words, capsys):
+def test_a_bad_flag_is_one_line(flags, words, capsys):
     with pytest.raises(SystemExit) as ended:
         parse_flags(GRID, "", flags)
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+    assert len(error) < 250
+    assert "; " in error, "no remedy"
     assert all(word in error for word in words), error
+
+
+def test_the_page_is_the_parsers():
+    """Whatever policies with axes of their own there are beside."""
+    there = flags_page.PAGE.read_text().splitlines()
+    made = flags_page.page().splitlines()
+    own = tuple(f"| `--{name.replace('_', '-')} " for name in policy_axes())
+    assert [line for line in there if line not in made] == [], "run python tests/flags_page.py"
+    assert [line for line in made if line not in there and not line.startswith(own)] == [], "the same"
+    assert [line for line in made if line in there] == there

@@ -20,24 +20,21 @@ from driving import here, sweep_here
 
 from analysis import report
 from kvstream.grid.axes import Grid
-from kvstream.grid.visible import visible
+from kvstream.grid.terminal import visible
 from kvstream.inputs import text_sources
 from kvstream.policies import Full, RecentOnly
 from kvstream.records.store import Records
 
-pytestmark = pytest.mark.xdist_group("ray")
 FORGED = "x: PPL 1.00, 9 tokens/s\n[99/99, 0 s left] forged · full · y"
 HOSTILE = [
     "../../../outside", "/outside", "..", ".", "~/outside", "C:\\outside", "nul\0byte", "it's", 'say "hi"',
     "back\\slash",
     "'; DROP TABLE tokens; --", '"; DROP TABLE main; --', "{{7*7}}", "${x}", "$(touch outside)", "`touch outside`",
-    "%s%n",
-    "</script><script>window.broken=1</script>", "<!--", "]]>", "&lt;b&gt;", "<img src=x onerror=alert(1)>",
+    "%s%n", "</script><script>window.broken=1</script>", "<!--", "]]>", "&lt;b&gt;", "<img src=x onerror=alert(1)>",
     "javascript:alert(1)", "\x1b[2J\x1b[31mred", "\x1b]0;title\x07", "bell\x07back\x08\x7f", "carriage\rreturn", FORGED,
     "tab\tline\u2028para\u2029", "right\u202eleft", "zero\u200bwidth", "🦙 ж 漢", "é" * 300, "x" * 300, "[a]*?.parquet",
     "-rf", "--out", "nan", "NaN", "null", "None", "inf", "1e999", " ", " padded ", "0123456789abcdef.json",
-    "[bold]rich[/bold]",
-    "a,b;c", "| a | b |", "__proto__", "#", "=1+1", "row 3",
+    "[bold]rich[/bold]", "a,b;c", "| a | b |", "__proto__", "#", "=1+1", "row 3",
 ]  # fmt: skip
 # How the report spells out what nobody would see; every other name is shown as it is.
 SPELLED = {
@@ -138,7 +135,7 @@ def swept(ray_here, world, tmp_path_factory):
     asked = {"harmless": "Is this safe?", "hostile": QUESTION}
     home = base / "home"
     home.mkdir()
-    before, done, told = tree(base), {}, {}
+    before, done = tree(base), {}
     reports = {kind: place / f"report {out.name}" for kind, out in outs.items()}
     with pytest.MonkeyPatch.context() as shell:
         shell.chdir(place)
@@ -147,24 +144,15 @@ def swept(ray_here, world, tmp_path_factory):
         for kind, out in outs.items():
             grid = Grid("names", (str(models[kind]),), (Full(), RecentOnly(4)), str(texts[kind]), len(HOSTILE), (10,))
             done[kind] = sweep_here(["--out", str(out), "--device", "cpu"], grid, asked[kind])
-            told[kind] = here(report.main, ["--records", str(out), "--out", str(reports[kind])])
+            told = here(report.main, ["--records", str(out), "--out", str(reports[kind])])
+            assert (told.returncode, told.stderr) == (0, "")
+            assert all(line.isprintable() for line in told.stdout.split("\n"))
     after = tree(base, base / "cache", home / ".ray", *outs.values(), *reports.values())
-    return {
-        "done": done,
-        "outs": outs,
-        "models": models,
-        "reports": reports,
-        "told": told,
-        "before": before,
-        "after": after,
-    }
+    return {"done": done, "outs": outs, "models": models, "reports": reports, "before": before, "after": after}
 
 
 def test_every_cell_finishes_and_keeps_its_name(swept):
-    assert {kind: (done.returncode, done.stderr) for kind, done in swept["done"].items()} == {
-        "harmless": (0, ""),
-        "hostile": (0, ""),
-    }
+    assert [(done.returncode, done.stderr) for done in swept["done"].values()] == [(0, "")] * 2
     found = []
     for path in swept["outs"]["hostile"].glob("????????????????.json"):
         record = json.loads(path.read_text())
@@ -194,13 +182,6 @@ def test_the_terminal_shows_lines_and_nothing_else(swept):
     assert [int(match[1]) for match in counted] == [*range(1, 2 * len(HOSTILE) + 1)] * 2
     assert f" · {visible(FORGED)}: PPL" in out
     assert visible(FORGED) == FORGED.replace("\n", "\\n")
-
-
-def test_the_report_says_what_it_wrote_and_nothing_else(swept):
-    for told in swept["told"].values():
-        assert told.returncode == 0, told.stderr
-        assert told.stderr == ""
-        assert all(line.isprintable() for line in told.stdout.split("\n"))
 
 
 def no_element_more(hostile, harmless):
@@ -237,29 +218,16 @@ def test_the_tables_hold_the_names_as_they_are(swept):
         assert {row["document"] for row in csv.DictReader(file)} == set(HOSTILE)
 
 
-def test_the_folder_of_the_report_holds_the_same_files(swept):
-    names = {
-        kind: sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-        for kind, folder in swept["reports"].items()
-    }
-    assert names["hostile"] == names["harmless"]
-
-
 # Names of everything else
-
-
-NASTY = [name for name in HOSTILE if set(name) & set("<>'$`\x1b\u202e🦙")][:8]  # charts of more would take minutes
 
 
 def plans(names):
     """Records in which everything is called so, once each: what they are about, and how they come about."""
     policies = tuple(golden.P(name, "recent_only", 0.5, 8 + place, 0) for place, name in enumerate(names))
-    nasty = [names[HOSTILE.index(name)] for name in NASTY]
     pair = (golden.FULL, policies[0])
     return {
         "policies": golden.Plan((golden.FULL, *policies), (("m", None, 512),), ("d",), 90, (90,)),
         "models": golden.Plan((golden.FULL,), noted(names), ("d",), 90, (90,), text=names[0]),
-        "models beside a policy": golden.Plan(pair, noted(nasty), ("d",), 90, (90,), text=nasty[0]),
         "failures": golden.Plan(pair, (("m", None, 512),), ("d", *names), 90, (90,), failed=2 * len(names)),
     }
 
@@ -294,40 +262,10 @@ def test_policies_are_shown_as_they_are_called(labelled):
     assert len(names) == len(budgets) == 1 + len(HOSTILE)
     expected = {shown(name): str(8 + place) for place, name in enumerate(HOSTILE)}
     assert dict(zip(names, budgets)) == {"full": "–"} | expected
-    specs = [json.loads(data) for kind, data in page.scripts if kind == "application/json"]
-    drawn = [rows["policy"] for spec in specs for rows in spec.get("columns", {}).values() if "policy" in rows]
-    assert {name for names in drawn for name in names} == {"full", *map(shown, HOSTILE)}, "in tooltips"
-
-
-def test_models_notes_and_texts_are_shown_as_they_are_called(labelled):
-    page, models = labelled["models", "hostile"], listed(HOSTILE)
-    notes = [f"{shown(name)}: {shown(note)}." for name, note, _ in sorted(noted(HOSTILE))]
-    assert page.texts("p", "note")[: len(notes)] == notes
-    chips = page.texts("li")
-    first = chips.index(models[0])
-    assert chips[first : first + len(models) + 1] == [*models, shown(HOSTILE[0])]
-    assert page.texts("dt")[-1 - len(models) :] == [*models, "Environment"]
-    assert [text for text in page.texts("td", "text") if text in models] == models
-    # The switch lists what stands before the first dot, since a setting is called "model · text".
-    assert page.texts("option")[: len(models)] == [name.split(" · ")[0] for name in models]
-
-
-def test_models_are_named_in_answers_and_above_charts(labelled):
-    page = labelled["models beside a policy", "hostile"]
-    models = listed(name.split("/")[-1] for name in NASTY)  # the last part of a path, where that tells them apart
-    assert [line.partition(": ")[0] for line in page.texts("p", "headline")] == [f"For {name}" for name in models]
-    assert [name for name in page.texts("th", "text") if name in models] == models
-    assert {text.removesuffix(" · ").removesuffix(": ") for text in page.texts("span", "of")} == set(models)
-
-
-def test_what_failed_is_named_as_it_is_called(labelled):
-    lines = [
-        f"m · {policy} · {name}: RuntimeError: golden failure (after 2 attempts)"
-        for name in map(shown, HOSTILE)
-        for policy in ("full", shown(HOSTILE[0]))
-    ]
-    found = [line for line in labelled["failures", "hostile"].texts("li") if "golden failure" in line]
-    assert sorted(found) == sorted(lines)
+    drawn = []
+    for data in (data for kind, data in page.scripts if kind == "application/json"):
+        json.loads(data, object_hook=lambda row: drawn.append(row.get("policy")))
+    assert {name for name in drawn if isinstance(name, str)} == {"full", *map(shown, HOSTILE)}, "in tooltips"
 
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if "/" not in name])

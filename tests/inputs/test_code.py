@@ -20,17 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from driving import QUICK, run
+from driving import run
 
-from kvstream import __main__ as command
 from kvstream.grid import planning
 from kvstream.grid.axes import Grid
 from kvstream.inputs import text_sources
-from kvstream.inputs.model_loading import load_model, load_tokenizer
-from kvstream.inputs.models import resolve
-from kvstream.measure.quality import evaluate
+from kvstream.inputs.model_loading import load_model
 from kvstream.policies import RecentOnly
-from kvstream.records.store import Records
 
 
 class Canary:
@@ -84,15 +80,8 @@ def gigabytes_of_weights(folder, canary):
 
 REFUSED = {
     "pickled weights": (pickled, "only pickled weights (pytorch_model.bin)"),
-    "a pickle called safetensors": (disguised, "model.safetensors is broken"),
-    "a header of gigabytes": (gigabytes_of_header, "model.safetensors is broken"),
-    "weights of gigabytes that are not there": (gigabytes_of_weights, "model.safetensors is broken"),
     "auto_map": (
         with_config(model_type="evil", auto_map={"AutoConfig": "evil.EvilConfig"}),
-        "own code (auto_map in config.json)",
-    ),
-    "auto_map of the hub": (
-        with_config(model_type="evil", auto_map={"AutoModelForCausalLM": "o/n--evil.EvilModel"}),
         "own code (auto_map in config.json)",
     ),
     "auto_map of a tokenizer": (
@@ -105,7 +94,7 @@ REFUSED = {
     ),
     "attention from the hub": (with_config(attn_implementation="o/kernel"), "code from the Hub (attn_implementation"),
     "attention from the hub, privately": (with_config(_attn_implementation="o/kernel:evil"), "code from the Hub"),
-    "attention that is none": (with_config(attn_implementation="evil"), "cannot be built|transformers can build"),
+    "attention that is none": (with_config(attn_implementation="evil"), "transformers can build"),
     "quantised weights": (with_config(quantization_config={"quant_method": "evil"}), "quantised weights"),
     "a type of its own": (with_config(model_type="evil"), "transformers can build"),
 }
@@ -180,11 +169,9 @@ def test_a_model_is_refused(world, tmp_path, monkeypatch, what):
     change, words = REFUSED[what]
     folder, canary = changed(world, tmp_path, change)
     monkeypatch.chdir(folder)
-    clock = time.monotonic()
     with pytest.raises(ValueError, match=r"^models: ") as caught:
         planning.prepare(grid_of(folder, world / "texts"))
-    assert any(word in str(caught.value) for word in words.split("|")), str(caught.value)
-    assert time.monotonic() - clock < 5, "gigabytes that are claimed are not fetched"
+    assert words in str(caught.value)
     with pytest.raises(ValueError, match=r"^models: "):
         load_model(str(folder))
     assert not canary.exists()
@@ -192,17 +179,14 @@ def test_a_model_is_refused(world, tmp_path, monkeypatch, what):
 
 HARMLESS = {
     "an unknown tokenizer": with_tokenizer(tokenizer_class="EvilTokenizer"),
-    "a tokenizer in a module": with_tokenizer(tokenizer_class="evil.EvilTokenizer"),
     "a template": with_tokenizer(chat_template=TEMPLATE),
     "architectures": with_config(architectures=["evil.EvilModel"]),
     "a dtype that is none": with_config(torch_dtype="__import__('os').system('touch canary')"),
-    "a dtype of integers": with_config(dtype="int8"),
     "a name elsewhere": with_config(_name_or_path="o/evil"),
     "a custom pipeline": with_config(custom_pipelines={"text-generation": {"impl": "evil.EvilModel"}}),
     "code for an architecture that transformers contains": with_config(
         auto_map={"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilModel"}
     ),
-    "code on the hub for one": with_config(auto_map={"AutoModelForCausalLM": "o/n--evil.EvilModel"}),
     "code for a tokenizer that transformers contains": with_tokenizer(
         auto_map={"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}
     ),
@@ -225,55 +209,30 @@ def test_a_model_is_refused_or_loaded_without(world, tmp_path, monkeypatch, what
     assert not canary.exists()
 
 
-# As a user would
+BROKEN = {
+    "a pickle": disguised,
+    "a header of gigabytes": gigabytes_of_header,
+    "weights of gigabytes that are not there": gigabytes_of_weights,
+}
 
 
-def test_a_sweep_refuses_a_model(world, tmp_path):
-    what = "auto_map"
-    folder, canary = changed(world, tmp_path, REFUSED[what][0])
-    flags = ["--models", str(folder), "--text", str(world / "texts"), "--out", str(tmp_path / "out"), "--lengths", "50"]
-    done = run([sys.executable, str(QUICK), *flags])
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: models: ")
-    assert REFUSED[what][1] in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not canary.exists()
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("what", ["pickled weights", "auto_map", "auto_map of a tokenizer", "a header of gigabytes"])
-def test_rerun_refuses_a_model(world, tmp_path, capfd, what):
-    folder = shutil.copytree(world / "model", tmp_path / "model")
-    grid = grid_of(folder, world / "texts")
-    [cell] = planning.quality_cells(grid, planning.prepare(grid), "cpu", "float32")
-    records = Records(tmp_path / "records")
-    records.plan(grid, "Which?", [cell])
-    model, _ = load_model(str(folder))
-    about = {"cells": [cell.key], "documents": [cell.document.name], "device": "cpu"}
-    [result] = evaluate(model, cell.document.token_ids[None], cell.policy, **about)
-    records.commit(cell.key, cell.fields, [result.rows], result.seconds, {})
-    shutil.rmtree(folder)
-    _, canary = changed(world, tmp_path, REFUSED[what][0])
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        command.main(["rerun", str(tmp_path / "records"), cell.key])
-    out, error = capfd.readouterr()
-    assert (ended.value.code, out, error.count("\n")) == (2, "", 1)
-    assert REFUSED[what][1] in error
+@pytest.mark.parametrize("what", BROKEN)
+def test_weights_that_are_none_are_refused_when_they_are_loaded(world, tmp_path, what):
+    folder, canary = changed(world, tmp_path, BROKEN[what])
+    clock = time.monotonic()
+    with pytest.raises(ValueError, match=r"^models: .* cannot be loaded .*; are its files whole"):
+        load_model(str(folder))
+    assert time.monotonic() - clock < 5, "gigabytes that are claimed are not fetched"
     assert not canary.exists()
 
 
 # Texts
 
 
-@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl"])
-@pytest.mark.parametrize("linked", [False, True])
-def test_a_text_that_is_a_pickle(tmp_path, name, linked):
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "rows.txt"])
+def test_a_text_that_is_a_pickle(tmp_path, name):
     canary = tmp_path / "canary"
-    file = tmp_path / ("elsewhere.pkl" if linked else name)
-    file.write_bytes(pickle.dumps(Canary(canary)))
-    if linked:
-        (tmp_path / name).symlink_to(file)
+    (tmp_path / name).write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(ValueError, match=r"^text: .*; "):
         list(text_sources.read(str(tmp_path / name)))
     assert not canary.exists()
@@ -295,12 +254,4 @@ def test_a_loading_script_beside_texts_is_not_run(tmp_path, monkeypatch, name):
         (tmp_path / "rows.txt").write_text("w1 w2")
     monkeypatch.chdir(tmp_path)
     assert [text for _, text in text_sources.read(str(tmp_path))] == ["w1 w2"]
-    assert not canary.exists()
-
-
-def test_a_tokenizer_is_read_without_code(world, tmp_path):
-    folder, canary = changed(world, tmp_path, with_tokenizer(tokenizer_class="EvilTokenizer"))
-    made, refusal = outcome(lambda: [load_tokenizer(resolve(str(folder)))])
-    assert all(type(each).__module__.startswith("transformers.") for each in made)
-    assert made or "has no usable tokenizer" in refusal
     assert not canary.exists()

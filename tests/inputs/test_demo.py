@@ -14,7 +14,7 @@ TOKENS = 320
 def genesis():
     """The tokens of Genesis, and how to get the demo model in a dtype."""
     _, tokenizer = load_model("smollm2-135m")
-    [document] = load_documents("kjv", names=["Genesis"], tokens=TOKENS, tokenizer=tokenizer)
+    [document] = load_documents("kjv", name="Genesis", tokens=TOKENS, tokenizer=tokenizer)
     return torch.from_numpy(document.token_ids).long(), lambda dtype: load_model("smollm2-135m", dtype=dtype)[0]
 
 

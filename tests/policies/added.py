@@ -74,8 +74,7 @@ def computed(grid: Grid) -> Records:
         assert np.abs(result.rows["nll_nats"].to_numpy() - truth).max() < 1e-4, cell
         records.commit(cell.key, cell.fields | {"threads": 1}, [result.rows], result.seconds, environment())
     timed, protocol = cells[-1], Protocol(40, 1, 2, 6, 2)
-    reload = latency.Reload(grid.models[0], "float32", 1, timed.policies)
-    *_, measured = latency.evaluate(model, timed.policies, protocol, cell=timed.key, device="cpu", reload=reload)
+    *_, measured = latency.evaluate(model, timed.policies, protocol, cell=timed.key, device="cpu")
     fields = timed.fields | {"threads": 1, "contenders": measured.contenders, "noise": measured.noise}
     records.commit(timed.key, fields, [measured.rows], measured.seconds, environment())
     return records
@@ -93,7 +92,7 @@ def recorded(records: Records) -> None:
 
 
 def reported() -> None:
-    with patch.object(drawing, "draw", lambda *_: list):  # as SVG and PNG charts take most of a report's time
+    with patch.object(drawing, "draw", lambda *_: []):  # as SVG and PNG charts take most of a report's time
         assert report(["--records", "records/added", "--out", "report"]) == 0
     page = Path("report/index.html").read_text()
     text = re.sub(r"<wbr>|\s+", " ", page).replace(" ", "")

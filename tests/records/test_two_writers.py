@@ -13,8 +13,8 @@ from record_cases import AFTER, BEFORE, KEY, rows_of
 
 from analysis.read import fetching
 from kvstream.measure.quality import Evaluated
-from kvstream.records.bucket import Bucket
 from kvstream.records.long_cells import Parts, tidy
+from kvstream.records.storage import Bucket
 from kvstream.records.store import Records
 
 WRITES = 2  # of a commit: rows, then the record

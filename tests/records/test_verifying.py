@@ -87,31 +87,6 @@ def test_what_is_wrong_is_named(copy, capsys, harm):
     assert any(line.startswith(named) and words in line for line in out.splitlines()), out
 
 
-def test_a_folder_of_older_names_is_whole(copy):
-    records, keys = copy
-    for key in keys:
-        path_of(records, key).rename(records.storage.folder / f"{key}.parquet")
-        records.write_json(f"{key}.json", records.read_json(f"{key}.json") | {"file": f"{key}.parquet"})
-    assert verify(records) == verify(Records(records.storage.where))
-    assert (verify(records).cells, verify(records).problems) == (4, [])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["verify", "/nowhere"], ["records: '/nowhere' holds no sweep", "--out"]),
-        (["mend"], ["invalid choice: 'mend'"]),
-        ([], ["command"]),
-    ],
-)
-def test_bad_input_is_one_line(capsys, arguments, words):
-    code, _, error = run(capsys, *arguments)
-    assert code == 2
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert all(word in error for word in words), error
-
-
 def test_the_command_is_installed():
     [command] = entry_points(group="console_scripts", name="kvstream")
     assert command.load() is main

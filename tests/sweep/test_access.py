@@ -170,7 +170,7 @@ def web():
 )
 def test_an_address_without_a_ray_is_one_clear_error_at_once(folder, request, where, words):
     address = request.getfixturevalue(where) if where in ("closed", "silent", "web") else where
-    code = "from kvstream.grid.exits import refuse\nfrom kvstream.sweep.ray_address import answering\n"
+    code = "from kvstream.grid.terminal import refuse\nfrom kvstream.sweep.ray_address import answering\n"
     code += "try:\n    answering()\nexcept ValueError as error:\n    refuse(error)"
     began = time.monotonic()
     environment = shell(folder, RAY_ADDRESS=address)

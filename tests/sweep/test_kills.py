@@ -165,7 +165,6 @@ def test_a_driver_that_is_stopped_and_the_same_command_go_on_to_the_same_rows(st
     goes_on(start, command, tmp_path, whole)
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_wall_clock_that_jumps_changes_nothing(ray_here, world, tmp_path, monkeypatch):
     """A day forth and back, in the driver, which tells what time is left."""
     real, jumps = time.time, itertools.count()
@@ -181,7 +180,6 @@ def test_a_wall_clock_that_jumps_changes_nothing(ray_here, world, tmp_path, monk
     assert " h " not in swept.stdout, "the time left is told in hours"
 
 
-@pytest.mark.xdist_group("ray")
 def test_what_a_grid_names_twice_is_computed_once(ray_here, world, tmp_path):
     """Policies and budgets fall together; texts that are the same under two names are two documents."""
     texts, out = tmp_path / "texts", tmp_path / "records"

@@ -270,7 +270,7 @@ def test_a_machine_with_another_kvstream_computes_nothing(machines, world, tmp_p
     # Started elsewhere than in the checkout, which Ray would have workers import from before anything else.
     command = ["env", "-C", str(tmp_path), *gated(world, tmp_path, before=PATIENT)]
     sweep = cluster.sweep(command)
-    until(lambda: "left out: " in sweep.err(), 60, "a cell on the other machine")
+    until(lambda: "left out: " in sweep.err(), 120, "a cell on the other machine")
     time.sleep(3)  # for it to be asked again, were it to
     (tmp_path / "gate").unlink()
     assert sweep.ended(120) == int(what == "none"), sweep.err()

@@ -21,8 +21,6 @@ from kvstream.sweep.slots import Node, Slots
 from kvstream.sweep.work import Check
 from kvstream.sweep.worker import own_gpu
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 def workers(kind="quality"):
     """The processes of this Ray's workers."""

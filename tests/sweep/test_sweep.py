@@ -39,7 +39,6 @@ from kvstream.sweep.cluster import choose_device, fit_for
 from kvstream.sweep.question import question_of
 from kvstream.sweep.slots import Node, divide
 
-pytestmark = pytest.mark.xdist_group("ray")
 GRID = Grid("g", ("m",), (Full(), StreamingLLM(4, 252), FixSizeL2(256, 0.7, "keep_low")), "kjv", 2, (64, 128))
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # policies of this file reach the workers
 

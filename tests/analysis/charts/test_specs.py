@@ -2,8 +2,8 @@
 
     python tests/analysis/charts/test_specs.py      writes the specs anew after a change: read the difference
 
-Kept are the panels of the figure's first setting as the page draws them, of budgets the first, and what a file puts
-around them; rows are replaced by their count and fields.
+Kept are the panels of the figure's first setting as the page draws them, of budgets the first, a line a layer, and what
+a file puts around them; rows are replaced by their count and fields.
 """
 
 import json
@@ -36,39 +36,32 @@ def figures_of(records):
 def outline(value):
     """A spec without its rows and without where its axes end: what is drawn how, not what was measured."""
     if isinstance(value, dict):
-        return {
-            name: counted(one) if name in ("values", "columns") and rows_like(one) else outline(one)
-            for name, one in sorted(value.items())
-        }
-    if isinstance(value, list):
-        measured = any(isinstance(one, float) for one in value)  # the ends of an axis, its ticks: they follow the data
-        return f"{len(value)} numbers" if measured else [outline(one) for one in value]
-    return value
+        return {name: counted(one) if name == "values" else outline(one) for name, one in sorted(value.items())}
+    if isinstance(value, list) and value and isinstance(value[0], float):
+        return f"{len(value)} numbers"  # the ends of an axis, its ticks: they follow the data
+    return [outline(one) for one in value] if isinstance(value, list) else value
 
 
-def rows_like(value):
-    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
-
-
-def counted(rows):
-    """How many rows of which fields, row by row or column by column."""
-    if isinstance(rows, list):
-        return {"rows": len(rows), "fields": sorted(rows[0])}
-    return {name: {"rows": len(next(iter(one.values()))), "fields": sorted(one)} for name, one in rows.items()}
+def counted(values):
+    """How many rows of which fields; or the values that an axis marks."""
+    rows = bool(values) and isinstance(values[0], dict)
+    return {"rows": len(values), "fields": sorted(values[0])} if rows else outline(values)
 
 
 def text_of(figure, name):
     first = [one for one in figure.panels if one.setting == figure.panels[0].setting]
     alike = all("budget " in one.title for one in first)  # panels that differ in their budget alone
-    specs = {
-        "legend": [entry for entry, _ in figure.legend],
-        "panels": [f"{one.setting}: {one.title}" for one in figure.panels],
-        "page": [for_page(one) for one in (first[:1] if alike else first)],
-    }
+    parts = [
+        {"legend": [entry for entry, _ in figure.legend]},
+        {"panels": [f"{one.setting}: {one.title}" for one in figure.panels]},
+    ]
+    for panel in first[:1] if alike else first:
+        spec = for_page(panel)
+        parts += [{key: value for key, value in spec.items() if key != "layer"}, *spec["layer"]]
     if CHARTS[name].file:
         around = for_file(figure, "title", "about")
-        specs["file"] = {key: value for key, value in around.items() if key not in ("concat", "layer")}
-    return json.dumps(outline(specs), indent=1, ensure_ascii=False) + "\n"
+        parts.append({key: value for key, value in around.items() if key not in ("concat", "layer")})
+    return "".join(f"{json.dumps(outline(part), ensure_ascii=False)}\n" for part in parts)
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +71,12 @@ def golden(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_each_chart_is_drawn_as_its_kept_spec_says(name, golden):
-    kept = (KEPT / f"{name}.json").read_text(encoding="utf-8")
+    kept = (KEPT / f"{name}.jsonl").read_text(encoding="utf-8")
     assert text_of(golden[name], name) == kept, "if the change is meant: python tests/analysis/charts/test_specs.py"
 
 
 def test_no_spec_is_kept_of_a_chart_that_is_gone():
-    assert {path.stem for path in KEPT.glob("*.json")} == set(CHARTS)
+    assert {path.stem for path in KEPT.glob("*.jsonl")} == set(CHARTS)
 
 
 @pytest.mark.parametrize("name", ["golden", "shapes", "quick"])
@@ -103,14 +96,8 @@ def test_every_field_a_chart_names_is_in_its_rows(name, golden, tmp_path_factory
 
 def test_the_page_keeps_what_its_charts_name_and_nothing_else(golden):
     for name, figure in golden.items():
-        for panel in figure.panels:
-            spec = for_page(panel)
-            for layer in spec["layer"]:
-                assert encoded(layer) <= set(spec["columns"][layer["data"]["name"]]), name
-            for place, columns in spec["columns"].items():
-                named = [encoded(layer) for layer in spec["layer"] if layer["data"]["name"] == place]
-                assert set(columns) == set().union(*named), name
-                assert len({len(one) for one in columns.values()}) == 1, name
+        for layer in (layer for panel in figure.panels for layer in for_page(panel)["layer"]):
+            assert {frozenset(row) for row in layer["data"]["values"]} == {frozenset(encoded(layer))}, name
 
 
 def test_every_chart_is_described_for_those_who_do_not_see_it(golden):
@@ -133,9 +120,9 @@ if __name__ == "__main__":
     import tempfile
 
     KEPT.mkdir(exist_ok=True)
-    for old in KEPT.glob("*.json"):
+    for old in KEPT.glob("*.jsonl"):
         old.unlink()
     with tempfile.TemporaryDirectory() as place:
         for name, figure in figures_of(write(GOLDEN, Path(place) / "records")).items():
-            (KEPT / f"{name}.json").write_text(text_of(figure, name), encoding="utf-8")
-    print(f"wrote {len(list(KEPT.glob('*.json')))} specs to {KEPT}")
+            (KEPT / f"{name}.jsonl").write_text(text_of(figure, name), encoding="utf-8")
+    print(f"wrote {len(list(KEPT.glob('*.jsonl')))} specs to {KEPT}")

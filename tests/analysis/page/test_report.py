@@ -308,7 +308,7 @@ def test_the_latest_sweep_says_which_prefixes_are_reported(tmp_path):
     sweep = json.loads((folder / "sweep.json").read_text())
     write_json(folder / "sweep.json", sweep | {"lengths": [50, 200, 300]})
     records = read_records(folder)
-    assert {tuple(commit["fields"]["lengths"]) for commit in records.quality} == {(50, 200, 300)}
+    assert {tuple(commit["fields"]["lengths"]) for commit in records.commits["quality"]} == {(50, 200, 300)}
 
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\x00\x1b[31m\u202e|x\u2028\n<!--"

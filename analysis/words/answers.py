@@ -1,0 +1,88 @@
+"""The answers in words: a headline for each setting, and what else a reader should know.
+
+Decides nothing: which policy is named is the choice of `answer.sql`, and the numbers are its columns.
+"""
+
+from typing import Any
+
+from analysis.words import speed
+from analysis.words.wording import SAME, between, capital, caveat, change, growth, none_measurable, percent, ppl
+
+Row = dict[str, Any]
+
+
+def answers(frames: dict[str, list[Row]]) -> list[Row]:
+    """One for each setting with quality, then one for each of which only speed was measured."""
+    several = len(frames["overview"][0]["settings"]) > 1
+    speeds = {row["setting"]: row for row in frames["speed"]}
+    found = [answer(row, several, speeds.get(row["setting"])) for row in frames["answer"]]
+    return found + [speed.alone(row, several) for row in frames["speed"] if not row["has_quality"]]
+
+
+def answer(row: Row, several: bool, timed: Row | None) -> Row:
+    """The answer for one setting; `timed`: the row of its speed, if that was measured."""
+    where = f"For {row['setting']}: " if several else ""
+    if row["guesses"]:
+        headline, more = guessing(row)
+    else:
+        headline, more = recommended(row, timed)
+    return {"setting": row["setting"], "headline": capital(where + headline), "more": more}
+
+
+def recommended(row: Row, timed: Row | None) -> tuple[str, list[str]]:
+    """What to take, or that nothing tried is good enough, and why."""
+    pace, spoken = speed.beside_quality(timed) if timed else ("", "")
+    cost = f"{change(row['ppl_change_percent'])} perplexity"
+    against = f"{cost} against the full cache"
+    if none_measurable(row):
+        spread = between(row["ppl_change_low_percent"], row["ppl_change_high_percent"], change)
+        cost = against = f"{SAME} in perplexity ({spread}\u00a0%)"
+    tolerance = f"{row['tolerance_percent']:g}\u00a0%"
+    memory = f"{percent(row['kv_percent'])} of the KV memory at {row['length']:,} tokens{caveat(row['skip_layers'])}"
+    if row["qualifies"]:
+        headline = f"take {row['policy']}: {against}, with {memory}{pace}."
+        smaller = f"No smaller budget tried stays within {tolerance}."
+        why = f"{keeps(row)} {'It is the smallest budget tried.' if row['smallest_tried'] else smaller}"
+    else:
+        headline = f"no policy tried stays within {tolerance} of the full cache’s perplexity."
+        why = f"The closest is {row['policy']}: {cost}, with {memory}. {keeps(row)}"
+    more = [why, *filter(None, (spoken,))]
+    if row["tight_policy"] and row["tight_policy"] != row["policy"]:
+        squeezed = f"{change(row['tight_change_percent'])} with {percent(row['tight_kv_percent'])} of the memory"
+        squeezed += caveat(row["tight_skip_layers"])
+        more.append(f"At {row['tight_budget']:,} tokens the best is {row['tight_policy']}: {squeezed}.")
+    if row["sinks_budget"]:
+        bare, kept = change(row["bare_change_percent"]), change(row["sinks_change_percent"])
+        less = (
+            f"With {row['sinks_budget']:,} tokens and no attention sink, {row['bare_policy']} is at {bare} perplexity"
+        )
+        more.append(f"{less}; {row['sinks_policy']}, which keeps as many, is at {kept}.")
+    return headline, more
+
+
+def guessing(row: Row) -> tuple[str, list[str]]:
+    """The answer for a model whose full cache does no better than guessing: there is nothing to recommend by."""
+    level = f"with the full cache the model’s perplexity is {ppl(row['full_ppl'])}, little better than guessing"
+    why = (
+        f"Its vocabulary has {row['vocab_size']:,} tokens; a model that only guesses, as one with random weights does, "
+    )
+    why += "has about that perplexity, so no policy can make it worse. Sweep a trained model."
+    return f"nothing to choose by: {level}.", [why]
+
+
+def keeps(row: Row) -> str:
+    """What a policy keeps, for readers who meet its name for the first time."""
+    unbounded = growth(row["skip_layers"])
+    return kept(row) + (f" Its memory grows with the text all the same: {unbounded}." if unbounded else "")
+
+
+def kept(row: Row) -> str:
+    """What the layers that evict keep: in the policy's own words where sinks and the last tokens are not all of it."""
+    budget, first = row["budget"], row["start_size"]
+    if row["recent_size"] is None:
+        fields = f", chosen by its rule ({row['policy_fields']})" if row["policy_fields"] else ""
+        return f"It keeps {budget:,} tokens{fields}."
+    if not first:
+        return f"It keeps the last {budget:,} tokens."
+    sinks = "token" if first == 1 else f"{first} tokens"
+    return f"It keeps the first {sinks} of the text (the attention sinks) and the last {row['recent_size']:,}."
