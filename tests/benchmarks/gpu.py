@@ -35,8 +35,7 @@ POLICIES = [
     FixSizeL2(1024, 0.7, "keep_low", position="absolute"),
     FixSizeL2(1024, 0.7, "keep_low"),
 ]
-CASES = [("70m", "float32", 1), ("410m", "float32", 1), ("70m", "bfloat16", 1), ("70m", "bfloat16", 8),
-         ("410m", "bfloat16", 1)]  # fmt: skip
+CASES = [("70m", "float32", 1), ("410m", "float32", 1), ("70m", "bfloat16", 1), ("70m", "bfloat16", 8)]
 
 
 def plain(model, ids_BT: torch.Tensor) -> Callable[[], dict[str, float]]:
