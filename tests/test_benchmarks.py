@@ -11,6 +11,7 @@ from conftest import build_model
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
+import gpu
 import measuring
 import replay
 import tables
@@ -141,3 +142,27 @@ def test_of_several_reports_the_later_has_a_part(report):
     assert both["command"] == f"{report['command']} and other"
     assert len(both["results"]) == len(report["results"]) + 1
     assert replay.merged([report]) == report
+
+
+def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch):
+    labels = [gpu.PLAIN, *map(str, gpu.POLICIES)]
+    case = {"model": "70m", "dtype": "bfloat16", "texts": 8, "tokens_per_s": dict.fromkeys(labels, 1234.6)}
+    case["of_plain"] = dict.fromkeys(labels, 1.5)
+    report = {"card": "Some GPU", "torch": "2.11", "rounds": 9, "cases": [case, {**case, "texts": 1}]}
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{gpu.BEGIN}\nold\n{gpu.END}\nafter\n")
+    gpu.rewrite(page, report)
+    text = page.read_text()
+    assert f"| 70m, bfloat16, 8 texts side by side | 1,235 |{' 1,235 · 1.50 |' * 4}\n" in text
+    assert "| 70m, bfloat16, one text |" in text
+    assert "Some GPU, torch 2.11" in text
+    assert "old" not in text
+    written = (README.parent / "docs" / "benchmarks.md").read_text()
+    assert written.count(gpu.BEGIN) == written.count(gpu.END) == 1
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match="must hold one"):
+        gpu.rewrite(page, report)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    gpu.main()
+    assert capsys.readouterr().out == "bench-gpu: no CUDA device here, nothing was measured\n"

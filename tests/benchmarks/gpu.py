@@ -4,7 +4,7 @@
     python tests/benchmarks/gpu.py --from benchmarks/gpu.json --page docs/benchmarks.md    writes the table of the page
 
 All take turns in one run, in another random order each round; a ratio is the median over rounds. Models have Pythia's
-shapes with random weights, texts are random tokens, float32 products are IEEE's (TF32 off), and the plain forward pass
+shapes with random weights, texts are random tokens, linear products of float32 are IEEE's (TF32 off), and the plain pass
 is transformers' own with its fused attention ("sdpa") and its loss. Where there is no GPU this says so in a line.
 """
 
@@ -86,7 +86,8 @@ def block_of(report: dict) -> list[str]:
         cells[1:] = [f"{cell} · {found['of_plain'][label]:.2f}" for cell, label in zip(cells[1:], labels[1:])]
         lines.append(f"| {found['model']}, {found['dtype']}, {texts} | {' | '.join(cells)} |")
     about = f"{report['card']}, torch {report['torch']}, TF32 off: tokens per second, and times the plain"
-    return [*lines, "", f"{about} forward pass's; medians over {report['rounds']} rounds. From `make bench-gpu`."]
+    rounds = f"medians over {report['rounds']} rounds, of ratios within a round"
+    return [*lines, "", f"{about} forward pass's; {rounds}. From `make bench-gpu`."]
 
 
 def rewrite(page: Path, report: dict) -> None:

@@ -10,6 +10,8 @@ from kvstream.engine.attention import merge_partials
 from kvstream.engine.backends import backend_for
 from kvstream.engine.backends.cpu import Cpu
 from kvstream.engine.backends.reference import Reference
+from kvstream.engine.chunk_choice import chunk_size_for, fitting_chunk
+from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.rank_positions import Ranks
 from kvstream.engine.rope import Rotation
 
@@ -34,6 +36,15 @@ def test_a_device_has_one_backend():
         for kind in ("mps", "meta"):
             assert type(backend_for(torch.device(kind), dtype)) is Reference
     assert type(backend_for(torch.device("cuda"), FLOAT64)) is Reference
+
+
+def test_chunks_are_fixed_on_cpus_and_elsewhere_double_while_they_fit(tiny_model):
+    assert {chunk_size_for(tiny_model("neox", dtype), rows) for dtype in CLOSE for rows in (1, 99)} == {CHUNK_SIZE}
+    assert fitting_chunk(1e9, 1) == fitting_chunk(1e9, 8) == 16 * CHUNK_SIZE
+    assert fitting_chunk(0, 1) == CHUNK_SIZE
+    assert [fitting_chunk(32 * CHUNK_SIZE, rows) // CHUNK_SIZE for rows in (1, 2, 3, 8, 16, 17, 64)] == [
+        16, 16, 8, 4, 2, 1, 1,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: type(each).__name__)

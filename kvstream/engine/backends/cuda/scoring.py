@@ -42,6 +42,7 @@ def scored(
     logits_bytes: of logits that exist at once.
     """
     T, V = len(targets_T), len(head.weight)
+    targets_T = targets_T.contiguous()  # one token of several texts lies apart
     nll = torch.empty(T, device=hidden_TE.device)
     correct = torch.empty(T, dtype=torch.bool, device=hidden_TE.device)
     rows = max(64, logits_bytes // (V * hidden_TE.element_size()) // 64 * 64)
