@@ -4,7 +4,7 @@
     python tests/benchmarks/gpu.py --from benchmarks/gpu.json --page docs/benchmarks.md    writes the table of the page
 
 All take turns in one run, in another random order each round; a ratio is the median over rounds. Models have Pythia's
-shapes with random weights, texts are random tokens, linear products of float32 are IEEE's (TF32 off), and the plain pass
+shapes with random weights, texts are random tokens, linear products of float32 are IEEE's (TF32 off), the plain pass
 is transformers' own with its fused attention ("sdpa") and its loss. Where there is no GPU this says so in a line.
 """
 
