@@ -117,15 +117,13 @@ class KVStreamCache(Cache):
         """
         seen = self.get_seq_length()
         stays = max(0, seen + tokens_to_remove) if tokens_to_remove <= 0 else min(tokens_to_remove, seen)
-        if stays == seen:
-            return
         if not stays:
             self.reset()
-            return
-        cache_state.refuse_lost_tokens(self, f"crop({tokens_to_remove})")
-        for layer in self.own_layers():
-            layer.take_back(stays)
-        self.told.take_back(stays)
+        elif stays < seen:
+            cache_state.refuse_lost_tokens(self, f"crop({tokens_to_remove})")
+            for layer in self.own_layers():
+                layer.take_back(stays)
+            self.told.take_back(stays)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order: what beam search needs."""
