@@ -10,7 +10,7 @@ from kvstream.engine.attention import merge_partials
 from kvstream.engine.backends import backend_for
 from kvstream.engine.backends.cpu import Cpu
 from kvstream.engine.backends.reference import Reference
-from kvstream.engine.rank_positions import Ranks
+from kvstream.engine.positions import Ranks
 from kvstream.engine.rope import Rotation
 
 B, H, G, T, S, D = 2, 3, 2, 5, 11, 8

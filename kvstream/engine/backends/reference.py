@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kvstream.engine.attention import Partial
-from kvstream.engine.rank_positions import Ranks
+from kvstream.engine.positions import Ranks
 
 
 @dataclass(frozen=True)
