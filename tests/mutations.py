@@ -76,7 +76,7 @@ MUTATIONS = [
     Mutation("the engine is in no key", "kvstream/grid/code_version.py",
              '_ALL = ("policies", "engine", ', '_ALL = ("policies", ', CHANGES),
     Mutation("damaged rows count as finished", "kvstream/records/store.py",
-             "if sha256_of(data) != sha256:", "if not data:", RECORDS),
+             "if sha256_of(data) != sha256:", "if not data:", DAMAGE),
     Mutation("a record's name is not in its checksum", "kvstream/records/store.py",
              'sha256_of(name.encode() + b"\\n" + _json(record))', "sha256_of(_json(record))", DAMAGE),
     Mutation("rows that no record names stay", "kvstream/records/store.py",

@@ -17,8 +17,7 @@ import torch
 from kvstream.engine.bounded_step import attend_token
 from kvstream.engine.eviction import eviction_of
 from kvstream.engine.layer import Layer
-from kvstream.engine.positions import Positions
-from kvstream.engine.rank_positions import Ranks
+from kvstream.engine.positions import Positions, Ranks
 from kvstream.engine.shared_tables import SharedTables
 from kvstream.engine.sink_rotation import Sinks
 from kvstream.engine.slot_layout import SlotLayout

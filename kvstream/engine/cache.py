@@ -15,14 +15,13 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from kvstream.engine import admission, cache_state, model_check, transformers_hook
+from kvstream.engine.admission import Owner, Told
 from kvstream.engine.bounded_layer import BoundedLayer
 from kvstream.engine.call_checks import refuse_autocast, refuse_missing_layers
 from kvstream.engine.layer import Layer
-from kvstream.engine.model_owner import Owner
 from kvstream.engine.model_watch import watch
 from kvstream.engine.rope import Rope
 from kvstream.engine.shared_tables import SharedTables
-from kvstream.engine.told_ids import Told
 from kvstream.engine.unbounded_layer import UnboundedLayer
 from kvstream.engine.wrappers import device_of, unwrapped
 from kvstream.policies import BoundedPolicy, Policy
@@ -117,15 +116,13 @@ class KVStreamCache(Cache):
         """
         seen = self.get_seq_length()
         stays = max(0, seen + tokens_to_remove) if tokens_to_remove <= 0 else min(tokens_to_remove, seen)
-        if stays == seen:
-            return
         if not stays:
             self.reset()
-            return
-        cache_state.refuse_lost_tokens(self, f"crop({tokens_to_remove})")
-        for layer in self.own_layers():
-            layer.take_back(stays)
-        self.told.take_back(stays)
+        elif stays < seen:
+            cache_state.refuse_lost_tokens(self, f"crop({tokens_to_remove})")
+            for layer in self.own_layers():
+                layer.take_back(stays)
+            self.told.take_back(stays)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order: what beam search needs."""

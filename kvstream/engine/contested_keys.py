@@ -13,7 +13,7 @@ import torch
 
 from kvstream.engine.attention import Partial
 from kvstream.engine.lifetimes import Lifetimes, first_places
-from kvstream.engine.rank_positions import Ranks
+from kvstream.engine.positions import Ranks
 
 if TYPE_CHECKING:
     from kvstream.engine.backends import Backend

@@ -28,8 +28,8 @@ def refuse(message: object) -> NoReturn:
     leave(2)
 
 
-def leave(code: int, *, at_once: bool = False) -> NoReturn:
-    """End the program. at_once: without releasing objects first, such as buffers of Ray's store.
+def leave(code: int) -> NoReturn:
+    """End the program.
 
     Threads of object stores' clients are left alone: to end them has aborted programs that had done all their work
     ("terminate called without an active exception"). What was written is there.
@@ -40,7 +40,6 @@ def leave(code: int, *, at_once: bool = False) -> NoReturn:
         finalizer: Any = getattr(fs, "ensure_s3_finalized", None)
         if finalizer:  # some builds of pyarrow have no S3
             atexit.unregister(finalizer)
-    if opened or at_once:
         atexit._run_exitfuncs()  # Ray's end, for one
         sys.stdout.flush()
         sys.stderr.flush()

@@ -8,16 +8,15 @@ import os
 import signal
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvstream.sweep.interrupt import put_off
-from kvstream.sweep.ray_address import unanswered
-from kvstream.sweep.slots import Node
+from kvstream.sweep.pool import Node
 
 NODE_ID = "ray.io/node-id"  # Ray's label of each machine
+PATIENCE_S = 3.0  # with an address; Ray itself would wait for minutes
 
 
 def device_here() -> str:
@@ -25,6 +24,56 @@ def device_here() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def answering() -> str | None:
+    """Where a running Ray answers: RAY_ADDRESS, else what the last `ray start` here left behind; None if nowhere.
+
+    Raises ValueError if RAY_ADDRESS is set and nobody answers there: a sweep must not run elsewhere than it was told.
+    """
+    asked = os.environ.get("RAY_ADDRESS")
+    if asked == "local":
+        return None
+    if asked and "://" in asked:
+        use = "`ray job submit` alone" if asked.startswith("http") else "Ray Client, which sweeps do not use"
+        raise ValueError(
+            f"RAY_ADDRESS: {asked!r} is an address for {use}; "
+            "give host:port of the cluster's head, on a machine of the cluster, or unset RAY_ADDRESS"
+        )
+    address = asked if asked and asked != "auto" else _left_behind()
+    why = _unanswered(address) if address else "no Ray was started on this machine"
+    if not why:
+        return address
+    if asked:
+        raise ValueError(
+            f"RAY_ADDRESS: no Ray answers at {asked!r} ({why}); run `ray start --head` first, or unset RAY_ADDRESS"
+        )
+    if address:
+        print(f"Ray: an earlier cluster left the address {address} behind, and {why}; starting Ray anew")
+    return None
+
+
+def _left_behind() -> str | None:
+    """What `ray start` wrote into Ray's folder, whether or not that cluster still runs."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or (sys.platform == "linux" and os.environ.get("TMPDIR")) or "/tmp")
+    try:
+        return (folder / "ray" / "ray_current_cluster").read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _unanswered(address: str) -> str | None:
+    """Why nobody seems to be there; None if a connection is taken."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 65536):
+        return "it is not host:port, such as 10.0.0.1:6379"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
+    except TimeoutError:
+        return f"no answer within {PATIENCE_S:.0f} s"
+    except (OSError, UnicodeError) as error:  # the latter for names that are none
+        return (getattr(error, "strerror", None) or str(error)).lower()
+    return None
 
 
 def connect(where: str | None) -> list[Node]:
@@ -39,8 +88,7 @@ def connect(where: str | None) -> list[Node]:
     try:
         if not ray.is_initialized():
             own: Any = {} if where else {"address": "local", "include_dashboard": False}
-            with put_off():  # torn in two, it leaves processes behind
-                ray.init(logging_level=logging.ERROR, log_to_driver=False, **own)
+            _undisturbed(lambda: ray.init(logging_level=logging.ERROR, log_to_driver=False, **own))
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray would kill its head first, then abort
             # Asked for last, so done first when the program ends: a Ctrl-C must not tear Ray's end in two either.
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
@@ -52,12 +100,23 @@ def connect(where: str | None) -> list[Node]:
             f"ray: the cluster at {where} lets nobody in ({why}); a sweep runs on one of its machines, with its "
             "version of Ray, and with RAY_AUTH_MODE=token if it asks for a token"
         ) from None
-    nodes = [node for node in machines() if node.cores]
-    if not nodes:
+    if not (nodes := machines()):
         raise ValueError("ray: no node of the cluster has a CPU for tasks; add one, or start Ray with --num-cpus")
     cores, gpus = sum(node.cores for node in nodes), sum(node.gpus for node in nodes)
     print(f"Ray: {len(nodes)} node(s) with {cores} CPUs and {gpus} GPUs")
     return nodes
+
+
+def _undisturbed(start: Callable[[], Any]) -> None:
+    """Put a Ctrl-C off until Ray has started: torn in two, that leaves processes behind."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def joined() -> bool:
@@ -66,55 +125,13 @@ def joined() -> bool:
 
 
 def machines() -> list[Node]:
-    """The machines of the cluster that live, with or without a CPU for tasks."""
+    """The machines of the cluster that live and have CPUs for tasks."""
     import ray
 
+    alive = [(node["NodeID"], node["Resources"] or {}) for node in ray.nodes() if node["Alive"]]
     return [
-        Node(node["NodeID"], int(has.get("CPU", 0)), int(has.get("GPU", 0)), has.get("memory", 0))
-        for node in ray.nodes()
-        if node["Alive"] and (has := node["Resources"]) is not None
+        Node(id, int(has["CPU"]), int(has.get("GPU", 0)), has.get("memory", 0)) for id, has in alive if has.get("CPU")
     ]
-
-
-def here() -> str:
-    """Ray's id of this machine."""
-    import ray
-
-    return str(ray.get_runtime_context().get_node_id())
-
-
-def silence() -> str | None:
-    """Why the head of the cluster cannot be reached; None if it can."""
-    import ray
-
-    return unanswered(ray.get_runtime_context().gcs_address)
-
-
-class Lifeline:
-    """Tells at once whether the Ray on this machine has ended.
-
-    Ray itself may notice after 15 seconds only. As soon as the driver, or a thread of Ray's in it, uses the object
-    store of a Ray that has ended, Ray ends the driver without a word (`src/ray/object_manager/plasma/connection.cc`).
-    So this holds a connection to that store and never sends on it: it breaks with the driver's own.
-    """
-
-    def __init__(self) -> None:
-        import ray
-
-        [path] = [node["ObjectStoreSocketName"] for node in ray.nodes() if node["NodeID"] == here()]
-        self._connection = socket.socket(socket.AF_UNIX)
-        with suppress(OSError):  # it is then said to have ended
-            self._connection.connect(path)
-        self._connection.setblocking(False)
-
-    def broken(self) -> bool:
-        """Whether it has ended."""
-        try:
-            return not self._connection.recv(1)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
 
 
 def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
@@ -137,21 +154,18 @@ def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
 
     Raises ValueError if there is none.
     """
-    largest = max(node.cores for node in nodes)
+    kind = "node" if device == "cpu" else "node with a GPU"
+    able = [node for node in nodes if device == "cpu" or node.gpus]
+    largest = max(node.cores for node in able)
     if threads and threads > largest:
-        raise ValueError(f"threads: {threads} asked, the largest node has {largest} CPUs; give no more than that")
-    able = [node for node in nodes if node.cores >= (threads or 1)]
+        raise ValueError(f"threads: {threads} asked, the largest {kind} has {largest} CPUs; give no more than that")
+    able = [node for node in able if node.cores >= (threads or 1)]
     if device == "cpu":
         return able
     import ray
 
     from kvstream.measure.peak_memory import gpu_bytes
 
-    if not (able := [node for node in able if node.gpus]):
-        largest = max(node.cores for node in nodes if node.gpus)
-        raise ValueError(
-            f"threads: {threads} asked, the largest node with a GPU has {largest} CPUs; give no more than that"
-        )
     ask = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(gpu_bytes)
     new = [node.id for node in able if node.id not in _gpu_memory]
     asked = [ask.options(label_selector={NODE_ID: id}).remote(device) for id in new]
@@ -163,18 +177,6 @@ def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
             "install a build of torch for them, or use --device cpu"
         )
     return able
-
-
-def refuse_lacking(device: str, threads: int | None) -> None:
-    """Raise ValueError for what this machine certainly lacks, before a Ray is started on it, which takes long."""
-    if "RAY_OVERRIDE_RESOURCES" in os.environ:
-        return
-    fit_for("cpu", [Node("", os.cpu_count() or 1, 0, 0)], threads)
-    if device == "cuda" and device_here() != "cuda":
-        raise ValueError(
-            "device: 'cuda' asked, but torch finds no GPU on this machine; "
-            "install a build of torch for it, or use --device cpu"
-        )
 
 
 def refuse_lost(out: str) -> None:

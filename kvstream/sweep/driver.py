@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 
 from kvstream.grid.cells import Cell, LatencyCell, QualityCell
 from kvstream.grid.memory_needed import side_by_side
-from kvstream.sweep.interrupt import Interrupt, NothingLeft
+from kvstream.sweep.interrupt import Interrupt
 from kvstream.sweep.jobs import jobs_of
-from kvstream.sweep.pool import Failed, Lost, Pool
+from kvstream.sweep.pool import Failed, Lost, Node, Pool, Slots
 from kvstream.sweep.results import Results
 from kvstream.sweep.scheduler import Scheduler, phases
-from kvstream.sweep.slots import Node, Slots
 from kvstream.sweep.work import Check, Timing, Work
 
 WAIT_S = 1.0  # how long the driver waits at a time, so that it notices a Ctrl-C
@@ -50,16 +49,12 @@ class Driver:
         pool = self.pool_for(self.latency_slots if timed else self.slots, self.nodes)
         try:
             pool.load(cells[0], self.results.reporter.say)
-        except NothingLeft:
-            raise
         except Exception as error:
             self._refuse(cells, error)
             return
         check = Check(cells=tuple(cells))
         try:
             self._drive(pool, Scheduler(check, self._works(cells), self.results.resumed))
-        except NothingLeft:
-            raise  # who would end workers now would wait for Ray
         except BaseException:
             pool.close()
             raise

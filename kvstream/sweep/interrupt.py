@@ -10,20 +10,19 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Any
+from dataclasses import dataclass
+from types import FrameType
 
 
 class NothingLeft(Exception):
     """Nothing can be computed any more: why, and what to do."""
 
 
+@dataclass
 class Interrupt:
-    """Counts the wish to stop while it is entered: `draining` after the first, `stopping` after the second."""
+    """Counts the wishes to stop."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._before: dict[int, Any] = {}
+    count: int = 0
 
     @property
     def draining(self) -> bool:
@@ -35,18 +34,15 @@ class Interrupt:
         """Whether what runs should end too."""
         return self.count > 1
 
-    def __enter__(self) -> Interrupt:
-        """Take the signals over."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals over, and give them back."""
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.stopping:
@@ -54,23 +50,3 @@ class Interrupt:
         self.count += 1 if number == signal.SIGINT else 2
         what = "stopping" if self.stopping else "finishing the cells that run; once more to stop them"
         print(f"\n{signal.Signals(number).name}: {what}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def put_off() -> Iterator[None]:
-    """Put a Ctrl-C off until the end of what must not be torn in two; a second one is not."""
-    before, came = signal.getsignal(signal.SIGINT), False
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        if came:
-            signal.default_int_handler(number, frame)
-        came = True
-
-    signal.signal(signal.SIGINT, receive)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt

@@ -27,13 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job(Work):
-    """Cells that are evaluated side by side, from `start` on.
+    """Cells that are evaluated side by side.
 
     begun: what the part before left. common: first tokens that are worth replaying once for all jobs on these texts.
     """
 
     cells: tuple[QualityCell, ...]
-    start: int = 0
     begun: Begun | None = None
     common: int = 0
 
@@ -73,15 +72,10 @@ class Job(Work):
         return sum(map(text_bytes, self.cells))
 
     @property
-    def left(self) -> int:
-        """What comes after the parts that are done."""
-        return self.length - self.start
-
-    @property
     def call(self) -> tuple[str, dict[str, Any]]:
         """Evaluate this part."""
-        given = {"stretch": self.stretch, "begun": self.begun, "common": self.common, "shared": self.shared}
-        return "quality", given
+        given = {"begun": self.begun, "common": self.common, "shared": self.shared}
+        return "quality", given | {"stretch": self.stretch}
 
     @property
     def stretch(self) -> dict[str, Any]:

@@ -18,11 +18,10 @@ from kvstream.grid.axes import Grid
 from kvstream.grid.flags import Options, parse_flags
 from kvstream.grid.terminal import leave, refuse
 from kvstream.sweep.interrupt import Interrupt, NothingLeft
-from kvstream.sweep.question import question_of
 
 if TYPE_CHECKING:
+    from kvstream.sweep.pool import Node, Slots
     from kvstream.sweep.preflight import Plan
-    from kvstream.sweep.slots import Node, Slots
 
 
 def main(grid: Grid, manual: str, arguments: Sequence[str] | None = None) -> None:
@@ -37,60 +36,44 @@ def main(grid: Grid, manual: str, arguments: Sequence[str] | None = None) -> Non
     try:
         asked, options = parse_flags(grid, manual, arguments)
         own = replace(asked, repeats=grid.repeats) == grid  # how often something is measured is not what is asked
-        question = " ".join(manual.strip().partition("\n\n")[0].split()) if own else question_of(asked)
-        unfinished = run(asked, question, options)
+        unfinished = run(asked, " ".join(manual.strip().partition("\n\n")[0].split()) if own else "", options)
     except (ValueError, OSError) as error:
         refuse(error)
     except KeyboardInterrupt:
         leave(130)
-    except NothingLeft:
-        # Its traceback holds buffers of Ray's store: to release them without that Ray would end the process here.
-        leave(1, at_once=True)
     leave(1 if unfinished else 0)
 
 
 def run(grid: Grid, question: str, options: Options) -> int:
     """Measure what the records in `options.out` lack of `grid`; count the cells that failed or were not reached.
 
-    Where nothing is lacking, no Ray is started. Where this process uses a Ray already, that is used, and its workers
-    stay for the next call. Raises ValueError for whatever can be known to fail before a model is loaded, and
-    NothingLeft if Ray ends or has no machine left.
+    question: what records carry as the question; if empty, the grid in words. Where nothing is lacking, no Ray is
+    started. Where this process uses a Ray already, that is used, and its workers stay for the next call. Raises
+    ValueError for whatever can be known to fail before a model is loaded.
     """
     from kvstream.grid.planning import prepare
     from kvstream.records.store import Records
     from kvstream.sweep import cluster
-    from kvstream.sweep.dry_run import describe
-    from kvstream.sweep.preflight import Plan
-    from kvstream.sweep.ray_address import answering
+    from kvstream.sweep.preflight import Plan, question_of
 
     cluster.refuse_lost(options.out)
-    joined = cluster.joined()
-    where = None if options.dry_run or joined else answering()
-    if not (where or joined or options.dry_run):
-        cluster.refuse_lacking(options.device, options.threads)
-    plan = Plan(grid, question, options, prepare(grid), Records(options.out))
-    auto = options.device == "auto"
+    where = None if options.dry_run else "this process's Ray" if cluster.joined() else cluster.answering()
+    plan = Plan(grid, question or question_of(grid), options, prepare(grid), Records(options.out))
+    device = cluster.device_here() if options.device == "auto" and not where else options.device
     if options.dry_run:
-        describe(grid, question, plan.span(cluster.device_here() if auto else options.device), plan.records)
+        plan.look(device)
+        plan.describe()
         return 0
     with plan.records.locked():
-        if not (auto and (where or joined)):  # else only the cluster knows the device
-            plan.look(cluster.device_here() if auto else options.device)
-        return _finish(plan, where)
-
-
-def _finish(plan: Plan, where: str | None) -> int:
-    """Measure what is missing on the Ray that answers at `where`, else on one of this machine; count what is left.
-
-    Tells last how to look at the records.
-    """
-    if plan.cells and not plan.todo:
-        plan.begin()
-        unfinished = 0
-    else:
-        unfinished = _measure(plan, where)
+        if device != "auto":  # else only the cluster knows it
+            plan.look(device)
+        if plan.cells and not plan.todo:
+            plan.begin()
+            unfinished = 0
+        else:
+            unfinished = _measure(plan, where)
     if unfinished < len(plan.cells):
-        print(f"report: python analysis/report.py --records {shlex.quote(plan.options.out)}")
+        print(f"report: python analysis/report.py --records {shlex.quote(options.out)}")
     return unfinished
 
 
@@ -111,24 +94,21 @@ def _measure(plan: Plan, where: str | None) -> int:
 
 
 def _compute(plan: Plan, slots: Slots, nodes: list[Node]) -> int:
-    """Compute the cells that are to do; counts those that failed or were not reached. Says why before NothingLeft."""
+    """Compute the cells that are to do; counts, and tells, those that failed or were not reached."""
     from kvstream.sweep.driver import Driver
     from kvstream.sweep.progress import Reporter
     from kvstream.sweep.ray_pool import pool_for
     from kvstream.sweep.results import Results
 
-    cells, lost = plan.todo, None
+    cells, interrupt = plan.todo, Interrupt()
     results = Results(plan.records, Reporter(len(cells), sum(cell.tokens for cell in cells)))
     alone = replace(slots, threads=plan.options.threads, whole=True)
     try:
-        with Interrupt() as interrupt, results.reporter:
+        with interrupt.listening(), results.reporter.bar:
             Driver(slots, alone, nodes, pool_for, results, interrupt).measure(cells)
     except NothingLeft as error:
         print(f"stopping: {error}", file=sys.stderr)
-        lost = error
     if unfinished := len(cells) - results.finished:
         told = f"{unfinished} of {len(cells)} cells are not finished; the same command tries them again"
         print(told, file=sys.stderr)
-    if lost:
-        raise lost
     return unfinished

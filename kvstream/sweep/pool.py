@@ -1,6 +1,6 @@
-"""Workers as the scheduler and the driver see them, and what is heard of them. Knows no Ray, as `ray_pool` does.
+"""Machines and workers as the scheduler and the driver see them, and what is heard of workers. Knows no Ray.
 
-A worker does what it is sent one piece after another, in that order.
+A worker does what it is sent one piece after another, in that order; `ray_pool` has workers on Ray.
 """
 
 from __future__ import annotations
@@ -11,6 +11,46 @@ from typing import Any, Protocol
 
 from kvstream.grid.cells import Cell
 from kvstream.sweep.work import Work
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster: its Ray id, CPU cores, GPUs, and bytes of memory that tasks may use."""
+
+    id: str
+    cores: int
+    gpus: int
+    memory: float
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What a worker takes of a machine.
+
+    threads: its CPU cores, None for all that its machine has; where the device is a GPU it has one of these, too.
+    whole: it is alone on its machine, as for latency, however many threads it computes with.
+    """
+
+    device: str
+    threads: int | None
+    whole: bool = False
+
+    def threads_on(self, node: Node) -> int:
+        """With how many threads it computes there."""
+        return self.threads or node.cores
+
+    def on(self, node: Node) -> int:
+        """How many workers a machine has room for."""
+        room = node.cores // self.threads_on(node)
+        if self.whole:
+            return min(room, 1)
+        return room if self.device == "cpu" else min(room, node.gpus)
+
+    def takes(self, node: Node) -> dict[str, Any]:
+        """What Ray is asked for."""
+        if self.whole:
+            return {"num_cpus": node.cores, "num_gpus": node.gpus}
+        return {"num_cpus": self.threads_on(node), "num_gpus": int(self.device != "cpu")}
 
 
 @dataclass(frozen=True)
@@ -72,24 +112,18 @@ class Pool(Protocol):
 
     def load(self, cell: Cell, say: Callable[[str], None]) -> None:
         """Have workers compute with this cell's model from now on; raises what speaks against it."""
-        ...
 
     def idle(self) -> list[WorkerInfo]:
         """Those that may be sent something, those with nothing to do first, and only these while others start."""
-        ...
 
     def starting(self) -> bool:
         """Whether more workers are to come."""
-        ...
 
     def send(self, worker: WorkerInfo, work: Work) -> None:
         """Give a worker something to do, now or after what it has."""
-        ...
 
     def wait(self, seconds: float) -> list[Event]:
         """What happened, as soon as anything has; empty if nothing does in so many seconds. Raises NothingLeft."""
-        ...
 
     def close(self) -> None:
         """End all workers, whatever they do."""
-        ...

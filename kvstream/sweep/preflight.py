@@ -1,4 +1,4 @@
-"""What a sweep has to do and what it will take, found before anything is computed. Knows no Ray.
+"""What a sweep asks, has to do, and will take, found before anything is computed. Knows no Ray.
 
 A cell that no machine can hold is not run, and the others are; a sweep that cannot run at all ends here.
 """
@@ -6,6 +6,7 @@ A cell that no machine can hold is not run, and the others are; a sweep that can
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kvstream.grid.axes import Grid
@@ -13,9 +14,29 @@ from kvstream.grid.cells import Cell, QualityCell
 from kvstream.grid.flags import Options
 from kvstream.grid.memory_needed import needed_bytes, too_large
 from kvstream.grid.planning import Source, latency_cells, quality_cells
+from kvstream.grid.terminal import visible
 from kvstream.records.long_cells import tidy
 from kvstream.records.store import Records
-from kvstream.sweep.slots import Node, Slots, divide
+from kvstream.sweep.pool import Node, Slots
+
+
+def question_of(grid: Grid) -> str:
+    """Put into words what a grid asks, for records and reports, where no sweep's docstring does."""
+    policies = f"do {len(grid.policies)} policies" if len(grid.policies) > 1 else f"does {grid.policies[0]}"
+    words = [f"What {policies} cost and gain on {_and(grid.models)}?"]
+    if grid.lengths:
+        documents = f"{grid.documents} documents" if grid.documents > 1 else "1 document"
+        words.append(f"Perplexity over the first {_and(grid.lengths)} tokens of {documents} of {grid.text}.")
+    if grid.contexts:
+        batches = "" if grid.batches == (1,) else f", {_and(grid.batches)} texts at once"
+        words.append(f"Latency after {_and(grid.contexts)} tokens{batches}.")
+    return " ".join(words)
+
+
+def _and(items: Sequence[str] | Sequence[int]) -> str:
+    """List names or numbers as a sentence does."""
+    *first, last = (item if isinstance(item, str) else f"{item:,}" for item in items)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 @dataclass
@@ -27,23 +48,34 @@ class Plan:
     options: Options
     sources: list[Source]
     records: Records
-    device: str | None = None  # for which the following were found
+    device: str = ""  # for which the following were found
     cells: list[Cell] = field(default_factory=list)
     finished: set[str] = field(default_factory=set)
     todo: list[Cell] = field(default_factory=list)  # what is to be computed
     refused: dict[Cell, str] = field(default_factory=dict)  # that no machine can hold, and why
 
-    def span(self, device: str) -> list[Cell]:
-        """All cells of the grid on a device."""
-        axes = self.grid, self.sources, device, self.options.dtype
-        return [*quality_cells(*axes), *latency_cells(*axes, self.options.threads)]
-
     def look(self, device: str) -> None:
         """Find out which cells are finished, unless that is known."""
         if device != self.device:
-            self.device, self.cells = device, self.span(device)
+            axes = self.grid, self.sources, device, self.options.dtype
+            self.device = device
+            self.cells = [*quality_cells(*axes), *latency_cells(*axes, self.options.threads)]
             self.finished = self.records.finished([cell.key for cell in self.cells])
             self.todo = [cell for cell in self.cells if cell.key not in self.finished]
+
+    def describe(self) -> None:
+        """Print the cells and what those would cost that are to do: `--dry-run`."""
+        print(visible(self.question))
+        for cell in self.cells:
+            print(f"  {cell.key}  {cell}  {cell.tokens:,} tokens{'  finished' if cell.key in self.finished else ''}")
+        tokens = sum(cell.tokens for cell in self.todo)
+        tflop = sum(cell.tokens * cell.model.flops_per_token for cell in self.todo) / 1e12
+        counted = f"{len(self.cells)} cells, {len(self.finished)} finished, {len(self.todo)} to do"
+        print(f"{self.grid.name}: {counted}")
+        print(
+            f"cost: {tokens:,} tokens, {tflop:,.1f} TFLOP beside attention; "
+            f"at 50 GFLOP/s per CPU core, {tflop / 0.05 / 60:,.0f} core-minutes"
+        )
 
     def refuse_too_large(self, nodes: list[Node]) -> None:
         """Take out what no machine can hold; ValueError if that is everything."""
@@ -55,7 +87,6 @@ class Plan:
 
     def divided(self, nodes: list[Node]) -> Slots:
         """What each quality cell takes of the machines."""
-        assert self.device is not None
         evaluated = [cell for cell in self.todo if isinstance(cell, QualityCell)]
         largest = max(map(needed_bytes, evaluated), default=0.0)
         return divide(self.device, nodes, self.options.threads, len(evaluated), largest)
@@ -72,3 +103,18 @@ class Plan:
         for cell, why in self.refused.items():
             self.records.fail(cell.key, cell.fields, why, 0)
             print(f"not run: {why}", file=sys.stderr)
+
+
+def divide(device: str, nodes: list[Node], threads: int | None, cells: int, needed: float = 0.0) -> Slots:
+    """Divide the cluster among quality cells: one GPU each, or as many CPU cores that all are busy.
+
+    threads: asked for, else chosen. needed: the bytes of the largest cell; a node that can hold it must have the cores.
+    """
+    if device != "cpu":
+        return Slots(device, threads or 1)
+
+    def fit(each: int) -> int:
+        return sum(node.cores // each for node in nodes)
+
+    most = max(node.cores for node in nodes if node.memory >= needed)
+    return Slots(device, threads or next((each for each in range(most, 1, -1) if fit(each) >= cells), 1))

@@ -14,14 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import ray
 
 from kvstream.grid.cells import Cell
 from kvstream.sweep.cluster import NODE_ID
-from kvstream.sweep.pool import Done, Event, Failed, Lost, Told, WorkerInfo
-from kvstream.sweep.slots import Node, Slots
+from kvstream.sweep.pool import Done, Event, Failed, Lost, Node, Slots, Told, WorkerInfo
 from kvstream.sweep.watch import Watch
 from kvstream.sweep.work import Work
 from kvstream.sweep.worker import Finished, own_code, weights_of
@@ -82,43 +81,33 @@ class RayPool:
     """Actors in all slots of the machines that are fit for them; a `pool.Pool`."""
 
     def __init__(self, slots: Slots, nodes: list[Node]) -> None:
-        self.slots = self._own_slots = slots
-        self.watch = Watch(slots, nodes)
+        self.slots, self.watch = slots, Watch(slots, nodes)
+        self.ray = ray.get_runtime_context().get_node_id()
+        self.model = ""  # what workers compute with
+        self.weights: Any = None  # where Ray has it
         self._code = own_code()
-        self._model, self._weights = "", cast(Any, None)  # what workers compute with, and where Ray has it
         self._actor = actor_class("latency" if slots.whole else "quality")
         self._hired: dict[str, Hired] = {}
         self._starts = 0
         self._failed_starts: Counter[str] = Counter()  # by machine
-        self._hire()
 
     def serves(self, slots: Slots, nodes: list[Node]) -> bool:
-        """Whether its workers will do for other slots; if these have more threads each, fewer of them are used."""
-        own, idle = self._own_slots, not any(hired.sent for hired in self._hired.values())
-        fine = slots.whole or (own.threads or 0) <= (slots.threads or 0)
-        return idle and fine and (slots.whole, slots.device) == (own.whole, own.device) and self.watch.same(nodes)
+        """Whether its workers are those that would be hired anew."""
+        idle = not any(hired.sent for hired in self._hired.values())
+        return idle and slots == self.slots and self.watch.nodes == {node.id: node for node in nodes}
 
     def load(self, cell: Cell, say: Callable[[str], None]) -> None:
-        """Put another model into Ray's store in place of the one before."""
+        """Start workers that are missing, and put another model into Ray's store in place of the one before."""
+        self._hire()
         model = f"{cell.model.identity} {cell.dtype}"
-        if model != self._model:
+        if model != self.model:
             say(f"loading {cell.model.spec}")
-            self._model, self._weights = "", None  # the one before goes first
-            weights = weights_of(cell)
-            with self.watch.alive():
-                self._model, self._weights = model, ray.put(weights)
-
-    def replace(self, other: RayPool) -> None:
-        """Compute in the place of other workers, with the same model."""
-        self._model, self._weights = other._model, other._weights
-        other.close()
+            self.model, self.weights = "", None  # the one before goes first
+            self.model, self.weights = model, ray.put(weights_of(cell))
 
     def idle(self) -> list[WorkerInfo]:
         """Of those with as much to do, small machines come first: what needs a large one waits for that."""
-        ready = []
-        for node in self.watch.nodes:
-            there = [hired for hired in self._hired.values() if hired.node.id == node.id and not hired.report]
-            ready += there[: self.slots.on(node)]
+        ready = [hired for hired in self._hired.values() if not hired.report and hired.node.id in self.watch.nodes]
         if self.starting():
             ready = [hired for hired in ready if not hired.sent]
         ready.sort(key=lambda hired: (len(hired.sent), hired.node.memory))
@@ -132,27 +121,27 @@ class RayPool:
         """Queue work on an actor. Latency is measured on a model in memory of its own, as a server's is."""
         hired = self._hired[worker.id]
         do = hired.actor.do.options(num_returns="streaming")
-        with self.watch.alive():
-            stream = do.remote(work.call, worker.threads, self._model, [self._weights], self.slots.whole)
-        hired.sent[stream] = work
+        hired.sent[do.remote(work.call, worker.threads, self.model, [self.weights], self.slots.whole)] = work
 
     def wait(self, seconds: float) -> list[Event]:
         """What happened, a lost machine first."""
         self.watch.look()
-        events: list[Event] = []
-        living = {node.id for node in self.watch.nodes}
-        for hired in [hired for hired in self._hired.values() if hired.node.id not in living]:
-            # Ray itself waits for minutes for the answer of a machine that has fallen silent.
-            events.append(self._lose(hired, ray.exceptions.NodeDiedError("it does not answer any more")))
+        gone = [hired for hired in self._hired.values() if hired.node.id not in self.watch.nodes]
+        # Ray itself waits for minutes for the answer of a machine that has fallen silent.
+        silent = ray.exceptions.NodeDiedError("it does not answer any more")
+        events: list[Event] = [self._lose(hired, silent) for hired in gone]
         self._hire()
-        of = {reference: hired for hired in self._hired.values() for reference in (hired.report, *hired.sent)}
-        for reference in self._there([each for each in of if each], 0.0 if events else seconds):
+        of = {each: hired for hired in self._hired.values() for each in (hired.report, *hired.sent) if each}
+        if not of:
+            time.sleep(seconds)
+            return events
+        ray.wait(list(of), timeout=0.0 if events else seconds)
+        for reference in ray.wait(list(of), num_returns=len(of), timeout=0)[0]:
             hired = of[reference]
-            if hired.id in self._hired:
-                if reference == hired.report:
-                    self._take_on(hired)
-                else:
-                    events.append(self._heard(hired, reference))
+            if reference == hired.report:
+                self._take_on(hired)
+            elif hired.id in self._hired:
+                events.append(self._heard(hired, reference))
         return events
 
     def close(self) -> None:
@@ -161,33 +150,21 @@ class RayPool:
             ray.kill(hired.actor)
         self._hired.clear()
 
-    def _there(self, references: list[Any], seconds: float) -> list[Any]:
-        """Which of these are there, in their order, after waiting so long for one at most."""
-        if not references:
-            time.sleep(seconds)
-            return []
-        with self.watch.alive():
-            ray.wait(references, timeout=seconds)
-            ready = set(ray.wait(references, num_returns=len(references), timeout=0)[0])
-        return [reference for reference in references if reference in ready]
-
     def _hire(self) -> None:
         """Start the actors that are missing."""
-        for node in self.watch.nodes:
+        for node in self.watch.nodes.values():
             there = sum(hired.node.id == node.id for hired in self._hired.values())
-            for _ in range(there, self._own_slots.on(node)):
+            for _ in range(there, self.slots.on(node)):
                 self._starts += 1
-                asked = self._own_slots.takes(node) | {"label_selector": {NODE_ID: node.id}}
-                with self.watch.alive():
-                    actor = self._actor.options(**asked).remote(self.slots.device)
-                    hired = Hired(f"{node.id}/{self._starts}", node, actor, actor.report.remote())
+                pinned = {"label_selector": {NODE_ID: node.id}}
+                actor = self._actor.options(**self.slots.takes(node), **pinned).remote(self.slots.device)
+                hired = Hired(f"{node.id}/{self._starts}", node, actor, actor.report.remote())
                 self._hired[hired.id] = hired
 
     def _take_on(self, hired: Hired) -> None:
         """Take an actor into service, or its machine out of it."""
         try:
-            with self.watch.alive():
-                machine, code = ray.get(hired.report)
+            machine, code = ray.get(hired.report)
         except ray.exceptions.RayError as error:
             self._lose(hired, error)
             self.watch.look(at_once=True)
@@ -203,8 +180,7 @@ class RayPool:
         """What an actor tells next of some work."""
         worker, work = self._info(hired), hired.sent[stream]
         try:
-            with self.watch.alive():
-                told = ray.get(next(stream))
+            told = ray.get(next(stream))
         except ray.exceptions.RayError as error:
             self.watch.look(at_once=True)
             cause = getattr(error, "cause", None)  # what the work raised
@@ -241,20 +217,12 @@ _kept: RayPool | None = None  # of the last sweep of this process: its workers h
 def pool_for(slots: Slots, nodes: list[Node]) -> RayPool:
     """Workers for these slots: those of the sweep before where they will do, else new ones in their place."""
     global _kept
-    before = _kept if _kept and _kept.watch.same_ray() else None
+    here = ray.get_runtime_context().get_node_id()
+    before = _kept if _kept and _kept.ray == here else None  # else that Ray has ended, and they with it
     if before and before.serves(slots, nodes):
-        before.slots = slots
-        before.watch.begin(slots)
         return before
     _kept = RayPool(slots, nodes)
     if before:
-        _kept.replace(before)
+        _kept.model, _kept.weights = before.model, before.weights
+        before.close()
     return _kept
-
-
-def release() -> None:
-    """End the workers that this process has, if any."""
-    global _kept
-    if _kept and _kept.watch.same_ray():
-        _kept.close()
-    _kept = None

@@ -82,7 +82,7 @@ def cell_of(fields: dict[str, Any]) -> QualityCell:
 
 def _rows_of(cell: QualityCell, model: Any) -> pa.Table:
     """Rows of all parts of a cell, computed one after the other."""
-    from kvstream.measure.quality import Begun, evaluate
+    from kvstream.measure.quality import evaluate
 
     job, tables = Job(cells=(cell,)), []
     while True:
@@ -90,4 +90,4 @@ def _rows_of(cell: QualityCell, model: Any) -> pa.Table:
         tables.append(result.rows)
         if result.state is None:
             return pa.concat_tables(tables)
-        job = Job(cells=job.cells, start=job.stop, begun=Begun(job.stop, result.state))
+        job = job.followed(result.state)

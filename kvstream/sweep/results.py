@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvstream.engine.chunks import PART_TOKENS
-from kvstream.grid.cells import Cell, LatencyCell, QualityCell
+from kvstream.grid.cells import Cell, QualityCell
 from kvstream.grid.terminal import visible
 from kvstream.measure.latency import Measured
 from kvstream.measure.quality import Evaluated
@@ -19,7 +19,7 @@ from kvstream.records.store import Records
 from kvstream.sweep.jobs import Job
 from kvstream.sweep.pool import Done, Event, Told
 from kvstream.sweep.progress import Reporter
-from kvstream.sweep.work import Check, Timing, Work
+from kvstream.sweep.work import Check, Work
 
 
 @dataclass
@@ -44,8 +44,9 @@ class Results:
             return work
         if begun is None:
             return work
-        self.reporter.spare(f"{cell}: goes on after {begun.tokens:,} of {work.length:,} tokens", begun.tokens)
-        return replace(work, start=begun.tokens, begun=begun)
+        self.reporter.drop(0, begun.tokens)
+        self.reporter.part(f"{cell}: goes on after {begun.tokens:,} of {work.length:,} tokens", 0)
+        return work.resumed(begun)
 
     def take(self, event: Event) -> None:
         """Write down what a worker finished, and tell how far it is."""
@@ -54,42 +55,37 @@ class Results:
             self.reporter.inside(str(cell), event.progress.what, event.progress.share)
         elif isinstance(event, Done) and isinstance(event.work, Check):
             self.reporter.ready()
-        elif isinstance(event, Done) and isinstance(event.work, Job):
-            results, environment = event.result
-            self.evaluated(event.work, results, environment, event.worker.threads)
-        elif isinstance(event, Done) and isinstance(event.work, Timing):
-            [cell], (measured, environment) = event.work.cells, event.result
-            self.timed(cell, measured, environment, event.worker.threads)
+        elif isinstance(event, Done):
+            threads, (result, environment) = {"threads": event.worker.threads}, event.result
+            if isinstance(event.work, Job):
+                for cell, evaluated in zip(event.work.cells, result):
+                    self._evaluated(cell, event.work, evaluated, environment, threads)
+            else:
+                self._timed(event.work.cells[0], result, environment, threads)
 
-    def evaluated(self, job: Job, results: list[Evaluated], environment: dict[str, Any], threads: int) -> None:
-        """Write down what a job's part gave."""
-        for cell, result in zip(job.cells, results):
-            parts = self._parts.get(cell.key)
-            if job.ends:
-                self._finish(cell, job, result, environment, threads)
-                continue
+    def _evaluated(
+        self, cell: QualityCell, job: Job, evaluated: Evaluated, environment: dict[str, Any], threads: dict[str, int]
+    ) -> None:
+        parts, computed = self._parts.get(cell.key), job.stop - job.start
+        if not job.ends:
             assert parts is not None
-            parts.add(result, job.stop, environment | {"threads": threads})
-            rate = (job.stop - job.start) / result.seconds
-            line = f"{cell}: {job.stop:,} of {job.length:,} tokens, {rate:,.0f} tokens/s"
-            self.reporter.part(line, job.stop - job.start)
-
-    def _finish(self, cell: QualityCell, job: Job, last: Evaluated, environment: dict[str, Any], threads: int) -> None:
-        parts = self._parts.pop(cell.key, None)
-        rows, seconds = parts.joined(last) if parts else ([last.rows], last.seconds)
-        fields = cell.fields | {"threads": threads}
-        if parts and len(places := parts.places(environment | {"threads": threads})) > 1:
+            parts.add(evaluated, job.stop, environment | threads)
+            line = f"{job.stop:,} of {job.length:,} tokens, {computed / evaluated.seconds:,.0f} tokens/s"
+            self.reporter.part(f"{cell}: {line}", computed)
+            return
+        rows, seconds = parts.joined(evaluated) if parts else ([evaluated.rows], evaluated.seconds)
+        fields = cell.fields | threads
+        if parts and len(places := parts.places(environment | threads)) > 1:
             fields |= {"computed_on": places}  # a long cell may have been finished elsewhere than begun
         self.records.commit(cell.key, fields, rows, seconds, environment)
         if parts:
-            parts.clear()
+            self._parts.pop(cell.key).clear()
         line = f"{cell}: {_score(pa.concat_tables(rows))}, {(cell.tokens - 1) / seconds:,.0f} tokens/s"
         self.reporter.cell(line, cell.tokens - job.start)
         self.finished += 1
 
-    def timed(self, cell: LatencyCell, measured: Measured, environment: dict[str, Any], threads: int) -> None:
-        """Write down a latency cell."""
-        fields = cell.fields | {"threads": threads, "contenders": measured.contenders, "noise": measured.noise}
+    def _timed(self, cell: Cell, measured: Measured, environment: dict[str, Any], threads: dict[str, int]) -> None:
+        fields = cell.fields | threads | {"contenders": measured.contenders, "noise": measured.noise}
         self.records.commit(cell.key, fields, [measured.rows], measured.seconds, environment)
         line = f"{cell}: {measured.rows.num_rows:,} samples in {measured.seconds:.0f} s"
         self.reporter.cell(line, cell.tokens)
@@ -100,7 +96,7 @@ class Results:
         message = f"{type(error).__name__}: {error}"
         for cell in work.cells:
             self.records.fail(cell.key, cell.fields, message, work.attempt)
-            self.reporter.cell(f"{cell}: FAILED, {message.splitlines()[0]}", work.left)
+            self.reporter.cell(f"{cell}: FAILED, {message.splitlines()[0]}", cell.tokens - work.start)
 
     def refused(self, cells: Sequence[Cell], error: BaseException, *, told: bool) -> None:
         """Write down that no cell of a model can be computed, and say it in one line, unless it was told before."""

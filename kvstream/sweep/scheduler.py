@@ -21,7 +21,7 @@ from typing import Any
 from kvstream.grid.cells import Cell, LatencyCell
 from kvstream.sweep.jobs import Job
 from kvstream.sweep.pool import Event, Failed, Lost, Told, WorkerInfo
-from kvstream.sweep.work import Check, Work
+from kvstream.sweep.work import Work
 
 MAX_ATTEMPTS = 2
 IN_FLIGHT = 2  # per worker: what it computes, and what waits so that the worker need not
@@ -40,8 +40,8 @@ class Scheduler:
     prepare: what becomes of work right before it is sent, such as a job that goes on from its last part.
     """
 
-    def __init__(self, check: Check, works: Iterable[Work], prepare: Callable[[Any], Any] = lambda work: work) -> None:
-        self.check: Check | None = check  # as long as it is not passed
+    def __init__(self, check: Work, works: Iterable[Work], prepare: Callable[[Any], Any] = lambda work: work) -> None:
+        self.check: Work | None = check  # as long as it is not passed
         self.prepare = prepare
         self.stopped = False
         self.waiting = 0
@@ -71,7 +71,7 @@ class Scheduler:
         if self.stopped or len(held) >= IN_FLIGHT or (held and self.waiting < len(self._workers)):
             return None
         if self.check:
-            work: Work | None = None if self.in_flight else self.check
+            work = None if self.in_flight else self.check
         elif work := self._taken(worker):
             self._text_of[worker.id] = work.text
             work = self.prepare(work)
@@ -114,8 +114,8 @@ class Scheduler:
         if not again or work.attempt >= MAX_ATTEMPTS:
             self.stopped |= work is self.check
             return work
-        if isinstance(work, Check):
-            self.check = Check(cells=work.cells, attempt=work.attempt + 1)
+        if work is self.check:
+            [self.check] = work.once_more()
         else:
             self._put_first(work.once_more())
         return None

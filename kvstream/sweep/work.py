@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvstream.grid.cells import Cell, LatencyCell, QualityCell
+from kvstream.grid.cells import Cell, QualityCell
 from kvstream.grid.memory_needed import needed_bytes
 
 CHECK_TOKENS = 512  # of a text, with which a model is checked
@@ -15,10 +15,14 @@ CHECK_TOKENS = 512  # of a text, with which a model is checked
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Work(ABC):
-    """Cells of one model that a worker computes in one go; attempt: how often it was tried, this time included."""
+    """Cells of one model that a worker computes in one go, from token `start` on.
+
+    attempt: how often it was tried, this time included.
+    """
 
     cells: tuple[Cell, ...]
     attempt: int = 1
+    start: int = 0
 
     @property
     def text(self) -> tuple[str, ...]:
@@ -36,11 +40,6 @@ class Work(ABC):
         return 0.0
 
     @property
-    def left(self) -> int:
-        """Tokens of each cell that are not computed if it fails."""
-        return self.cells[0].tokens
-
-    @property
     @abstractmethod
     def call(self) -> tuple[str, dict[str, Any]]:
         """Which method of a `Worker` does it, and with what."""
@@ -50,23 +49,19 @@ class Work(ABC):
         return [replace(self, attempt=self.attempt + 1)]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Check(Work):
-    """Does kvstream compute what the model of these cells does?"""
+    """Does kvstream compute what the model of these cells does? Asked with ordinary tokens, if there are any."""
 
     @property
     def call(self) -> tuple[str, dict[str, Any]]:
-        """Ask, with ordinary tokens of the first text, if there is one."""
+        """Ask."""
         first = self.cells[0]
         ids_T = first.document.token_ids[:CHECK_TOKENS] if isinstance(first, QualityCell) else None
         return "check", {"token_ids_T": ids_T}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Timing(Work):
     """A latency cell, alone on its machine."""
-
-    cells: tuple[LatencyCell]
 
     @property
     def memory_bytes(self) -> float:

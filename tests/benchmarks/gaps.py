@@ -112,7 +112,6 @@ def main() -> None:
                     "gap_worst_s": gaps[-1],
                 }
             )
-        ray_pool.release()
     print(json.dumps({"device": options.device, "ray_start_s": ray_s, "sweeps": found}, indent=1))
 
 

@@ -21,10 +21,10 @@ from kvstream.records.store import Records, sealed
 from kvstream.sweep.cluster import connect
 from kvstream.sweep.driver import Driver
 from kvstream.sweep.interrupt import Interrupt
+from kvstream.sweep.pool import Slots
 from kvstream.sweep.progress import Reporter
 from kvstream.sweep.ray_pool import pool_for
 from kvstream.sweep.results import Results
-from kvstream.sweep.slots import Slots
 
 FINISHED, TOKENS, TIMED = 10_000, 8192, 200
 
@@ -45,14 +45,13 @@ def driver() -> None:
         records = Records(Path(folder))
         cells = cells_of(TIMED, 17)
         nodes, one = connect(None), Slots("cpu", 1)
-        with Reporter(len(cells), 1) as reporter, Interrupt() as interrupt:
-            reporter.cell = lambda *_: None  # type: ignore[method-assign]  # 200 lines that say nothing
-            written = Results(records, reporter)
-            drive = Driver(one, one, nodes, pool_for, written, interrupt)
-            drive.measure(cells[:1])  # the start of workers and the model are no cell's cost
-            before = time.process_time()
-            drive.measure(cells[1:])
-            each = (time.process_time() - before) / (len(cells) - 1)
+        written = Results(records, reporter := Reporter(len(cells), 1))
+        reporter.cell = lambda *_: None  # type: ignore[method-assign]  # 200 lines that say nothing
+        drive = Driver(one, one, nodes, pool_for, written, Interrupt())
+        drive.measure(cells[:1])  # the start of workers and the model are no cell's cost
+        before = time.process_time()
+        drive.measure(cells[1:])
+        each = (time.process_time() - before) / (len(cells) - 1)
         assert written.finished == TIMED
         print(f"  the driver's processor time per cell: {1e3 * each:.1f} ms   target ≤ 20")
         cells = cells_of(FINISHED, TOKENS)

@@ -12,7 +12,7 @@ from kvstream.engine.backends.cpu import Cpu
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.chunk_choice import chunk_size_for, fitting_chunk
 from kvstream.engine.chunks import CHUNK_SIZE
-from kvstream.engine.rank_positions import Ranks
+from kvstream.engine.positions import Ranks
 from kvstream.engine.rope import Rotation
 
 B, H, G, T, S, D = 2, 3, 2, 5, 11, 8

@@ -105,12 +105,12 @@ def test_the_report_takes_no_number_from_damaged_files(folder):
 @pytest.mark.parametrize("name", ["sweep.json", f"{'f' * 16}.failed.json"])
 @pytest.mark.parametrize("content", ["{", "[" * 200_000, '{"a": "\\ud800"}', ""])
 def test_what_is_no_cell_may_be_damaged_and_the_report_goes_on(folder, name, content):
-    cells = len(read_records(folder).quality)
+    cells = len(read_records(folder).commits["quality"])
     assert (folder / name).exists()
     (folder / name).write_text(content)
     found = read_records(folder)
     assert [file for file, _ in found.excluded] == [name]
-    assert len(found.quality) == cells > 0
+    assert len(found.commits["quality"]) == cells > 0
     try:
         assert any(name[:16] in problem for problem in verify(Records(folder)).problems)
     except ValueError as error:

@@ -20,8 +20,7 @@ from kvstream.inputs.weights import to_arrays
 from kvstream.measure.quality import Begun, begin, evaluate
 from kvstream.records.long_cells import Parts, tidy
 from kvstream.records.store import Records
-from kvstream.sweep.jobs import Job, jobs_of, seeded, shareable
-from kvstream.sweep.work import Check
+from kvstream.sweep.jobs import Job, jobs_of, shareable
 from kvstream.sweep.worker import Weights, Worker
 
 INFO = resolve("shape:pythia-70m")
@@ -116,15 +115,6 @@ def test_parts_change_not_one_bit(tiny_llama, policy):
     assert pa.concat_tables(tables).combine_chunks().equals(whole.rows)
 
 
-def test_a_first_part_may_share_and_go_on(tiny_llama):
-    model = tiny_llama()
-    begun = begin(model, IDS[:1, :1025], "cpu").first(512)
-    [first] = evaluated(model, IDS[:1], STREAMING, 0, 1024, begun)
-    [rest] = evaluated(model, IDS[:1], STREAMING, 1024, None, Begun(1024, first.state))
-    [whole] = evaluated(model, IDS[:1], STREAMING)
-    assert pa.concat_tables([first.rows, rest.rows]).combine_chunks().equals(whole.rows)
-
-
 @pytest.mark.parametrize("policy", [Full(), STREAMING, FixSizeL2(64, 0.5, "keep_low")], ids=str)
 def test_side_by_side_is_as_one_after_the_other(tiny_llama, policy):
     model = tiny_llama(torch.float64)
@@ -137,13 +127,6 @@ def test_side_by_side_is_as_one_after_the_other(tiny_llama, policy):
         found = np.concatenate((result.rows["nll_nats"], rest.rows["nll_nats"]))
         assert np.abs(found - alone.rows["nll_nats"].to_numpy()).max() < 1e-6
         assert result.rows["token"].equals(alone.rows["token"][:700])
-
-
-def test_draws_are_each_documents_own():
-    assert seeded(Full(), "a") == Full()
-    assert len({seeded(RANDOM, name) for name in "ab"} | {RANDOM}) == 3
-    drawless = FixSizeL2(256, 0.7, "keep_low")
-    assert seeded(drawless, "a") == drawless
 
 
 @pytest.fixture
@@ -163,6 +146,7 @@ def test_a_cell_goes_on_from_its_last_part(begun_cell):
     again = Parts(parts.records, parts.key)
     begun = again.load()
     assert begun.tokens == 1024
+    assert len(list(parts.records.storage.folder.glob("*.state"))) == 1
     [last] = evaluated(model, IDS[:1], STREAMING, 1024, None, begun)
     tables, seconds = again.joined(last)
     [whole] = evaluated(model, IDS[:1], STREAMING)
@@ -183,12 +167,6 @@ def test_parts_of_finished_cells_go_and_others_are_counted(begun_cell):
     assert list(parts.records.storage.folder.iterdir())
     assert tidy(parts.records, {parts.key}, {parts.key}) == 0
     assert not list(parts.records.storage.folder.iterdir())
-
-
-def test_one_state_is_kept(begun_cell):
-    parts, _ = begun_cell
-    assert len(list(parts.records.storage.folder.glob(f"{parts.key}.1024.*.state"))) == 1
-    assert len(list(parts.records.storage.folder.glob("*.state"))) == 1
 
 
 @pytest.mark.parametrize("name", ["512.*.part.parquet", "1024.*.part.parquet", "1024.*.state", "parts.json"])
@@ -299,10 +277,3 @@ def test_a_worker_whose_gpu_is_unusable_after_an_error_ends(monkeypatch, broken,
     monkeypatch.setattr("os._exit", lambda code: sys.exit(code))
     with pytest.raises(ends):
         list(Worker("cuda:0").do(("nothing", {}), 1))
-
-
-def test_a_worker_checks_a_model_that_nobody_has_checked(worker_of, monkeypatch):
-    worker = worker_of()
-    monkeypatch.setattr("kvstream.engine.model_check._difference", lambda *_: "on purpose")
-    with pytest.raises(ValueError, match="computes something that kvstream does not"):
-        list(worker.do(Check(cells=(cell(Full()),)).call, 1))

@@ -17,8 +17,8 @@ import pytest
 from apart import CELLS, RAY, RECORD, apart, failures, family, gated, head, named, told, until
 from driving import ROOT, digest
 
-# A minute and a third of one in real life.
-PATIENT = "from kvstream.sweep import watch; watch.ALONE_S = 8.0; watch.SILENCE_S = 5.0"
+# A minute in real life.
+PATIENT = "from kvstream.sweep import watch; watch.ALONE_S = 8.0"
 
 
 @contextmanager
@@ -228,25 +228,17 @@ def test_when_the_last_machine_is_lost_the_sweep_ends_and_goes_on_with_new_ones(
 
 @pytest.mark.long
 @pytest.mark.parametrize("what", ["gcs_server", "raylet"])
-def test_when_the_head_is_lost_the_sweep_ends_soon(machines, world, tmp_path, whole, what):
+def test_when_the_head_is_lost_ray_ends_the_sweep(machines, world, tmp_path, whole, what):
     """Its heart, or what runs tasks where the sweep was started."""
     cluster = machines("--num-cpus=2")
-    command = gated(world, tmp_path, before=PATIENT)
+    command = gated(world, tmp_path, before="pass")
     sweep = cluster.sweep(command)
     until(lambda: len({pid for pid, *_ in told(tmp_path)}) == 2, 60, "two cells")
     (tmp_path / "gate").write_text("8 9 10 11")
     cluster.lose(cluster.near, what)
-    begun = time.monotonic()
-    assert sweep.ended(75) == 1, sweep.err()
-    # Without being watched, the end of this machine's Ray is known after 15 s, to Ray itself.
-    assert time.monotonic() - begun < (30 if what == "gcs_server" else 12)
-    lines = [line for line in sweep.err().splitlines() if line.startswith("stopping: ")]
-    assert len(lines) == 1, sweep.err()
-    [line] = lines
-    assert (
-        "Ray's head does not answer any more" if what == "gcs_server" else "the Ray on this machine has ended"
-    ) in line
-    assert re.findall(rf"\d of {CELLS} cells are not finished", sweep.err())
+    assert sweep.ended(90) == 1, sweep.err()
+    said = "Failed to connect to GCS" if what == "gcs_server" else "Raylet is terminated"
+    assert said in sweep.out() + sweep.err()
     assert "Traceback" not in sweep.out() + sweep.err()
     (tmp_path / "gate").unlink()
     cluster.lose(cluster.near)

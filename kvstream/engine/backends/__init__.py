@@ -16,7 +16,7 @@ from kvstream.engine.attention import Partial
 from kvstream.engine.backends.cpu import Cpu
 from kvstream.engine.backends.cuda import serves
 from kvstream.engine.backends.reference import Reference
-from kvstream.engine.rank_positions import Ranks
+from kvstream.engine.positions import Ranks
 
 
 class Backend(Protocol):
@@ -54,7 +54,7 @@ class Backend(Protocol):
         scaling: float,
         ranks: Ranks,
     ) -> Partial:
-        """Answer queries from keys that stand at their rank, which differs from query to query; see `rank_positions`.
+        """Answer queries from keys that stand at their rank, which differs from query to query; see `positions`.
 
         Keys are in order of age; neither they nor the queries are rotated. A key is seen by the queries whose token
         index, in query_T, lies between its enter and leave, both included.

@@ -18,7 +18,7 @@ import torch
 
 from kvstream.engine.attention import Partial
 from kvstream.engine.backends.reference import Reference, answer, scaled_scores
-from kvstream.engine.rank_positions import Ranks
+from kvstream.engine.positions import Ranks
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import nn
 from kvstream.engine.attention import Partial
 from kvstream.engine.bounded_chunk import attend_bounded
 from kvstream.engine.causal_chunk import attend_causal
-from kvstream.engine.rank_positions import Ranks
+from kvstream.engine.positions import Ranks
 from kvstream.engine.vocabulary_blocks import logits_in_blocks, score_blocks
 
 

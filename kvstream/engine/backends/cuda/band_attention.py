@@ -6,7 +6,7 @@ Every block of queries goes over three kinds of keys and keeps one softmax over 
     recent      keys at 0 ≤ t − j ≤ recent, asked by queries rotated to their own positions
     sinks       seen from their own token on, asked by queries rotated to the positions of old keys
     contested   those listed for the block (`contest.visible`), each seen by the queries enter ≤ t ≤ leave: rotated, and
-                asked as sinks are, or unrotated and scored at the rank that each has for each query (`rank_positions`)
+                asked as sinks are, or unrotated and scored at the rank that each has for each query (`positions.Ranks`)
 
 Products of float32 are sums of three of TF32 ("tf32x3"): on an H100 as exact as IEEE's, and 3.5 times as fast.
 
