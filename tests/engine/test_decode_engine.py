@@ -14,7 +14,7 @@ POLICIES = [Full(), StreamingLLM(2, 6), StreamingLLM(2, 30, skip_layers=(1,)), F
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_a_prompt_and_steps_predict_what_replay_does(policy, tiny_llama, tokens, monkeypatch):
-    monkeypatch.setattr(decode_engine, "CHUNK_SIZE", 8)
+    monkeypatch.setattr(decode_engine, "chunk_size_for", lambda model, rows: 8)
     model, ids = tiny_llama(FLOAT64), tokens(40, 3)
     truth = replay(model, ids, policy, chunk_size=8)
     engine = DecodeEngine(model, policy, capacity=40)
