@@ -10,6 +10,7 @@ folder, no records, or files that do not match their commit records (left out, n
 """
 
 import argparse
+import csv
 import math
 import os
 import shutil
@@ -22,10 +23,11 @@ if __name__ == "__main__":
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from analysis.charts import drawing, figures
 from analysis.charts.marks import unchecked
-from analysis.numbers import database, tables
+from analysis.numbers import database
 from analysis.page.build import page
 from analysis.read.fetching import at_hand
 from analysis.read.records import Records, RecordsError, read_records
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             written = build(records, options.out, thresholds, options.readme)
     except (RecordsError, OSError) as problem:
         return refuse(str(problem))
-    except duckdb.Error as problem:
+    except (duckdb.Error, pa.ArrowException) as problem:
         reason = str(problem).splitlines()[0]
         return refuse(f"--records: '{options.records}' cannot be queried ({reason}); run the sweep again")
     for name, why in records.excluded:
@@ -111,7 +113,7 @@ def build(records: Records, out: Path, thresholds: tuple[float, float, float], r
     for folder in ("charts", "tables"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for name in TABLES:
-        tables.write(out / "tables", name, frames[name], found[name].schema)
+        write_table(out / "tables", name, frames[name], found[name].schema)
     frames = {name: visible(rows) for name, rows in frames.items()}
     drawn = figures.drawn(frames)
     files = drawing.draw(drawn, out / "charts", stands_on(frames))
@@ -127,6 +129,15 @@ def build(records: Records, out: Path, thresholds: tuple[float, float, float], r
     if readme and around:
         written += rewrite(readme, around, records, frames, out / "charts" / "tradeoff_kv.png")
     return written
+
+
+def write_table(folder: Path, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """A table as CSV and Parquet, in full precision; without rows the CSV is empty, the Parquet has its columns."""
+    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])  # with \r\n, so that a name with either is quoted
+        writer.writeheader()
+        writer.writerows(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / f"{name}.parquet")
 
 
 def rewrite(

@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,6 +20,8 @@ import pyarrow.parquet as pq
 
 from analysis import report
 from analysis.charts import drawing
+from analysis.numbers.database import open_database
+from analysis.read.records import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,17 +43,8 @@ class P:
 
 def streaming(start: int, recent: int, excess: float, position: str = "cache", skip: str = "") -> P:
     options = (f",position='{position}'" if position != "cache" else "") + (f",skip_layers=({skip})" if skip else "")
-    return P(
-        f"streaming_llm({start},{recent}{options})",
-        "streaming_llm",
-        excess,
-        start + recent,
-        start,
-        None,
-        position,
-        skip,
-        {"start_size": start, "recent_size": recent},
-    )
+    label, fields = f"streaming_llm({start},{recent}{options})", {"start_size": start, "recent_size": recent}
+    return P(label, "streaming_llm", excess, start + recent, start, None, position, skip, fields)
 
 
 def recent(window: int, excess: float) -> P:
@@ -78,7 +72,6 @@ class Latency:
     noise: float = 0.01  # of a step, relative, log-normal
     evicting: float = 1.02  # a step with eviction over one without
     blemishes: dict[tuple[str, int, int], str] = field(default_factory=dict)  # busy, apart, failed
-    own_twins: bool = False  # a twin for each policy, as older records have it, and not one for each size
 
 
 @dataclass(frozen=True)
@@ -100,21 +93,11 @@ class Plan:
     dtype: str = "float32"
     vocab_size: int | None = 50_000  # None: not in the records, as in older ones
     question: str = "Which policy, which budget, at what cost?"
-    environment: dict[str, str] = field(
-        default_factory=lambda: {
-            "python": "3.12.3",
-            "kvstream": "0.1.0",
-            "torch": "2.13.0",
-            "transformers": "5.23.0",
-            "ray": "2.60.0",
-            "commit": "34692a1",
-            "platform": "Linux-x86_64",
-            "cpu": "Golden CPU",
-            "cores": "2",
-        }
-    )
+    environment: dict[str, str] = field(default_factory=lambda: dict(ENVIRONMENT))
 
 
+ENVIRONMENT = {"python": "3.12.3", "kvstream": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "ray": "2.60.0"}
+ENVIRONMENT |= {"commit": "34692a1", "platform": "Linux-x86_64", "cpu": "Golden CPU", "cores": "2"}
 GOLDEN = Plan(
     policies=(
         FULL,
@@ -148,6 +131,8 @@ GOLDEN = Plan(
     ),
 )  # fmt: skip
 
+# One model, and nothing amiss.
+PLAIN = replace(GOLDEN, models=GOLDEN.models[:1], invalid=False, failed=0, missing=0, latency=None)
 QUICK = Plan(
     policies=(
         FULL,
@@ -165,8 +150,6 @@ QUICK = Plan(
     tokens=4096,
     lengths=(512, 1024, 2048, 4096),
 )
-
-
 # Latency alone: random weights, one context, enough gaps for p99 and too few prefills for an interval.
 SHAPES = Plan(
     policies=(FULL, streaming(4, 252, 0), streaming(4, 1020, 0), recent(256, 0), l2(256, "keep_low", 0)),
@@ -207,17 +190,9 @@ def write(plan: Plan, folder: Path) -> Path:
     held_back = len(cells) - plan.failed - plan.missing
     for index, ((model, document, policy), key) in enumerate(zip(cells, keys)):
         fields = fields_of(plan, model, document, policy)
-        if index >= held_back + plan.failed:
-            continue
         if index >= held_back:
-            failure = {
-                "schema": 1,
-                "cell": key,
-                "fields": fields,
-                "error": "RuntimeError: golden failure",
-                "attempts": 2,
-            }
-            write_json(folder / f"{key}.failed.json", failure)
+            if index < held_back + plan.failed:
+                write_failure(folder, key, fields)
             continue
         token, nll, correct = scored(plan, model[0], document, policy)
         if plan.invalid and index in (1, len(plan.policies) + 2):
@@ -247,7 +222,8 @@ def fields_of(plan: Plan, model: tuple[str, str | None, int], document: str, pol
         "lengths": list(plan.lengths), "device": plan.device, "dtype": plan.dtype,
         "kv_bytes": round(per_token * kept(policy, plan.tokens)),
         "kv_bytes_full": per_token * plan.tokens,
-    } | ({"vocab_size": plan.vocab_size, "policy_fields": fields_in(policy)} if plan.vocab_size else {})  # fmt: skip
+        "policy_fields": fields_in(policy), **({"vocab_size": plan.vocab_size} if plan.vocab_size else {}),
+    }  # fmt: skip
 
 
 def fields_in(policy: P) -> dict[str, Any]:
@@ -257,45 +233,42 @@ def fields_in(policy: P) -> dict[str, Any]:
     return policy.fields | variant
 
 
+def write_failure(folder: Path, key: str, fields: dict[str, Any], error: str = "golden failure") -> None:
+    failure = {"schema": 1, "cell": key, "fields": fields, "error": error, "attempts": 2}
+    write_json(folder / f"{key}.failed.json", failure)
+
+
 def write_latency(plan: Plan, folder: Path) -> list[str]:
     """Write the plan's latency cells and return their keys."""
     measure = plan.latency
+    place = () if (plan.device, plan.dtype) == ("cpu", "float32") else (plan.device, plan.dtype)
     keys = []
-    for model in plan.models:
-        for context in measure.contexts:
-            for batch in measure.batches:
-                place = () if (plan.device, plan.dtype) == ("cpu", "float32") else (plan.device, plan.dtype)
-                key = key_of("latency", model[0], context, batch, *place)
-                keys.append(key)
-                blemish = measure.blemishes.get((model[0], context, batch))
-                fields = {
-                    "kind": "latency", "model": model[0], "model_note": model[1], "trained_context": model[2],
-                    "model_identity": f"golden {model[0]}", "code": "golden",
-                    "device": plan.device, "dtype": plan.dtype, "context": context, "batch": batch,
-                    "prefills": measure.prefills, "rounds": measure.rounds, "steps": measure.steps,
-                    "threads": measure.threads,
-                }  # fmt: skip
-                if blemish == "failed":
-                    failure = {"schema": 1, "cell": key, "fields": fields, "error": "golden failure", "attempts": 2}
-                    write_json(folder / f"{key}.failed.json", failure)
-                    continue
-                fields["contenders"] = contenders_of(plan.policies, context, batch, measure.own_twins)
-                busy = blemish == "busy"
-                fields["noise"] = {
-                    "load_before": 0.2, "load_after": 1.9, "steal": 0.001, "others": 0.7 if busy else 0.02,
-                    "governor": None,
-                }  # fmt: skip
-                if measure.own_twins:  # older records judged by constants, and left such cells out
-                    fields["noise"]["noisy"] = "other processes used 0.7 CPU cores" if busy else None
-                table = samples_of(key, fields, measure, blemish)
-                commit(folder, key, fields, table, plan.environment)
+    for model, context, batch in product(plan.models, measure.contexts, measure.batches):
+        keys.append(key := key_of("latency", model[0], context, batch, *place))
+        blemish = measure.blemishes.get((model[0], context, batch))
+        fields = {
+            "kind": "latency", "model": model[0], "model_note": model[1], "trained_context": model[2],
+            "model_identity": f"golden {model[0]}", "code": "golden",
+            "device": plan.device, "dtype": plan.dtype, "context": context, "batch": batch,
+            "prefills": measure.prefills, "rounds": measure.rounds, "steps": measure.steps,
+            "threads": measure.threads,
+        }  # fmt: skip
+        if blemish == "failed":
+            write_failure(folder, key, fields)
+            continue
+        fields["contenders"] = contenders_of(plan.policies, context, batch)
+        others = 0.7 if blemish == "busy" else 0.02
+        fields["noise"] = {
+            "load_before": 0.2, "load_after": 1.9, "steal": 0.001, "others": others, "governor": None,
+        }  # fmt: skip
+        commit(folder, key, fields, samples_of(key, fields, measure, blemish), plan.environment)
     return keys
 
 
-def contenders_of(policies: tuple[P, ...], context: int, batch: int, own_twins: bool) -> list[dict[str, Any]]:
+def contenders_of(policies: tuple[P, ...], context: int, batch: int) -> list[dict[str, Any]]:
     """Every policy, full again, DynamicCache, and the twins that do not evict."""
     sizes = {kept(p, context): p for p in reversed(policies) if p.budget and kept(p, context) < context}
-    twins = [p for p in policies if p.budget] if own_twins else [p for p in policies if p in sizes.values()]
+    twins = [p for p in policies if p in sizes.values()]
     per_token = 2 * 30 * 3 * 64 * 4 * batch
 
     def one(label: str, role: str, policy: P, of: str | None = None) -> dict[str, Any]:
@@ -305,7 +278,7 @@ def contenders_of(policies: tuple[P, ...], context: int, batch: int, own_twins: 
             "label": label, "role": role, "of": of, "policy": policy.label, "policy_name": policy.name,
             "strategy": policy.strategy, "position_mode": policy.position, "budget": policy.budget,
             "start_size": policy.start_size, "skip_layers": policy.skip_layers, "kv_bytes": size,
-            **({} if own_twins else {"policy_fields": fields_in(policy)}),
+            "policy_fields": fields_in(policy),
             "kv_bytes_allocated": size + per_token * 64, "peak_bytes": size * 3 if measured else None,
         }  # fmt: skip
 
@@ -336,35 +309,23 @@ def samples_of(key: str, fields: dict[str, Any], measure: Latency, blemish: str 
                 for step in range(steps):
                     drawn = seconds * common * random.lognormal(0, measure.noise)
                     rows.append((one["label"], phase, number, turn, step, drawn))
-    columns = list(zip(*rows))
-    kinds = (pa.string(), pa.string(), pa.int32(), pa.int32(), pa.int32(), pa.float64())
+    return table_of(key, rows)
+
+
+def table_of(key: str, rows: list[tuple[Any, ...]]) -> pa.Table:
+    """A latency cell's rows: contender, phase, round, turn, step, seconds."""
     names = ("policy", "phase", "round", "turn", "step", "seconds")
-    arrays = {name: pa.array(column, kind) for name, column, kind in zip(names, columns, kinds)}
+    kinds = (pa.string(), pa.string(), pa.int32(), pa.int32(), pa.int32(), pa.float64())
+    arrays = {name: pa.array(column, kind) for name, kind, column in zip(names, kinds, zip(*rows))}
     return pa.table({"cell": pa.array([key] * len(rows)), **arrays})
 
 
-def write_cell(
-    folder: Path,
-    key: str,
-    fields: dict[str, Any],
-    token: np.ndarray,
-    nll: np.ndarray,
-    correct: np.ndarray,
-    environment: dict,
-) -> None:
+def write_cell(folder: Path, key: str, fields: dict[str, Any], token: Any, nll: Any, correct: Any, environment: Any):
     """One Parquet file and its commit record."""
     count = len(token)
-    table = pa.table(
-        {
-            "cell": pa.array([key] * count),
-            "document": pa.array([fields["document"]] * count),
-            "position": pa.array(np.arange(1, count + 1, dtype=np.int32)),
-            "token": pa.array(token),
-            "nll_nats": pa.array(nll),
-            "correct": pa.array(correct),
-        }
-    )
-    commit(folder, key, fields, table, environment)
+    columns = {"cell": [key] * count, "document": [fields["document"]] * count}
+    columns |= {"position": np.arange(1, count + 1, dtype=np.int32), "token": token}
+    commit(folder, key, fields, pa.table(columns | {"nll_nats": nll, "correct": correct}), environment)
 
 
 def commit(folder: Path, key: str, fields: dict[str, Any], table: pa.Table, environment: dict) -> None:
@@ -403,6 +364,18 @@ def quick_report(*arguments: object) -> subprocess.CompletedProcess[str]:
         except SystemExit as ended:
             code = ended.code
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+def report_of(plan: Plan, folder: Path, *flags: object) -> Path:
+    """The report of a plan's records, both in `folder`, built in this process."""
+    done = quick_report("--records", write(plan, folder / "records"), "--out", folder / "report", *flags)
+    assert done.returncode == 0, done.stderr
+    return folder / "report"
+
+
+def database_of(plan: Plan, folder: Path, within: float = 5.0) -> Any:
+    """The report's database over a plan's records."""
+    return open_database(read_records(write(plan, folder)), within)
 
 
 PLANS = {"golden": GOLDEN, "quick": QUICK, "shapes": SHAPES}

@@ -41,6 +41,11 @@ class Oracle:
     def documents(self, model, policy):
         return sorted(document for m, p, document in self.runs if (m, p) == (model, policy))
 
+    def piece(self, model, policy, names, width, index):
+        """(n, loss) of these documents in one bin of the text."""
+        sums = [self.runs[model, policy, name].sums(index * width, (index + 1) * width) for name in names]
+        return sum(one[0] for one in sums), math.fsum(one[1] for one in sums)
+
     def totals(self, model, policy, length):
         """Each column of the main table that is a number."""
         mine = {name: self.runs[model, policy, name].sums(1, length) for name in self.documents(model, policy)}
@@ -206,3 +211,12 @@ def cells_of(folder):
 
 def page_of(report):
     return (report / "index.html").read_text(encoding="utf-8")
+
+
+def summary_of(report):
+    return (report / "summary.md").read_text(encoding="utf-8").replace("\u00a0", " ")
+
+
+def answer_of(report):
+    """The page's answer as HTML, with plain spaces."""
+    return page_of(report).partition('id="answer"')[2].partition("</section>")[0].replace("\u00a0", " ")

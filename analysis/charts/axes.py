@@ -4,40 +4,36 @@ Knows rows and fields, nothing of policies or queries.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import altair as alt
 
 Row = dict[str, Any]
-STEPS = (
-    (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, *range(2, 10)),
-    (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
-    (1, 1.5, 2, 3, 4, 5, 6, 8),
-    (1, 2, 3, 5, 7),
-    (1, 2, 5),
-    (1, 3),
-    (1,),
-)
+Ends = tuple[float, float]
 
 
-def log_ticks(numbers: Iterable[float]) -> list[float]:
-    """At most seven round tick values that span `numbers` on a log axis, where there is room for them at least four."""
-    found = sorted(numbers)
-    low, high = found[0], found[-1]
-    for steps in STEPS:
-        ticks = [round(step * 10.0**power, 9) for power in range(-4, 12) for step in steps]
-        inside = [tick for tick in ticks if low / 1.02 <= tick <= high * 1.02]
-        if len(inside) <= 7:
-            break
-    if len(inside) >= 4:
-        return inside
-    power = 10.0 ** math.floor(math.log10(max(high - low, 1e-9)))
-    for step in (power * part for part in (1, 0.5, 0.2, 0.1, 0.05)):
-        inside = [round(step * place, 9) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
-        if len(inside) >= 4:
-            break
-    return inside[:: max(1, len(inside) // 6)]
+def spaced(candidates: Iterable[float], place: Callable[[float], float], ends: Ends, most: int) -> list[float]:
+    """Of candidates, the best first, those that stand between two ends, a `most`th of the axis apart."""
+    low, high = ends
+    found: list[float] = []
+    for one in candidates:
+        at = place(one)
+        if low <= at <= high and all(abs(at - place(other)) >= (high - low) / most for other in found):
+            found.append(one)
+    return sorted(found)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round values between two ends of a log axis, at most eight, and four where there is room for them."""
+    for steps in ((1, 5, 2), (1, 5, 2, 3, 7, 4, 6, 8, 9)):
+        ticks = (round(step * 10.0**power, 9) for step in steps for power in range(-4, 12))
+        found = spaced(ticks, math.log, (math.log(low), math.log(high)), 7)
+        if len(found) >= 4:
+            return found
+    step = 10.0 ** math.floor(math.log10((high - low) / 2))
+    even = (round(step * place, 9) for place in range(math.ceil(low / step), math.floor(high / step) + 1))
+    return spaced(even, math.log, (math.log(low), math.log(high)), 7)
 
 
 def ends(rows: Iterable[Row], field: str) -> list[float]:
@@ -59,7 +55,7 @@ def log_scale(numbers: list[float], least: float = 1, room: float = 0.08) -> tup
         low, high = (low * high / least) ** 0.5, (low * high * least) ** 0.5
     margin = max((high / low) ** room, 1.01)
     domain = [low / margin, high * margin]
-    return alt.Scale(type="log", domain=domain, nice=False), log_ticks(domain)
+    return alt.Scale(type="log", domain=domain, nice=False), log_ticks(*domain)
 
 
 def log_y(field: str, title: str, rows: list[Row], least: float = 1) -> alt.Y:
@@ -106,15 +102,9 @@ def change_axis(channel: Any, field: str, title: str, rows: list[Row]) -> Any:
 
 
 def change_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round changes between two bent ones, at least a `most`th of the axis apart; no change is always among them."""
-    found = [0.0]
-    for step in (1, 5, 2):
-        for size in (step * 10.0**power for power in (0, 1, 2, 3, 4, 5, -1, -2)):
-            for tick in (size, -size):
-                place = bent(tick)
-                apart = all(abs(place - bent(other)) >= (high - low) / most for other in found)
-                found += [tick] if low <= place <= high and apart else []
-    return sorted(found)
+    """Round changes between two bent ones; no change is always among them."""
+    sizes = [step * 10.0**power for step in (1, 5, 2) for power in (0, 1, 2, 3, 4, 5, -1, -2)]
+    return spaced((0.0, *(tick for size in sizes for tick in (size, -size))), bent, (low, high), most)
 
 
 def bent(percent: float) -> float:

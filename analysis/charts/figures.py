@@ -9,7 +9,7 @@ The page, the files, the CSV and Parquet tables and the list of what is missing 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.charts import along_the_text, speed
 from analysis.charts.by_budget import by_budget
@@ -26,15 +26,15 @@ LATENCY = "python sweeps/latency.py --models {models}"
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: its section, query and drawing, its heading, how to read it, what it needs, what command fills it."""
+    """A chart: its section, drawing and heading, how to read it, what it needs, what command fills it, its query."""
 
     section: str
-    query: str
     draw: Callable[[list[Row]], Figure]
     heading: str
-    caption: str
-    needs: str
+    caption: str = ""
+    needs: str = "the full cache and another policy on the same document"
     command: str = QUALITY
+    query: str = ""  # that of its own name, if not given
     file: bool = True  # a control on the page is no file
 
 
@@ -42,13 +42,13 @@ CHARTS: dict[str, Chart] = {
     **{
         f"tradeoff_{axis}": Chart(
             "tradeoff",
-            "tradeoff",
             tradeoff(axis),
             f"Perplexity against {what}",
             "Numbers are budgets in tokens. The step line joins what nothing measured beats on both axes, as far as "
             "can be told. Whiskers are 95 % intervals, or the range over few documents.",
             needs,
             command,
+            "tradeoff",
         )
         for axis, what, needs, command in (
             ("kv", "KV memory", "the full cache and another policy on the same document", QUALITY),
@@ -57,7 +57,6 @@ CHARTS: dict[str, Chart] = {
     },
     "equal_budget": Chart(
         "equal",
-        "equal_budget",
         equal_budget,
         "Methods at equal budget",
         "Further right is worse. “tie”: cannot be told from the best at that budget (known from ten documents on).",
@@ -65,14 +64,12 @@ CHARTS: dict[str, Chart] = {
     ),
     "by_budget": Chart(
         "equal",
-        "by_budget",
         by_budget,
         "What a larger budget buys",
         "Dashed: the full cache. Points at one budget stand side by side so that whiskers can be told apart.",
         "a policy with a budget",
     ),
     "sinks": Chart(
-        "sinks",
         "sinks",
         sinks,
         "How many attention sinks",
@@ -82,7 +79,6 @@ CHARTS: dict[str, Chart] = {
     ),
     "position_modes": Chart(
         "sinks",
-        "position_modes",
         position_modes,
         "Position modes",
         "RoPE tells a model how far apart two tokens are; once tokens leave the cache, their numbers must be chosen. "
@@ -92,27 +88,17 @@ CHARTS: dict[str, Chart] = {
         "one policy in several position modes",
         QUALITY + " --positions cache,absolute,frozen",
     ),
-    "overview": Chart(
-        "zoom",
-        "along_the_text",
-        along_the_text.overview,
-        "Zoom",
-        "",
-        "the full cache and another policy on the same document",
-        file=False,
-    ),
+    "overview": Chart("zoom", along_the_text.overview, "Zoom", query="along_the_text", file=False),
     "excess": Chart(
         "text",
-        "along_the_text",
         along_the_text.excess,
         "What eviction costs, token by token",
         "Loss over the full cache’s on the same tokens: zero is the full cache. Hard and easy passages cancel out; "
         "what remains is the policy’s doing.",
-        "the full cache and another policy on the same document",
+        query="along_the_text",
     ),
     "length": Chart(
         "text",
-        "length",
         along_the_text.length,
         "Perplexity by length of text",
         "The first L tokens of the same runs, against full. A line that rises keeps losing.",
@@ -121,26 +107,25 @@ CHARTS: dict[str, Chart] = {
     ),
     "peak_memory": Chart(
         "speed",
-        "context",
         speed.peak_memory,
         "Peak memory, measured",
         "The most that serving a request took beyond the weights: cache, activations, temporaries. Where the context "
         "is short a bounded policy can peak above full.",
         "a latency cell",
         LATENCY,
+        "context",
     ),
     "tpot": Chart(
         "speed",
-        "context",
         speed.tpot,
         "Time per output token (TPOT)",
         "Lower is better; whiskers are 95 % intervals over rounds.",
         "a latency cell",
         LATENCY,
+        "context",
     ),
     "eviction": Chart(
         "speed",
-        "eviction",
         speed.eviction,
         "What eviction adds to a step",
         "Against as many cached keys of which none leaves, paired by round. Zero is free.",
@@ -149,7 +134,6 @@ CHARTS: dict[str, Chart] = {
     ),
     "throughput": Chart(
         "speed",
-        "throughput",
         speed.throughput,
         "Throughput against batch size",
         "Higher is better. Output tokens per second over the whole batch, after the first token.",
@@ -157,6 +141,7 @@ CHARTS: dict[str, Chart] = {
         LATENCY + " --batches 1,8",
     ),
 }
+CHARTS = {name: one if one.query else replace(one, query=name) for name, one in CHARTS.items()}
 QUERIES = tuple(dict.fromkeys(chart.query for chart in CHARTS.values()))
 
 

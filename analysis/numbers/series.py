@@ -1,7 +1,6 @@
 """Which line of a chart each policy belongs to, by its fields: policies of one line differ in their budget alone.
 
-Knows no policy by its name. A record holds its policy's label and the map `policy_fields` of all its fields; older
-records hold a few of them as columns, and the rest in the label.
+Knows no policy by its name. A record holds its policy's label and the map `policy_fields` of all its fields.
 """
 
 import re
@@ -53,24 +52,14 @@ def policies_table(recorded: Iterable[Row]) -> pa.Table:
 
 def fields_of(row: Row) -> Row:
     """A policy's fields by name, but for those that make a variant."""
-    known = row.get("policy_fields")
-    if not isinstance(known, dict):
-        named = re.match(r"\w+\((\d+),", row["policy"])  # an older label begins with its sinks, if it has any
-        known = {"strategy": row["strategy"]} if row["strategy"] else {}
-        if row["start_size"] is not None and named and int(named[1]) == row["start_size"]:
-            known["start_size"] = row["start_size"]
-        if ratio := re.match(r"\w+\(\d+,(\d*\.\d+)", row["policy"]):
-            known["keep_ratio"] = float(ratio[1])
-    return {str(name): value for name, value in known.items() if name not in POSITIONS}
+    return {name: value for name, value in row["policy_fields"].items() if name not in POSITIONS}
 
 
 def recent_size(row: Row, fields: Row) -> int | None:
     """How many last tokens a policy keeps, if it keeps these, its sinks and no other: then its sizes are its budget."""
-    if row["budget"] is None or row["start_size"] is None:
-        return None
     sizes = [value for name, value in fields.items() if name.endswith("_size") and isinstance(value, int)]
-    newer = isinstance(row.get("policy_fields"), dict)  # older records give no start size where older tokens compete
-    return None if newer and sum(sizes) != row["budget"] else int(row["budget"] - row["start_size"])
+    whole = row["start_size"] is not None and row["budget"] is not None and sum(sizes) == row["budget"]
+    return int(row["budget"] - row["start_size"]) if whole else None
 
 
 def telling(alike: dict[str, Row], budgets: dict[str, Any]) -> list[str]:

@@ -52,10 +52,7 @@ def intervals(documents: Iterable[dict[str, Any]]) -> pa.Table:
                 row = {"setting": setting, "policy": policy, "length": length, "spread": kind}
                 for name, low, high in zip((*CHANGES, *LEVELS), lows_SP[:, place], highs_SP[:, place]):
                     known = np.isfinite([low, high]).all() and not (policy == "full" and name in CHANGES)
-                    row |= {
-                        f"{name}_low": float(low) if known else None,
-                        f"{name}_high": float(high) if known else None,
-                    }
+                    row |= {f"{name}_low": float(low), f"{name}_high": float(high)} if known else {}
                 found.append(row)
     return pa.Table.from_pylist(found, schema=SCHEMA)
 
@@ -91,9 +88,7 @@ def spread(sums_CPD: Any, seed: int) -> tuple[Any, Any]:
             confidence_level=widened(count),
             rng=np.random.default_rng(seed),
         )
-    constant_SP = (
-        lows_SP == highs_SP
-    )  # a policy that never evicted: every document says the same, and so does the interval
+    constant_SP = lows_SP == highs_SP  # it never evicted: every document says the same, and so does the interval
     low_SP, high_SP = (end.reshape(lows_SP.shape) for end in result.confidence_interval)
     return np.where(constant_SP, lows_SP, low_SP), np.where(constant_SP, highs_SP, high_SP)
 

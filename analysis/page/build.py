@@ -80,7 +80,6 @@ def page(
             latency_columns=LATENCY_COLUMNS,
             again=[speed.again(row) for row in frames["noise"]],
             again_span=speed.again_span(frames["noise"]),
-            fronts=speed.fronts(frames["tradeoff"]),
             claims=claims(frames["published_latency"], frames["equal_budget"]),
             min_rounds=MIN_ROUNDS,
             spread=result_rows.spread_note(frames["perplexity"]),

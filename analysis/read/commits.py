@@ -51,7 +51,7 @@ def read_commit(path: Path) -> dict[str, Any]:
     sha256 = commit.get("sha256")
     if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
         raise RecordsError(f"sha256: {sha256!r}, not 64 hex digits; delete {path.name} and run the sweep again")
-    files = f"{key}.{sha256[:16]}.parquet", f"{key}.parquet"  # the second in older folders
+    files = f"{key}.{sha256[:16]}.parquet", f"{key}.parquet"
     for name, allowed in (("cell", (key,)), ("file", files)):
         if commit.get(name) not in allowed:
             raise RecordsError(

@@ -48,9 +48,10 @@ FIELDS: dict[str, dict[str, pa.DataType]] = {
     | (PLACE | counts("kv_bytes", "kv_bytes_full")),
     "latency": MODEL | PLACE | counts("context", "batch", "prefills", "rounds", "steps", "threads"),
 }
+ALL_FIELDS = {"policy_fields": pa.struct([])}  # of a policy, whatever they are called
 # What must be the same of all cells of a kind, of a model's name, of a text's name.
 IDENTITY: dict[str, dict[str, pa.DataType]] = {
-    "quality": texts("code", "model_identity", "document_sha256"),
+    "quality": texts("code", "model_identity", "document_sha256") | ALL_FIELDS,
     "latency": texts("code", "model_identity"),
 }
 CONTENDER = texts("label", "role", "of") | POLICY | counts("kv_bytes", "kv_bytes_allocated", "peak_bytes")

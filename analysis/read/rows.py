@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.read.contract import CONTENDER, PREFILLED, check_fields
+from analysis.read.contract import ALL_FIELDS, CONTENDER, PREFILLED, check_fields
 
 
 def quality_problem(fields: dict[str, Any], table: pa.Table) -> str | None:
@@ -25,7 +25,7 @@ def latency_problem(fields: dict[str, Any], table: pa.Table) -> str | None:
     if not isinstance(contenders, list) or not contenders or not isinstance(fields.get("noise"), dict):
         return "contenders, noise: missing"
     for contender in contenders:
-        check_fields(contender, CONTENDER, "contenders")
+        check_fields(contender, CONTENDER | ALL_FIELDS, "contenders")
     expected: set[tuple[Any, ...]] = set()
     for contender in contenders:
         steps = [("step", number, step) for number in range(fields["rounds"]) for step in range(fields["steps"])]

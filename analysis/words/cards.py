@@ -117,8 +117,7 @@ def too_few(rows: list[Row]) -> str:
 def table(rows: list[Row], several: bool) -> list[str]:
     """The cards as a Markdown table."""
     headings = ["Case", "Take", "Perplexity against full", "Time per token", "KV memory saved"]
-    lines = [([row["setting"]] if several else []) + line(row) for row in rows]
-    return wording.table((["Model"] if several else []) + headings, lines, 3 if several else 2)
+    return wording.table(headings, [*map(line, rows)], 2, [row["setting"] for row in rows if several])
 
 
 def line(row: Row) -> list[str]:

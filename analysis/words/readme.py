@@ -60,7 +60,7 @@ def brackets(rows: list[Row]) -> str:
     taken = [row for row in rows if row["policy"]]
     said = []
     if any(row["ppl_change_low_percent"] is not None for row in taken):
-        said.append(f"behind perplexity {cards.too_few(taken) or 'a 95 % interval'}")
+        said.append("behind perplexity " + (cards.too_few(taken) or "a 95\u00a0% interval"))
     if any(row["tpot_ratio_low"] is not None for row in taken):
         said.append("behind time a 95\u00a0% interval over rounds")
     return f"In brackets: {'; '.join(said)}." if said else ""

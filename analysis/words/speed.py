@@ -114,16 +114,3 @@ def again_span(rows: list[Row]) -> Row | None:
     """How far the A/A ratios of all cells stray; None if there is none."""
     found = [row["again_tpot_ratio"] for row in rows if row["again_tpot_ratio"] is not None]
     return {"cells": len(found), "low": f"{min(found):.3f}", "high": f"{max(found):.3f}"} if found else None
-
-
-def fronts(rows: list[Row]) -> dict[str, list[Row]]:
-    """Per axis and setting: which policies nothing measured beats on both axes, with what else the machine did."""
-    dearer = {"tpot": "measurably slower", "kv": "larger"}
-    found: dict[str, list[Row]] = {axis: [] for axis in dearer}
-    for axis, setting in dict.fromkeys((row["axis"], row["setting"]) for row in rows):
-        mine = [row for row in rows if row["setting"] == setting and row["axis"] == axis]
-        where = f"{setting}: w" if len({row["setting"] for row in rows}) > 1 else "W"
-        front = ", ".join(row["policy"] for row in wording.with_caveat(mine, "policy") if row["unbeaten"])
-        said = f"{where}orth a choice: {front}. For any other there is a better one that is not {dearer[axis]}"
-        found[axis].append({"setting": setting, "said": f"{said}{wording.busy(mine[0])}."})
-    return found

@@ -73,9 +73,10 @@ def quality_table(rows: list[Row], tradeoff: list[Row], several: bool) -> list[s
         if paces:
             pace = paces.get((row["setting"], row["policy"]))
             shown.append(wording.NONE if full or not pace else times_of(pace, pace["x_low"], pace["x_high"]))
-        lines.append([*named(row, "policy", several), *shown])
+        lines.append([f"`{row['policy']}`{wording.caveat(row['skip_layers'])}", *shown])
     headings = ["Policy", "KV kept, MB", "of full", "Perplexity", "against full", "Accuracy", "points"]
-    return table(headings + (["Time per token"] if paces else []), lines, several)
+    headings += ["Time per token"] if paces else []
+    return wording.table(headings, lines, 1, [row["setting"] for row in rows if several])
 
 
 def latency_table(rows: list[Row], several: bool) -> list[str]:
@@ -86,19 +87,9 @@ def latency_table(rows: list[Row], several: bool) -> list[str]:
         against = wording.NONE
         if row["contender"] != "full":
             against = times_of(row, row["tpot_ratio_low"], row["tpot_ratio_high"])
-        lines.append([*named(row, "contender", several), *shown, against])
+        lines.append([f"`{row['contender']}`{wording.caveat(row['skip_layers'])}", *shown, against])
     headings = ["Policy", "KV kept, MB", "Time to first token, ms", "Time per token, ms", "against full"]
-    return table(headings, lines, several)
-
-
-def named(row: Row, field: str, several: bool) -> list[str]:
-    """Whose row it is."""
-    return [*([row["setting"]] if several else []), f"`{row[field]}`{wording.caveat(row['skip_layers'])}"]
-
-
-def table(headings: list[str], lines: list[list[str]], several: bool) -> list[str]:
-    """A Markdown table of policies, with their models if there are several."""
-    return wording.table((["Model"] if several else []) + headings, lines, 2 if several else 1)
+    return wording.table(headings, lines, 1, [row["setting"] for row in rows if several])
 
 
 def times_of(row: Row, low: float | None, high: float | None) -> str:

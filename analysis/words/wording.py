@@ -139,7 +139,10 @@ def with_caveat(rows: list[Row], name: str) -> list[Row]:
     return [row | {name: row[name] + caveat(row["skip_layers"])} for row in rows]
 
 
-def table(headings: list[str], rows: Iterable[list[str]], texts: int) -> list[str]:
-    """A Markdown table whose first columns are texts and whose others are numbers."""
+def table(headings: list[str], rows: list[list[str]], texts: int, settings: list[str]) -> list[str]:
+    """A Markdown table whose first columns are texts and whose others numbers; with each row's setting, if any."""
     kinds = ["---"] * texts + ["---:"] * (len(headings) - texts)
+    if settings:
+        headings, kinds = ["Model", *headings], ["---", *kinds]
+        rows = [[setting, *row] for setting, row in zip(settings, rows)]
     return [f"| {' | '.join(headings)} |", f"|{'|'.join(kinds)}|", *(f"| {' | '.join(row)} |" for row in rows)]

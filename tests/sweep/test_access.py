@@ -131,7 +131,6 @@ def closed():
     ("where", "words"),
     [
         ("closed", "connection refused"),
-        ("10.255.255.1:6379", "no Ray answers at '10.255.255.1:6379'"),  # which nobody has: silence
         ("ray://127.0.0.1:10001", "Ray Client, which sweeps do not use"),
         ("http://127.0.0.1:8265", "is an address for `ray job submit` alone"),
         ("nonsense", "is not host:port, such as 10.0.0.1:6379"),
