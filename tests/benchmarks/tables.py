@@ -1,4 +1,4 @@
-"""What replay.py measured, as the README says it: tables, sentences, and where they are from."""
+"""What replay.py measured, as docs/benchmarks.md says it: tables, sentences, and where they are from."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ BEGIN, END = "<!-- replay:begin -->", "<!-- replay:end -->"
 
 
 def rewrite(readme: Path, report: dict) -> None:
-    """Replace what the README says between its markers."""
+    """Replace what a page says between its markers."""
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"--readme: {str(readme)!r} must hold one {BEGIN} and after it one {END}; add these two lines")
@@ -16,7 +16,7 @@ def rewrite(readme: Path, report: dict) -> None:
 
 
 def block_of(report: dict) -> list[str]:
-    """The README's lines."""
+    """The page's lines."""
     found, where = report["results"], report["machine"]
     lines = share_table(found)
     lines += speedup_table([entry for entry in found if entry.get("part") in ("decode", "peer", "dynamic")])
@@ -32,7 +32,7 @@ def block_of(report: dict) -> list[str]:
         "Pythia’s shapes with random weights, random tokens; medians and 95 % intervals over rounds."
     )
     source = (
-        f"`{report['command']}`, then `python tests/benchmarks/replay.py --from {report['file']} --readme README.md`"
+        f"`{report['command']}`, then `python tests/benchmarks/replay.py --from {report['file']} --readme docs/benchmarks.md`"
     )
     also = f" Meanwhile: {', '.join(busy)}." if busy else ""
     return [*lines, "", f"{about}{also} From {source}."]
