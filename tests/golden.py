@@ -396,5 +396,6 @@ def built(name: str, tmp_path_factory: Any) -> tuple[Path, Path]:
             make = run_report if name == "golden" else quick_report
             done = make("--records", write(PLANS[name], records), "--out", report)
             assert done.returncode == 0, done.stderr
+            assert done.stdout.splitlines()[-1] == f"open {(report / 'index.html').as_uri()}"
             (folder / "done").touch()
     return records, report

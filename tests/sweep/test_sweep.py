@@ -193,22 +193,6 @@ def test_a_long_text_goes_on_from_its_last_part(ray_here, world, tmp_path, monke
     assert [record["rows"] for record in records_in(cut)] == [2499, 2499]
 
 
-def test_policies_that_share_first_tokens_have_the_rows_of_each_alone(ray_here, world, tmp_path):
-    length, out = 1700, tmp_path / "records"
-    labels = ["full", "streaming_llm(4,1020)", "recent_only(700)", "fix_size_l2(64,0.5,keep_low)"]
-    result = sweep_here(long_text(world, out, ",".join(labels), length))
-    assert result.returncode == 0, result.stderr
-    model, tokenizer = load_model(str(world / "model"))
-    ids = torch.tensor(tokenizer((world / "long" / "long.txt").read_text()[: 9 * length]).input_ids[:length])
-    assert sorted(record["fields"]["policy"] for record in records_in(out)) == sorted(labels)
-    for record in records_in(out):
-        table = pq.read_table(out / record["file"])
-        assert table["position"].to_pylist() == list(range(1, length))
-        assert table["token"].to_pylist() == ids[1:].tolist()
-        nll = replay(model, ids, parse_policy(record["fields"]["policy"]))
-        assert np.abs(nll.numpy() - table["nll_nats"].to_numpy()).max() < 1e-5
-
-
 class DeadlyOnce(FixSizeL2):
     """Kills the process that first asks it for scores."""
 

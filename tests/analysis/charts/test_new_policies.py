@@ -4,11 +4,10 @@ import re
 from dataclasses import replace
 
 import pytest
-from golden import FULL, QUICK, Latency, P, quick_report, streaming, write
+from golden import FULL, QUICK, Latency, P, report_of, streaming
 from report_oracle import page_of, rows_of
 
 from analysis.charts.theme import STYLES, looks, style
-from analysis.numbers.series import policies_table
 
 
 def made_up(budget, every, excess, name="made_up"):
@@ -22,10 +21,7 @@ def report(tmp_path_factory):
     policies = (FULL, streaming(4, 60, 0.2), made_up(64, 4, 0.01), made_up(64, 8, 0.05), made_up(128, 4, 0.004))
     policies += (made_up(128, 8, 0.03), made_up(64, 4, 0.1, "another"), made_up(128, 4, 0.06, "another"))
     plan = replace(QUICK, policies=policies, tokens=300, lengths=(150, 300), latency=Latency((300,), rounds=6))
-    folder = tmp_path_factory.mktemp("new")
-    done = quick_report("--records", write(plan, folder / "records"), "--out", folder / "report")
-    assert done.returncode == 0, done.stderr
-    return folder / "report"
+    return report_of(plan, tmp_path_factory.mktemp("new"))
 
 
 def test_it_is_named_by_the_field_that_its_budget_does_not_settle(report):
@@ -68,21 +64,3 @@ def test_thirty_unknown_series_and_all_known_ones_differ_without_colour():
     assert len({(look.shape, look.dash) for look in found}) == len(found)
     grey = found[30].colour
     assert grey not in {look.colour for look in found[:30]}
-
-
-def test_older_records_hold_no_map_of_fields():
-    row = {
-        "policy_name": "fix_size_l2",
-        "budget": 9,
-        "start_size": None,
-        "strategy": "keep_low",
-        "position_mode": "cache",
-    }
-    row |= {"skip_layers": ""}
-    plain = {"policy": "streaming_llm(4,5)", "policy_name": "streaming_llm", "start_size": 4, "strategy": None}
-    older = [row | {"policy": f"fix_size_l2(9,{ratio},keep_low)"} for ratio in (0.5, 0.7)]
-    found = policies_table([*older, row | plain]).to_pylist()
-    assert [one["series"] for one in found] == [
-        "fix_size_l2 keep_low keep_ratio=0.5", "fix_size_l2 keep_low keep_ratio=0.7", "streaming_llm, 4 sinks",
-    ]  # fmt: skip
-    assert [one["recent_size"] for one in found] == [None, None, 5]

@@ -4,17 +4,17 @@ Documents are like real ones: their level is shared with full, the policy's exce
 leans to one side, and tokens within a document are correlated. Repetitions stand where policies stand in a report.
 """
 
+from dataclasses import replace
 from functools import cache
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-from golden import FULL, QUICK, l2, recent, streaming, write
+from golden import FULL, QUICK, database_of, l2, recent, streaming
 from scipy import stats as scipy_stats
 from scipy.signal import lfilter
 
 from analysis.numbers import database, rounds, stats
-from analysis.read.records import read_records
 
 REPETITIONS = 500  # bounds of ±2 points are 2 standard errors of 95 %; a true 90 % is found out in 99 of 100 cases
 RESAMPLES = 1999  # ends of an interval move by a fiftieth of its width against the report's 4,999
@@ -95,19 +95,19 @@ def test_a_bootstrap_of_a_few_rounds_would_not():
     assert not 0.93 <= np.mean((low <= 0.9) & (high >= 0.9)) <= 0.97
 
 
-@pytest.mark.parametrize(
-    ("name", "statistic"),
-    [
-        ("ppl_change", lambda nll, n, hits, f, m, g: np.exp(nll.sum(-1) / n.sum(-1) - f.sum(-1) / m.sum(-1)) - 1),
-        ("ppl_mean_change", lambda nll, n, hits, f, m, g: np.exp(nll / n).mean(-1) / np.exp(f / m).mean(-1) - 1),
-        ("points", lambda nll, n, hits, f, m, g: 100 * (hits.sum(-1) / n.sum(-1) - g.sum(-1) / m.sum(-1))),
-        ("accuracy_change", lambda nll, n, hits, f, m, g: hits.sum(-1) / n.sum(-1) / (g.sum(-1) / m.sum(-1)) - 1),
-        ("ppl_corpus", lambda nll, n, hits, f, m, g: np.exp(nll.sum(-1) / n.sum(-1))),
-        ("ppl_mean", lambda nll, n, hits, f, m, g: np.exp(nll / n).mean(-1)),
-        ("accuracy", lambda nll, n, hits, f, m, g: hits.sum(-1) / n.sum(-1)),
-    ],
-)
-def test_each_interval_is_scipys_paired_bca(name, statistic):
+STATISTICS = {
+    "ppl_change": lambda nll, n, hits, f, m, g: np.exp(nll.sum(-1) / n.sum(-1) - f.sum(-1) / m.sum(-1)) - 1,
+    "ppl_mean_change": lambda nll, n, hits, f, m, g: np.exp(nll / n).mean(-1) / np.exp(f / m).mean(-1) - 1,
+    "points": lambda nll, n, hits, f, m, g: 100 * (hits.sum(-1) / n.sum(-1) - g.sum(-1) / m.sum(-1)),
+    "accuracy_change": lambda nll, n, hits, f, m, g: hits.sum(-1) / n.sum(-1) / (g.sum(-1) / m.sum(-1)) - 1,
+    "ppl_corpus": lambda nll, n, hits, f, m, g: np.exp(nll.sum(-1) / n.sum(-1)),
+    "ppl_mean": lambda nll, n, hits, f, m, g: np.exp(nll / n).mean(-1),
+    "accuracy": lambda nll, n, hits, f, m, g: hits.sum(-1) / n.sum(-1),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_each_interval_is_scipys_paired_bca(name):
     sums = documents(12)[:, :2]
     sums[1] += np.arange(12)  # documents of unequal length
     sums[4] = sums[1]
@@ -115,15 +115,10 @@ def test_each_interval_is_scipys_paired_bca(name, statistic):
     place = (*stats.CHANGES, *stats.LEVELS).index(name)
     tail = scipy_stats.norm.cdf(-np.sqrt(12 / 11) * scipy_stats.t.ppf(0.975, 11))
     expected = scipy_stats.bootstrap(
-        tuple(sums[:, 1]),
-        lambda *columns, axis: np.round(statistic(*columns), 10),
-        n_resamples=stats.RESAMPLES,
-        paired=True,
-        vectorized=True,
-        method="BCa",
-        confidence_level=1 - 2 * tail,
+        tuple(sums[:, 1]), lambda *columns, axis: np.round(STATISTICS[name](*columns), 10),
+        n_resamples=stats.RESAMPLES, paired=True, vectorized=True, method="BCa", confidence_level=1 - 2 * tail,
         rng=np.random.default_rng(5),
-    ).confidence_interval
+    ).confidence_interval  # fmt: skip
     assert (lows[place][1], highs[place][1]) == pytest.approx(tuple(expected), rel=1e-9)
 
 
@@ -139,22 +134,20 @@ def test_few_documents_give_a_range_and_equal_ones_a_point():
     assert (highs[: len(stats.CHANGES)] == 0).all()
 
 
+SINKS = (FULL, streaming(4, 60, 0.1), streaming(1, 63, 0.1))
+
+
 def test_a_tie_with_the_best_is_told_from_a_loss(tmp_path):
-    policies = (FULL, streaming(4, 60, 0.1), streaming(1, 63, 0.1), recent(64, 0.13), l2(64, "keep_low", 0.9))
-    plan = type(QUICK)(policies, QUICK.models, tuple(f"book {number:02}" for number in range(12)), 300, (300,))
-    connection = database.open_database(read_records(write(plan, tmp_path)), 5.0)
-    found = {row["policy"]: row for row in database.rows(connection, "equal_budget")}
-    [best] = [policy for policy, row in found.items() if row["best"]]
-    assert best in ("streaming_llm(4,60)", "streaming_llm(1,63)")
+    plan = replace(QUICK, policies=(*SINKS, recent(64, 0.13), l2(64, "keep_low", 0.9)), tokens=300, lengths=(300,))
+    books = tuple(f"book {number:02}" for number in range(12))
+    rows = database.rows(database_of(replace(plan, documents=books), tmp_path), "equal_budget")
+    [best] = [row["policy"] for row in rows if row["best"]]
     [other] = {"streaming_llm(4,60)", "streaming_llm(1,63)"} - {best}
-    assert found[other]["tied_with_best"] is True
-    assert found["fix_size_l2(64,0.7,keep_low)"]["tied_with_best"] is False
-    assert found["recent_only(64)"]["tied_with_best"] is False
+    ties = {row["policy"]: row["tied_with_best"] for row in rows if not row["best"]}
+    assert ties == {other: True, "fix_size_l2(64,0.7,keep_low)": False, "recent_only(64)": False}
 
 
 def test_too_few_documents_leave_a_tie_open(tmp_path):
-    policies = (FULL, streaming(4, 60, 0.1), streaming(1, 63, 0.1))
-    plan = type(QUICK)(policies, QUICK.models, ("Job", "Ruth"), 300, (300,))
-    connection = database.open_database(read_records(write(plan, tmp_path)), 5.0)
-    ties = {row["best"]: row["tied_with_best"] for row in database.rows(connection, "equal_budget")}
-    assert ties == {True: False, False: None}
+    plan = replace(QUICK, policies=SINKS, documents=("Job", "Ruth"), tokens=300, lengths=(300,))
+    rows = database.rows(database_of(plan, tmp_path), "equal_budget")
+    assert {row["best"]: row["tied_with_best"] for row in rows} == {True: False, False: None}

@@ -1,17 +1,13 @@
 """Records in an object store: only what is needed is brought, nothing is left behind, one clear error otherwise."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import tempfile
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from golden import QUICK, ROOT, quick_report, run_report, write
+from golden import QUICK, quick_report, write
 from pyarrow import fs
 
 from analysis.read import fetching
@@ -24,7 +20,7 @@ SMALL = replace(QUICK, policies=QUICK.policies[:3], tokens=300, lengths=(300,), 
 def lying(tmp_path):
     """A records folder with what a sweep may leave beside its records."""
     folder = write(SMALL, tmp_path / "lying" / "mine")
-    for name in (".lock", "f" * 16 + ".parquet", "0" * 16 + ".parts.json", "notes.json"):
+    for name in (".lock", "f" * 16 + ".512.part.parquet", "0" * 16 + ".parts.json", "notes.json"):
         (folder / name).write_text("{}")
     (folder / ("e" * 16 + ".json")).write_text("{}")  # a commit record without its file
     (folder / "deeper").mkdir()
@@ -49,15 +45,6 @@ def test_brings_what_a_report_reads_and_removes_it_afterwards(lying):
     assert all(data == (lying / name).read_bytes() for name, data in brought.items())
 
 
-def test_of_files_named_for_what_they_hold_those_of_committed_cells_are_brought():
-    """Two may be there after two sweeps at once; which of them counts, the record says."""
-    committed, other = "a" * 16, "b" * 16
-    rows = [f"{committed}.{'0' * 16}.parquet", f"{committed}.{'1' * 16}.parquet"]
-    parts = [f"{other}.parts.json", f"{other}.512.{'2' * 16}.part.parquet", f"{other}.512.{'3' * 16}.state"]
-    names = [f"{committed}.json", *rows, f"{other}.{'4' * 16}.parquet", *parts, "x.parquet", "sweep.json"]
-    assert set(fetching.needed(names)) == {f"{committed}.json", *rows, "sweep.json"}
-
-
 def test_a_folder_stays_where_it_is(lying):
     with fetching.at_hand(str(lying)) as folder:
         assert folder == lying
@@ -79,20 +66,13 @@ def test_the_report_is_the_same_wherever_its_records_lie(lying, tmp_path):
     assert "perplexity.csv" in tables[0]
 
 
-def test_the_temporary_folder_goes_although_the_report_fails(lying, tmp_path):
+def test_the_temporary_folder_goes_although_the_report_fails(lying, tmp_path, monkeypatch):
     for path in lying.glob("*.parquet"):
         path.write_bytes(b"torn")
-    command = [
-        sys.executable,
-        str(ROOT / "analysis" / "report.py"),
-        "--records",
-        lying.as_uri(),
-        "--out",
-        str(tmp_path / "out"),
-    ]
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(temporary)})
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    done = quick_report("--records", lying.as_uri(), "--out", tmp_path / "out")
     assert done.returncode == 2
     assert f"nothing to report in '{lying.as_uri()}'" in done.stderr
     assert names_in(temporary) == []
@@ -101,14 +81,14 @@ def test_the_temporary_folder_goes_although_the_report_fails(lying, tmp_path):
 @pytest.mark.parametrize(
     ("where", "words"),
     [
-        ("file:///nowhere/at/all", ["no records at 'file:///nowhere/at/all'", "sweep"]),
-        ("ftp://host/x", ["no answer from 'ftp://host/x'", "check the address"]),
+        ("file:///nowhere/at/all", ["nothing to report in 'file:///nowhere/at/all'", "sweep"]),
+        ("ftp://host/x", ["'ftp://host/x' could not be read", "check the address"]),
         ("s3://key:secret@bucket/x", ["holds credentials", "AWS_ACCESS_KEY_ID"]),
         ("s3://bucket/x?secret_key=hush", ["holds credentials", "AWS_ACCESS_KEY_ID"]),
     ],
 )
 def test_what_is_no_store_of_records_is_one_clear_line(tmp_path, where, words):
-    done = run_report("--records", where, "--out", tmp_path)
+    done = quick_report("--records", where, "--out", tmp_path)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert line.startswith("report: --records: ")
@@ -116,45 +96,25 @@ def test_what_is_no_store_of_records_is_one_clear_line(tmp_path, where, words):
     assert "hush" not in line
 
 
-def test_a_silent_store_is_given_up_on_and_the_process_ends(tmp_path):
-    with closing(socket.create_server(("127.0.0.1", 0), backlog=16)) as server:
-        where = f"s3://bucket/x?endpoint_override=127.0.0.1:{server.getsockname()[1]}&scheme=http&region=us-east-1"
-        code = (
-            "import sys; from analysis import report; from analysis.read import fetching; fetching.ANSWER_S = 1\n"
-            "sys.exit(report.main())"
-        )
-        command = [sys.executable, "-c", code, "--records", where, "--out", str(tmp_path)]
-        environment = {**os.environ, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=20)
-    assert done.returncode == 2
-    assert "silent for 1 s" in done.stderr
-
-
-class Shaky:
-    """A store in which some files are gone when asked for, and some break off."""
-
-    def __init__(self, root, gone=(), broken=()):
-        self.root, self.gone, self.broken = root, gone, broken
-
-    def open_input_stream(self, path):
-        name = Path(path).name
-        if name in self.gone:
-            raise FileNotFoundError(name)
-        if name in self.broken:
-            raise OSError("connection reset")
-        return fs.LocalFileSystem().open_input_stream(str(self.root / name))
-
-
 def test_a_file_that_went_meanwhile_is_left_out_and_one_that_breaks_off_is_an_error(lying, monkeypatch):
-    failed = next(lying.glob("*.failed.json")).name
-    store = Shaky(lying, gone=[failed])
-    monkeypatch.setattr(fetching, "listed", lambda where: (store, "x", names_in(lying)))
+    gone = next(lying.glob("*.failed.json")).name
+    broken = []
+
+    def opened(path):
+        if Path(path).name == gone:
+            raise FileNotFoundError(path)
+        if Path(path).name in broken:
+            raise OSError("connection reset")
+        return fs.LocalFileSystem().open_input_stream(path)
+
+    real = fs.LocalFileSystem()
+    store = SimpleNamespace(get_file_info=real.get_file_info, open_input_stream=opened)
+    monkeypatch.setattr(fetching.fs, "FileSystem", SimpleNamespace(from_uri=lambda where: (store, str(lying))))
     with fetching.at_hand("s3://bucket/x") as folder:
-        assert failed not in names_in(folder)
+        assert gone not in names_in(folder)
         assert "sweep.json" in names_in(folder)
-    cell = json.loads((lying / "sweep.json").read_text())["cells"][0]
-    store = Shaky(lying, broken=[f"{cell}.parquet"])
-    said = r"'s3://bucket/x' could not be read to the end \(connection reset\)"
+    broken.append(f"{json.loads((lying / 'sweep.json').read_text())['cells'][0]}.parquet")
+    said = r"'s3://bucket/x' could not be read \(connection reset\)"
     with pytest.raises(RecordsError, match=said), fetching.at_hand("s3://bucket/x"):
         pass
     assert not folder.exists()

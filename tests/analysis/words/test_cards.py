@@ -6,37 +6,44 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden import FULL, GOLDEN, QUICK, ROOT, Latency, built, l2, quick_report, recent, streaming, write
-from report_oracle import rows_of
+from golden import (
+    FULL,
+    PLAIN,
+    QUICK,
+    ROOT,
+    Latency,
+    built,
+    database_of,
+    l2,
+    quick_report,
+    recent,
+    report_of,
+    streaming,
+    write,
+)
+from report_oracle import answer_of, rows_of
 
+from analysis.numbers import database
 from analysis.words import cards
 from analysis.words.readme import BEGIN, END, readme_parts
 
 NEAR = replace(  # every card finds a policy here
-    GOLDEN,
+    PLAIN,
     policies=(FULL, streaming(4, 28, 0.05), streaming(4, 124, 0.004), l2(128, "keep_low", 0.3), recent(128, 0.4)),
-    models=GOLDEN.models[:1],
     documents=tuple(f"book {number}" for number in range(10)),
-    invalid=False,
-    failed=0,
-    missing=0,
     latency=Latency(contexts=(600,)),
 )
 
 
 @pytest.fixture(scope="module")
 def near(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("near")
-    done = quick_report("--records", write(NEAR, folder / "records"), "--out", folder / "report")
-    assert done.returncode == 0, done.stderr
-    return folder / "report"
+    return report_of(NEAR, tmp_path_factory.mktemp("near"))
 
 
 def cards_on(report):
     """The page's cards: name → its HTML."""
-    page = (report / "index.html").read_text(encoding="utf-8").partition('id="answer"')[2].partition("</section>")[0]
-    found = re.findall(r'<li class="card[^"]*" data-card="(\w+)">(.*?)</li>\s*(?=<li class="card|</ol>)', page, re.S)
-    return {name: text.replace("\u00a0", " ") for name, text in found}
+    card = r'<li class="card[^"]*" data-card="(\w+)">(.*?)</li>\s*(?=<li class="card|</ol>)'
+    return dict(re.findall(card, answer_of(report), re.S))
 
 
 def test_the_cards_say_what_the_tables_hold(near):
@@ -74,12 +81,8 @@ def test_the_cards_print_their_thresholds_and_the_flags_that_change_them(tmp_pat
     flags = ("--quality-within", "0.01", "--within", "0.02", "--memory", "1")
     assert quick_report("--records", near.with_name("records"), "--out", tmp_path, *flags).returncode == 0
     tight = cards_on(tmp_path)
-    for name, flag in (
-        ("answer", "--within 0.02"),
-        ("quality", "--quality-within 0.01"),
-        ("speed", "--within 0.02"),
-        ("memory", "--memory 1"),
-    ):
+    for name, percent in (("answer", 0.02), ("quality", 0.01), ("speed", 0.02), ("memory", 1)):
+        flag = f"{cards.CASES[name].flag} {percent:g}"
         assert f"<code>{flag}</code>" in tight[name]
         assert "Nothing qualifies" in tight[name]
         assert re.search(r"<p>[A-Z][^<]*(within|than)[^<]*\.</p>", tight[name]), tight[name]
@@ -100,13 +103,7 @@ def test_the_python_of_each_card_runs(near, tiny_neox):
 
 
 @pytest.mark.parametrize(
-    "policy",
-    [
-        streaming(4, 28, 0, "absolute"),
-        streaming(1, 31, 0, "cache", "0,1"),
-        recent(32, 0),
-        l2(32, "keep_high", 0),
-    ],
+    "policy", [streaming(4, 28, 0, "absolute"), streaming(1, 31, 0, "cache", "0,1"), l2(32, "keep_high", 0)]
 )
 def test_the_python_is_that_of_the_policy(policy, tiny_neox):
     place = {"model": tiny_neox()}
@@ -116,13 +113,11 @@ def test_the_python_is_that_of_the_policy(policy, tiny_neox):
 
 def test_a_busy_machine_is_said_beside_a_cards_number(tmp_path):
     plan = replace(NEAR, latency=Latency(contexts=(600,), blemishes={("tiny-neox", 600, 1): "busy"}))
-    assert quick_report("--records", write(plan, tmp_path / "r"), "--out", tmp_path / "out").returncode == 0
-    for name, text in cards_on(tmp_path / "out").items():
-        assert re.search(r"<dt>Time per token</dt><dd><b>[\d.]+ ×</b><small>full’s; 95 % interval [\d. …]+, ", text), (
-            name
-        )
-        assert "full against itself " in text, name
-        assert "; machine slightly busy: other processes used 0.7 of 2 cores</small>" in text, name
+    for row in database.rows(database_of(plan, tmp_path), "cards"):
+        _, value, small = (text.replace("\u00a0", " ") for text in cards.pace(row))
+        assert re.fullmatch(r"[\d.]+ ×", value), row["card"]
+        assert re.match(r"full’s; 95 % interval [\d.]+ … [\d.]+, full against itself ", small), row["card"]
+        assert small.endswith("; machine slightly busy: other processes used 0.7 of 2 cores"), row["card"]
 
 
 def skeleton(text):
@@ -132,11 +127,8 @@ def skeleton(text):
         if line.startswith("|"):
             kinds = re.sub(r"`[a-z_0-9]+(\([^`]*\))?`", "P", line)  # a policy
             kinds = re.sub(r"[+−]?[\d,]+(\.\d+)?", "N", kinds.replace("\u00a0", " "))
-            kinds = re.sub(
-                r"(no measurable difference: )?N × \[N, N\]( at N)?( \(machine slightly busy\))?|not measured",
-                "T",
-                kinds,
-            )
+            timed = r"(no measurable difference: )?N × \[N, N\]( at N)?( \(machine slightly busy\))?|not measured"
+            kinds = re.sub(timed, "T", kinds)
             kinds = re.sub(r"(no measurable difference: )?N % \[N, N\]|N %", "N %", kinds)
             kinds = re.sub(r"\| –", "| N", kinds.replace("N %", "N"))
             found.append(kinds)
