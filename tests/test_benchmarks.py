@@ -157,7 +157,7 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     assert "| 70m, bfloat16, one text |" in text
     assert "Some GPU, torch 2.11" in text
     assert "old" not in text
-    written = (README.parent / "docs" / "benchmarks.md").read_text()
+    written = PAGE.read_text()
     assert written.count(gpu.BEGIN) == written.count(gpu.END) == 1
     page.write_text("nothing")
     with pytest.raises(ValueError, match="must hold one"):

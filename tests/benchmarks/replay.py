@@ -2,7 +2,7 @@
 
     make bench-replay                                           all of it
     python tests/benchmarks/replay.py --only peak --models 70m --lengths 2048       some of it
-    python tests/benchmarks/replay.py --from benchmarks/replay.json --readme docs/benchmarks.md      only the page's table
+    python tests/benchmarks/replay.py --from benchmarks/replay.json --readme docs/benchmarks.md    only its table
 
     peak     FLOP/s of replay as a share of the peak: of the model's own linear products, timed alone in the faster of
              their two orientations. Counted are those products and attention to the keys a query really sees.

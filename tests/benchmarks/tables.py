@@ -31,9 +31,8 @@ def block_of(report: dict) -> list[str]:
         f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, torch {where['torch']}, float32; "
         "Pythia’s shapes with random weights, random tokens; medians and 95 % intervals over rounds."
     )
-    source = (
-        f"`{report['command']}`, then `python tests/benchmarks/replay.py --from {report['file']} --readme docs/benchmarks.md`"
-    )
+    again = f"python tests/benchmarks/replay.py --from {report['file']} --readme docs/benchmarks.md"
+    source = f"`{report['command']}`, then `{again}`"
     also = f" Meanwhile: {', '.join(busy)}." if busy else ""
     return [*lines, "", f"{about}{also} From {source}."]
 
