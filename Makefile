@@ -15,7 +15,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: $(READY) ## Sweep the demo model over two real books, then write report/index.html
+run: $(READY) ## Sweep the demo model over three real books, then write report/index.html
 	$(BIN)/python sweeps/quick.py --out $(RECORDS)/quick
 	$(BIN)/python analysis/report.py --records $(RECORDS)/quick --out $(REPORT)
 
