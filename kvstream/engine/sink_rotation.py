@@ -3,7 +3,7 @@
 With positions by rank the sinks stay at 0 … s−1 while the newest token's index grows, so every step they must come
 nearer by one. Scoring them apart, with a query of their own, would cost each layer a product; turning the keys of all
 layers at once costs the whole model one rotation, or one for each budget where layers differ in theirs. They are turned
-from where they first stood, so no error adds up.
+from where they first stood, so no error adds up. Replay leaves them there and turns its queries (`bounded_chunk`).
 
 Shape legend: L layers, B batch, H kv-heads, S sinks or slots, D head size.
 """
