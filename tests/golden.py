@@ -384,7 +384,7 @@ PLANS = {"golden": GOLDEN, "quick": QUICK, "shapes": SHAPES}
 def built(name: str, tmp_path_factory: Any) -> tuple[Path, Path]:
     """(records, report) of the plan of that name, built once per test run, whoever of its processes comes first.
 
-    Only `golden` has its charts drawn as files.
+    Only that of `shapes` has its charts drawn as files, and is built by the command line.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"built-{name}"
@@ -393,7 +393,7 @@ def built(name: str, tmp_path_factory: Any) -> tuple[Path, Path]:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():
-            make = run_report if name == "golden" else quick_report
+            make = run_report if name == "shapes" else quick_report
             done = make("--records", write(PLANS[name], records), "--out", report)
             assert done.returncode == 0, done.stderr
             assert done.stdout.splitlines()[-1] == f"open {(report / 'index.html').as_uri()}"

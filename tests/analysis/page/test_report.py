@@ -1,6 +1,5 @@
 """The report's command line: what it writes, what it refuses, and that nothing drops out in silence."""
 
-import csv
 import json
 import re
 import shutil
@@ -30,26 +29,25 @@ from analysis.charts import drawing
 from analysis.charts.figures import CHARTS
 from analysis.numbers import database
 from analysis.read.records import read_records
-from analysis.words import wording
 from analysis.words.visible import visible
 
 SMALL = replace(QUICK, policies=QUICK.policies[:2], documents=("Job",), tokens=300, lengths=(300,))
 
 
 def test_writes_page_charts_tables_and_summary(tmp_path_factory):
+    _, report = built("shapes", tmp_path_factory)
+    assert {path.name for path in (report / "charts").iterdir()} == {
+        f"{name}.{ending}" for name in ("tpot", "peak_memory", "eviction") for ending in ("svg", "png")
+    }
+    assert (report / "charts" / "tpot.svg").read_text(encoding="utf-8").startswith("<svg")
+    assert (report / "charts" / "tpot.png").read_bytes().startswith(b"\x89PNG")
     _, report = built("golden", tmp_path_factory)
-    for name, chart in CHARTS.items():
-        if not chart.file:
-            continue
-        assert (report / "charts" / f"{name}.svg").read_text(encoding="utf-8").startswith("<svg")
-        assert (report / "charts" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert {path.stem for path in (report / "tables").glob("*.csv")} == set(command.TABLES)
     for name in command.TABLES:
         table = pq.read_table(report / "tables" / f"{name}.parquet")
-        with (report / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-            printed = list(csv.DictReader(file))
+        printed = rows_of(report, name)
         assert (len(printed), list(printed[0])) == (table.num_rows, table.column_names), name
-    assert "take streaming_llm(4," in (report / "summary.md").read_text(encoding="utf-8")
+    assert "take streaming_llm(4," in summary_of(report)
 
 
 def test_page_is_self_contained_and_escaped(tmp_path_factory):
@@ -271,18 +269,6 @@ def test_no_answer_calls_memory_bounded_that_grows(tmp_path, within, start):
 def test_memory_that_does_not_grow_is_not_said_to(tmp_path_factory):
     _, bounded = built("quick", tmp_path_factory)
     assert "memory grows" not in re.sub(r"<pre>.*?</pre>", "", page_of(bounded), flags=re.S)  # but for the queries
-
-
-@pytest.mark.parametrize(
-    ("layers", "why", "behind"),
-    [
-        ("", "", ""),
-        ("5", "layer 5 never evicts", " (memory grows with the text)"),
-        ("0,1", "layers 0, 1 never evict", " (memory grows with the text)"),
-    ],
-)
-def test_why_memory_grows_although_there_is_a_budget(layers, why, behind):
-    assert (wording.growth(layers), wording.caveat(layers)) == (why, behind)
 
 
 def test_the_latest_sweep_says_which_prefixes_are_reported(tmp_path):

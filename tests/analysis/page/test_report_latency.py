@@ -30,7 +30,7 @@ from report_oracle import Tables, answer_of, assert_printed, cells_of, page_of, 
 from analysis.charts.figures import CHARTS
 from analysis.charts.specs import for_page
 from analysis.numbers import database
-from analysis.numbers.rounds import round_intervals, spread
+from analysis.numbers.rounds import round_intervals
 from analysis.read.records import read_records
 from analysis.words import speed as speed_words
 from analysis.words import wording
@@ -77,12 +77,6 @@ def test_tables_at_full_precision(case, name):
                 assert float(row[column]) == pytest.approx(expected[column], rel=1e-9, abs=1e-9), (column, row)
 
 
-def test_gaps_are_too_few_for_a_percentile_or_enough(case):
-    cells, report = case
-    rows = rows_of(report, "latency")
-    assert {row["itl_p99_ms"] == "" for row in rows} == {len(cells) > 2}  # 700 gaps in shapes, 72 in golden
-
-
 def test_full_against_itself_and_its_drift_as_printed(case):
     cells, report = case
     table = Tables(page_of(report)).tables["again"]
@@ -96,20 +90,6 @@ def test_full_against_itself_and_its_drift_as_printed(case):
     ratios = [timed.ratio("full (again)", "step", "full") for timed in cells.values()]
     said = f"Over {len(ratios)} cells it is {min(ratios):.3f} to {max(ratios):.3f} in time per token."
     assert said in page_of(report)
-
-
-def test_intervals_are_what_a_bootstrap_over_many_rounds_gives(tmp_path_factory):
-    records, report = built("golden", tmp_path_factory)
-    timed = cells_of(records)["tiny-llama", 600, 1]
-    rows = {row["contender"]: row for row in rows_of(report, "latency") if row["cell"] == timed.cell}
-    random = np.random.default_rng(0)
-    twin = timed.twin("recent_only(128)")
-    for against, name, scale in (("full", "tpot_ratio", float), (twin, "eviction", lambda x: 1 + float(x) / 100)):
-        mine = np.array(timed.rounds("recent_only(128)", "step")) / np.array(timed.rounds(against, "step"))
-        medians = np.median(random.choice(mine, (4000, len(mine))), axis=-1)
-        ends = ("low", "high") if against == "full" else ("low_percent", "high_percent")
-        for end, expected in zip(ends, np.percentile(medians, (2.5, 97.5))):
-            assert scale(rows["recent_only(128)"][f"{name}_{end}"]) == pytest.approx(expected, abs=0.002)
 
 
 def test_what_else_the_machine_did_is_said_and_hides_nothing(tmp_path_factory):
@@ -342,19 +322,6 @@ def test_the_tradeoff_stands_on_the_samples_and_its_front_is_what_none_better_ma
         closer = [other for other in alike if float(other["ppl_ratio"]) < float(row["ppl_ratio"])]
         assert (row["unbeaten"] == "True") == (not any(end(one, "low") <= end(row, "high") for one in closer)), row
     assert {row["policy"] for row in rows if row["unbeaten"] == "True"} >= {"full", "streaming_llm(4,124)"}
-
-
-def rounds_with(ratio, random, rounds=30):
-    """Per-round ratios of two contenders that share each round's drift."""
-    common = random.lognormal(0, 0.2, rounds)
-    mine, full = (common * random.lognormal(0, 0.02, rounds) for _ in range(2))
-    return ratio * mine / full
-
-
-def test_a_slowdown_of_three_per_cent_is_seen():
-    random = np.random.default_rng(6)
-    lows, _ = spread(np.array([rounds_with(1.03, random, 60) for _ in range(100)]))
-    assert np.mean(lows > 1) >= 0.9
 
 
 def test_no_interval_below_five_rounds():

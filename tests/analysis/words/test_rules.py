@@ -14,7 +14,6 @@ from golden import (
     PLAIN,
     QUICK,
     Latency,
-    built,
     commit,
     database_of,
     quick_report,
@@ -28,7 +27,7 @@ from report_oracle import page_of, rows_of, summary_of
 
 from analysis.numbers import database
 from analysis.read.records import read_records
-from analysis.words import cards, wording
+from analysis.words import cards
 from analysis.words.answers import answers
 from analysis.words.summary import subtitle_of
 
@@ -51,20 +50,6 @@ def thresholds(folder, *percent):
     connection.execute("DROP TABLE answer")
     database.create(connection, ["answer"])
     return {(row["setting"], row["card"]): row for row in database.rows(connection, "cards")}
-
-
-def test_four_cards_for_every_setting(tmp_path_factory):
-    for name in ("golden", "quick", "shapes"):
-        _, report = built(name, tmp_path_factory)
-        rows = rows_of(report, "cards")
-        settings = list(dict.fromkeys(row["setting"] for row in rows))
-        assert [(row["setting"], row["card"]) for row in rows] == [
-            (setting, card) for setting in settings for card in ("answer", "quality", "speed", "memory")
-        ]
-        assert settings
-        for row in rows:
-            assert (row["policy"] == "") == (row["why"] != "")
-    assert {row["why"] for row in rows} == {"no perplexity measured"}
 
 
 @pytest.fixture(scope="module")
@@ -271,13 +256,6 @@ def test_a_budget_that_the_text_does_not_exceed_is_in_no_chart(tmp_path):
     assert page.count('<span class="tag idle" title="300 tokens do not exceed its budget') == 2
 
 
-def test_small_memories_are_in_kilobytes():
-    assert [wording.megabytes(value) for value in (None, 0, 0.0123, 0.049, 0.05, 1234.5)] == [
-        "–", "0.0", "12.3\u00a0kB", "49.0\u00a0kB", "0.1", "1,234.5",
-    ]  # fmt: skip
-    assert (wording.with_unit(0.0123), wording.with_unit(2)) == ("12.3\u00a0kB", "2.0\u00a0MB")
-
-
 def test_the_subtitle_is_of_what_was_run(tmp_path):
     plan = replace(SMALL, policies=(FULL, streaming(4, 60, 0.05), recent(64, 0.4)))
     connection = database_of(replace(plan, latency=Latency(contexts=(300,), rounds=6)), tmp_path)
@@ -356,16 +334,3 @@ def test_what_must_agree_to_be_compared(tmp_path, change, reason):
     row = claims_of(folder, "streaming_llm", 256)["PPL, mean of documents"]
     assert row["verdict"] == "not comparable"
     assert row["reason"].split("; ")[0] == reason
-
-
-def test_an_ablation_of_sinks_and_lengths_of_the_issue(tmp_path):
-    """start_size 0, 1, 2, 4, 8 at one budget; PPL at 512, 1k, 2k, 4k, 8k from one run."""
-    policies = (FULL, *(streaming(start, 64 - start, 0.1) for start in (0, 1, 2, 4, 8)), recent(64, 0.1))
-    plan = replace(QUICK, policies=policies, documents=("Job",), tokens=8192, lengths=(512, 1024, 2048, 4096, 8192))
-    connection = database_of(plan, tmp_path)
-    rows = database.rows(connection, "sinks")
-    assert sorted(row["start_size"] for row in rows) == [0, 1, 2, 4, 8]
-    assert {row["policy"] for row in rows if row["start_size"] == 0} == {"recent_only(64)"}
-    lengths = [(row["series"], row["length"]) for row in database.rows(connection, "length")]
-    assert {length for _, length in lengths} == set(plan.lengths)
-    assert len(set(lengths)) == 5 * 2  # recent_only, and streaming_llm with its usual four sinks
