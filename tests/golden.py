@@ -91,7 +91,7 @@ class Plan:
     latency: Latency | None = None
     device: str = "cpu"
     dtype: str = "float32"
-    vocab_size: int | None = 50_000  # None: not in the records, as in older ones
+    vocab_size: int = 50_000
     question: str = "Which policy, which budget, at what cost?"
     environment: dict[str, str] = field(default_factory=lambda: dict(ENVIRONMENT))
 
@@ -222,7 +222,7 @@ def fields_of(plan: Plan, model: tuple[str, str | None, int], document: str, pol
         "lengths": list(plan.lengths), "device": plan.device, "dtype": plan.dtype,
         "kv_bytes": round(per_token * kept(policy, plan.tokens)),
         "kv_bytes_full": per_token * plan.tokens,
-        "policy_fields": fields_in(policy), **({"vocab_size": plan.vocab_size} if plan.vocab_size else {}),
+        "policy_fields": fields_in(policy), "vocab_size": plan.vocab_size,
     }  # fmt: skip
 
 
@@ -251,7 +251,7 @@ def write_latency(plan: Plan, folder: Path) -> list[str]:
             "model_identity": f"golden {model[0]}", "code": "golden",
             "device": plan.device, "dtype": plan.dtype, "context": context, "batch": batch,
             "prefills": measure.prefills, "rounds": measure.rounds, "steps": measure.steps,
-            "threads": measure.threads,
+            "threads": measure.threads, "vocab_size": plan.vocab_size,
         }  # fmt: skip
         if blemish == "failed":
             write_failure(folder, key, fields)

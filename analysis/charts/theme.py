@@ -122,5 +122,4 @@ SYMBOLS: dict[str, str] = {
     "triangle-down": "M0,4.4L4.6,-3.6H-4.6z",
     "triangle-right": "M4.4,0L-3.6,4.6V-4.6z",
     "triangle-left": "M-4.4,0L3.6,4.6V-4.6z",
-    "wedge": "M0,-5L2,4H-2z",
 }

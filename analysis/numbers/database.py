@@ -18,7 +18,7 @@ import pyarrow.dataset
 from analysis.numbers.rounds import round_intervals
 from analysis.numbers.series import policies_table
 from analysis.numbers.stats import intervals
-from analysis.read.contract import CONTENDER, FIELDS, LATER, NOISE, texts
+from analysis.read.contract import CONTENDER, FIELDS, NOISE, texts
 from analysis.read.records import Records
 
 QUERIES = Path(__file__).parent.parent / "queries"
@@ -126,7 +126,7 @@ def commits_table(records: Records, kind: str) -> pa.Table:
     for commit in records.commits[kind]:
         own = {"cell": commit["cell"], "written_at": commit.get("written_at"), "planned": commit["cell"] in planned}
         found.append(commit["fields"] | {name: commit["fields"]["noise"].get(name) for name in noise} | own)
-    fields = texts("cell", "written_at") | {"planned": pa.bool_()} | FIELDS[kind] | LATER | noise
+    fields = texts("cell", "written_at") | {"planned": pa.bool_()} | FIELDS[kind] | noise
     return pa.Table.from_pylist(found, schema=pa.schema(fields))
 
 

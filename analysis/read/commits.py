@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.read.contract import COLUMNS, FIELDS, IDENTITY, LATER, SCHEMA, SHA256, RecordsError, check_fields
+from analysis.read.contract import COLUMNS, FIELDS, IDENTITY, SCHEMA, SHA256, RecordsError, check_fields
 from analysis.read.rows import latency_problem, quality_problem
 
 # What is decoded to check a file; losses and hits are read once, by the queries.
@@ -61,7 +61,7 @@ def read_commit(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict) or fields.get("kind") not in FIELDS:
         raise RecordsError(f"fields.kind: missing, or not one of {', '.join(FIELDS)}; run the sweep again")
     kind = fields["kind"]
-    check_fields(fields, FIELDS[kind] | IDENTITY[kind] | {name: LATER[name] for name in LATER if name in fields})
+    check_fields(fields, FIELDS[kind] | IDENTITY[kind])
     table = read_table(commit, path.parent / commit["file"], kind)
     problem = quality_problem(fields, table) if kind == "quality" else latency_problem(fields, table)
     if problem:

@@ -36,8 +36,6 @@ def counts(*names: str) -> dict[str, pa.DataType]:
 
 
 MODEL = texts("model", "model_note") | counts("trained_context")
-# What records hold since some version; null in older ones.
-LATER = counts("vocab_size")
 PLACE = texts("device", "dtype")
 POLICY = texts("policy", "policy_name", "strategy", "position_mode") | counts("budget", "start_size")
 POLICY |= texts("skip_layers")
@@ -45,8 +43,8 @@ FIELDS: dict[str, dict[str, pa.DataType]] = {
     "quality": MODEL
     | POLICY
     | (texts("text", "document") | counts("tokens") | {"lengths": pa.list_(pa.int64())})
-    | (PLACE | counts("kv_bytes", "kv_bytes_full")),
-    "latency": MODEL | PLACE | counts("context", "batch", "prefills", "rounds", "steps", "threads"),
+    | (PLACE | counts("kv_bytes", "kv_bytes_full", "vocab_size")),
+    "latency": MODEL | PLACE | counts("context", "batch", "prefills", "rounds", "steps", "threads", "vocab_size"),
 }
 ALL_FIELDS = {"policy_fields": pa.struct([])}  # of a policy, whatever they are called
 # What must be the same of all cells of a kind, of a model's name, of a text's name.

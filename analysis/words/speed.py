@@ -67,10 +67,14 @@ def unfilled(row: Row) -> bool:
 
 def again_words(row: Row) -> str:
     """The A/A pair of the same cell, and what else the machine did."""
-    if row["again_tpot_ratio"] is None:
-        return ""
-    ratio = times(row["again_tpot_ratio"], row["again_tpot_low"], row["again_tpot_high"])
-    return f"(Full against itself in the same run: {ratio}{wording.busy(row)}.)"
+    ratio = again_ratio(row, "tpot")
+    return "" if ratio == NONE else f"(Full against itself in the same run: {ratio}{wording.busy(row)}.)"
+
+
+def again_ratio(row: Row, name: str) -> str:
+    """The full cache's time against its own, by the name of what was timed, and the interval."""
+    ratio, low, high = (row[f"again_{name}_{end}"] for end in ("ratio", "low", "high"))
+    return NONE if ratio is None else times(ratio, low, high)
 
 
 def alone(row: Row, several: bool) -> Row:
@@ -103,10 +107,7 @@ def again(row: Row) -> Row:
         f"steal {percent(100 * row['steal'])}" if row["steal"] is not None else "",
         f"governor {row['governor']}" if row["governor"] else "",
     ]
-    shown = {
-        name: times(ratio, row[f"again_{name}_low"], row[f"again_{name}_high"]) if ratio is not None else NONE
-        for name, ratio in (("tpot", row["again_tpot_ratio"]), ("ttft", row["again_ttft_ratio"]))
-    }
+    shown = {name: again_ratio(row, name) for name in ("tpot", "ttft")}
     return row | shown | {"drift": change(row["drift_percent"]), "machine": ", ".join(filter(None, machine))}
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from analysis.read.records import Records
 from analysis.words import cards, wording
 from analysis.words.answers import answers
+from analysis.words.speed import again_ratio
 from analysis.words.visible import in_markdown, visible
 from analysis.words.wording import counted, listed
 
@@ -111,12 +112,10 @@ def speed_lines(frames: Frames) -> list[str]:
     """Where each setting's time per token was measured, and what full against itself came to there, in one line."""
     found = []
     for row in (row for row in frames["noise"] if row["headline"]):
-        ratio = row["again_tpot_ratio"]
-        again = wording.NONE if ratio is None else wording.times(ratio, row["again_tpot_low"], row["again_tpot_high"])
         of = f"{row['setting']} ({row['device']}, {row['dtype']}) at {wording.tokens_of(row)}"
         where = f"{of}, {counted(row['threads'], 'thread')}, {row['rounds']} rounds"
         busy = f" (machine slightly busy: {row['busy']})" if row["busy"] else ""
-        found.append(f"{where}, full against itself {again}{busy}")
+        found.append(f"{where}, full against itself {again_ratio(row, 'tpot')}{busy}")
     start = "Time per token is a multiple of full’s, with its 95\u00a0% interval over rounds; a difference is one only "
     start += "outside the interval of full against itself"
     return [f"\n{start}: {'; '.join(found)}."] if found else []
