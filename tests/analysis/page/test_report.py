@@ -266,11 +266,6 @@ def test_no_answer_calls_memory_bounded_that_grows(tmp_path, within, start):
     assert cross.count('<span class="tag grows"') == 2
 
 
-def test_memory_that_does_not_grow_is_not_said_to(tmp_path_factory):
-    _, bounded = built("quick", tmp_path_factory)
-    assert "memory grows" not in re.sub(r"<pre>.*?</pre>", "", page_of(bounded), flags=re.S)  # but for the queries
-
-
 def test_the_latest_sweep_says_which_prefixes_are_reported(tmp_path):
     folder = write(SMALL, tmp_path / "records")
     sweep = json.loads((folder / "sweep.json").read_text())

@@ -18,7 +18,6 @@ from golden import (
     commit,
     database_of,
     quick_report,
-    recent,
     report_of,
     streaming,
     table_of,
@@ -236,16 +235,6 @@ def test_quality_without_speed(tmp_path_factory):
     assert summary_of(report).count("Time per token") == 1  # the cards' heading, and below it what was not measured
     assert "| not measured |" in summary_of(report)
     assert rows_of(report, "latency") == []
-
-
-@pytest.mark.parametrize(("policy", "grows"), [(streaming(4, 252, 0, skip="0"), True), (recent(256, 0), False)])
-def test_speed_alone_says_whose_memory_grows(tmp_path, policy, grows):
-    plan = replace(SHAPES, policies=(FULL, policy), latency=Latency(contexts=(2048,), rounds=6))
-    report = report_of(plan, tmp_path)
-    assert ("of the full KV memory there (memory grows with the text)" in answer_of(report)) == grows
-    assert (f"`{policy.label}` (memory grows with the text) |" in summary_of(report)) == grows
-    drawn = page_of(report).partition('<figure id="peak_memory"')[2].partition("</figure>")[0]
-    assert (' grows"' in drawn) == grows
 
 
 def test_charts_and_their_tooltips_say_whose_memory_grows(tmp_path):

@@ -12,7 +12,6 @@ from golden import (
     QUICK,
     ROOT,
     Latency,
-    built,
     database_of,
     l2,
     quick_report,
@@ -102,15 +101,6 @@ def test_the_python_of_each_card_runs(near, tiny_neox):
         assert out.shape == (1, 64), name
 
 
-@pytest.mark.parametrize(
-    "policy", [streaming(4, 28, 0, "absolute"), streaming(1, 31, 0, "cache", "0,1"), l2(32, "keep_high", 0)]
-)
-def test_the_python_is_that_of_the_policy(policy, tiny_neox):
-    place = {"model": tiny_neox()}
-    exec("\n".join(cards.code({"policy": policy.label})), place)
-    assert str(place["cache"].policy) == policy.label
-
-
 def test_a_busy_machine_is_said_beside_a_cards_number(tmp_path):
     plan = replace(NEAR, latency=Latency(contexts=(600,), blemishes={("tiny-neox", 600, 1): "busy"}))
     for row in database.rows(database_of(plan, tmp_path), "cards"):
@@ -120,19 +110,11 @@ def test_a_busy_machine_is_said_beside_a_cards_number(tmp_path):
         assert small.endswith("; machine slightly busy: other processes used 0.7 of 2 cores"), row["card"]
 
 
-def skeleton(text):
-    """A README block's tables: each header, and each row with its numbers and names replaced by what they are."""
-    found = []
-    for line in text.splitlines():
-        if line.startswith("|"):
-            kinds = re.sub(r"`[a-z_0-9]+(\([^`]*\))?`", "P", line)  # a policy
-            kinds = re.sub(r"[+−]?[\d,]+(\.\d+)?", "N", kinds.replace("\u00a0", " "))
-            timed = r"(no measurable difference: )?N × \[N, N\]( at N)?( \(machine slightly busy\))?|not measured"
-            kinds = re.sub(timed, "T", kinds)
-            kinds = re.sub(r"(no measurable difference: )?N % \[N, N\]|N %", "N %", kinds)
-            kinds = re.sub(r"\| –", "| N", kinds.replace("N %", "N"))
-            found.append(kinds)
-    return found
+def tables_of(text):
+    """A README block's tables: each header, and how many cells each row has."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    headers = [line for line in lines if "---" in line or line.startswith(("| Case", "| Policy"))]
+    return headers, {line.count(" | ") for line in lines if line.startswith("| `")}
 
 
 def test_the_readmes_results_are_written_by_this_code(tmp_path):
@@ -144,26 +126,11 @@ def test_the_readmes_results_are_written_by_this_code(tmp_path):
     flags = ("--out", tmp_path / "out", "--readme", tmp_path / "README.md")
     assert quick_report("--records", write(plan, tmp_path / "records"), *flags).returncode == 0
     mine = (tmp_path / "README.md").read_text(encoding="utf-8")
-    headers = [line for line in skeleton(mine) if "---" in line or line.startswith(("| Case", "| Policy"))]
-    assert len(headers) == 4
-    assert [line for line in skeleton(block) if line in headers] == headers
+    assert tables_of(block) == tables_of(mine)
     cases = re.compile(r"^\| (?:Recommended|Quality first|Speed first|Memory-limited): [^|]*\|", re.M)
     assert cases.findall(block) == cases.findall(mine)
-    told = "no measurable difference: "  # or not, as the machine would have it
-    rows = [line.replace(told, "") for line in skeleton(block) if line.startswith("| P |")]
-    assert 3 <= len(rows) <= 5
-    lines = {line.replace(told, "") for line in skeleton(mine)}
-    assert set(rows) <= lines | {line.replace("T |", "N |") for line in lines}
-    for words in (
-        "Perplexity is over all documents together.",
-        "In brackets: behind perplexity",
-        "interval over rounds.",
-    ):
+    assert len(cases.findall(block)) == 4
+    for words in ("Perplexity is over all documents together.", "In brackets: behind perplexity", "over rounds."):
         assert words in block.replace("\u00a0", " ")
         assert words in mine.replace("\u00a0", " ")
     assert "`python analysis/report.py --records records/quick --readme README.md`" in block
-
-
-def test_built_reports_all_have_their_cards(tmp_path_factory):
-    assert set(cards_on(built("golden", tmp_path_factory)[1])) == set(cards.CASES)
-    assert cards_on(built("shapes", tmp_path_factory)[1]) == {}

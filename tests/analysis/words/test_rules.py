@@ -171,14 +171,6 @@ def test_a_card_that_nothing_fits_names_the_nearest_and_the_flag_that_lets_it_in
     assert asked[place] < 0 or thresholds(choice, *asked)["tiny-neox", card]["policy"] is None
 
 
-def test_the_headlines_pick_is_the_first_card(choice):
-    connection = database.open_database(read_records(choice), 10.0)
-    [answer] = database.rows(connection, "answer")
-    first, *_ = database.rows(connection, "cards")
-    assert (first["card"], first["policy"]) == ("answer", answer["policy"])
-    assert cards.card(first)["code"][-1].startswith('cache = KVStreamCache(model, parse_policy("streaming_llm(')
-
-
 def test_a_change_whose_spread_holds_zero_is_no_difference(tmp_path):
     """Two documents, one better and one worse without cause: neither a gain nor a loss is told."""
     folder = write(replace(SMALL, policies=(FULL, streaming(4, 28, 0.0))), tmp_path / "r")
