@@ -40,12 +40,9 @@ STYLES: dict[str, Style] = {
 }
 SPARE = ("#8f63c9", "#b04a4a", "#5c8a2e", "#1f8f8f", "#c2547c", "#7a78d6", "#a06f3d", "#3f8fd0")  # for any other policy
 SPARE_DASHES = ((3, 1), (5, 1, 1, 1), (1, 2), (6, 1), (10, 3))
-BUDGET_STYLES = (
-    Style("#6f7680", "circle"),
-    Style("#8d949e", "diamond", (4, 2)),
-    Style("#6f7680", "square", (8, 2)),
-    Style("#8d949e", "triangle-up", (2, 2)),
-    Style("#6f7680", "cross", (8, 2, 2, 2)),
+BUDGET_SHAPES = {"circle": (1, 0), "diamond": (4, 2), "square": (8, 2), "triangle-up": (2, 2), "cross": (8, 2, 2, 2)}
+BUDGET_STYLES = tuple(
+    Style(("#6f7680", "#8d949e")[place % 2], shape, dash) for place, (shape, dash) in enumerate(BUDGET_SHAPES.items())
 )
 VARIANT_STYLES = {
     "cache": Style("#2273c3", "circle"),

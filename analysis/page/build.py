@@ -25,10 +25,9 @@ from analysis.page import result_rows
 from analysis.page.columns import COLUMNS, LATENCY_COLUMNS
 from analysis.page.views import code, escape_json, model_of, view
 from analysis.read.records import Records
-from analysis.words import speed, wording
+from analysis.words import claims, speed, wording
 from analysis.words.answers import answers
 from analysis.words.cards import CASES, card
-from analysis.words.claims import claims
 from analysis.words.summary import problems, subtitle_of, title_of
 from analysis.words.visible import visible
 
@@ -76,8 +75,7 @@ def page(
         latency_table=result_rows.latency_table(frames["latency"]),
         latency_columns=LATENCY_COLUMNS,
         again=[speed.again(row) for row in frames["noise"]],
-        again_span=speed.again_span(frames["noise"]),
-        claims=claims(frames["published_latency"], frames["equal_budget"]),
+        claimed_here=claims.measured(frames["published_latency"], frames["equal_budget"]),
         min_rounds=MIN_ROUNDS,
         spread=result_rows.spread_note(frames["perplexity"]),
         min_documents=MIN_DOCUMENTS,

@@ -1,39 +1,17 @@
-"""The seed report's claims: what it said, what is measured here for the same, and why the two differ.
-
-What it said and why are words of this module; what is measured comes from `published_latency.sql` and
-`equal_budget.sql`.
-"""
+"""What is measured here for the seed report's claims, which the page quotes. Knows neither them nor why they differ."""
 
 from typing import Any
 
 from analysis.words.wording import busy, change, times, tokens_of
 
 Row = dict[str, Any]
-NOTHING = "Nothing of it in these records."
 
 
-def claims(latency: list[Row], cross: list[Row]) -> list[Row]:
-    """Its three claims, each with `said`, `measured` (lines) and `why`."""
-    return [
-        {
-            "said": "“TTFT falls by 15 to 28 %.”",
-            "measured": timed(latency, "TTFT ÷ full's") or [NOTHING],
-            "why": "Its clock stopped before compression, so TTFT could not depend on the policy: what it saw is the "
-            "order of warming up. Measured here with a prompt no longer than the budget, where all do the same work.",
-        },
-        {
-            "said": "“Throughput falls.”",
-            "measured": timed(latency, "throughput ÷ full's") or [NOTHING],
-            "why": "Its throughput is 1 ÷ TPOT, and fell because it made three full copies of K and V for each token. "
-            "Eviction need not cost that. Measured here as 1 ÷ the ratio of times per token.",
-        },
-        {
-            "said": "“StreamingLLM loses least”: +2.0 % perplexity against +4.3 to +9.5 %.",
-            "measured": like_for_like(cross) or [NOTHING],
-            "why": "It compared StreamingLLM at budget 1,024 and 2,024 tokens with the others at budget 512 and 3,000 "
-            "tokens; at budget 512 its own StreamingLLM is at +3.7 %. Compared here at one budget, on the same tokens.",
-        },
-    ]
+def measured(latency: list[Row], cross: list[Row]) -> list[list[str]]:
+    """Lines for each of its three claims: on TTFT, on throughput, on perplexity."""
+    nothing = ["Nothing of it in these records."]
+    found = (timed(latency, "TTFT ÷ full's"), timed(latency, "throughput ÷ full's"), like_for_like(cross))
+    return [lines or nothing for lines in found]
 
 
 def timed(rows: list[Row], metric: str) -> list[str]:

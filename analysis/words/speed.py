@@ -109,9 +109,3 @@ def again(row: Row) -> Row:
     ]
     shown = {name: again_ratio(row, name) for name in ("tpot", "ttft")}
     return row | shown | {"drift": change(row["drift_percent"]), "machine": ", ".join(filter(None, machine))}
-
-
-def again_span(rows: list[Row]) -> Row | None:
-    """How far the A/A ratios of all cells stray; None if there is none."""
-    found = [row["again_tpot_ratio"] for row in rows if row["again_tpot_ratio"] is not None]
-    return {"cells": len(found), "low": f"{min(found):.3f}", "high": f"{max(found):.3f}"} if found else None
