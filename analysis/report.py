@@ -87,7 +87,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(flag, type=percentage, default=default, metavar="PERCENT", help=about)
     rewritten = "also rewrite FILE's results block and its docs/report.png"
     parser.add_argument("--readme", type=Path, metavar="FILE", help=rewritten)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.memory > 100:
+        parser.error(f"argument --memory: {options.memory:g} is more than all of full's memory; pass a share up to 100")
+    return options
 
 
 def percentage(text: str) -> float:

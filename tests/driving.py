@@ -3,12 +3,9 @@
 import hashlib
 import io
 import json
-import os
 import runpy
-import signal
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,17 +68,6 @@ def sweep_here(command, grid=None, manual=None) -> Ended:
         grid, manual = quick["GRID"], quick["__doc__"]
     flags = command[2:] if command[:1] == [sys.executable] else command
     return here(main, grid, manual, flags)
-
-
-def kill_once_there_is(out, pattern, command):
-    """Start a sweep, and kill it and all its processes as soon as its folder holds such a file."""
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **silent)
-    deadline = time.monotonic() + 120
-    while not list(out.glob(pattern)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
 
 
 def digest(out):

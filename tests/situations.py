@@ -172,7 +172,7 @@ def document() -> str:
         "## Architectures",
         "",
         "Served: each with tiny random weights of eight seeds, in float32, bfloat16 and float16, and in float64 where",
-        "transformers' own forward can (`tests/engine/test_probe.py`).",
+        "transformers' own forward can (`tests/engine/test_model_check.py`).",
         "",
         "| class of transformers | which |",
         "|---|---|",

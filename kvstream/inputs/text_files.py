@@ -4,8 +4,10 @@ A row has a text and may have a title. What is no text is refused: binary files,
 something else.
 """
 
+import functools
 import glob
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 
 from pyarrow import ArrowException, parquet
 
+log = logging.getLogger(__name__)
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 TITLES = ("short_book_title", "title", "name")
 ROWS_AT_ONCE = 64  # of a Parquet file, some of whose rows are books
@@ -40,20 +43,35 @@ def local_files(spec: str, kinds: str) -> tuple[list[Path], str]:
 
 
 def _expand(path: str) -> list[Path]:
-    """The files that a path, folder or glob stands for. As in a shell, what is hidden is found by its own name only."""
+    """The files that a path, folder or glob stands for. What is hidden in a folder is passed over, and named once."""
     # os.path answers False to names no file can have; pathlib raises.
     path = os.path.expanduser(path)
     if os.path.isfile(path):
         return [Path(path)]  # whatever its suffix
     found = [path] if os.path.isdir(path) else glob.glob(path, recursive=True)
     files = {name for name in found if os.path.isfile(name)}
+    hidden = {*glob.glob(path, recursive=True, include_hidden=True)} - {*found, path}
     for folder in (name for name in found if os.path.isdir(name)):
         for here, folders, names in os.walk(folder, onerror=_refuse):
+            hidden.update(os.path.join(here, name) for name in (*folders, *names) if name.startswith("."))
             folders[:] = [name for name in folders if not name.startswith(".")]
             if links := [name for name in folders if os.path.islink(os.path.join(here, name))]:
                 raise ValueError(f"text: {links[0]!r} in {here!r} is a link to a folder; name that folder instead")
             files.update(os.path.join(here, name) for name in names if not name.startswith("."))
-    return sorted(Path(name) for name in files if Path(name).suffix.lower() in SUFFIXES)
+    if passed_over := sorted(name for name in hidden if os.path.isdir(name) or _is_ours(name)):
+        listed = ", ".join(map(repr, passed_over[:5])) + (" …" if len(passed_over) > 5 else "")
+        _warn_once(f"text: what is hidden in {path!r} is passed over: {listed}")
+    return sorted(Path(name) for name in files if _is_ours(name))
+
+
+def _is_ours(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A source is read more than once: to count its documents, and by each model's tokenizer."""
+    log.warning(message)
 
 
 def _refuse(error: OSError) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -76,6 +77,11 @@ class Folder:
         with _told(self.where, name):
             (self.folder / name).unlink(missing_ok=True)
 
+    def free_bytes(self) -> int | None:
+        """What its disk has left; None for those that count nothing, such as some network drives."""
+        disk = shutil.disk_usage(self.folder)
+        return disk.free if disk.total else None
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder by a lock of the kernel's, which ends with the process, however that ends.
@@ -126,6 +132,9 @@ class Bucket:
         except (ValueError, OSError) as error:
             why = first_line(error)
             raise ValueError(f"out: {url!r} is no place for records ({why}); give a folder or s3://…") from None
+
+    def free_bytes(self) -> None:
+        """A store is as large as it is paid for."""
 
     def names(self) -> list[str]:
         """Names of the objects under the prefix, sorted, those of deeper levels aside."""

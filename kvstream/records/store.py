@@ -37,6 +37,7 @@ from kvstream.records.storage import storage_at
 ROWS = re.compile(r"([0-9a-f]{16})(\.[0-9a-f]{16})?\.parquet")  # older sweeps named them <key>.parquet
 NAMED = 16  # hex digits of a sha256 that are part of a file's name
 READERS = 8  # files hashed at once
+LEAST_ROW_BYTES = 8  # of a token, compressed: losses alone, which look random, take four of some eleven
 
 
 class Records:
@@ -73,6 +74,15 @@ class Records:
         """Write a file and remove it; OSError where that is impossible."""
         self.storage.write(".probe", b"to see whether this can be written")
         self.storage.remove(".probe")
+
+    def require_room(self, tokens: int) -> None:
+        """ValueError if the disk certainly lacks room for the rows of so many tokens."""
+        free, needed = self.storage.free_bytes(), tokens * LEAST_ROW_BYTES
+        if free is not None and needed > free:
+            raise ValueError(
+                f"out: {self.storage.where!r} has {free / 1e6:,.1f} MB left, and this sweep will write at least "
+                f"{needed / 1e6:,.1f} MB; make room there, or give another --out"
+            )
 
     def finished(self, keys: list[str]) -> set[str]:
         """Which of these cells are committed, with a file that is exactly the one committed."""

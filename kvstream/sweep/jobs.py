@@ -136,7 +136,7 @@ def sharing(jobs: Iterable[Job]) -> Iterator[Job]:
 def shareable(job: Job) -> int:
     """Count the first tokens of a job's texts that a full cache may replay for it.
 
-    These are whole chunks, so that no rounding changes, in which no layer's token loses its protection.
+    These are whole chunks in which no layer's token loses its protection. On CPUs no rounding changes by that.
     """
     cell, most = job.cells[0], job.stop - 1
     for alike in map(cell.policy.tokens_from_full, range(cell.model.num_layers)):

@@ -88,6 +88,7 @@ def _measure(plan: Plan, where: str | None) -> int:
     nodes = cluster.fit_for(device, nodes, options.threads)
     plan.look(device)
     plan.refuse_too_large(nodes)
+    plan.require_room()
     slots = plan.divided(nodes)
     plan.begin()
     return len(plan.refused) + (_compute(plan, slots, nodes) if plan.todo else 0)

@@ -85,6 +85,10 @@ class Plan:
             raise ValueError(next(iter(self.refused.values())))
         self.todo = [cell for cell in self.todo if cell not in self.refused]
 
+    def require_room(self) -> None:
+        """ValueError if the disk certainly lacks room for the rows of the quality cells that are to do."""
+        self.records.require_room(sum(cell.tokens for cell in self.todo if isinstance(cell, QualityCell)))
+
     def divided(self, nodes: list[Node]) -> Slots:
         """What each quality cell takes of the machines."""
         evaluated = [cell for cell in self.todo if isinstance(cell, QualityCell)]

@@ -4,8 +4,8 @@ The rules, for the cells of one model and kind; `phases` says in which order the
 
 * The model is checked first, by the worker that asks first. If it is refused, all its cells are.
 * A worker stays with its text, whose first tokens it has replayed; else it takes a text that no other has, else the
-  one with most to do. A long text's next part comes before, and so does what is tried again.
-* A worker has one piece of work, and one more waiting as long as more is to do than there are workers.
+  one with most to do. A long text's next part comes before all texts, and so does what is tried again.
+* A worker has one piece of work, and one more behind it as long as at least one for each worker waits.
 * Work goes where there is memory for it beside what else is computed there.
 * A worker that died costs what it was computing one of two attempts; what waited behind it loses none. An error that
   a cell raised is final; cells that were computed together are tried once more alone.

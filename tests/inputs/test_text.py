@@ -196,11 +196,14 @@ def test_names_say_the_folder_where_they_are_the_same_without(tmp_path):
 
 
 @pytest.mark.parametrize("pattern", ["", "/**/*.txt", "/**"])
-def test_what_is_hidden_is_passed_over(tmp_path, pattern):
+def test_what_is_hidden_is_passed_over_and_named_once(tmp_path, pattern, caplog):
     for name in ("a.txt", "sub/b.txt", "._a.txt", "sub/.x.txt", ".git/c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(long())
-    assert [document.name for document in load(f"{tmp_path}{pattern}")] == ["a", "b"]
+    for _ in range(2):
+        assert [document.name for document in load(f"{tmp_path}{pattern}")] == ["a", "b"]
+    [told] = [message for message in caplog.messages if "hidden" in message]
+    assert all(name in told for name in ("._a.txt", "sub/.x.txt", ".git"))
     assert [document.name for document in load(f"{tmp_path}/.git")] == ["c"], "but for what is named"
 
 

@@ -4,16 +4,20 @@ import builtins
 import os
 import re
 import resource
+import shutil
 import subprocess
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from apart import until
 from driving import arguments, digest
 from record_cases import KEY, Nth, Written, add_part, cell_is_sound, commit_anew, fail, left_before, part_is_sound
 
-from kvstream.records.store import Records
+from kvstream.records.store import Records, parquet
 
 # Of a file: its folder is made; it is opened, written, flushed, synced, closed, renamed; its folder is opened, synced.
 FILE_CALLS = 9
@@ -163,3 +167,17 @@ def test_a_kill_may_come_at_any_call(records, monkeypatch, write, calls):
         cell_is_sound(records)
     write(records)
     assert records.finished([KEY])
+
+
+def test_a_disk_that_certainly_lacks_room_is_refused_in_one_line(records, monkeypatch):
+    rows = pa.table({"nll_nats": np.random.default_rng(0).exponential(size=10_000).astype(np.float32)})
+    assert len(parquet([rows])) > 3 * len(rows)  # losses alone take most of what is said to be the least
+    with records.locked():
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1, free=8_000_000))
+        records.require_room(1_000_000)
+        with pytest.raises(
+            ValueError, match=r"^out: .* has 8\.0 MB left, .* at least 8\.0 MB; make room there, or give"
+        ):
+            records.require_room(1_000_001)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=0, free=0))
+        records.require_room(10**9)  # a drive that counts nothing

@@ -42,5 +42,6 @@ def test_ten_million_rows_in_twenty_seconds_and_two_gigabytes(tmp_path):
     print(f"{seconds:.1f} s, {computed:.1f} s computed, {used.ru_maxrss / 1e6:.2f} GB")
     assert status == 0
     assert "10,000,000" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    # Other tests run beside this one, and lengthen the one; where nothing does, several threads lengthen the other.
     assert min(seconds, computed) <= 20
     assert used.ru_maxrss <= 2 * 10**6  # kB

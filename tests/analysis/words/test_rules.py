@@ -25,6 +25,7 @@ from golden import (
 )
 from report_oracle import page_of, rows_of, summary_of
 
+from analysis import report
 from analysis.numbers import database
 from analysis.read.records import read_records
 from analysis.words import cards
@@ -326,3 +327,10 @@ def test_what_must_agree_to_be_compared(tmp_path, change, reason):
     row = claims_of(folder, "streaming_llm", 256)["PPL, mean of documents"]
     assert row["verdict"] == "not comparable"
     assert row["reason"].split("; ")[0] == reason
+
+
+def test_a_memory_beyond_all_of_it_is_one_clear_error(capsys):
+    with pytest.raises(SystemExit) as ended:
+        report.parse(["--memory", "101"])
+    assert ended.value.code == 2
+    assert "--memory: 101 is more than all of full's memory; pass a share up to 100" in capsys.readouterr().err
