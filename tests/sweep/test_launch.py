@@ -65,13 +65,13 @@ def test_ray_up_and_ray_submit(world, machine):
         where = machine.run("ray", "exec", str(path), "cd ~ && python -c 'import kvstream; print(kvstream.__file__)'")
         assert f"{machine.folder}/python/lib" in where
         assert str(ROOT / "kvstream") not in where
-        assert (machine.home / "kvstream-src" / "kvstream" / "cluster.py").is_file()
+        assert (machine.home / "kvstream-src" / "kvstream" / "sweep" / "cluster.py").is_file()
         assert not (machine.home / "kvstream-src" / ".venv").exists()
 
         [port] = re.findall(r" --port=(\d+) ", " ".join(config[starts]))
         shutil.copytree(machine.user / ".ray", worker.user / ".ray")
         worker.joins(shipped, port)  # with no cloud to start one in, by the commands that the launcher would run
-        assert (worker.home / "kvstream-src" / "kvstream" / "cluster.py").is_file()
+        assert (worker.home / "kvstream-src" / "kvstream" / "sweep" / "cluster.py").is_file()
 
         said = machine.run("ray", "submit", str(path), "sweeps/full.py", "--", *flags(world))
         assert "Ray: 2 node(s)" in said
