@@ -82,7 +82,7 @@ MUTATIONS = [
     Mutation("rows that no record names stay", "kvstream/records/store.py",
              "self.storage.remove(name)\n            elif often", "pass\n            elif often", RECORDS),
     # The scheduler
-    Mutation("a cell is tried three times", "kvstream/sweep/scheduler.py", "MAX_ATTEMPTS = 2", "MAX_ATTEMPTS = 3",
+    Mutation("a cell is tried three times", "kvstream/sweep/retries.py", "MAX_ATTEMPTS = 2", "MAX_ATTEMPTS = 3",
              SCHEDULER),
     Mutation("three pieces of work for a worker", "kvstream/sweep/scheduler.py", "IN_FLIGHT = 2", "IN_FLIGHT = 3",
              SCHEDULER),

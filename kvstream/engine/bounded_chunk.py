@@ -16,6 +16,7 @@ import torch
 from kvstream.engine import ring
 from kvstream.engine.attention import Partial, blocks, merge_partials
 from kvstream.engine.contested_keys import ContestedKeys
+from kvstream.engine.sink_rotation import queries_of_sinks
 
 if TYPE_CHECKING:
     from kvstream.engine.bounded_layer import BoundedLayer
@@ -40,9 +41,7 @@ def attend_bounded(
     contested = _contest(layer, first, keys_BHSD, values_BHSD)
 
     recent_BHGTD = rotate(q_BHGTD)
-    old_BHGTD = recent_BHGTD
-    if layer.positions.by_rank:
-        old_BHGTD = layer.tables.rotation(start, T, layer.layout.budget, k_BHTD)(q_BHGTD)
+    old_BHGTD = queries_of_sinks(layer, q_BHGTD) if layer.positions.by_rank else recent_BHGTD
     outputs = []
     for low, high in blocks(T):
         block = (..., slice(low, high), slice(None))

@@ -1,22 +1,27 @@
-"""The attention sinks of all layers, turned together as the cache moves on in the text.
+"""How far the attention sinks stand from a query, with positions by rank: never farther than a budget.
 
-With positions by rank the sinks stay at 0 … s−1 while the newest token's index grows, so every step they must come
-nearer by one. Scoring them apart, with a query of their own, would cost each layer a product; turning the keys of all
-layers at once costs the whole model one rotation, or one for each budget where layers differ in theirs. They are turned
-from where they first stood, so no error adds up. Replay leaves them there and turns its queries (`bounded_chunk`).
+Sinks stay at 0 … s−1 while the newest token's index grows, so every token they must come nearer by one.
 
-Shape legend: L layers, B batch, H kv-heads, S sinks or slots, D head size.
+* Decoding turns their keys (`Sinks`). Scoring them apart, with a query of their own, would cost each layer a product;
+  turning the keys of all layers at once costs the whole model one rotation, or one for each budget where layers differ
+  in theirs. They are turned from where they first stood, so no error adds up.
+* Replay, where one key meets many queries, leaves the keys there and turns the queries (`queries_of_sinks`).
+
+Shape legend: L layers, B batch, H kv-heads, G query heads per kv-head, T queries, S sinks or slots, D head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from kvstream.engine.rope import Rotation
 from kvstream.engine.slot_layout import SlotLayout
+
+if TYPE_CHECKING:
+    from kvstream.engine.bounded_layer import BoundedLayer
 
 
 class Anchored(Protocol):
@@ -30,6 +35,11 @@ class Anchored(Protocol):
     def shift(self) -> int:
         """How much nearer than by index the sinks are to the next token."""
         ...
+
+
+def queries_of_sinks(layer: BoundedLayer, q_BHGTD: torch.Tensor) -> torch.Tensor:
+    """Turn the queries of the tokens that come next to where sinks find them: by rank, none above the budget."""
+    return layer.tables.rotation(layer.seen, q_BHGTD.shape[-2], layer.layout.budget, q_BHGTD)(q_BHGTD)
 
 
 RotationOf = Callable[[tuple[int, ...], torch.Tensor], Rotation]

@@ -7,8 +7,7 @@ The rules, for the cells of one model and kind; `phases` says in which order the
   one with most to do. A long text's next part comes before all texts, and so does what is tried again.
 * A worker has one piece of work, and one more behind it as long as at least one for each worker waits.
 * Work goes where there is memory for it beside what else is computed there.
-* A worker that died costs what it was computing one of two attempts; what waited behind it loses none. An error that
-  a cell raised is final; cells that were computed together are tried once more alone.
+* What a worker failed at or left behind is tried again, if `retries` says so.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from typing import Any
 from kvstream.grid.cells import Cell, LatencyCell
 from kvstream.sweep.jobs import Job
 from kvstream.sweep.pool import Event, Failed, Lost, Told, WorkerInfo
+from kvstream.sweep.retries import to_try_again
 from kvstream.sweep.work import Work
 
-MAX_ATTEMPTS = 2
 IN_FLIGHT = 2  # per worker: what it computes, and what waits so that the worker need not
 
 
@@ -82,12 +81,12 @@ class Scheduler:
     def settle(self, event: Event) -> Work | None:
         """Take note of what happened; returns what failed for good, by the event's error."""
         if isinstance(event, Lost):
-            return self._lost(event.worker)
+            return self._lost(event)
         if isinstance(event, Told):
             return None
         self._held[event.worker.id].remove(event.work)
         if isinstance(event, Failed):
-            return self._failed(event.work, again=event.work.joint)
+            return self._failed(event.work, event)
         if event.work is self.check:
             self.check = None
         elif isinstance(event.work, Job) and not event.work.ends:
@@ -103,21 +102,22 @@ class Scheduler:
         self.waiting = 0
         return left
 
-    def _lost(self, worker: WorkerInfo) -> Work | None:
-        self._workers.pop(worker.id, None)
-        self._text_of.pop(worker.id, None)
-        held = self._held.pop(worker.id, [])
+    def _lost(self, event: Lost) -> Work | None:
+        self._workers.pop(event.worker.id, None)
+        self._text_of.pop(event.worker.id, None)
+        held = self._held.pop(event.worker.id, [])
         self._put_first(held[1:])
-        return self._failed(held[0], again=True) if held else None
+        return self._failed(held[0], event) if held else None
 
-    def _failed(self, work: Work, *, again: bool) -> Work | None:
-        if not again or work.attempt >= MAX_ATTEMPTS:
+    def _failed(self, work: Work, event: Failed | Lost) -> Work | None:
+        again = to_try_again(work, event)
+        if not again:
             self.stopped |= work is self.check
             return work
         if work is self.check:
-            [self.check] = work.once_more()
+            [self.check] = again
         else:
-            self._put_first(work.once_more())
+            self._put_first(again)
         return None
 
     def _put_first(self, works: Sequence[Work]) -> None:
