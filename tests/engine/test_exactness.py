@@ -24,26 +24,12 @@ from kvstream.engine.scoring import score
 FAMILIES = ["neox", "neox_serial", "llama"]
 T, SEED = 37, 3
 SKIPS = [(), (0, 1)]
-MATRIX = [Full()] + [
-    replace(policy, position=mode, skip_layers=skip) for policy in BOUNDED for mode in MODES for skip in SKIPS
-]
-# The same with families in turn, so that each meets each policy, mode and choice of layers.
-IN_TURN = [(Full(), family) for family in FAMILIES]
-IN_TURN += [
-    (replace(policy, position=mode, skip_layers=skip), FAMILIES[sum(place) % 3])
-    for *place, (policy, mode, skip) in (
-        (a, b, c, (policy, mode, skip))
-        for a, policy in enumerate(BOUNDED)
-        for b, mode in enumerate(MODES)
-        for c, skip in enumerate(SKIPS)
-    )
-]
-# Where families and further axes are beside: each two of (policy, mode, skipped layers, family) meet.
-PAIRS = [
+# Each two of (policy, mode, skipped layers, family) meet.
+MATRIX = [(Full(), family) for family in FAMILIES]
+MATRIX += [
     (replace(policy, position=mode, skip_layers=skip), family)
-    for policy, mode, skip, family in every_pair(BOUNDED, MODES, SKIPS, ["neox", "llama"])
+    for policy, mode, skip, family in every_pair(BOUNDED, MODES, SKIPS, FAMILIES)
 ]
-PAIRS += [(Full(), "neox"), (Full(), "llama")]
 # Corners of the parameters, each in the mode where every kept key's rank counts.
 CORNERS = [
     StreamingLLM(start_size=1, recent_size=1),
@@ -73,14 +59,14 @@ def nll_by_calls(model, ids: torch.Tensor, policy, sizes: list[int]) -> torch.Te
 # ------------------------------------------------------------------------------------------------ the fixed matrix
 
 
-@pytest.mark.parametrize(("policy", "family"), IN_TURN, ids=str)
+@pytest.mark.parametrize(("policy", "family"), MATRIX, ids=str)
 def test_replay_and_decode_equal_the_oracle(policy, family, tiny_model, tokens, trace_of):
     ids = tokens(T, SEED)
     truth = trace_of(family, ids, policy).nll_nats
     model = tiny_model(family, FLOAT64)
-    replayed = [replay(model, ids, policy, chunk_size=size) for size in (1, 7, T + 3)]
+    replayed = [replay(model, ids, policy, chunk_size=size) for size in (7, T + 3)]
     decoded = decode(model, ids, policy).nll_nats
-    for nll, what in zip([*replayed, decoded], ["replay by 1", "replay by 7", "replay at once", "decode"]):
+    for nll, what in zip([*replayed, decoded], ["replay by 7", "replay at once", "decode"]):
         assert_close(nll, truth, TOLERANCE[FLOAT64], what)
         assert_close(nll, decoded, TOLERANCE[FLOAT64], f"{what} against decode")
     model = tiny_model(family, FLOAT32)
@@ -90,7 +76,7 @@ def test_replay_and_decode_equal_the_oracle(policy, family, tiny_model, tokens, 
 
 def test_the_matrix_holds_no_near_ties(tiny_model, tokens):
     """Otherwise float32 may keep another token than the oracle, and the matrix would fail for no fault of the code."""
-    for policy, family in IN_TURN:
+    for policy, family in MATRIX:
         if isinstance(policy, FixSizeL2) and policy.strategy != "random":
             trace = oracle_trace(tiny_model(family, FLOAT64), tokens(T, SEED), spec_of(policy))
             assert narrowest_decision(trace, policy) > 3e-5, policy
@@ -110,10 +96,11 @@ def narrowest_decision(trace: Trace, policy: FixSizeL2) -> float:
     return min(gaps)
 
 
-@pytest.mark.parametrize("policy", CORNERS, ids=str)
-def test_corners(policy, tiny_model, tokens, trace_of):
+@pytest.mark.parametrize(("place", "policy"), enumerate(CORNERS), ids=str)
+def test_corners(place, policy, tiny_model, tokens, trace_of):
     ids = tokens(T, SEED)
-    for family, mode in [("neox", "cache"), ("llama", "cache"), ("llama", "frozen"), ("qwen2", "absolute")]:
+    other = [("llama", "frozen"), ("qwen2", "absolute")][place % 2]
+    for family, mode in [(("neox", "llama")[place % 2], "cache"), other]:
         policy = replace(policy, position=mode)
         truth, model = trace_of(family, ids, policy).nll_nats, tiny_model(family, FLOAT64)
         assert_close(replay(model, ids, policy, chunk_size=5), truth, TOLERANCE[FLOAT64], f"replay {family} {mode}")
@@ -140,7 +127,6 @@ def test_texts_longer_than_any_block(policy, tiny_model, tokens, trace_of):
     truth = trace_of("neox", ids, policy, vocab).nll_nats
     for size in (67, length):
         assert_close(replay(model, ids, policy, chunk_size=size), truth, TOLERANCE[FLOAT64], f"replay by {size}")
-    assert_close(decode(model, ids, policy).nll_nats, truth, TOLERANCE[FLOAT64], "decode")
     assert_close(nll_by_calls(model, ids, policy, [131, 1, 1, 40, 1]), truth, TOLERANCE[FLOAT64], "plain calls")
     replayed = replay(tiny_model("neox", FLOAT32, vocab), ids, policy, chunk_size=150)
     assert_close(replayed, truth, TOLERANCE[FLOAT32], "float32 replay")
@@ -177,7 +163,7 @@ def cases(draw):
     return family, length, draw(st.integers(0, 10**6)), policy, chunk_size
 
 
-@settings(max_examples=120, derandomize=True, deadline=None, database=None)
+@settings(max_examples=80, derandomize=True, deadline=None, database=None)
 @given(case=cases())
 @example(case=("neox", 3, 0, FixSizeL2(budget=4, keep_ratio=0.5, strategy="random"), 1))
 def test_replay_equals_the_oracle_whatever_the_parameters(case, tiny_model, tokens, trace_of):
@@ -191,7 +177,7 @@ def test_replay_equals_the_oracle_whatever_the_parameters(case, tiny_model, toke
         assert_close(nll, truth, TOLERANCE[FLOAT32], "float32")
 
 
-@settings(max_examples=60, derandomize=True, deadline=None, database=None)
+@settings(max_examples=40, derandomize=True, deadline=None, database=None)
 @given(case=cases())
 def test_decode_equals_the_oracle_and_replay_whatever_the_parameters(case, tiny_model, tokens, trace_of):
     family, length, seed, policy, chunk_size = case
@@ -201,7 +187,7 @@ def test_decode_equals_the_oracle_and_replay_whatever_the_parameters(case, tiny_
     assert_close(nll, replay(model, ids, policy, chunk_size=chunk_size), TOLERANCE[FLOAT64], "against replay")
 
 
-@settings(max_examples=60, derandomize=True, deadline=None, database=None)
+@settings(max_examples=40, derandomize=True, deadline=None, database=None)
 @given(case=cases(), sizes=st.lists(st.sampled_from([1, 1, 2, 3, 8, 20]), min_size=1, max_size=8))
 def test_any_split_into_plain_calls_equals_the_oracle(case, sizes, tiny_model, tokens, trace_of):
     family, length, seed, policy, _ = case
@@ -213,7 +199,7 @@ def test_any_split_into_plain_calls_equals_the_oracle(case, sizes, tiny_model, t
 # ---------------------------------------------------------------------------------------- plain transformers calls
 
 
-@pytest.mark.parametrize(("policy", "family"), PAIRS, ids=str)
+@pytest.mark.parametrize(("policy", "family"), MATRIX, ids=str)
 def test_a_chunk_single_tokens_a_chunk(policy, family, tiny_model, tokens, trace_of):
     """Prefill, generate, prefill again: the way a chat uses a cache."""
     ids = tokens(T, SEED)
@@ -221,7 +207,7 @@ def test_a_chunk_single_tokens_a_chunk(policy, family, tiny_model, tokens, trace
     assert_close(nll, trace_of(family, ids, policy).nll_nats, TOLERANCE[FLOAT64])
 
 
-@pytest.mark.parametrize(("policy", "family"), PAIRS, ids=str)
+@pytest.mark.parametrize(("policy", "family"), MATRIX, ids=str)
 def test_rows_of_a_batch_do_not_mix(policy, family, tiny_model, tokens):
     """Each row evicts by its own norms; a draw does not depend on the row."""
     model, rows = tiny_model(family, FLOAT64), torch.stack([tokens(23, 1), tokens(23, 2)])
@@ -270,7 +256,7 @@ def test_the_model_is_left_as_it_was(family, tiny_model, tokens):
         logits = model(ids[None]).logits
         for policy in BOUNDED:
             replay(model, ids, policy, chunk_size=16)
-            decode(model, ids, policy)
+            decode(model, ids[:15], policy)
             nll_by_calls(model, ids, policy, [16, 1])
             assert torch.equal(model(ids[None]).logits, logits), policy
     after = model.state_dict()
@@ -285,7 +271,7 @@ def test_the_model_is_left_as_it_was(family, tiny_model, tokens):
 @pytest.mark.parametrize("policy", [Full(), *BOUNDED], ids=str)
 def test_the_same_call_twice_is_bit_identical(policy, tiny_model, tokens):
     for family, dtype in [("neox", FLOAT32), ("llama", FLOAT64)]:
-        model, ids = tiny_model(family, dtype), tokens(T, SEED)
+        model, ids = tiny_model(family, dtype), tokens(23, SEED)
         assert torch.equal(replay(model, ids, policy, chunk_size=8), replay(model, ids, policy, chunk_size=8))
         assert torch.equal(decode(model, ids, policy).nll_nats, decode(model, ids, policy).nll_nats)
 
@@ -293,17 +279,14 @@ def test_the_same_call_twice_is_bit_identical(policy, tiny_model, tokens):
 def test_up_to_the_budget_every_policy_is_full(tiny_llama, tokens):
     length = 23
     ids, model = tokens(length, SEED), tiny_llama(FLOAT64)
-    full = {size: replay(model, ids, Full(), chunk_size=size) for size in (1, 8, 100)}
+    full = {size: replay(model, ids, Full(), chunk_size=size) for size in (8, 100)}
     full_decoded = decode(model, ids, Full()).nll_nats
     policies = [
         lambda budget, mode: StreamingLLM(start_size=4, recent_size=budget - 4, position=mode),
-        lambda budget, mode: StreamingLLM(start_size=0, recent_size=budget, position=mode),
         lambda budget, mode: RecentOnly(window_size=budget, position=mode),
-        *(
-            lambda budget, mode, s=s, ratio=ratio: FixSizeL2(budget, ratio, s, position=mode)
-            for s in ("keep_low", "keep_high", "random")
-            for ratio in (0.0, 0.5, 1.0)
-        ),
+        lambda budget, mode: FixSizeL2(budget, 0.0, "keep_low", position=mode),
+        lambda budget, mode: FixSizeL2(budget, 0.5, "keep_high", position=mode),
+        lambda budget, mode: FixSizeL2(budget, 0.5, "random", position=mode),
     ]
     for make, mode, slack in every_pair(policies, MODES, [0, 1, 50]):
         policy = make(length + slack, mode)
@@ -312,7 +295,7 @@ def test_up_to_the_budget_every_policy_is_full(tiny_llama, tokens):
         assert_close(decode(model, ids, policy).nll_nats, full_decoded, 1e-6, f"{policy} decoded")
 
 
-@pytest.mark.parametrize("policy", [policy for policy, _ in PAIRS[:-1]], ids=str)
+@pytest.mark.parametrize("policy", [policy for policy, family in MATRIX if family == "neox"], ids=str)
 def test_shorter_lengths_are_prefixes_of_longer_ones(policy, tiny_neox, tokens):
     """Whole chunks take the same path and agree in every bit; a cut chunk is another matrix shape."""
     ids, size, short = tokens(T, SEED), 8, 21
@@ -356,11 +339,11 @@ def test_equal_norms_let_the_older_token_stay(strategy, dtype, tiny_neox, tokens
     Equal keys come out of differently shaped products with differently rounded norms; that must not decide who leaves.
     """
     model = tiny_neox(dtype)
-    for seed in range(6):
+    for seed in range(2):
         ids = tokens(45, seed, distinct=False) % 12
         policy = FixSizeL2(budget=9, keep_ratio=0.3, strategy=strategy, position=("cache", "absolute")[seed % 2])
         truth = trace_of("neox", ids, policy).nll_nats
-        for size in (1, 7, 16, 64):
+        for size in (7, 16, 64):
             assert_close(replay(model, ids, policy, chunk_size=size), truth, TOLERANCE[dtype], f"replay by {size}")
         assert_close(decode(model, ids, policy).nll_nats, truth, TOLERANCE[dtype], "decode")
         assert_close(nll_by_calls(model, ids, policy, [13, 1, 1, 5]), truth, TOLERANCE[dtype], "plain calls")
@@ -468,7 +451,7 @@ def divergence(log_p: np.ndarray, logits: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("policy", "family", "dtype"),
     every_pair(
-        [Full(), StreamingLLM(4, 7), StreamingLLM(4, 7, position="absolute"), RecentOnly(10), BOUNDED[-1], BOUNDED[3]],
+        [Full(), StreamingLLM(4, 7), StreamingLLM(4, 7, position="absolute"), BOUNDED[-1], BOUNDED[3]],
         ["neox", "llama"],
         [torch.float16, torch.bfloat16, FLOAT32],
     ),
@@ -486,7 +469,7 @@ def test_every_dtype_is_as_near_the_oracle_as_transformers_own_forward(policy, f
         cache.reset()
         steps = torch.cat([head(cache.hidden_states(model, id_[None])[0]) for id_ in ids.split(1)])
         cache.reset()
-        calls = torch.cat([model(part[None], past_key_values=cache).logits[0] for part in ids.split([20] + [1] * 17)])
+        calls = torch.cat([model(part[None], past_key_values=cache).logits[0] for part in ids.split([20, 1, 1, 1, 14])])
     allowed, off = divergence(full.log_p, own), np.abs(nll_of(own, ids) - full.nll_nats).mean()
     if policy == BOUNDED[3]:  # norms that a dtype cannot tell apart may keep another token: no worse than one fewer
         fewer = trace_in(family, dtype, text, replace(policy, budget=policy.budget - 1))

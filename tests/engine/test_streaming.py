@@ -22,7 +22,7 @@ PAIRS += [
 ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(length=st.integers(2, 60), chunk=st.integers(1, 20), cuts=st.lists(st.integers(0, 60), max_size=12))
 def test_pieces_of_any_size_give_what_the_whole_gives(tiny_llama, tokens, length, chunk, cuts):
     ids, model = tokens(length), tiny_llama(FLOAT64)
@@ -59,11 +59,11 @@ def test_what_is_no_tensor_is_refused(tiny_neox, pieces):
 
 @pytest.mark.parametrize(("policy", "family"), PAIRS, ids=str)
 def test_a_state_goes_on_in_another_cache(tiny_model, tokens, trace_of, policy, family):
-    """At every cut, by chunks and by single tokens, the rest is exactly what it would have been."""
+    """At every cut, by chunks and by a window of single tokens, the rest is exactly what it would have been."""
     model, ids = tiny_model(family, FLOAT64), tokens(41, 3)
     truth = trace_of(family, ids, policy).nll_nats
     whole = replay(model, ids, policy, chunk_size=5)
-    for cut in (1, 5, 10, 11, 12, 15, 30, 39):
+    for cut in (1, 10, 11, 15, 30):
         before, after = KVStreamCache(model, policy), KVStreamCache(model, policy)
         parts = list(replay_chunks(model, ids[: cut + 1], policy, chunk_size=5, cache=before))
         state = before.state()
@@ -76,7 +76,7 @@ def test_a_state_goes_on_in_another_cache(tiny_model, tokens, trace_of, policy, 
             assert torch.equal(found, whole), f"cut at {cut}, between two chunks: not one bit differs"
         stepped = KVStreamCache(model, policy)
         stepped.restore(state)
-        for token in range(cut, 40):
+        for token in range(cut, min(cut + 12, 40)):
             hidden = stepped.hidden_states(model, ids[None, token : token + 1])
             one = score(model, hidden[0], ids[token + 1 : token + 2]).nll_nats
             assert_close(one, truth[token : token + 1], TOLERANCE[FLOAT64], f"cut at {cut}, token {token}")
@@ -182,7 +182,8 @@ def test_a_million_tokens_on_nothing_has_changed(tiny_neox, tokens, policy, mode
 
 
 def test_decoding_and_replay_agree_far_into_a_text(tiny_llama, tokens):
-    """A thousand evictions later they still say the same, in cache mode and with contests."""
-    ids = tokens(1200, distinct=False)
+    """Hundreds of evictions later they still say the same, in cache mode and with contests."""
+    ids = tokens(400, distinct=False)
     for policy in (StreamingLLM(2, 14), FixSizeL2(16, 0.5, "random")):
-        assert_close(replay(tiny_llama(FLOAT64), ids, policy), decode(tiny_llama(FLOAT64), ids, policy).nll_nats, 1e-5)
+        replayed = replay(tiny_llama(FLOAT64), ids, policy, chunk_size=150)
+        assert_close(replayed, decode(tiny_llama(FLOAT64), ids, policy).nll_nats, 1e-5)
