@@ -25,7 +25,7 @@ CORE = "(test_replay_and_decode_equal_the_oracle and not skip_layers) or (every_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("machine", "dtypes"), [("AMD", "float32 or bfloat16"), ("old", "float16")])
+@pytest.mark.parametrize(("machine", "dtypes"), [("AMD", "[float32] or [bfloat16]"), ("old", "[float16]")])
 def test_the_engine_is_right_under_other_machines_rounding(machine, dtypes):
     """The suite's core, and the demo model in one dtype or two."""
     command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider"]
