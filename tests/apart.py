@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 from driving import ROOT, digest
-from nursery import fork
+from nursery import NEST, fork
 
 RAY = str(Path(sys.executable).parent / "ray")
 RECORD = "????????????????.json"
@@ -132,10 +132,11 @@ class Started:
 
     def _is_script(self, command):
         """Whether it is a Python script that finds its modules where these tests do."""
-        return command[0] == sys.executable and self.env.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
+        return command[0] in (sys.executable, RAY) and self.env.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
 
     def _forked(self, command):
-        return fork(command, self.env, ROOT, *map(str, self.said))
+        script = command[command[0] == sys.executable :]
+        return fork(script, self.env, ROOT, *map(str, self.said), f"{self.said[0]}.code")
 
     def _spawned(self, command):
         with open(self.said[0], "a") as out, open(self.said[1], "a") as err:
@@ -171,7 +172,7 @@ def apart():
     """
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    env |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", NEST: str(folder)}
     started = []
 
     def start(command, **more):

@@ -8,6 +8,7 @@ Models are built once and shared: no test may change one.
 import logging
 import os
 import random
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
@@ -23,6 +24,7 @@ import torch
 from apart import CELLS, apart, gated
 from driving import digest
 from exactness_cases import spec_of
+from nursery import nest
 from oracle_store import Store
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -157,13 +159,16 @@ def world(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="session")
 def ray_here():
-    """A Ray of this test process, with two CPUs: sweeps that run in the process use it, and start none."""
+    """A Ray of this test process, with two CPUs, which sweeps in the process use; gives its workers' session."""
     import ray
 
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
         own = {"address": "local", "num_cpus": 2, "include_dashboard": False, "_temp_dir": folder}
-        ray.init(**own, log_to_driver=False, logging_level=logging.ERROR)
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            stub, session = nest(folder)
+            patch.setattr(sys, "executable", stub)
+            ray.init(**own, log_to_driver=False, logging_level=logging.ERROR)
+        yield session
         ray.shutdown()
 
 

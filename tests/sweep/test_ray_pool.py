@@ -6,9 +6,9 @@ import signal
 import sys
 from itertools import pairwise
 
-import psutil
 import pytest
 import ray
+from apart import workers
 from driving import QUICK, arguments, digest, sweep_here
 
 from kvstream.grid.flags import parse_flags
@@ -17,15 +17,6 @@ from kvstream.sweep.main import run
 from kvstream.sweep.pool import Done, Node, Slots
 from kvstream.sweep.work import Check
 from kvstream.sweep.worker import own_gpu
-
-
-def workers(kind="quality"):
-    """The processes of this Ray's workers."""
-    found = []
-    for process in psutil.Process(os.getpid()).children(recursive=True):
-        if process.status() != psutil.STATUS_ZOMBIE and process.name().startswith(f"ray::{kind}"):
-            found.append(process)
-    return found
 
 
 @pytest.fixture
@@ -42,9 +33,9 @@ def one_thread(ray_here, world):
 
 
 @pytest.mark.timed
-def test_workers_stay_for_the_next_sweep_and_hardly_wait_between_cells(one_thread, tmp_path, monkeypatch):
+def test_workers_stay_for_the_next_sweep_and_hardly_wait_between_cells(one_thread, ray_here, tmp_path, monkeypatch):
     one_thread(tmp_path / "first")
-    before, done, real = {process.pid for process in workers()}, [], ray_pool.RayPool.wait
+    before, done, real = {process.pid for process in workers(ray_here)}, [], ray_pool.RayPool.wait
 
     def wait(pool, seconds):
         events = real(pool, seconds)
@@ -53,7 +44,7 @@ def test_workers_stay_for_the_next_sweep_and_hardly_wait_between_cells(one_threa
 
     monkeypatch.setattr(ray_pool.RayPool, "wait", wait)
     told = one_thread(tmp_path / "second")
-    assert {process.pid for process in workers()} == before
+    assert {process.pid for process in workers(ray_here)} == before
     assert len(before) == 2
     assert "loading" not in told.stdout, "the weights are there, too"
     assert digest(tmp_path / "second") == digest(tmp_path / "first")
@@ -66,14 +57,14 @@ def test_workers_stay_for_the_next_sweep_and_hardly_wait_between_cells(one_threa
         assert all(0 <= gap < 0.2 for gap in gaps), gaps
 
 
-def test_a_worker_that_died_in_between_is_replaced(one_thread, tmp_path):
+def test_a_worker_that_died_in_between_is_replaced(one_thread, ray_here, tmp_path):
     one_thread(tmp_path / "before")
-    victim = workers()[0]
+    victim = workers(ray_here)[0]
     victim.send_signal(signal.SIGKILL)
     victim.wait(10)
     one_thread(tmp_path / "after")
     assert digest(tmp_path / "after") == digest(tmp_path / "before")
-    assert victim.pid not in {process.pid for process in workers()}
+    assert victim.pid not in {process.pid for process in workers(ray_here)}
 
 
 @pytest.fixture
