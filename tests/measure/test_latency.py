@@ -26,7 +26,6 @@ from kvstream.measure.contenders import DYNAMIC, FULL_AGAIN, PolicyContender, Pr
 from kvstream.measure.latency import Measured, Progress, evaluate, measure, warm_up
 from kvstream.measure.peak_memory import peak_bytes
 
-pytestmark = pytest.mark.timed
 ROOT = Path(__file__).parent.parent.parent
 POLICIES = (StreamingLLM(2, 6), RecentOnly(8, skip_layers=(1,)), FixSizeL2(8, 0.5, "keep_low"))
 PROTOCOL = Protocol(context=20, batch=2, prefills=3, rounds=6, steps=2)
@@ -92,6 +91,7 @@ class Sleeper:
         time.sleep(0.02)  # must not be timed
 
 
+@pytest.mark.timed
 def test_samples_mean_what_the_definitions_say():
     runners = [Sleeper("slow", 0.06, 0.012), Sleeper("fast", 0.03, 0.004)]
     *_, rows = measure("c", runners, torch.zeros(1, 4), Protocol(4, 1, prefills=4, rounds=5, steps=3))
@@ -104,6 +104,7 @@ def test_samples_mean_what_the_definitions_say():
         assert runner.step_s <= itl.median() < runner.step_s + 0.015
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("resets", [True, False])
 def test_peak_memory_sees_what_was_held_for_a_moment(monkeypatch, tmp_path, resets):
     """By the kernel's mark, or where that cannot be reset, by samples."""
@@ -143,6 +144,7 @@ def test_latency_cells_run_one_after_the_other(ray_here, world, tmp_path):
         assert set(record["fields"]["noise"]) == {"load_before", "load_after", "steal", "others", "governor"}
 
 
+@pytest.mark.timed
 def test_noise_tells_other_processes_from_ones_own():
     before = machine_noise.before()
     spin = "import time; end = time.monotonic() + 1\nwhile time.monotonic() < end: pass"
@@ -164,6 +166,7 @@ def test_twins_are_one_for_each_size_and_none_where_nothing_is_evicted(tiny_neox
     assert twins(8) == []
 
 
+@pytest.mark.timed
 def test_no_ones_peak_holds_what_is_loaded_once(tiny_neox):
     """A code path's first use loads libraries: the order of contenders must not show in their peaks."""
     served = []
