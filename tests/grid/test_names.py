@@ -16,9 +16,8 @@ from pathlib import Path
 import golden
 import pyarrow.parquet as pq
 import pytest
-from driving import here, sweep_here
+from driving import sweep_here
 
-from analysis import report
 from kvstream.grid.axes import Grid
 from kvstream.grid.terminal import visible
 from kvstream.inputs import text_sources
@@ -144,7 +143,7 @@ def swept(ray_here, world, tmp_path_factory):
         for kind, out in outs.items():
             grid = Grid("names", (str(models[kind]),), (Full(), RecentOnly(4)), str(texts[kind]), len(HOSTILE), (10,))
             done[kind] = sweep_here(["--out", str(out), "--device", "cpu"], grid, asked[kind])
-            told = here(report.main, ["--records", str(out), "--out", str(reports[kind])])
+            told = golden.quick_report("--records", out, "--out", reports[kind])
             assert (told.returncode, told.stderr) == (0, "")
             assert all(line.isprintable() for line in told.stdout.split("\n"))
     after = tree(base, base / "cache", home / ".ray", *outs.values(), *reports.values())
