@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+from contextlib import contextmanager
 
 import pytest
 from golden import built
@@ -30,9 +31,9 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture
-def visit(browser, tmp_path_factory):
-    """Opens a report's page, and in the end checks that it said nothing and asked for nothing."""
+@contextmanager
+def visits(browser, tmp_path_factory):
+    """Opens reports' pages, and in the end checks that they said nothing and asked for nothing."""
     pages = []
 
     def open_page(name, width=1440, scheme="light"):
@@ -50,6 +51,19 @@ def visit(browser, tmp_path_factory):
     for page, seen, address in pages:
         assert [one for one in seen if not one.startswith("data:")] == [address]
         page.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path_factory):
+    with visits(browser, tmp_path_factory) as open_page:
+        yield open_page
+
+
+@pytest.fixture(scope="module")
+def golden(browser, tmp_path_factory):
+    """The golden page, drawn once for all tests that leave it as they find it."""
+    with visits(browser, tmp_path_factory) as open_page:
+        yield drawn(open_page("golden"))
 
 
 def drawn(page):
@@ -102,8 +116,8 @@ def faint(page, figure):
     return sum(one < 0.5 for one in found), len(found)
 
 
-def test_a_legend_entry_singles_its_series_out_in_every_chart(visit):
-    page = drawn(visit("golden"))
+def test_a_legend_entry_singles_its_series_out_in_every_chart(golden):
+    page = golden
     entry = page.locator("#by_budget .entry", has_text="recent_only")
     figures = ("by_budget", "tradeoff_kv", "excess", "equal_budget")
     assert [faint(page, figure)[0] for figure in figures] == [0, 0, 0, 0]
@@ -122,8 +136,8 @@ def test_a_legend_entry_singles_its_series_out_in_every_chart(visit):
     assert page.locator(".entry[aria-pressed=true]").count() == 0
 
 
-def test_the_tradeoff_changes_its_axis_by_keyboard(visit):
-    page = drawn(visit("golden"))
+def test_the_tradeoff_changes_its_axis_by_keyboard(golden):
+    page = golden
     shown = "[...document.querySelectorAll('[data-axis]')].filter(one => one.offsetParent).map(one => one.dataset.axis)"
     title = "#tradeoff_{} .panel:not(.elsewhere) svg .role-axis-title text"
     assert page.evaluate(shown) == ["kv"]
@@ -143,8 +157,8 @@ def ends_of(page, figure):
     return min(numbers), max(numbers)
 
 
-def test_the_overviews_brush_zooms_the_charts_below(visit):
-    page = drawn(visit("golden"))
+def test_the_overviews_brush_zooms_the_charts_below(golden):
+    page = golden
     zoom = page.locator(".zoom:not(.elsewhere)")
     assert ends_of(page, "excess") == (0, 600)
     zoom.scroll_into_view_if_needed()
@@ -169,6 +183,7 @@ def test_the_overviews_brush_zooms_the_charts_below(visit):
     assert ends_of(page, "excess") == (100, 200)
     brush = zoom.locator("svg .mark-rect path").last
     assert 0.1 < brush.bounding_box()["width"] / box["width"] < 0.25  # it shows what was typed
+    zoom.locator(".reset").click()
 
 
 def test_the_model_switch_shows_one_model_or_all(visit):
@@ -245,8 +260,8 @@ def test_printing_draws_every_chart_of_every_model(visit, tmp_path):
     assert not page.evaluate("document.body.classList.contains('printing')")
 
 
-def test_what_can_be_pressed_shows_its_focus(visit):
-    page = visit("golden")
+def test_what_can_be_pressed_shows_its_focus(golden):
+    page = golden
     for wanted in ("#by_budget .entry", ".axis input:checked", "#results th button", "#pick-model", "nav a"):
         page.locator(wanted).first.focus()
         page.keyboard.press("Shift+Tab")
