@@ -1,6 +1,6 @@
 """Names are data: never a path, SQL, HTML or terminal commands, whatever a text, a model or a question is called.
 
-One sweep over documents with hostile names, and one over as many with harmless ones, each with its report.
+One sweep over documents with hostile names, and one over some with harmless ones, each with its report.
 """
 
 import csv
@@ -47,6 +47,7 @@ SPELLED = {
     "right\u202eleft": "right⟨U+202E⟩left",
     "zero\u200bwidth": "zero⟨U+200B⟩width",
 }
+HARMLESS = 12  # documents of the other sweep: enough for intervals, as those of the hostile one are
 QUESTION = "Is <b>this</b></script><script>window.broken=1</script> '; DROP TABLE main; -- {{7*7}} ${x} | safe?"
 
 
@@ -120,7 +121,8 @@ def swept(ray_here, world, tmp_path_factory):
     place = base / "one" / "two" / "three"
     place.mkdir(parents=True)
     texts = {}
-    for kind, names in (("harmless", [f"document {number}" for number in range(len(HOSTILE))]), ("hostile", HOSTILE)):
+    documents = {"harmless": [f"document {number}" for number in range(HARMLESS)], "hostile": HOSTILE}
+    for kind, names in documents.items():
         texts[kind] = place / f"{kind}.jsonl"
         rows = [{"name": name, "text": f"w1 w2 w3 {name} w4 w5 w6 w7 w8 w9 w10".replace("\0", "")} for name in names]
         texts[kind].write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -141,7 +143,9 @@ def swept(ray_here, world, tmp_path_factory):
         shell.setenv("HOME", str(home))
         shell.setenv("XDG_CACHE_HOME", str(base / "cache"))
         for kind, out in outs.items():
-            grid = Grid("names", (str(models[kind]),), (Full(), RecentOnly(4)), str(texts[kind]), len(HOSTILE), (10,))
+            grid = Grid(
+                "names", (str(models[kind]),), (Full(), RecentOnly(4)), str(texts[kind]), len(documents[kind]), (10,)
+            )
             done[kind] = sweep_here(["--out", str(out), "--device", "cpu"], grid, asked[kind])
             told = golden.quick_report("--records", out, "--out", reports[kind])
             assert (told.returncode, told.stderr) == (0, "")
@@ -173,12 +177,12 @@ def test_the_terminal_shows_lines_and_nothing_else(swept):
     out = swept["done"]["harmless"].stdout + swept["done"]["hostile"].stdout
     assert all(line.isprintable() for line in out.split("\n"))
     cells = [line for line in out.split("\n") if line.startswith("[")]
-    assert len(cells) == 4 * len(HOSTILE)
+    assert len(cells) == 2 * (HARMLESS + len(HOSTILE))
     counted = [
         re.match(r"\[(\d+)/(\d+), [^\]]* left\] .* · .* · .*: PPL [\d.]+, [\d,]+ tokens/s$", line) for line in cells
     ]
     assert all(counted)
-    assert [int(match[1]) for match in counted] == [*range(1, 2 * len(HOSTILE) + 1)] * 2
+    assert [int(match[1]) for match in counted] == [*range(1, 2 * HARMLESS + 1), *range(1, 2 * len(HOSTILE) + 1)]
     assert f" · {visible(FORGED)}: PPL" in out
     assert visible(FORGED) == FORGED.replace("\n", "\\n")
 

@@ -206,7 +206,8 @@ def test_a_model_that_guesses_recommends_nothing(tmp_path, vocab_size, guesses):
 
 def test_a_setting_is_a_model_on_a_device_in_a_dtype(tmp_path):
     """The same model in two dtypes and on two devices: nothing is paired across them, and each number says its own."""
-    plan = replace(PLAIN, tokens=300, lengths=(300,), latency=Latency(contexts=(300,), rounds=6))
+    latency = Latency(contexts=(300,), rounds=6)
+    plan = replace(PLAIN, documents=PLAIN.documents[:3], tokens=300, lengths=(300,), latency=latency)
     places = {"float32 · cpu": 0.05, "bfloat16 · cpu": 0.5, "float32 · cuda": 1.0}
     plans = {}
     for place, excess in places.items():
