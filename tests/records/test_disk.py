@@ -13,8 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
-from apart import until
-from driving import arguments, digest
+from driving import arguments, digest, sweep_here
 from record_cases import KEY, Nth, Written, add_part, cell_is_sound, commit_anew, fail, left_before, part_is_sound
 
 from kvstream.records.store import Records, parquet
@@ -44,36 +43,45 @@ def disk(tmp_path):
 
 
 @pytest.mark.long
-def test_a_full_disk_ends_a_sweep_that_goes_on_when_there_is_room(disk, start, world, tmp_path):
+def test_a_full_disk_ends_a_sweep_that_goes_on_when_there_is_room(disk, ray_here, world, tmp_path, monkeypatch):
     out, filler = disk / "records", disk / "filler"
-    (disk / "filler").write_bytes(b"x" * (1 << 20))  # to the last byte
-    full = start(arguments(world, out))
-    assert full.ended() == 2
-    is_told(full.err())
-    assert "Ray:" not in full.out(), "nothing was begun for it"
+    real = Records.commit
+
+    def fill():
+        with suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+
+    def commit(*given):
+        real(*given)
+        fill()  # by somebody else, meanwhile
+
+    fill()  # to the last byte
+    assert "Ray:" not in ends_in_one_line(arguments(world, out)).stdout, "nothing was begun for it"
     filler.unlink()
-    filling = start(arguments(world, out))
-    until(lambda: list(out.glob("*.parquet")), 120, "a cell")
-    with suppress(OSError), open(filler, "wb", buffering=0) as file:  # by somebody else, meanwhile
-        while True:
-            file.write(b"x" * 4096)
-    assert filling.ended() == 2
-    is_told(filling.err())
+    with monkeypatch.context() as filling:
+        filling.setattr(Records, "commit", commit)
+        ends_in_one_line(arguments(world, out))
     begun = digest(out)
+    assert begun
     filler.unlink()
-    assert start(arguments(world, out)).ended() == 0
+    assert sweep_here(arguments(world, out)).returncode == 0
     whole = digest(out)
-    assert begun.items() <= whole.items()
-    assert start(arguments(world, tmp_path / "elsewhere")).ended() == 0
+    assert begun.items() < whole.items()
+    assert sweep_here(arguments(world, tmp_path / "elsewhere")).returncode == 0
     assert whole == digest(tmp_path / "elsewhere")
 
 
-def is_told(err):
-    told = err.strip().splitlines()[-1]
+def ends_in_one_line(command):
+    """Run a sweep that the full disk ends."""
+    ended = sweep_here(command)
+    assert ended.returncode == 2
+    told = ended.stderr.strip().splitlines()[-1]
     assert told.startswith("error: out: cannot write ")
     assert "No space left on device" in told
     assert "run the same command again" in told
-    assert "Traceback" not in err
+    assert "Traceback" not in ended.stderr
+    return ended
 
 
 @contextmanager
@@ -167,6 +175,15 @@ def test_a_kill_may_come_at_any_call(records, monkeypatch, write, calls):
         cell_is_sound(records)
     write(records)
     assert records.finished([KEY])
+
+
+def test_a_sweep_says_that_room_is_lacking_before_it_begins(ray_here, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1, free=1000))
+    swept = sweep_here(arguments(world, tmp_path / "records"))
+    assert (swept.returncode, swept.stderr.count("\n")) == (2, 1), swept.stderr
+    assert "make room there, or give" in swept.stderr
+    assert "to do" not in swept.stdout
+    assert not (tmp_path / "records" / "sweep.json").exists()
 
 
 def test_a_disk_that_certainly_lacks_room_is_refused_in_one_line(records, monkeypatch):

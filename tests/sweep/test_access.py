@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from apart import family
 from driving import ROOT, labelled
 from standins.head import Head
 
@@ -41,10 +42,10 @@ def small(world, out):
     return labelled(world, out, "full,recent_only(8)", 50)
 
 
-def listening(process):
-    """Addresses at which a process and all it started accept connections."""
+def listening(session):
+    """Addresses at which a session's processes accept connections."""
     found = set()
-    for one in (process, *process.children(recursive=True)):
+    for one in family(session):
         try:
             sockets = one.net_connections(kind="inet")
         except psutil.Error:
@@ -53,7 +54,7 @@ def listening(process):
     return found
 
 
-# A sweep of somebody's own, who imports Ray for something else.
+# A sweep of somebody's own, who imports Ray for something else, and before kvstream can tell it what to listen on.
 OWN = """
 import ray, runpy, sys
 sys.argv = sys.argv[1:]
@@ -62,25 +63,19 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("before", ["", OWN], ids=["ours", "one that imports Ray first"])
-def test_a_sweep_listens_on_loopback_alone_and_keeps_a_secret(world, folder, before):
+def test_a_sweep_listens_on_loopback_alone_and_keeps_a_secret(start, world, folder):
     """With no Ray running. The secret may be in processes' environments, and in nothing that stays or is shown."""
     out = folder / "records"
     python, *command = small(world, out)
-    (folder / "own.py").write_text(before)
-    command = [python, *([str(folder / "own.py")] if before else []), *command]
+    (folder / "own.py").write_text(OWN)
     secret = {"HF_TOKEN": CANARY, "HUGGING_FACE_HUB_TOKEN": CANARY}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    sweep = subprocess.Popen(command, cwd=ROOT, env=shell(folder, **secret), **pipes)
+    sweep = start([python, str(folder / "own.py"), *command], **shell(folder, RAY_AUTH_MODE="token", **secret))
     seen = set()
-    while sweep.poll() is None:
-        try:
-            seen |= listening(psutil.Process(sweep.pid))
-        except psutil.Error:
-            break
+    while sweep.process.poll() is None:
+        seen |= listening(sweep.session)
         time.sleep(0.2)
-    said = sweep.communicate()[0]
-    assert sweep.returncode == 0, said
+    said = sweep.out() + sweep.err()
+    assert sweep.ended() == 0, said
     loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert {"gcs_server", "raylet"} <= {name for name, _ in seen}, "the ports were looked at while Ray ran"
     assert {ip for _, ip in seen} <= loopback, seen

@@ -212,10 +212,10 @@ def test_what_a_grid_names_twice_is_computed_once(ray_here, world, tmp_path):
 
 KILLS = int(os.environ.get("KVSTREAM_KILLS", "25"))  # `make test-faults` asks for a hundred
 LEAST = {"worker": KILLS // 5, "driver": KILLS // 5, "group": max(1, KILLS // 20)}
-LONG = 10_000  # tokens, in parts of a size that workers compute many times a second
+LONG = 5000  # tokens, in parts of a size that workers compute many times a second
 SMALL_PARTS = """
 from kvstream.engine import chunks
-chunks.PART_TOKENS = 2048
+chunks.PART_TOKENS = 1024
 import runpy, sys
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -264,16 +264,16 @@ def test_kills_at_random_moments_change_no_row(start, world, tmp_path):
     end = time.monotonic() + 1200
     while kills.total() < KILLS or any(kills[victim] < least for victim, least in LEAST.items()):
         out = tmp_path / f"disturbed{finished}"
-        own, early = draw.random() < 0.15, draw.random() < 0.65  # early: whatever it does, before it computes, too
+        own, early = len(sweeps) % 6 == 2, draw.random() < 0.4  # early: whatever it does, before it computes, too
         everything = "group" if own else "driver"
         sweep = start([*command, str(out)], RAY_ADDRESS="local" if own else address)
         sweeps.append(sweep)
         session = sweep.session if own else ray.session
         while not early and sweep.process.poll() is None and not workers(session) and time.monotonic() < end:
             time.sleep(0.05)
-        while goes_on_for(sweep, draw.uniform(0.0, 4.0 if early else 1.5)):
+        while goes_on_for(sweep, draw.uniform(0.0, 3.0 if early else 1.0)):
             assert time.monotonic() < end, f"only {dict(kills)} in 20 minutes"
-            victim = everything if early else draw.choice([everything, "worker", "worker"])
+            victim = everything if early else draw.choice([everything, *["worker"] * 4])
             if victim == "worker":  # one, or all at once
                 kills[victim] += sum(map(killed, workers(session)[: draw.choice([1, None])]))
             elif victim == "driver":
@@ -286,11 +286,9 @@ def test_kills_at_random_moments_change_no_row(start, world, tmp_path):
             assert digest(out) == whole
             finished += 1
     out = tmp_path / f"disturbed{finished}"
-    for _ in range(2):  # a cell that was killed twice in a row has failed, and is tried again
-        sweeps.append(start([*command, str(out)], RAY_ADDRESS=address))
-        code = sweeps[-1].ended(120)
     print(f"{dict(kills)}, {finished} of {len(sweeps)} sweeps finished in between")
-    assert code == 0, sweeps[-1].err()
+    sweeps.append(start([*command, str(out)], RAY_ADDRESS=address))
+    assert sweeps[-1].ended(120) == 0, sweeps[-1].err()
     assert digest(out) == whole
     assert not list(out.glob("*.part*")) + list(out.glob("*.state")) + list(out.glob("*.failed.json"))
     assert "Traceback" not in "".join(sweep.out() + sweep.err() for sweep in sweeps)

@@ -18,7 +18,7 @@ from apart import CELLS, RAY, RECORD, apart, failures, family, gated, head, name
 from driving import ROOT, digest
 
 # A minute in real life.
-PATIENT = "from kvstream.sweep import watch; watch.ALONE_S = 8.0"
+PATIENT = "from kvstream.sweep import watch; watch.ALONE_S = 3.0"
 
 
 @contextmanager
@@ -104,9 +104,10 @@ def test_a_machine_that_comes_later_is_used_in_full_and_its_cells_move_when_it_i
     assert "Traceback" not in sweep.out() + sweep.err()
 
 
-# A machine that says nothing for some seconds is given up; in real life, after a minute.
+# A machine that says nothing for some seconds is given up, and so is a head; in real life, after a minute.
 HASTY = {f"RAY_health_check_{name}": value for name, value in (("initial_delay_ms", "0"), ("period_ms", "500"))}
 HASTY |= {"RAY_health_check_timeout_ms": "500", "RAY_health_check_failure_threshold": "10"}
+HASTY |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
 
 # A cell takes longer than the half second for which a driver may keep a worker: then it asks for one anew each time.
 SLOW = "time.sleep(0.2)"
@@ -230,9 +231,9 @@ def test_when_the_last_machine_is_lost_the_sweep_ends_and_goes_on_with_new_ones(
 @pytest.mark.parametrize("what", ["gcs_server", "raylet"])
 def test_when_the_head_is_lost_ray_ends_the_sweep(machines, world, tmp_path, whole, what):
     """Its heart, or what runs tasks where the sweep was started."""
-    cluster = machines("--num-cpus=2")
+    cluster = machines("--num-cpus=2", **HASTY)
     command = gated(world, tmp_path, before="pass")
-    sweep = cluster.sweep(command)
+    sweep = cluster.sweep(command, **HASTY)
     until(lambda: len({pid for pid, *_ in told(tmp_path)}) == 2, 60, "two cells")
     (tmp_path / "gate").write_text("8 9 10 11")
     cluster.lose(cluster.near, what)

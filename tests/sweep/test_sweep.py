@@ -170,9 +170,9 @@ def long_text(world, out, policies, tokens):
 def test_a_long_text_goes_on_from_its_last_part(ray_here, world, tmp_path, monkeypatch):
     """The disk is full when the second part is to be written; the same command goes on after the first."""
     for module in (jobs, results):
-        monkeypatch.setattr(module, "PART_TOKENS", 2 * CHUNK_SIZE)
+        monkeypatch.setattr(module, "PART_TOKENS", CHUNK_SIZE)
     whole, cut, policies = tmp_path / "whole", tmp_path / "cut", "full,streaming_llm(4,60)"
-    assert sweep_here(long_text(world, whole, policies, 2500)).returncode == 0
+    assert sweep_here(long_text(world, whole, policies, 1300)).returncode == 0
     add = Parts.add
 
     def once(parts, *given):
@@ -182,15 +182,15 @@ def test_a_long_text_goes_on_from_its_last_part(ray_here, world, tmp_path, monke
 
     with monkeypatch.context() as full_disk:
         full_disk.setattr(Parts, "add", once)
-        ended = sweep_here(long_text(world, cut, policies, 2500))
+        ended = sweep_here(long_text(world, cut, policies, 1300))
         assert (ended.returncode, ended.stderr) == (2, "error: no space left\n")
     assert not digest(cut)
-    again = sweep_here(long_text(world, cut, policies, 2500))
+    again = sweep_here(long_text(world, cut, policies, 1300))
     assert again.returncode == 0, again.stderr
-    assert "goes on after 1,024 of 2,500 tokens" in again.stdout
+    assert "goes on after 512 of 1,300 tokens" in again.stdout
     assert digest(cut) == digest(whole)
     assert not list(cut.glob("*.part*")) + list(cut.glob("*.state"))
-    assert [record["rows"] for record in records_in(cut)] == [2499, 2499]
+    assert [record["rows"] for record in records_in(cut)] == [1299, 1299]
 
 
 class DeadlyOnce(FixSizeL2):
