@@ -39,7 +39,7 @@ def test_the_engine_is_right_under_other_machines_rounding(machine, dtypes):
 
 @pytest.fixture
 def many_threads():
-    """Two, unless a machine above has one; the tests of a process share their cores with another's."""
+    """Two, or as many as one of the machines above has."""
     before = torch.get_num_threads()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     yield
