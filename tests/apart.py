@@ -127,12 +127,9 @@ class Started:
         for path in self.said:
             path.touch()
         self.env = env
-        self.process = self._forked(command) if self._is_script(command) else self._spawned(command)
+        is_script = command[0] in (sys.executable, RAY) and command[1] != "-m"
+        self.process = self._forked(command) if is_script else self._spawned(command)
         self.session = self.process.pid
-
-    def _is_script(self, command):
-        """Whether it is a Python script that finds its modules where these tests do."""
-        return command[0] in (sys.executable, RAY) and self.env.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
 
     def _forked(self, command):
         script = command[command[0] == sys.executable :]

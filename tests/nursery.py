@@ -5,6 +5,7 @@ itself: a session (workers are in their Ray's), an environment and files for wha
 exit code. Neither Ray nor kvstream is imported before, as they read the environment when they are.
 """
 
+import ctypes
 import json
 import os
 import runpy
@@ -22,7 +23,10 @@ import psutil
 
 NEST = "KVSTREAM_NEST"  # in an environment: the folder where its Ray's workers are to ask for being forked
 
+MACHINE = "KVSTREAM_MACHINE"  # in an environment: the network namespace of the machine on which a script is to run
 NURSERY = 0  # its process
+
+NEW_NETWORK, NEW_MOUNTS, NEW_NAME = 0x40000000, 0x00020000, 0x04000000  # Linux's CLONE_NEWNET, …NEWNS and …NEWUTS
 
 # Takes the place of the `python` with which Ray starts workers, and others.
 STUB = """#!{python} -IS
@@ -42,7 +46,7 @@ def become(arguments, environment, folder):
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv[:] = arguments
-    sys.path[0] = os.path.dirname(arguments[0])
+    sys.path[:1] = [os.path.dirname(arguments[0]), *filter(None, environment.get("PYTHONPATH", "").split(":"))]
     runpy.run_path(arguments[0], run_name="__main__")
     sys.exit()
 
@@ -79,12 +83,25 @@ def nested(folder, owner):
     become([word for word in arguments if not word.startswith(setups)], environment, folder)
 
 
+def move(namespace, folder):
+    """Be on another machine: with a network and a name of its own, and a Ray folder, in which Ray keeps its address."""
+    libc = ctypes.CDLL(None)
+    with open(f"/var/run/netns/{namespace}") as file:
+        assert libc.setns(file.fileno(), NEW_NETWORK) == 0
+    assert libc.unshare(NEW_MOUNTS | NEW_NAME) == 0
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+    socket.sethostname("further")
+
+
 def begin(command, environment, folder, out, err):
     """Be a script in a session of its own."""
     os.setsid()
     for number, (path, how) in enumerate(((os.devnull, os.O_RDONLY), (out, os.O_RDWR), (err, os.O_RDWR))):
         os.dup2(os.open(path, how | os.O_APPEND), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if machine := environment.get(MACHINE):
+        move(machine, environment["RAY_TMPDIR"])
     if nest := environment.get(NEST):
         ends_its_ray = command[0].endswith(".py")  # a sweep does, `ray start` does not
         nested(nest, owner=os.getpid() if ends_its_ray else NURSERY)

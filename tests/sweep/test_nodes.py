@@ -16,6 +16,7 @@ import psutil
 import pytest
 from apart import CELLS, RAY, RECORD, apart, failures, family, gated, head, named, told, until
 from driving import ROOT, digest
+from nursery import MACHINE
 
 # A minute in real life.
 PATIENT = "from kvstream.sweep import watch; watch.ALONE_S = 3.0"
@@ -23,7 +24,7 @@ PATIENT = "from kvstream.sweep import watch; watch.ALONE_S = 3.0"
 
 @contextmanager
 def linked():
-    """Give a network namespace linked with this one: how to start commands in it, its address, and this end's."""
+    """Give a network namespace linked with this one: what has commands start in it, its address, and this end's."""
     number = random.SystemRandom().randrange(1 << 14)
     subnet, first = divmod(4 * number, 256)
     name, near, far = f"kvstream{number}", f"10.213.{subnet}.{first + 1}", f"10.213.{subnet}.{first + 2}"
@@ -33,12 +34,10 @@ def linked():
     made = subprocess.run(["sh", "-c", ip], capture_output=True).returncode == 0
     try:
         if made:
-            # Ray keeps a machine's address in its folder, so each machine needs one.
-            own = 'mount -t tmpfs none "$RAY_TMPDIR"; hostname further; exec "$@"'
-            yield ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", own, "sh"], far, near
+            yield {MACHINE: name}, far, near
         else:
             warnings.warn("network namespaces are not allowed here: two raylets share one address", stacklevel=2)
-            yield [], "127.0.0.1", "127.0.0.1"
+            yield {}, "127.0.0.1", "127.0.0.1"
     finally:
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
@@ -55,7 +54,7 @@ class Machines:
 
     def join(self, flags, **more):
         options = [f"--address={self.address}", f"--node-ip-address={self.far_ip}", "--disable-usage-stats"]
-        self.far = self.start([*self.inside, RAY, "start", *options, *flags.split()], **more)
+        self.far = self.start([RAY, "start", *options, *flags.split()], **self.inside, **more)
         assert self.far.ended() == 0, self.far.out() + self.far.err()
 
     def sweep(self, command, **more):
