@@ -206,6 +206,7 @@ def head(start, *flags, ip="127.0.0.1", **environment):
     with socket.create_server((ip, 0)) as server:
         address = f"{ip}:{server.getsockname()[1]}"
     options = ["--include-dashboard=false", "--no-monitor", "--disable-usage-stats", f"--node-ip-address={ip}"]
+    options += ["--include-log-monitor=false"]
     options += ["--min-worker-port=0", "--max-worker-port=0"]  # any that are free: another Ray may run beside it
     port = f"--port={address.partition(':')[2]}"
     begun = start([RAY, "start", "--head", port, *options, *(flags or ["--num-cpus=2"])], **environment)

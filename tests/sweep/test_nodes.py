@@ -18,6 +18,11 @@ from apart import CELLS, RAY, RECORD, apart, failures, family, gated, head, name
 from driving import ROOT, digest
 from nursery import MACHINE
 
+# A machine that says nothing for some seconds is given up, and so is a head; in real life, after a minute.
+HASTY = {f"RAY_health_check_{name}": value for name, value in (("initial_delay_ms", "0"), ("period_ms", "500"))}
+HASTY |= {"RAY_health_check_timeout_ms": "500", "RAY_health_check_failure_threshold": "10"}
+HASTY |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
+
 # A minute in real life.
 PATIENT = "from kvstream.sweep import watch; watch.ALONE_S = 3.0"
 
@@ -45,20 +50,21 @@ def linked():
 class Machines:
     """Two machines: `near`, the head, where sweeps are started, and `far`."""
 
-    def __init__(self, start, link, near, far, **more):
+    def __init__(self, start, link, near, far):
         self.start, (self.inside, self.far_ip, near_ip) = start, link
-        self.near, self.address = head(start, *near.split(), ip=near_ip, **more)
+        self.near, self.address = head(start, *near.split(), ip=near_ip, **HASTY)
         self.far = None
         if far:
             self.join(far)
 
     def join(self, flags, **more):
         options = [f"--address={self.address}", f"--node-ip-address={self.far_ip}", "--disable-usage-stats"]
-        self.far = self.start([RAY, "start", *options, *flags.split()], **self.inside, **more)
+        options += ["--include-log-monitor=false"]
+        self.far = self.start([RAY, "start", *options, *flags.split()], **self.inside, **HASTY, **more)
         assert self.far.ended() == 0, self.far.out() + self.far.err()
 
-    def sweep(self, command, **more):
-        return self.start(command, RAY_ADDRESS=self.address, **more)
+    def sweep(self, command):
+        return self.start(command, RAY_ADDRESS=self.address, **HASTY)
 
     def node_of(self, machine):
         """Ray's id of a machine."""
@@ -77,7 +83,7 @@ class Machines:
 @pytest.fixture
 def machines():
     with apart() as start, linked() as link:
-        yield lambda near, far="", **more: Machines(start, link, near, far, **more)
+        yield lambda near, far="": Machines(start, link, near, far)
 
 
 def nodes_at(folder, what="begin"):
@@ -103,11 +109,6 @@ def test_a_machine_that_comes_later_is_used_in_full_and_its_cells_move_when_it_i
     assert "Traceback" not in sweep.out() + sweep.err()
 
 
-# A machine that says nothing for some seconds is given up, and so is a head; in real life, after a minute.
-HASTY = {f"RAY_health_check_{name}": value for name, value in (("initial_delay_ms", "0"), ("period_ms", "500"))}
-HASTY |= {"RAY_health_check_timeout_ms": "500", "RAY_health_check_failure_threshold": "10"}
-HASTY |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
-
 # A cell takes longer than the half second for which a driver may keep a worker: then it asks for one anew each time.
 SLOW = "time.sleep(0.2)"
 
@@ -128,7 +129,7 @@ def test_a_machine_that_falls_silent_holds_nothing_up_and_what_it_ends_later_is_
 
     Ray alone would wait for seven minutes.
     """
-    cluster = machines("--num-cpus=1", "--num-cpus=1", **HASTY)
+    cluster = machines("--num-cpus=1", "--num-cpus=1")
     sweep = cluster.sweep(gated(world, tmp_path, before="pass", then=SLOW))
     until(lambda: len(nodes_at(tmp_path)) == 2, 60, "cells on both machines")
     near, far = cluster.node_of(cluster.near), cluster.node_of(cluster.far)
@@ -230,9 +231,9 @@ def test_when_the_last_machine_is_lost_the_sweep_ends_and_goes_on_with_new_ones(
 @pytest.mark.parametrize("what", ["gcs_server", "raylet"])
 def test_when_the_head_is_lost_ray_ends_the_sweep(machines, world, tmp_path, whole, what):
     """Its heart, or what runs tasks where the sweep was started."""
-    cluster = machines("--num-cpus=2", **HASTY)
+    cluster = machines("--num-cpus=2")
     command = gated(world, tmp_path, before="pass")
-    sweep = cluster.sweep(command, **HASTY)
+    sweep = cluster.sweep(command)
     until(lambda: len({pid for pid, *_ in told(tmp_path)}) == 2, 60, "two cells")
     (tmp_path / "gate").write_text("8 9 10 11")
     cluster.lose(cluster.near, what)
