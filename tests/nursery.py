@@ -6,6 +6,7 @@ exit code. Neither Ray nor kvstream is imported before, as they read the environ
 """
 
 import ctypes
+import gc
 import json
 import os
 import runpy
@@ -125,6 +126,7 @@ def serve():
     """Each line of input is a start."""
     global NURSERY
     NURSERY = os.getpid()
+    gc.freeze()  # else the first collection in each fork copies all that is shared
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     for line in sys.stdin:
         code, *start = json.loads(line)
