@@ -93,7 +93,6 @@ def _contest(
     keys_BHCD, values_BHCD = keys_BHSD[:, :, :candidates], values_BHSD[:, :, :candidates]
     seat_BHMD = layer.eviction.by_age(layer.members)[..., None].expand(-1, -1, -1, keys_BHSD.shape[-1])
     lifetimes = layer.eviction.lifetimes(first + layer.layout.recent, layer.members, keys_BHCD, values_BHCD)
-    assert lifetimes is not None, "steps that must be taken one by one do not come here"
     seats = slice(layer.layout.contested_at, None)
     held_BHZD = layer.plain_BHZD if layer.positions.by_rank else layer.keys[:, :, seats]
     if layer.positions.by_rank:

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from kvstream.engine.bounded_step import attend_token
-from kvstream.engine.eviction import eviction_of
+from kvstream.engine.eviction import Eviction, eviction_of
 from kvstream.engine.layer import Layer
 from kvstream.engine.positions import Positions, Ranks
 from kvstream.engine.shared_tables import SharedTables
-from kvstream.engine.sink_rotation import Sinks
 from kvstream.engine.slot_layout import SlotLayout
 from kvstream.policies import BoundedPolicy
 
@@ -36,7 +35,6 @@ class BoundedLayer(Layer):
         self.layout = SlotLayout.of(regions)
         self.positions = Positions(policy.position, regions.budget)
         self.eviction = eviction_of(policy, layer, self.layout)
-        self.own_sinks = Sinks()  # turned for this layer alone, within a scan
         self.turned = False  # whether the contested keys in the slots are rotated to their ranks
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -61,8 +59,6 @@ class BoundedLayer(Layer):
     ) -> torch.Tensor:
         if k_BHTD.shape[2] == 1:
             return attend_token(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
-        if self.eviction and self.eviction.must_scan:
-            return self.backend.scan(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
         if self.seen + k_BHTD.shape[2] > self.layout.protected:
             return self.backend.bounded(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
         start = self.seen  # nobody loses protection: as a full cache
@@ -90,11 +86,6 @@ class BoundedLayer(Layer):
         if start < self.layout.sinks:
             new = slice(start, min(start + tokens, self.layout.sinks))
             self.anchors_BHSD[:, :, new] = self.keys[:, :, new]
-
-    def step(self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Take one token of a scan."""
-        self.own_sinks.turn([self], self.tables.rotation_of)
-        return attend_token(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order."""
@@ -129,7 +120,6 @@ class BoundedLayer(Layer):
         self.turned = False
         if self.eviction:
             self.eviction.forget()
-        self.own_sinks.forget()
         self.tables.sinks.forget()
 
     def _held(self) -> Iterator[tuple[Any, str]]:
@@ -140,8 +130,8 @@ class BoundedLayer(Layer):
     def _filled(self, name: str) -> int:
         if name == "anchors_BHSD":
             return min(self.seen, self.layout.sinks)
-        if self.eviction and name in self.eviction.row_tensors:
-            return self.eviction.filled(name, self.seen)
+        if name in Eviction.row_tensors:
+            return self.members
         if name == "keys" and self.positions.by_rank:  # contested keys are turned to their ranks from plain_BHZD, again
             return self.layout.filled(self.seen)
         return self.members + (0 if name == "plain_BHZD" else self.layout.filled(self.seen))

@@ -39,13 +39,11 @@ def attend_token(
     layer.values[:, :, slot] = v_BHTD[:, :, 0]
     layer.anchor(token, 1)
     held = layer.keys[:, :, :end], layer.values[:, :, :end]
-    outputs_BHGD, weights_BHGS = layer.backend.step(rotated[:, :, :-1], *held, scaling, ring_end if apart else 0)
-    if layer.eviction:
-        layer.eviction.attended(slot, weights_BHGS)
-        if token >= layout.protected:
-            takeover = layer.eviction.step(token, members, partial(_arrived, layer))
-            if takeover:  # else all candidates leave at once
-                _seat(layer, token - layout.recent, takeover)
+    outputs_BHGD = layer.backend.step(rotated[:, :, :-1], *held, scaling, ring_end if apart else 0)
+    if layer.eviction and token >= layout.protected:
+        takeover = layer.eviction.step(token, members, partial(_arrived, layer))
+        if takeover:  # else all candidates leave at once
+            _seat(layer, token - layout.recent, takeover)
     layer.seen += 1
     return outputs_BHGD[..., None, :]
 

@@ -21,6 +21,7 @@ from kvstream.engine.call_checks import refuse_autocast, refuse_missing_layers
 from kvstream.engine.layer import Layer
 from kvstream.engine.model_watch import watch
 from kvstream.engine.rope import Rope
+from kvstream.engine.scanned_layer import ScannedLayer
 from kvstream.engine.shared_tables import SharedTables
 from kvstream.engine.unbounded_layer import UnboundedLayer
 from kvstream.engine.wrappers import device_of, unwrapped
@@ -181,10 +182,12 @@ class KVStreamCache(Cache):
 
 
 def _new_layer(policy: Policy, layer: int, tables: SharedTables, capacity: int | None) -> Layer:
-    if policy.regions_of(layer) is None:
+    regions = policy.regions_of(layer)
+    if regions is None:
         return UnboundedLayer(tables, capacity)
     assert isinstance(policy, BoundedPolicy)
-    return BoundedLayer(tables, policy, layer)
+    scanned = policy.scored_by == "attention" and regions.contested
+    return (ScannedLayer if scanned else BoundedLayer)(tables, policy, layer)
 
 
 def _turn_sinks(cache: KVStreamCache) -> None:

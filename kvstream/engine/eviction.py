@@ -1,9 +1,9 @@
-"""Who leaves a layer whose older tokens are contested, and when: by what they are, or by the attention they receive.
+"""Who leaves a layer whose older tokens are contested, and when: by what tokens are, or by draws.
 
 An `Eviction` owns the scores of one layer, and who sits in which contested seat. It is asked step by step (`step`), or
-about many steps at once (`lifetimes`), with the same outcome. Where attention decides, many steps must be taken one by
-one within the layer (`must_scan`): whom a query sees depends on what the queries before it saw. A layer without
-contested tokens has no `Eviction`: there the oldest recent token leaves.
+about many steps at once (`lifetimes`), with the same outcome: all is known ahead, as soon as the candidates have
+arrived. Where attention decides, nothing is: see `ScannedLayer`. A layer without contested tokens has no `Eviction`:
+there the oldest recent token leaves.
 
 Shape legend: B batch, H kv-heads, G query heads per kv-head, S slots, Z seats, M members by age, C candidates,
 N contested tokens by age (members, then candidates), R rows (B × H), D head size.
@@ -11,7 +11,6 @@ N contested tokens by age (members, then candidates), R rows (B × H), D head si
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -58,52 +57,62 @@ class Settled:
         return Takeover(*(x[..., offer : offer + 1] for x in (self.seat_BHC, self.left_BHC, self.score_BHC)))
 
 
-class Eviction(ABC):
-    """What both kinds share: the seats, and how a contest is played.
+class Eviction:
+    """The scores of one layer's contested tokens, their seats, and how a contest is played.
 
-    members, in all methods: how many contested tokens are held, the same number in every row.
+    members, in all methods: how many contested tokens are held, the same number in every row. rank_BHZ: of the token
+    in each seat, by age, among the members.
     """
 
-    must_scan = False
-    row_tensors: tuple[str, ...]  # what it holds of the batch's rows
-    rank_BHZ: torch.Tensor  # by age, among the members
+    row_tensors = ("score_BHZ", "rank_BHZ")  # what it holds of the batch's rows
 
     def __init__(self, policy: Policy, layer: int, layout: SlotLayout) -> None:
         self.policy, self.layer, self.layout = policy, layer, layout
 
-    def allocate(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> None:  # noqa: ARG002
+    def allocate(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> None:
         """Make room for as many rows and slots as these have."""
         # Seats are first taken in order, so a seat's number is its first member's rank.
         self.rank_BHZ = torch.arange(self.layout.seats, device=keys_BHSD.device).repeat(*keys_BHSD.shape[:2], 1)
+        self.score_BHZ = self._score(keys_BHSD[:, :, :0], values_BHSD[:, :, :0]).new_zeros(self.rank_BHZ.shape)
         self.forget()
 
     def forget(self) -> None:
         """Drop what was settled ahead."""
         self.settled: Settled | None = None
 
-    def filled(self, name: str, seen: int) -> int:  # noqa: ARG002
-        """How much of a row tensor is in use after so many tokens."""
-        return self.layout.members(seen)
-
     def by_age(self, members: int) -> torch.Tensor:
         """Seats of the members, oldest first: (B, H, M)."""
         return self.rank_BHZ[:, :, :members].argsort(-1)
 
-    def attended(self, slot: int, weights_BHGS: torch.Tensor) -> None:  # noqa: B027
-        """Take note of a query's attention to the first slots; its own token is in `slot`."""
-
-    @abstractmethod
     def step(self, token: int, members: int, arrived: Arrived) -> Takeover | None:
-        """Settle step `token`, at which the oldest recent token loses its protection. None: nothing changes."""
+        """Settle step `token`; those after it, too, as far as their candidates have arrived."""
+        if self.settled is None or not self.settled.covers(token):
+            candidate = token - self.layout.recent
+            score_BHC = self._score(*arrived(range(candidate, min(candidate + FORESIGHT, token + 1))))
+            self.settled = self._settle(self.score_BHZ.gather(2, self.by_age(members)), score_BHC, token)
+        takeover = self.settled.at(token)
+        if takeover:
+            self.score_BHZ.scatter_(2, takeover.seat_BH1, takeover.score_BH1)
+            self._seat(takeover, members)
+        return takeover
 
-    @abstractmethod
-    def lifetimes(
-        self, token: int, members: int, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor
-    ) -> Lifetimes | None:
-        """Settle step `token` and following, one candidate each; what is held is then as after the last of them.
+    def lifetimes(self, token: int, members: int, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> Lifetimes:
+        """Settle step `token` and following, one candidate each; what is held is then as after the last of them."""
+        score_BHN = self.contenders(members, keys_BHCD, values_BHCD)
+        offer_BHN = torch.from_numpy(self._leaving(score_BHN, members, token)).view_as(score_BHN)
+        found = Lifetimes.of(token, members, offer_BHN.to(score_BHN.device))
+        self.keep(score_BHN.gather(2, found.survivors()))
+        return found
 
-        None: these steps must be taken one by one.
-        """
+    def contenders(self, members: int, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> torch.Tensor:
+        """Score the members, by age, and behind them candidates: (B, H, N)."""
+        held_BHM = self.score_BHZ.gather(2, self.by_age(members))
+        return torch.cat((held_BHM, self._score(keys_BHCD, values_BHCD)), 2)
+
+    def keep(self, score_BHZ: torch.Tensor) -> None:
+        """Take over the scores of the members that several steps left, by age: they sit in that order."""
+        self.score_BHZ[:, :, : score_BHZ.shape[2]] = score_BHZ
+        self.rank_BHZ.copy_(torch.arange(self.layout.seats, device=self.rank_BHZ.device))
 
     def _settle(self, held_BHM: torch.Tensor, score_BHC: torch.Tensor, token: int) -> Settled:
         """Say who takes whose seat at step `token` and following, given the members' scores by age."""
@@ -145,47 +154,6 @@ class Eviction(ABC):
         self.rank_BHZ.sub_((self.rank_BHZ > takeover.left_BH1).long())
         self.rank_BHZ.scatter_(2, takeover.seat_BH1, min(members, self.layout.room - 1))
 
-
-class ByToken(Eviction):
-    """By what a token is, or by draws: known ahead, as soon as the candidates have arrived."""
-
-    row_tensors = ("score_BHZ", "rank_BHZ")
-
-    def allocate(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> None:
-        """Make room for as many rows and slots as these have."""
-        super().allocate(keys_BHSD, values_BHSD)
-        self.score_BHZ = self._score(keys_BHSD[:, :, :0], values_BHSD[:, :, :0]).new_zeros(self.rank_BHZ.shape)
-
-    def step(self, token: int, members: int, arrived: Arrived) -> Takeover | None:
-        """Settle step `token`; those after it, too, as far as their candidates have arrived."""
-        if self.settled is None or not self.settled.covers(token):
-            candidate = token - self.layout.recent
-            score_BHC = self._score(*arrived(range(candidate, min(candidate + FORESIGHT, token + 1))))
-            self.settled = self._settle(self.score_BHZ.gather(2, self.by_age(members)), score_BHC, token)
-        takeover = self.settled.at(token)
-        if takeover:
-            self.score_BHZ.scatter_(2, takeover.seat_BH1, takeover.score_BH1)
-            self._seat(takeover, members)
-        return takeover
-
-    def lifetimes(self, token: int, members: int, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> Lifetimes:
-        """Settle step `token` and following, one candidate each; what is held is then as after the last of them."""
-        score_BHN = self.contenders(members, keys_BHCD, values_BHCD)
-        offer_BHN = torch.from_numpy(self._leaving(score_BHN, members, token)).view_as(score_BHN)
-        found = Lifetimes.of(token, members, offer_BHN.to(score_BHN.device))
-        self.keep(score_BHN.gather(2, found.survivors()))
-        return found
-
-    def contenders(self, members: int, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> torch.Tensor:
-        """Score the members, by age, and behind them candidates: (B, H, N)."""
-        held_BHM = self.score_BHZ.gather(2, self.by_age(members))
-        return torch.cat((held_BHM, self._score(keys_BHCD, values_BHCD)), 2)
-
-    def keep(self, score_BHZ: torch.Tensor) -> None:
-        """Take over the scores of the members that several steps left, by age: they sit in that order."""
-        self.score_BHZ[:, :, : score_BHZ.shape[2]] = score_BHZ
-        self.rank_BHZ.copy_(torch.arange(self.layout.seats, device=self.rank_BHZ.device))
-
     def _score(self, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> torch.Tensor:
         """Score tokens, (B, H, C), in float32 or wider; zeros where draws decide."""
         if self.policy.scored_by == "nothing":
@@ -194,47 +162,6 @@ class ByToken(Eviction):
         return score_BHC.to(torch.promote_types(score_BHC.dtype, torch.float32))
 
 
-class ByAttention(Eviction):
-    """By the attention that tokens have received so far: known only when a step's query has been answered.
-
-    Scores are kept for every slot, as protected tokens are attended to, too, and in float64: they add up.
-    """
-
-    must_scan = True
-    row_tensors = ("score_BHS", "rank_BHZ")
-
-    def allocate(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> None:
-        """Make room for as many rows and slots as these have."""
-        super().allocate(keys_BHSD, values_BHSD)
-        self.score_BHS = keys_BHSD.new_zeros(keys_BHSD.shape[:3], dtype=torch.float64)
-
-    def filled(self, name: str, seen: int) -> int:
-        """How much of a row tensor is in use after so many tokens."""
-        return self.layout.members(seen) + (self.layout.filled(seen) if name == "score_BHS" else 0)
-
-    def attended(self, slot: int, weights_BHGS: torch.Tensor) -> None:
-        """Let the policy update the scores of the first slots."""
-        self.score_BHS[:, :, slot] = 0
-        score_BHS = self.score_BHS[:, :, : weights_BHGS.shape[-1]]
-        score_BHS.copy_(self.policy.update_scores(score_BHS, weights_BHGS.double()))
-
-    def step(self, token: int, members: int, arrived: Arrived) -> Takeover | None:  # noqa: ARG002
-        """Settle step `token` alone."""
-        contested_at = self.layout.contested_at
-        source = self.layout.slot_of(token - self.layout.recent)
-        held_BHM = self.score_BHS.gather(2, contested_at + self.by_age(members))
-        takeover = self._settle(held_BHM, self.score_BHS[:, :, source, None], token).at(token)
-        if takeover:
-            self.score_BHS.scatter_(2, contested_at + takeover.seat_BH1, takeover.score_BH1.clone())
-            self._seat(takeover, members)
-        return takeover
-
-    def lifetimes(self, *_: object) -> None:
-        """Say that steps must be taken one by one."""
-
-
 def eviction_of(policy: Policy, layer: int, layout: SlotLayout) -> Eviction | None:
-    """Choose how a layer evicts; None: nothing is contested."""
-    if not layout.room:
-        return None
-    return (ByAttention if policy.scored_by == "attention" else ByToken)(policy, layer, layout)
+    """Make a layer's eviction; None: nothing is contested."""
+    return Eviction(policy, layer, layout) if layout.room else None

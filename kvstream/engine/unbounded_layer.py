@@ -40,7 +40,7 @@ class UnboundedLayer(Layer):
         self.values[:, :, start] = v_BHTD[:, :, 0]
         self.seen += 1
         held = slice(self.seen)
-        outputs, _ = self.backend.step(rotated[:, :, :G], self.keys[:, :, held], self.values[:, :, held], scaling)
+        outputs = self.backend.step(rotated[:, :, :G], self.keys[:, :, held], self.values[:, :, held], scaling)
         return outputs[..., None, :]
 
     def _filled(self, name: str) -> int:  # noqa: ARG002

@@ -47,6 +47,7 @@ class Policy(ABC):
 
     name: ClassVar[str]
     shared_by_heads: ClassVar[bool] = False  # one kept set per layer, by the heads' mean score, instead of one per head
+    attention_memory: ClassVar[float | None] = None  # see `update_scores`
 
     @property
     def regions(self) -> Regions | None:
@@ -78,13 +79,23 @@ class Policy(ABC):
         """
         raise TypeError(f"{self.name} is scored by {self.scored_by}; a policy scored by token defines token_scores")
 
-    def update_scores(self, scores_BHS: torch.Tensor, probs_BHGS: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def update_scores(self, scores_BHS: torch.Tensor, probs_BHGS: torch.Tensor) -> torch.Tensor:
         """Return the scores after one more query, shape (B, H, S), float64; asked of a policy scored by attention.
 
-        probs_BHGS: that query's softmax attention to the cached tokens and to itself, in no particular order, for each
-        query head that shares a kv-head. scores_BHS: of the same tokens before; the query's own token has 0.
+        probs_BHGS: that query's softmax attention to the cached tokens and to itself, by age, for each query head that
+        shares a kv-head. scores_BHS: of the same tokens before; the query's own token has 0.
+
+        Where `attention_memory` is set, that share of a score stays and the mean of the heads' attention is added: all
+        of it at 1, the last query's alone at 0. Such policies are compiled; others take some Python steps per token.
         """
-        raise TypeError(f"{self.name} is scored by {self.scored_by}; one scored by attention defines update_scores")
+        if self.attention_memory is None:
+            raise TypeError(f"{self.name} is scored by {self.scored_by}; one scored by attention defines update_scores")
+        return self.attention_memory * scores_BHS + probs_BHGS.mean(2)
+
+    @property
+    def per_age(self) -> bool:
+        """Whether a score from attention is divided by its token's age, the queries that saw it, before it decides."""
+        return False
 
     def draws(self, layer: int, heads: int, steps: range) -> np.ndarray | None:  # noqa: ARG002
         """Draw who leaves: shape (heads, len(steps)), the rank by age in 0 … contested. None: scores decide."""

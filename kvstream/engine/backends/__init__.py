@@ -24,11 +24,11 @@ class Backend(Protocol):
 
     def step(
         self, q_BHGD: torch.Tensor, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor, scaling: float, apart: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Answer one token's queries, which see every key: outputs (B, H, G, D) and softmax weights (B, H, G, S).
+    ) -> torch.Tensor:
+        """Answer one token's queries, which see every key: outputs (B, H, G, D).
 
         With `apart` there are twice as many queries: the second half asks the keys from slot `apart` on, in place of
-        the first half, which asks those before. Weights are in float32, or float64 as the keys.
+        the first half, which asks those before.
         """
         ...
 
@@ -64,7 +64,7 @@ class Backend(Protocol):
     def scan(
         self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        """Take tokens one after another through a layer whose evictions depend on attention: (B, H, G, T, D)."""
+        """Take tokens one after another through a `ScannedLayer`: (B, H, G, T, D)."""
         ...
 
     def causal(

@@ -1,15 +1,13 @@
 """The CPU backend: torch's fused attention kernel, which also says log Σ exp, and a compiled loop for keys at ranks.
 
-Single tokens and scans are those of the reference.
+Single tokens are answered as by the reference.
 
 Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S or U keys, D head size, R rows (B × H).
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numba
@@ -18,6 +16,7 @@ import torch
 
 from kvstream.engine.attention import Partial
 from kvstream.engine.backends.reference import Reference, answer, scaled_scores
+from kvstream.engine.backends.scan import pool, scan_compiled, scan_plainly
 from kvstream.engine.positions import Ranks
 
 
@@ -46,6 +45,13 @@ class Cpu(Reference):
             total = total.masked_fill(mask.amax(-1).isneginf(), -torch.inf)
         return Partial(outputs.view(B, H, G, T, D), total.view(B, H, G, T))
 
+    def scan(
+        self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Take no Python step per token, if policy and dtype are ones that can be compiled."""
+        can = layer.policy.attention_memory is not None and k_BHTD.element_size() >= 4
+        return (scan_compiled if can else scan_plainly)(layer, q_BHGTD, k_BHTD, v_BHTD, scaling)
+
     def block_by_rank(
         self,
         queries_BHGTD: torch.Tensor,
@@ -71,13 +77,8 @@ class Cpu(Reference):
         shared = [x.numpy() for x in (query_T, ranks.positions(query_T), *table)]
         threads = min(torch.get_num_threads(), rows)
         pieces = [slice(rows * n // threads, rows * (n + 1) // threads) for n in range(threads)]
-        list(_pool(threads).map(lambda piece: _add_by_rank(*(x[piece] for x in arrays), *shared), pieces))
+        list(pool(threads).map(lambda piece: _add_by_rank(*(x[piece] for x in arrays), *shared), pieces))
         return answer(torch.from_numpy(arrays[0]).view(rest.shape).to(queries_BHGTD), values_BHUD)
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})

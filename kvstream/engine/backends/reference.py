@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from kvstream.engine.attention import Partial
+from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.bounded_chunk import attend_bounded
 from kvstream.engine.causal_chunk import attend_causal
 from kvstream.engine.positions import Ranks
@@ -29,15 +30,15 @@ class Reference:
 
     def step(
         self, q_BHGD: torch.Tensor, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor, scaling: float, apart: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         """Answer one token's queries; see `Backend.step`."""
         scores_BHGTS = scaled_scores(q_BHGD[..., None, :], keys_BHSD, scaling)
         if apart:
             first, second = scores_BHGTS.chunk(2, dim=2)
             first[..., apart:] = second[..., apart:]
             scores_BHGTS = first.contiguous()
-        output_BHGTD, weights_BHGTS = weigh(scores_BHGTS, values_BHSD)
-        return output_BHGTD[..., 0, :], weights_BHGTS[..., 0, :]
+        output_BHGTD, _ = weigh(scores_BHGTS, values_BHSD)
+        return output_BHGTD[..., 0, :]
 
     def block(
         self,
@@ -82,9 +83,8 @@ class Reference:
     def scan(
         self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        """Take one Python step per token."""
-        steps = zip(q_BHGTD.split(1, dim=-2), k_BHTD.split(1, dim=-2), v_BHTD.split(1, dim=-2))
-        return torch.cat([layer.step(q, k, v, scaling) for q, k, v in steps], dim=-2)
+        """Take some Python steps per token."""
+        return scan_plainly(layer, q_BHGTD, k_BHTD, v_BHTD, scaling)
 
     def causal(
         self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float

@@ -19,7 +19,6 @@ from kvstream.engine.backends.cuda.contest import leaving, visible
 from kvstream.engine.backends.cuda.rotation import turned
 from kvstream.engine.backends.cuda.tiles import Tiles
 from kvstream.engine.contest import tie
-from kvstream.engine.eviction import ByToken
 
 if TYPE_CHECKING:
     from kvstream.engine.bounded_layer import BoundedLayer
@@ -91,7 +90,7 @@ def _contest(
     candidates = max(0, recent.keys_BHSD.shape[2] - layout.recent)
     if not members + candidates:
         return None
-    assert isinstance(eviction, ByToken), "steps that must be taken one by one do not come here"
+    assert eviction is not None, "asked where tokens are contested"
     keys_BHCD, values_BHCD = recent.keys_BHSD[:, :, :candidates], recent.values_BHSD[:, :, :candidates]
     score_BHN = eviction.contenders(members, keys_BHCD, values_BHCD)
     B, H, N = score_BHN.shape
@@ -120,7 +119,7 @@ def _contest(
 
 def _seat(layer: BoundedLayer, contested: Contested, score_BHN: torch.Tensor) -> None:
     """Write those that stay to their seats, by age."""
-    assert isinstance(layer.eviction, ByToken)
+    assert layer.eviction is not None
     stay = min(layer.layout.room, score_BHN.shape[2])
     place_BHZ = contested.listed_RKW[:, -1, :stay].long().view(*score_BHN.shape[:2], stay)
     place_BHZD = place_BHZ[..., None].expand(-1, -1, -1, contested.keys_BHND.shape[-1])

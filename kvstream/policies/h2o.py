@@ -1,0 +1,44 @@
+"""H2O: of the older tokens those stay that have received most attention so far, the heavy hitters.
+
+https://arxiv.org/abs/2306.14048. As the paper decodes: scores begin with the first token and add up while a token is
+cached. Public evaluation code that picks heavy hitters from the column sums of a whole sequence's attention sees the
+future, and is not comparable; other code divides a sum by its token's age, which is `normalise="age"`.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy
+from kvstream.policies.fields import Axis, Range
+
+
+@dataclass(frozen=True)
+class H2O(BoundedPolicy):
+    """Keep the first `start_size` and the last `recent_size` tokens; of the others the lowest sum of attention leaves.
+
+    A token's sum takes the mean of the query heads that share its kv-head, query by query, its own included.
+    """
+
+    name: ClassVar[str] = "h2o"
+    attention_memory: ClassVar[float] = 1.0
+    budget: Annotated[int, Range(1)]
+    recent_size: Annotated[int, Range(0)]
+    start_size: Annotated[int, Axis("start_sizes", (0,), "attention sinks"), Range(0)] = 0
+    normalise: Annotated[
+        Literal["none", "age"], Axis("normalise", ("none",), "what sums of attention are divided by")
+    ] = "none"
+
+    @property
+    def regions(self) -> Regions:
+        """Sinks, recents, and what they leave of the budget."""
+        return Regions(self.start_size, self.budget - self.start_size - self.recent_size, self.recent_size)
+
+    @property
+    def scored_by(self) -> ScoredBy:
+        """By the attention that tokens receive."""
+        return "attention"
+
+    @property
+    def per_age(self) -> bool:
+        """As `normalise` says."""
+        return self.normalise == "age"
