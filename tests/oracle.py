@@ -187,6 +187,8 @@ class Asked:
             else:
                 asked = scores if policy.shared_by_heads else [scores[head]]
                 score_of = {j: sum(own[j] for own in asked) / len(asked) for j in zone}
+                if policy.per_age:
+                    score_of = {j: score / (t - j + 1) for j, score in score_of.items()}
                 lowest = min(score_of.values())
                 leaver = max(j for j in zone if score_of[j] <= lowest + 1e-12 * abs(lowest))  # equal but for rounding
             kept.append([j for j in each if j != leaver])

@@ -97,6 +97,8 @@ def _add_axes(group: Any, grid: Grid) -> None:
     }
     for name, (field, owners) in policy_axes().items():
         read, metavar = readers[field.kind]
+        if field.axis and field.axis.of_budget:
+            read = _listed("tokens or shares of the budget, such as 64,0.5", _tokens_or_share)
         shared = len(owners) == sum(bool(axes_of(each)) for each in POLICIES.values())
         choices = f": {', '.join(field.choices)}" if field.choices else ""
         assert field.axis
@@ -142,6 +144,10 @@ def _listed(what: str, convert: Callable[[str], T]) -> Callable[[str], tuple[T, 
             raise argparse.ArgumentTypeError(f"{text[:100]!r} is not valid; give a comma list of {what}") from None
 
     return parse
+
+
+def _tokens_or_share(text: str) -> int | float:
+    return int(text) if text.isdecimal() else float(text)
 
 
 def _word(text: str) -> str:
@@ -206,7 +212,13 @@ def _policies(grid: Grid, given: argparse.Namespace) -> tuple[Policy, ...]:
     own: dict[str, tuple[Any, ...]] = {}  # values that the grid's policies have
     for axis in dict.fromkeys(axis for name in names for axis in axes_of(POLICIES[name])):
         fields = [(policy, axes_of(type(policy)).get(axis)) for policy in grid.policies]
-        if held := dict.fromkeys(getattr(policy, field.name) for policy, field in fields if field):
+        if held := dict.fromkeys(_on_axis(policy, field) for policy, field in fields if field):
             own[axis] = tuple(held)
     budgets = given.budgets or tuple(dict.fromkeys(p.regions.budget for p in grid.policies if p.regions)) or (256,)
     return (*expand(names, budgets, **(own | asked)), *labelled)
+
+
+def _on_axis(policy: Policy, field: Field) -> Any:
+    """A policy's value on the axis of one of its fields: of tokens the share, as budgets may change."""
+    value = getattr(policy, field.name)
+    return value / policy.regions.budget if field.axis and field.axis.of_budget and policy.regions else value

@@ -12,6 +12,8 @@ from kvstream.policies.full import Full as Full
 from kvstream.policies.streaming_llm import StreamingLLM as StreamingLLM
 from kvstream.policies.recent_only import RecentOnly as RecentOnly
 from kvstream.policies.fix_size_l2 import FixSizeL2 as FixSizeL2
+from kvstream.policies.sink_l2 import SinkL2 as SinkL2
+from kvstream.policies.sink_random import SinkRandom as SinkRandom
 from kvstream.policies.h2o import H2O as H2O
 from kvstream.policies.tova import TOVA as TOVA
 

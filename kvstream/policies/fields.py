@@ -9,11 +9,12 @@ Knows no policy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from fractions import Fraction
 from functools import cache
 from itertools import product
-from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
@@ -24,11 +25,15 @@ NUMBERS = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Axis:
-    """What a field spans in a grid: the axis' name, its values where none are given, and words for `--help`."""
+    """What a field spans in a grid: the axis' name, its values where none are given, and words for `--help`.
+
+    of_budget: whether a value may be a share of the budget, such as 0.5, too; the field then holds whole tokens.
+    """
 
     name: str
     values: tuple[Any, ...]
     words: str
+    of_budget: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Range:
     """The least and the most that a number may be: 0 or more where nothing else is said."""
 
     least: float = 0
-    most: float = inf
+    most: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Field:
         if self.choices:
             return None if value in self.choices else f"choose one of {', '.join(self.choices)}"
         if self.kind is int and (type(value) is not int or not least <= value <= most):
-            return f"give a whole number of at least {least}" + (f" and at most {most}" if most < inf else "")
+            return f"give a whole number of at least {least}" + (f" and at most {most}" if most < math.inf else "")
         if self.kind is float:
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             return None if is_number and least <= value <= most else f"give a number from {least} to {most}"  # type: ignore[operator]
@@ -111,14 +116,27 @@ def axes_of(policy: type[Policy]) -> dict[str, Field]:
 def spanned(policy: type[Policy], budget: int, axes: Mapping[str, Iterable[Any]]) -> list[Policy]:
     """Every policy of a class at `budget`: the product of `axes`, of its own defaults where these name none."""
     own = axes_of(policy)
-    values = [_values(field, axes.get(name, field.axis.values)) for name, field in own.items() if field.axis]
+    values = [_values(field, axes.get(name, field.axis.values), budget) for name, field in own.items() if field.axis]
     names = [field.name for field in own.values()]
     return [policy.at_budget(budget, **dict(zip(names, each))) for each in product(*values)]
 
 
-def _values(field: Field, given: Iterable[Any]) -> tuple[Any, ...]:
+def share_of(budget: int, share: float) -> int:
+    """So many tokens of a budget, rounded down.
+
+    Of the fraction that was meant: in floats 100 · 0.29 is 28.99… and six thirds are less than two.
+    """
+    return math.floor(budget * Fraction(share).limit_denominator(10**6))
+
+
+def _values(field: Field, given: Iterable[Any], budget: int) -> tuple[Any, ...]:
     """The values of an axis; of one whose values are tuples a single value may stand for itself."""
     values = tuple(given)
+    if field.axis and field.axis.of_budget:
+        for value in values:
+            if isinstance(value, float) and not 0 <= value <= 1:
+                raise ValueError(f"{field.axis.name}: {value!r} is not valid; give tokens or a share from 0.0 to 1.0")
+        return tuple(share_of(budget, value) if isinstance(value, float) else value for value in values)
     return (values,) if field.kind is tuple and not any(isinstance(value, tuple) for value in values) else values
 
 

@@ -6,14 +6,12 @@ Keys with a small norm tend to receive much attention, so `keep_low` keeps them 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy
 from kvstream.policies.draws import uniform_ranks
-from kvstream.policies.fields import Axis, Range
+from kvstream.policies.fields import Axis, Range, share_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +33,7 @@ class FixSizeL2(BoundedPolicy):
     @property
     def regions(self) -> Regions:
         """Recents by ratio, the rest contested."""
-        # The fraction that was meant: in floats 100 · 0.29 is 28.99… and six thirds are less than two.
-        recent = math.floor(self.budget * Fraction(self.keep_ratio).limit_denominator(10**6))
+        recent = share_of(self.budget, self.keep_ratio)
         return Regions(sinks=0, contested=self.budget - recent, recent=recent)
 
     @property

@@ -11,6 +11,8 @@ from typing import Annotated, ClassVar, Literal
 from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy
 from kvstream.policies.fields import Axis, Range
 
+Normalise = Literal["none", "age"]
+
 
 @dataclass(frozen=True)
 class H2O(BoundedPolicy):
@@ -22,11 +24,9 @@ class H2O(BoundedPolicy):
     name: ClassVar[str] = "h2o"
     attention_memory: ClassVar[float] = 1.0
     budget: Annotated[int, Range(1)]
-    recent_size: Annotated[int, Range(0)]
+    recent_size: Annotated[int, Axis("recents", (0.5,), "newest tokens kept, or a share of the budget", True), Range(0)]
     start_size: Annotated[int, Axis("start_sizes", (0,), "attention sinks"), Range(0)] = 0
-    normalise: Annotated[
-        Literal["none", "age"], Axis("normalise", ("none",), "what sums of attention are divided by")
-    ] = "none"
+    normalise: Annotated[Normalise, Axis("normalise", ("none",), "what a sum of attention is divided by")] = "none"
 
     @property
     def regions(self) -> Regions:

@@ -103,7 +103,7 @@ def test_the_protected_share_is_rounded_down_exactly(budget, ratio, recent):
         ("fix_size_l2(8,0.5,keep_all)", ["strategy='keep_all'", "keep_low, keep_high, random"]),
         ("fix_size_l2(8,0.5,random,seed=-1)", ["seed=-1", "at least 0"]),
         ("fix_size_l2(8,0.5,random,seed=2**70)", ["cannot be read", "name(value"]),
-        ("h2o(256)", ["unknown name 'h2o'", "choose one of full"]),
+        ("h3o(256)", ["unknown name 'h3o'", "choose one of full"]),
         ("", ["cannot be read", "name(value"]),
         ("full()()", ["cannot be read", "name(value"]),
         ("__import__('os').system('true')", ["cannot be read", "name(value"]),
