@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kvstream.engine.scanned_layer import ScannedLayer
 
 TIE = tie(torch.float64)
-compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+compiled: Any = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 
 
 def scan_plainly(
@@ -96,7 +96,7 @@ def scan_compiled(
     pieces = [slice(sets * n // threads, sets * (n + 1) // threads) for n in range(threads)]
 
     def piece(part: slice) -> None:
-        arrays: list[Any] = [x[part] for x in (*of_sets, *held)]
+        arrays = [x[part] for x in (*of_sets, *held)]
         _scan(*arrays, order_US[part].view(np.uint64), token_US[part], layer.seen, *how, dtype(scaling), cos_SP, sin_SP)
 
     list(pool(threads).map(piece, pieces) if threads > 1 else map(piece, pieces))
