@@ -38,6 +38,11 @@ class Regions:
         return self.sinks + self.contested + self.recent
 
 
+def key_norms(keys_BHSD: torch.Tensor) -> torch.Tensor:
+    """L2 norms of keys, (B, H, S), in float32 or wider: in bfloat16 hundreds of keys would share a few dozen norms."""
+    return (keys_BHSD.float() if keys_BHSD.element_size() < 4 else keys_BHSD).norm(dim=-1)
+
+
 @dataclass(frozen=True)
 class Policy(ABC):
     """Base of all policies. `str(policy)` is its label in records, tables and charts, and `parse_policy` reads it back.

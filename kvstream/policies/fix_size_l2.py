@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy
+from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy, key_norms
 from kvstream.policies.draws import uniform_ranks
 from kvstream.policies.fields import Axis, Range, share_of
 
@@ -43,9 +43,8 @@ class FixSizeL2(BoundedPolicy):
 
     def token_scores(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Score by the key's norm, shape (B, H, S); RoPE does not change it."""
-        # In bfloat16 hundreds of keys would share a few dozen norms.
-        norms = (keys_BHSD.float() if keys_BHSD.element_size() < 4 else keys_BHSD).norm(dim=-1)
-        return -norms if self.strategy == "keep_low" else norms
+        norms_BHS = key_norms(keys_BHSD)
+        return -norms_BHS if self.strategy == "keep_low" else norms_BHS
 
     def draws(self, layer: int, heads: int, steps: range) -> np.ndarray | None:
         """Draw the leaving rank anew at every step, from (seed, layer, head, step) alone."""

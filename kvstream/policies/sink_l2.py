@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy
+from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy, key_norms
 from kvstream.policies.fields import Axis, Range
 
 if TYPE_CHECKING:
@@ -36,5 +36,4 @@ class SinkL2(BoundedPolicy):
 
     def token_scores(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Score by the key's norm, shape (B, H, S): the largest leaves."""
-        # In bfloat16 hundreds of keys would share a few dozen norms.
-        return -(keys_BHSD.float() if keys_BHSD.element_size() < 4 else keys_BHSD).norm(dim=-1)
+        return -key_norms(keys_BHSD)
