@@ -19,19 +19,19 @@ run: $(READY) ## Sweep the demo model over three real books, then write report/i
 	$(BIN)/python sweeps/quick.py --out $(RECORDS)/quick
 	$(BIN)/python analysis/report.py --records $(RECORDS)/quick --out $(REPORT)
 
-# Two files at a time, but for tests that measure seconds closely; what is costly, such as records to report on, is made
-# once for a file, and a Ray once for a process. Threads of two processes on the same cores must not spin while they wait.
+# Two files at a time (tests/conftest.py says which together), but for tests that measure seconds closely: their files are
+# found by the mark, as collecting all takes as long as they do. Threads of two processes on the same cores must not spin while they wait.
 .PHONY: test
 test: export OMP_WAIT_POLICY = PASSIVE
 test: $(READY) ## Run the tests, but for the long ones of faults
 	$(BIN)/python -m pytest -m "not long and not timed" --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -m timed
+	$(BIN)/python -m pytest -m timed $$(grep -rl --include="*.py" "mark.timed" tests)
 
 # Verbose, as each may take a minute.
 .PHONY: test-faults
 test-faults: export KVSTREAM_KILLS = 100
 test-faults: export OMP_WAIT_POLICY = PASSIVE
-test-faults: $(READY) ## Run the long tests: kills, clusters, full disks
+test-faults: $(READY) ## Run the long tests: kills, clusters, full disks, other processors' rounding
 	$(BIN)/python -m pytest -m "long or kills" -vv --numprocesses 2 --dist worksteal
 
 .PHONY: test-gpu

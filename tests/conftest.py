@@ -8,12 +8,14 @@ Models are built once and shared: no test may change one.
 import logging
 import os
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from glob import glob
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -54,7 +56,8 @@ SHAPE = {
 }
 
 
-LONGEST = ("test_kills", "test_machines", "test_browser", "test_names", "test_sweep", "test_exactness")
+SHARED = re.compile(r"^def \w+\(.*\b(ray_here|start)\b", re.MULTILINE)
+LONGEST = ("test_exactness", "test_browser", "test_calls", "test_machines", "test_report")
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -63,9 +66,27 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.line("Triton is not installed, so the CUDA kernels were not tested: pip install triton")
 
 
+@lru_cache
+def group_of(path):
+    """What one of two processes runs: a file, or all files that use a Ray of the tests', or the nursery, together."""
+    return "ray" if SHARED.search(Path(path).read_text()) else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(str(config.rootpath / nodeid.partition("::")[0]))
+
+    return ByGroup(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest, else one of two processes ends with one of them alone."""
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    """Begin with the groups that take longest, else one of two processes ends with one of them alone."""
+    first = {name: place for place, name in enumerate(LONGEST, 1)}
+    items.sort(key=lambda item: 0 if group_of(str(item.path)) == "ray" else first.get(item.path.stem, 9))
 
 
 @lru_cache

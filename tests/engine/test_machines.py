@@ -24,11 +24,11 @@ MACHINES = {
 CORE = "(test_replay_and_decode_equal_the_oracle and not skip_layers) or (every_dtype and llama)"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("machine", "dtypes"), [("AMD", "[float32] or [bfloat16]"), ("old", "[float16]")])
 def test_the_engine_is_right_under_other_machines_rounding(machine, dtypes):
     """The suite's core, and the demo model in one dtype or two."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not timed"]
     chosen = [str(HERE / "test_exactness.py"), __file__, "-k", f"{CORE} or (the_demo_model and ({dtypes}))"]
     quiet = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = quiet | {"OMP_WAIT_POLICY": "PASSIVE"} | MACHINES[machine]

@@ -306,33 +306,24 @@ def test_a_report_on_nothing(folder, tmp_path, monkeypatch, ends):
 
 
 QUICKLY = [str(QUICK), "--contexts", "none"]
-IMPORTS = "import torch; from transformers import AutoConfig, AutoTokenizer, AutoModelForCausalLM, GPTNeoXForCausalLM"
 PROCESSES = [
-    ([*QUICKLY, "--policies", "streaming_llm(4"], "'streaming_llm(4'", "pass"),
-    ([*QUICKLY, "--models", "nowhere"], "models: 'nowhere'", "pass"),
-    ([*QUICKLY, "--models", "BERT", "--text", "kjv"], "models: ", IMPORTS),
-    (["-m", "kvstream", "verify", "nowhere"], "'nowhere'", "pass"),
-    (["-m", "kvstream", "rerun", "nowhere", "x"], "cell: 'x'", "pass"),
-    ([str(ROOT / "analysis" / "report.py"), "--records", "nowhere"], "'nowhere'", "pass"),
+    ([*QUICKLY, "--policies", "streaming_llm(4"], "'streaming_llm(4'"),
+    ([*QUICKLY, "--models", "nowhere"], "models: 'nowhere'"),
+    (["-m", "kvstream", "verify", "nowhere"], "'nowhere'"),
+    (["-m", "kvstream", "rerun", "nowhere", "x"], "cell: 'x'"),
+    ([str(ROOT / "analysis" / "report.py"), "--records", "nowhere"], "'nowhere'"),
 ]
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize(("arguments", "words", "beside"), PROCESSES, ids=lambda value: str(value)[-20:])
-def test_a_process_says_so_in_two_seconds(world, tmp_path, arguments, words, beside):
-    """Beyond what the imports `beside` take; in one of three tries, as other work on the machine takes time, too."""
-    if "BERT" in arguments:
-        folder = shutil.copytree(world / "model", tmp_path / "bert")
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-        arguments = [str(folder) if argument == "BERT" else argument for argument in arguments]
+@pytest.mark.parametrize(("arguments", "words"), PROCESSES, ids=lambda value: str(value)[-20:])
+def test_a_process_says_so_in_two_seconds(arguments, words):
+    """In one of three tries, as other work on the machine takes time, too."""
     for pause_s in (0, 0, 5):
         time.sleep(pause_s)
         start = time.monotonic()
-        run([sys.executable, "-c", beside])
-        middle = time.monotonic()
         done = run([sys.executable, *arguments])
-        seconds = (time.monotonic() - middle) - (middle - start)
+        seconds = time.monotonic() - start
         if seconds < LIMIT_S:
             break
     start = "report: " if "report.py" in arguments[0] else "error: "

@@ -1,11 +1,12 @@
 """Run in a copy of the package to which docs/adding-a-policy.md's policy was added: does all follow from its fields?
 
-python added.py MODEL TEXT      in the copy's folder, beside kvstream/ and analysis/
+python added.py MODEL TEXT      lying in the copy's folder, beside kvstream/ and analysis/
 """
 
 import contextlib
 import io
 import json
+import os
 import re
 import runpy
 import sys
@@ -120,6 +121,7 @@ def gather(part: object, colours: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    os.chdir(Path(__file__).parent)
     assert Path(kvstream.__file__).parent.parent == Path.cwd(), kvstream.__file__
     asked = grid_of(*sys.argv[1:])
     runpy.run_path("example.py")

@@ -1,9 +1,7 @@
 """docs/adding-a-policy.md is right, and complete: in a copy of the package its two steps are all that it takes."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,12 +25,12 @@ def copied(folder):
     return folder
 
 
-def test_all_follows_from_the_fields(tmp_path, world):
-    command = [sys.executable, "added.py", str(world / "model"), str(world / "texts" / "one.txt")]
-    path = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=copied(tmp_path), env=path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert done.stdout.endswith("all follows\n")
+def test_all_follows_from_the_fields(start, tmp_path, world):
+    added = copied(tmp_path) / "added.py"
+    command = [sys.executable, str(added), str(world / "model"), str(world / "texts" / "one.txt")]
+    done = start(command, PYTHONPATH=str(tmp_path))
+    assert done.ended() == 0, done.out()[-2000:] + done.err()[-4000:]
+    assert done.out().endswith("all follows\n")
 
 
 def test_the_package_knows_nothing_of_the_example():

@@ -263,7 +263,7 @@ def test_kills_at_random_moments_change_no_row(start, world, tmp_path):
     whole = digest(tmp_path / "whole")
     assert len(whole) == 6
     end = time.monotonic() + 1200
-    ends = ["driver"] * (KILLS // 5) + ["group"] * max(1, KILLS // 20)  # what ends a sweep
+    ends = ["driver"] * (KILLS // 8) + ["group"] * max(1, KILLS // 20)  # what ends a sweep
     draw.shuffle(ends)
     while ends or kills.total() < KILLS:
         out = tmp_path / f"disturbed{finished}"

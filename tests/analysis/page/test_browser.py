@@ -68,7 +68,7 @@ def golden(browser, tmp_path_factory):
 
 def drawn(page):
     """The page, once every chart that can be seen, now or by scrolling, is drawn."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60  # a busy machine takes many times as long
     while page.evaluate(UNDRAWN):  # the page's policy forbids what playwright's own waiting does
         assert time.monotonic() < until, page.evaluate(UNDRAWN)
         page.wait_for_timeout(50)
