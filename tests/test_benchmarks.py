@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_model
+from tiny import build_model
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import build_model
 from exactness_cases import FLOAT32, FLOAT64, MODES, assert_close
+from tiny import build_model
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
 from kvstream.engine.backends.reference import Reference

@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from conftest import NO_TRITON, build_model
+from conftest import NO_TRITON
 from exactness_cases import FLOAT32, FLOAT64, assert_close
+from tiny import build_model
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, replay
 from kvstream.engine.backends import backend_for

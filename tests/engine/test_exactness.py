@@ -12,11 +12,11 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from conftest import build_model
 from exactness_cases import BOUNDED, FLOAT32, FLOAT64, MODES, TOLERANCE, assert_close, every_pair, spec_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import Trace, oracle_trace, protected_of
+from tiny import build_model
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
 from kvstream.engine.scoring import score

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import WORDS, build_model
 from driving import arguments, here, sweep_here
+from tiny import WORDS, build_model
 from transformers import AutoTokenizer
 
 from analysis import report

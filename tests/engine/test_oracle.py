@@ -9,8 +9,8 @@ import numpy as np
 import oracle_store
 import pytest
 import torch
-from conftest import VOCAB, build_model
 from oracle import Spec, _mix, draw, evict, oracle_kept, oracle_nll, oracle_trace, protected_of
+from tiny import VOCAB, build_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 FAMILIES = ["neox", "neox_serial", "neox_tied", "llama", "qwen2"]

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import transformers
-from conftest import WORDS
+from tiny import WORDS
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 

@@ -28,8 +28,8 @@ from apart import (
     until,
     workers,
 )
-from conftest import WORDS
 from driving import QUICK, arguments, digest, labelled, sweep_here
+from tiny import WORDS
 
 
 @pytest.mark.long

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from conftest import WORDS
 from driving import QUICK, arguments, digest, labelled, sweep_here
 from situations import TINY
+from tiny import WORDS
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
 from kvstream import load_model, parse_policy, replay
