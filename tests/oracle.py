@@ -66,6 +66,7 @@ def oracle_trace(model, input_ids, spec: Spec) -> Trace:
     written_at = [[] for _ in range(layers)]  # [layer][j] → the n that held when key j was written
     cache = [[[] for _ in range(heads)] for _ in range(layers)]  # C_{t-1}
     arrived = [[[] for _ in range(heads)] for _ in range(layers)]  # [layer][head][j] → key j as it was when it came
+    indexed = [[[] for _ in range(heads)] for _ in range(layers)]  # [layer][head][j] → key j rotated to j
     kept, norms, nll, likeliest, log_p = [], [], [], [], []
 
     for t, token in enumerate(ids):
@@ -84,6 +85,7 @@ def oracle_trace(model, input_ids, spec: Spec) -> Trace:
                     keys[i][g].append(k_GE[g])
                     values[i][g].append(v_GE[g])
                     arrived[i][g].append(net.rotate(k_GE[g], query_position))
+                    indexed[i][g].append(net.rotate(k_GE[g], t))
                 places = [_position(spec.position, rank, j, written_at[i]) for rank, j in enumerate(cache[i][g])]
                 seen, places = [*cache[i][g], t], [*places, query_position]
                 q = net.rotate(q_HE[h], query_position)
@@ -94,7 +96,7 @@ def oracle_trace(model, input_ids, spec: Spec) -> Trace:
         norms.append([[np.linalg.norm(keys[i][g][t]) for g in range(heads)] for i in range(layers)])
         for i in range(layers):
             if isinstance(spec, Asked):
-                cache[i] = spec.evict(i, [[*c, t] for c in cache[i]], arrived[i], values[i], attention[i])
+                cache[i] = spec.evict(i, [[*c, t] for c in cache[i]], arrived[i], indexed[i], values[i], attention[i])
                 continue
             for g in range(heads):
                 cache[i][g].append(t)
@@ -148,16 +150,18 @@ def evict(members: list[int], norm_of: dict[int, float], spec: Spec, *, layer: i
 class Asked:
     """In place of a Spec: any policy of kvstream, of which only the decisions are asked, one step after another.
 
-    Those are `regions_of`, `scored_by`, `token_scores`, `update_scores`, `draws` and `shared_by_heads`; what follows
-    from them is done here, so a policy needs no closed form of its own. It serves one run.
+    Those are `regions_of`, `shed`, `scored_by`, `token_scores`, `update_scores`, `queries_heard`, `pooled`, `per_age`,
+    `draws` and `shared_by_heads`; what follows from them is done here, so a policy needs no closed form of its own. It
+    serves one run.
     """
 
     def __init__(self, policy) -> None:
         self.policy, self.position = policy, getattr(policy, "position", "cache")
         self.scores: dict[int, list[dict[int, float]]] = {}  # [layer][head][j]
+        self.heard: dict[int, list[list[dict[int, np.ndarray]]]] = {}  # [layer][t][head][j] → attention, by query head
 
-    def evict(self, layer: int, members, arrived, values, attention) -> list[list[int]]:
-        """The tokens of `members`, per head and by age, that survive; arrived: keys rotated to where they came."""
+    def evict(self, layer: int, members, arrived, indexed, values, attention) -> list[list[int]]:
+        """The tokens of `members`, per head and by age, that survive; arrived, indexed: keys rotated, see the loop."""
         policy, heads, t = self.policy, len(members), members[0][-1]
         if (regions := policy.regions_of(layer)) is None:
             return members
@@ -169,30 +173,62 @@ class Asked:
             for own, score in zip(scores, policy.token_scores(*newest)[0, :, 0].tolist()):
                 own[t] = score
         elif policy.scored_by == "attention":
-            before = torch.tensor([[own.get(j, 0.0) for j in each] for own, each in zip(scores, members)])[
-                None
-            ].double()
-            probs = torch.tensor(np.array(attention)).view(1, heads, -1, len(members[0]))
-            for own, each, after in zip(scores, members, policy.update_scores(before, probs)[0].tolist()):
-                own.update(zip(each, after))
-        if len(members[0]) <= regions.budget:
+            by_head = np.array(attention).reshape(heads, -1, len(members[0]))
+            heard = self.heard.setdefault(layer, [])
+            heard.append([{j: by_head[h, :, n] for n, j in enumerate(each)} for h, each in enumerate(members)])
+            if policy.queries_heard:  # anew at every step, from the last queries alone
+                scores[:] = [{} for _ in range(heads)]
+                heard = heard[-policy.queries_heard :]
+            for queries in heard if policy.queries_heard else heard[-1:]:
+                self._hear(scores, members, queries)
+        full, left = policy.shed(regions)
+        if len(members[0]) < full:
             return members
         drawn = policy.draws(layer, heads, range(t, t + 1))
         kept = []
         for head, each in enumerate(members):
             zone = [j for j in each if j >= regions.sinks and t - j >= regions.recent]
-            assert len(zone) == regions.contested + 1, (zone, regions)
+            assert len(zone) == full - regions.sinks - regions.recent, (zone, regions)
             if policy.scored_by == "nothing":
-                leaver = zone[0 if drawn is None else int(drawn[head, 0])]
+                gone = [zone[0 if drawn is None else int(drawn[head, 0])]]
+                assert left == full - 1
             else:
-                asked = scores if policy.shared_by_heads else [scores[head]]
-                score_of = {j: sum(own[j] for own in asked) / len(asked) for j in zone}
+                asked = range(heads) if policy.shared_by_heads else [head]
+                found = [
+                    {j: -similarity(j, members[h], indexed[h]) for j in zone}
+                    if policy.scored_by == "similarity"
+                    else scores[h]
+                    for h in asked
+                ]
+                score_of = {j: sum(own[j] for own in found) / len(found) for j in zone}
                 if policy.per_age:
                     score_of = {j: score / (t - j + 1) for j, score in score_of.items()}
-                lowest = min(score_of.values())
-                leaver = max(j for j in zone if score_of[j] <= lowest + 1e-12 * abs(lowest))  # equal but for rounding
-            kept.append([j for j in each if j != leaver])
+                reach = policy.pooled // 2
+                near = {j: zone[max(0, n - reach) : n + reach + 1] for n, j in enumerate(zone)}
+                score_of = {j: sum(score_of[i] for i in near[j]) / policy.pooled for j in zone}
+                gone = []
+                while len(gone) < full - left:
+                    lowest = min(score_of.values())
+                    equals = [j for j in score_of if score_of[j] <= lowest + 1e-12 * abs(lowest)]  # but for rounding
+                    gone.append(max(equals))
+                    del score_of[gone[-1]]
+            kept.append([j for j in each if j not in gone])
         return kept
+
+    def _hear(self, scores, members, queries) -> None:
+        """Let the policy score anew, given one query's attention; who came after it received none."""
+        before = torch.tensor([[own.get(j, 0.0) for j in each] for own, each in zip(scores, members)])[None].double()
+        nothing = np.zeros_like(next(iter(queries[0].values())))
+        probs = [np.array([own.get(j, nothing) for j in each]).T for own, each in zip(queries, members)]
+        after = self.policy.update_scores(before, torch.tensor(np.array(probs))[None])[0].tolist()
+        for own, each, score in zip(scores, members, after):
+            own.update(zip(each, score))
+
+
+def similarity(j: int, members: Sequence[int], keys: Sequence[np.ndarray]) -> float:
+    """The cosine of the angle between a key and the sum of the unit vectors along all members' keys."""
+    total = sum(keys[i] / np.linalg.norm(keys[i]) for i in members)
+    return float(keys[j] @ total / np.linalg.norm(keys[j]) / np.linalg.norm(total))
 
 
 def protected_of(budget: int, keep_ratio: float) -> int:

@@ -186,8 +186,7 @@ def _new_layer(policy: Policy, layer: int, tables: SharedTables, capacity: int |
     if regions is None:
         return UnboundedLayer(tables, capacity)
     assert isinstance(policy, BoundedPolicy)
-    scanned = policy.scored_by == "attention" and regions.contested
-    return (ScannedLayer if scanned else BoundedLayer)(tables, policy, layer)
+    return (ScannedLayer if policy.in_turn(layer) else BoundedLayer)(tables, policy, layer)
 
 
 def _turn_sinks(cache: KVStreamCache) -> None:

@@ -1,17 +1,19 @@
-"""A layer whose evictions follow attention: tokens pass it one after another, in any number per call.
+"""A layer in which who leaves follows from who stayed: tokens pass it one after another, in any number per call.
 
-Whom a query sees depends on what the queries before it saw, so within such a layer nothing can be settled ahead. What
-passes it one by one are attention scores alone; projections and MLP stay products over a whole chunk. The loop is the
-backend's (`Backend.scan`): compiled on CPUs.
+Whom a query sees may depend on what the queries before it attended to, or on which keys were still there, so within
+such a layer nothing can be settled ahead. What passes it one by one are attention scores alone; projections and MLP
+stay products over a whole chunk. The loop is the backend's (`Backend.scan`): compiled on CPUs.
 
 A token that leaves frees its slot for the next one, so slots are in no order; `order_BUS` lists them by the age of
 their tokens, those that are free last. Where ranks are positions, keys are kept unrotated, as ranks change.
 
 Shape legend: B batch, H kv-heads, U sets of kept tokens (H, or 1 where heads share one), S slots, G query heads per
-kv-head, T tokens, D head size.
+kv-head, T tokens, D head size, E the same where keys are compared, else 0.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -22,66 +24,110 @@ from kvstream.engine.shared_tables import SharedTables
 from kvstream.policies import BoundedPolicy
 
 
-class ScannedLayer(Layer):
-    """One layer under a policy scored by attention.
+@dataclass(frozen=True)
+class Arriving:
+    """Tokens that a layer takes.
 
-    score_BHS: what the policy makes of the attention that each token has received, float64, as it adds up.
-    token_BUS: which token of the text a slot holds.
+    q_BHGTD, k_BHTD: rotated, but where ranks are positions. own_BHTE: keys rotated to their index in the text.
+    score_BHT: what a token's score is as it comes, float64; where keys are compared, 1 ÷ its key's norm.
     """
 
-    row_tensors = ("keys", "values", "score_BHS", "order_BUS", "token_BUS")
+    q_BHGTD: torch.Tensor
+    k_BHTD: torch.Tensor
+    v_BHTD: torch.Tensor
+    own_BHTE: torch.Tensor
+    score_BHT: torch.Tensor
+
+
+class ScannedLayer(Layer):
+    """One layer of that kind.
+
+    full, left: at so many tokens held, the new one included, contested ones leave, until so many are left.
+    score_BHS: see `Arriving`; float64, attention that a token receives is added. token_BUS: which token of the text a
+    slot holds. own_BHSE: see `Arriving`. sum_BHE: of the unit vectors along all own keys that are held, float64.
+    """
+
+    row_tensors = ("keys", "values", "own_BHSE", "sum_BHE", "score_BHS", "order_BUS", "token_BUS")
 
     def __init__(self, tables: SharedTables, policy: BoundedPolicy, layer: int) -> None:
         super().__init__(tables)
         regions = policy.regions_of(layer)
         assert regions is not None, "a layer with a budget has regions"
+        if policy.scored_by == "nothing":
+            raise TypeError(f"{policy.name}: tokens that leave together must be scored")
         self.policy, self.regions = policy, regions
-        self.positions = Positions(policy.position, regions.budget)
+        self.full, self.left = policy.shed(regions)
+        self.positions = Positions(policy.position, self.full - 1)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate the slots: the budget, and one for the token that comes."""
+        """Allocate the slots: as many as tokens are ever held, the new one included."""
         super().lazy_initialization(key_states, value_states)
-        (B, H, _, D), S = key_states.shape, self.regions.budget + 1
+        (B, H, _, D), S = key_states.shape, self.full
+        compared = D if self.policy.scored_by == "similarity" else 0
         self.keys = key_states.new_zeros(B, H, S, D)
         self.values = torch.zeros_like(self.keys)
+        self.own_BHSE = key_states.new_zeros(B, H, S, compared)
+        self.sum_BHE = key_states.new_zeros(B, H, compared, dtype=torch.float64)
         self.score_BHS = key_states.new_zeros(B, H, S, dtype=torch.float64)
         sets = 1 if self.policy.shared_by_heads else H
         self.order_BUS = torch.arange(S, device=self.device).repeat(B, sets, 1)
         self.token_BUS = torch.zeros_like(self.order_BUS)
-        self.distances: Rotation | None = None  # rotations to 0 … budget, where ranks are positions
+        self.distances: Rotation | None = None  # rotations to 0 … S − 1, where ranks are positions
         if self.positions.by_rank:
             self.distances = self.tables.rope.at(torch.arange(S), key_states)
+
+    def held(self, seen: int) -> int:
+        """Count the tokens held after so many were seen."""
+        return seen if seen < self.full else self.left + (seen - self.full) % (self.full - self.left)
 
     def _answer(
         self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
         T = k_BHTD.shape[2]
+        own_BHTE, score_BHT = k_BHTD[..., :0], k_BHTD.new_zeros(k_BHTD.shape[:3], dtype=torch.float64)
+        if self.policy.scored_by != "attention":
+            own_BHTE, score_BHT = self._compared(k_BHTD, v_BHTD)
         if not self.positions.by_rank:
-            rotate = self.tables.rotation(self.seen, T, self.positions.cap, k_BHTD)
+            rotate = self._rotation(T, k_BHTD)
             q_BHGTD, k_BHTD = rotate(q_BHGTD), rotate(k_BHTD)
-        output_BHGTD = self.backend.scan(self, q_BHGTD, k_BHTD, v_BHTD, scaling)
+        arriving = Arriving(q_BHGTD, k_BHTD, v_BHTD, own_BHTE, score_BHT)
+        output_BHGTD = self.backend.scan(self, arriving, scaling)
         self.seen += T
         return output_BHGTD
 
+    def _rotation(self, tokens: int, like: torch.Tensor) -> Rotation:
+        """Rotate the next tokens to their positions: an index, or how many tokens were held when they came."""
+        if self.positions.mode == "frozen" and self.full - self.left > 1:
+            return self.tables.rotation_of(tuple(map(self.held, range(self.seen, self.seen + tokens))), like)
+        return self.tables.rotation(self.seen, tokens, self.positions.cap, like)
+
+    def _compared(self, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `Arriving` says of own keys and first scores, given unrotated keys."""
+        own_BHTD = self.tables.rotation(self.seen, k_BHTD.shape[2], None, k_BHTD)(k_BHTD)
+        if self.policy.scored_by == "token":
+            return own_BHTD[..., :0], self.policy.token_scores(own_BHTD, v_BHTD).double()
+        norm_BHT = own_BHTD.double().norm(dim=-1)
+        return own_BHTD, torch.where(norm_BHT > 0, 1 / norm_BHT, 0.0)
+
     @property
-    def kept(self) -> int:
-        """How many tokens are held."""
-        return min(self.seen, self.regions.budget)
+    def kv_bytes(self) -> int:
+        """Bytes allocated for keys and values, second copies of keys that are compared included."""
+        return super().kv_bytes + (self.own_BHSE.nbytes if self.is_initialized else 0)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything this layer holds; in the free slot, nothing instead of what memory happened to hold."""
-        free_BU = self.order_BUS[:, :, self.regions.budget, None]
-        free_BH = free_BU.expand(*self.score_BHS.shape[:2], 1)
-        self.score_BHS.scatter_(2, free_BH, 0.0)
-        self.token_BUS.scatter_(2, free_BU, 0)
-        for slots_BHSD in (self.keys, self.values):
-            slots_BHSD.scatter_(2, free_BH[..., None].expand(-1, -1, -1, slots_BHSD.shape[-1]), 0.0)
+        """Everything this layer holds; in free slots, nothing instead of what memory happened to hold."""
+        free_BUF = self.order_BUS[:, :, self.held(self.seen) : min(self.seen, self.full)]
+        free_BHF = free_BUF.expand(*self.score_BHS.shape[:2], -1)
+        self.score_BHS.scatter_(2, free_BHF, 0.0)
+        self.token_BUS.scatter_(2, free_BUF, 0)
+        for slots_BHSD in (self.keys, self.values, self.own_BHSE):
+            slots_BHSD.scatter_(2, free_BHF[..., None].expand(-1, -1, -1, slots_BHSD.shape[-1]), 0.0)
         return super().state()
 
     def rewind(self, tokens: int) -> None:
-        """As for any layer; one that is full stays as it is, since any later token costs it the same."""
-        if tokens < self.regions.budget:
+        """As for any layer; one that is full stays as it is, if any later token costs it the same."""
+        if tokens < self.full or self.full - self.left > 1:
             self.take_back(tokens)
 
-    def _filled(self, name: str) -> int:  # noqa: ARG002
-        return min(self.seen, self.regions.budget + 1)
+    def _filled(self, name: str) -> int:
+        return self.sum_BHE.shape[2] if name == "sum_BHE" else min(self.seen, self.full)

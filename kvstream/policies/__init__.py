@@ -16,6 +16,9 @@ from kvstream.policies.sink_l2 import SinkL2 as SinkL2
 from kvstream.policies.sink_random import SinkRandom as SinkRandom
 from kvstream.policies.h2o import H2O as H2O
 from kvstream.policies.tova import TOVA as TOVA
+from kvstream.policies.snapkv import SnapKV as SnapKV
+from kvstream.policies.keydiff import KeyDiff as KeyDiff
+from kvstream.policies.l2_compress import L2Compress as L2Compress
 
 _classes = [each for each in list(vars().values()) if isinstance(each, type) and issubclass(each, Policy)]
 POLICIES: dict[str, type[Policy]] = {each.name: each for each in _classes if hasattr(each, "name")}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 Position = Literal["cache", "absolute", "frozen"]
-ScoredBy = Literal["nothing", "token", "attention"]
+ScoredBy = Literal["nothing", "token", "attention", "similarity"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Policy(ABC):
         """What a contested token's score is made of; the lowest score leaves, of equals the youngest.
 
         "token": its key and value, once, as it comes (`token_scores`). "attention": what it receives, at every step
-        (`update_scores`). "nothing": no token is contested, or who leaves is drawn (`draws`).
+        (`update_scores`). "similarity": how little its key points where all that are held do. "nothing": no token is
+        contested, or who leaves is drawn (`draws`).
         """
         return "nothing"
 
@@ -102,6 +103,28 @@ class Policy(ABC):
         """Whether a score from attention is divided by its token's age, the queries that saw it, before it decides."""
         return False
 
+    @property
+    def queries_heard(self) -> int:
+        """How many queries, the last before tokens leave, count in a score from attention; 0: all."""
+        return 0
+
+    @property
+    def pooled(self) -> int:
+        """Over how many neighbours by age (odd) scores are averaged before they decide; past the ends are zeros."""
+        return 1
+
+    def shed(self, regions: Regions) -> tuple[int, int]:
+        """At how many tokens held, the new one included, contested ones leave, and how many are left then."""
+        return regions.budget + 1, regions.budget
+
+    def in_turn(self, layer: int) -> bool:
+        """Whether in that layer who leaves follows from who stayed, so that tokens must be taken one after another."""
+        regions = self.regions_of(layer)
+        if regions is None or not regions.contested:
+            return False
+        at_once = self.shed(regions) == (regions.budget + 1, regions.budget) and self.pooled == 1
+        return not at_once or self.scored_by in ("attention", "similarity")
+
     def draws(self, layer: int, heads: int, steps: range) -> np.ndarray | None:  # noqa: ARG002
         """Draw who leaves: shape (heads, len(steps)), the rank by age in 0 … contested. None: scores decide."""
         return None
@@ -113,15 +136,15 @@ class Policy(ABC):
     def tokens_from_full(self, layer: int) -> int | None:
         """How many first tokens leave this layer just what a full cache holds, so that it can start from that.
 
-        None: any number. As many as are protected; none where attention scores, which begin with the first token.
+        None: any number. As many as are protected; none where tokens are taken in turn, from the first one on.
         """
         regions = self.regions_of(layer)
         if regions is None:
             return None
-        return 0 if self.scored_by == "attention" and regions.contested else regions.sinks + regions.recent
+        return 0 if self.in_turn(layer) else regions.sinks + regions.recent
 
     def kept(self, layer: int, tokens: int) -> int:
-        """Count the tokens that `layer` keeps per kv-head after `tokens` steps."""
+        """Count the tokens that `layer` keeps per kv-head after `tokens` steps, at most."""
         regions = self.regions_of(layer)
         return tokens if regions is None else min(tokens, regions.budget)
 

@@ -14,7 +14,7 @@ import torch
 from exactness_cases import FLOAT32, FLOAT64, MODES, TOLERANCE, assert_close, every_pair
 from oracle import Asked, oracle_trace
 
-from kvstream import FixSizeL2, Full, KVStreamCache, decode, replay
+from kvstream import FixSizeL2, Full, KeyDiff, KVStreamCache, L2Compress, SnapKV, decode, replay
 from kvstream.engine.replay import replay_chunks
 from kvstream.policies.base import BoundedPolicy, Regions
 from kvstream.policies.draws import uniform_ranks
@@ -106,6 +106,9 @@ POLICIES = [
     Tova(2, 3, 11),
     *(kind(4, 3, 14, narrower=2) for kind in (Sliding, Drawn, SmallValues, H2O, Tova)),
     *(kind(4, 3, 13, narrower=1) for kind in (Sliding, SmallValues, H2O)),  # two layers have as many sinks
+    SnapKV(12, 3, 3, 5),
+    KeyDiff(11, 3, 2),
+    L2Compress(0.6, 11),
 ]
 CASES = [
     (replace(policy, position=mode, skip_layers=skip), family)
@@ -131,6 +134,14 @@ def test_replay_and_decode_equal_the_oracle(policy, family, tiny_model, tokens):
         assert_close(nll, truth, TOLERANCE[FLOAT32], "float32")
 
 
+def held_after(policy, layer, seen=T):
+    full, left = policy.shed(policy.regions_of(layer))
+    held = 0
+    for _ in range(seen):
+        held = left if held + 1 == full else held + 1
+    return held
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=named)
 def test_the_oracle_evicts_and_evicts_by_the_score(policy, tiny_model, tokens):
     """Else the comparison above would prove nothing."""
@@ -138,9 +149,8 @@ def test_the_oracle_evicts_and_evicts_by_the_score(policy, tiny_model, tokens):
     full = replay(tiny_model("llama", FLOAT64), tokens(T, 3), Full())
     assert np.abs(trace.nll_nats - full.numpy()).max() > 0.01
     kept = trace.kept[-1]
-    assert [len(members) for layer in kept for members in layer] == [
-        policy.regions_of(layer).budget for layer in range(3) for _ in range(2)
-    ]
+    lengths = [len(members) for layer in kept for members in layer]
+    assert lengths == [held_after(policy, layer) for layer in range(3) for _ in range(2)]
     together = policy.shared_by_heads or isinstance(policy, Sliding)
     assert all(layer[0] == layer[1] for layer in kept) == together
 
@@ -184,15 +194,16 @@ def test_a_state_goes_on_from_any_token(policy, tiny_neox, tokens):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=named)
-def test_a_full_caches_first_tokens_serve_all_but_those_scored_by_attention(policy, tiny_llama, tokens):
+def test_a_full_caches_first_tokens_serve_all_but_those_taken_in_turn(policy, tiny_llama, tokens):
     model, ids = tiny_llama(FLOAT64), tokens(T, 3)
     most = min(policy.tokens_from_full(layer) for layer in range(3))
-    by_attention = policy.scored_by == "attention"
-    assert (most == 0) == by_attention
+    in_turn = policy.in_turn(0)
+    assert in_turn == (policy.scored_by in ("attention", "similarity") or isinstance(policy, L2Compress))
+    assert (most == 0) == in_turn
     full = KVStreamCache(model, Full())
     full.hidden_states(model, ids[None, : most or 1])
     cache = KVStreamCache(model, policy)
-    if by_attention:
+    if in_turn:
         with pytest.raises(ValueError, match="at most 0 tokens"):
             cache.restore(full.state())
         return

@@ -3,6 +3,8 @@
 The samples come from the fields' declarations, so a new policy, or a new field, is tested without a line here.
 """
 
+from contextlib import suppress
+from itertools import product
 from math import inf
 
 import pytest
@@ -32,12 +34,14 @@ def tried(field):
 
 
 def samples(name):
-    """Policies of a class in which each two values of two fields meet."""
+    """Policies of a class in which each two values of two fields meet, but for those that the class refuses."""
     axes = axes_of(POLICIES[name])
-    if len(axes) < 2:
-        return spanned(POLICIES[name], BUDGET, {axis: tried(field) for axis, field in axes.items()})
-    chosen = every_pair(*map(tried, axes.values()))
-    return [spanned(POLICIES[name], BUDGET, {a: (v,) for a, v in zip(axes, each)})[0] for each in chosen]
+    chosen = every_pair(*map(tried, axes.values())) if len(axes) > 1 else product(*map(tried, axes.values()))
+    found = []
+    for each in chosen:
+        with suppress(ValueError):
+            found += spanned(POLICIES[name], BUDGET, {a: (v,) for a, v in zip(axes, each)})
+    return found
 
 
 CASES = [policy for name in POLICIES for policy in samples(name)]

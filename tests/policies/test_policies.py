@@ -57,11 +57,11 @@ def test_what_a_layer_keeps_is_bounded_unless_it_is_skipped(policy: Policy, toke
 @pytest.mark.parametrize("name", POLICIES)
 def test_policies_span_axes_at_their_budget(name):
     axes = {"start_sizes": (0, 2), "strategies": ("keep_low", "random"), "positions": ("cache", "frozen")}
-    found = spanned(POLICIES[name], 64, axes | {"skip_layers": (1,)})
+    found = spanned(POLICIES[name], 256, axes | {"skip_layers": (1,)})
     assert len(set(found)) == len(found) > 0
     for policy in found:
         if policy.regions:
-            assert policy.regions.budget == 64
+            assert policy.regions.budget == 256
             assert policy.skip_layers == (1,)
 
 
@@ -103,6 +103,12 @@ def test_the_protected_share_is_rounded_down_exactly(budget, ratio, recent):
         ("fix_size_l2(8,0.5,keep_all)", ["strategy='keep_all'", "keep_low, keep_high, random"]),
         ("fix_size_l2(8,0.5,random,seed=-1)", ["seed=-1", "at least 0"]),
         ("fix_size_l2(8,0.5,random,seed=2**70)", ["cannot be read", "name(value"]),
+        ("h2o(8,6,start_size=3)", ["3 sinks, -1 contested and 6 recent", "give each 0 or more"]),
+        ("keydiff(8,9)", ["-1 contested and 9 recent"]),
+        ("snapkv(160,32,4)", ["kernel=4", "an odd number"]),
+        ("snapkv(160,64,5,32)", ["window=64", "at most 32"]),
+        ("snapkv(159)", ["budget=159", "at least 160, window + every"]),
+        ("l2_compress(1.5,8)", ["keep_ratio=1.5", "from 0 to 1"]),
         ("h3o(256)", ["unknown name 'h3o'", "choose one of full"]),
         ("", ["cannot be read", "name(value"]),
         ("full()()", ["cannot be read", "name(value"]),

@@ -61,10 +61,8 @@ class Backend(Protocol):
         """
         ...
 
-    def scan(
-        self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
-        """Take tokens one after another through a `ScannedLayer`: (B, H, G, T, D)."""
+    def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
+        """Take tokens, `Arriving`, one after another through a `ScannedLayer`: (B, H, G, T, D)."""
         ...
 
     def causal(

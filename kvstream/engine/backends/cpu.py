@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from kvstream.engine.attention import Partial
+from kvstream.engine.backends.compiled_scan import pool, scan_compiled
 from kvstream.engine.backends.reference import Reference, answer, scaled_scores
-from kvstream.engine.backends.scan import pool, scan_compiled, scan_plainly
+from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.positions import Ranks
 
 
@@ -45,12 +46,11 @@ class Cpu(Reference):
             total = total.masked_fill(mask.amax(-1).isneginf(), -torch.inf)
         return Partial(outputs.view(B, H, G, T, D), total.view(B, H, G, T))
 
-    def scan(
-        self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
+    def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take no Python step per token, if policy and dtype are ones that can be compiled."""
-        can = layer.policy.attention_memory is not None and k_BHTD.element_size() >= 4
-        return (scan_compiled if can else scan_plainly)(layer, q_BHGTD, k_BHTD, v_BHTD, scaling)
+        known = layer.policy.scored_by != "attention" or layer.policy.attention_memory is not None
+        can = known and arriving.k_BHTD.element_size() >= 4
+        return (scan_compiled if can else scan_plainly)(layer, arriving, scaling)
 
     def block_by_rank(
         self,

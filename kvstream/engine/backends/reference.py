@@ -80,11 +80,9 @@ class Reference:
         scores_BHGTU = scores_BHGTU.masked_fill(~seen_BHTU[:, :, None], -torch.inf)
         return answer(scores_BHGTU.to(queries_BHGTD.dtype), values_BHUD)
 
-    def scan(
-        self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
+    def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take some Python steps per token."""
-        return scan_plainly(layer, q_BHGTD, k_BHTD, v_BHTD, scaling)
+        return scan_plainly(layer, arriving, scaling)
 
     def causal(
         self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float

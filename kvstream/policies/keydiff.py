@@ -1,0 +1,33 @@
+"""KeyDiff: the key most like all the others leaves, per head.
+
+https://arxiv.org/abs/2504.15364. At every step the unit vectors along all held keys are added up, those of the sinks,
+the recent tokens and the new one included, and of the contested keys the one at the smallest angle to that sum leaves.
+Keys are compared rotated to their index in the text, whatever positions queries see, so that scores do not depend on
+the position mode; in mode "cache" that takes a second copy of the keys.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy
+from kvstream.policies.fields import Axis, Range
+
+
+@dataclass(frozen=True)
+class KeyDiff(BoundedPolicy):
+    """Keep the first `start_size` and the last `recent_size` tokens, and of the others the keys that differ most."""
+
+    name: ClassVar[str] = "keydiff"
+    budget: Annotated[int, Range(1)]
+    recent_size: Annotated[int, Axis("recents", (0.5,), "newest tokens kept, or a share of the budget", True), Range(0)]
+    start_size: Annotated[int, Axis("start_sizes", (0,), "attention sinks"), Range(0)] = 0
+
+    @property
+    def regions(self) -> Regions:
+        """Sinks, recents, and what they leave of the budget."""
+        return Regions(self.start_size, self.budget - self.start_size - self.recent_size, self.recent_size)
+
+    @property
+    def scored_by(self) -> ScoredBy:
+        """By the angle between a key and all that are held."""
+        return "similarity"

@@ -1,0 +1,52 @@
+"""L2Compress (KNorm): a full cache is cut to a share of itself, in which the keys with the smallest norms stay.
+
+https://arxiv.org/abs/2406.11430. Nothing is protected, not even the newest token. The number of tokens held is a
+saw-tooth between ⌈prune_after · keep_ratio⌉ and prune_after − 1; the budget is `prune_after`, which the query sees once
+in a while. RoPE does not change a norm.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy, key_norms
+from kvstream.policies.fields import Axis, Range
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class L2Compress(BoundedPolicy):
+    """Once `prune_after` tokens are held, keep ⌈prune_after · keep_ratio⌉ of them, per head: at least one leaves."""
+
+    name: ClassVar[str] = "l2_compress"
+    keep_ratio: Annotated[float, Axis("compress_ratios", (0.5,), "share of the tokens that a cut leaves"), Range(0, 1)]
+    prune_after: Annotated[int, Range(1)]
+
+    @property
+    def regions(self) -> Regions:
+        """Everything contested."""
+        return Regions(0, self.prune_after, 0)
+
+    @classmethod
+    def at_budget(cls, budget: int, **fields: Any) -> L2Compress:
+        """The budget is `prune_after`."""
+        return cls(prune_after=budget, **fields)
+
+    def shed(self, regions: Regions) -> tuple[int, int]:
+        """As soon as so many are held."""
+        stay = math.ceil(regions.budget * Fraction(self.keep_ratio).limit_denominator(10**6))
+        return regions.budget, min(stay, regions.budget - 1)
+
+    @property
+    def scored_by(self) -> ScoredBy:
+        """By token."""
+        return "token"
+
+    def token_scores(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Score by the key's norm, shape (B, H, S): the largest leave."""
+        return -key_norms(keys_BHSD)
