@@ -1,0 +1,76 @@
+"""What each policy costs on this CPU: replay against its own decoding, a step against one with as many cached keys.
+
+    python tests/benchmarks/policies.py            Pythia-70M's shape, budget 512, 8,192 tokens; wants a quiet machine
+    python tests/benchmarks/policies.py --rounds 3 --policies 'tova(512)'
+
+Every policy takes turns with all others in each round. A step is taken once the budget is full.
+Against: StreamingLLM of the same budget, whose step attends to as many keys and decides nothing.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from measuring import interleaved, ratio, results
+
+from kvstream import Policy, decode, load_model, parse_policy, replay
+
+BUDGET, TOKENS = 512, 8192
+AGAINST = f"streaming_llm(4,{BUDGET - 4})"
+POLICIES = [
+    *(f"{name}({BUDGET},{BUDGET // 2})" for name in ("sink_l2", "sink_random", "keydiff", "h2o")),
+    *(f"{name}({BUDGET})" for name in ("tova", "snapkv")),
+    f"l2_compress(0.5,{BUDGET})",
+]
+
+
+def replaying(model: torch.nn.Module, ids: torch.Tensor, policy: Policy) -> Callable[[], dict[str, float]]:
+    """Seconds per token of replay."""
+
+    def turn() -> dict[str, float]:
+        started = time.perf_counter()
+        replay(model, ids, policy)
+        return {f"{policy}, replayed": (time.perf_counter() - started) / len(ids)}
+
+    return turn
+
+
+def stepping(model: torch.nn.Module, ids: torch.Tensor, policy: Policy) -> Callable[[], dict[str, float]]:
+    """Seconds of a decoding step with a full budget: the mean of 256, two evictions of SnapKV among them, but for outliers."""
+
+    def turn() -> dict[str, float]:
+        step_s = decode(model, ids[: BUDGET + 300], policy).step_s[-256:]
+        return {f"{policy}, a step": float(np.mean(np.sort(step_s)[: int(0.95 * len(step_s))]))}
+
+    return turn
+
+
+def main() -> None:
+    """Print and keep the ratios."""
+    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reader.add_argument("--policies", nargs="*", default=POLICIES)
+    reader.add_argument("--rounds", type=int, default=5)
+    reader.add_argument("--shape", default="shape:pythia-70m")
+    given = reader.parse_args()
+    model, _ = load_model(given.shape)
+    ids = torch.randint(0, 50000, (TOKENS,), generator=torch.Generator().manual_seed(1))
+    policies = [parse_policy(label) for label in (AGAINST, *given.policies)]
+    for policy in policies:
+        replay(model, ids[:700], policy)  # compiles
+    turns = [turn(model, ids, policy) for policy in policies for turn in (replaying, stepping)]
+    rounds = interleaved(turns, given.rounds)
+    for policy in policies:
+        target = "8 or more" if policy.scored_by == "attention" else "10 or more"
+        rate = float(np.median(1 / rounds[f"{policy}, replayed"]))
+        print(f"{policy}: {rate:,.0f} tokens/s replayed")
+        ratio(rounds, f"{policy}, a step", f"{policy}, replayed", target, tokens_per_s=rate)
+        target = "1.12 or less" if policy.scored_by == "attention" else "1.08 or less"
+        ratio(rounds, f"{policy}, a step", f"{AGAINST}, a step", target)
+    print(json.dumps({"threads": torch.get_num_threads(), "results": results}))
+
+
+if __name__ == "__main__":
+    main()
