@@ -27,7 +27,7 @@ from analysis.page.views import code, escape_json, model_of, view
 from analysis.read.records import Records
 from analysis.words import claims, speed, wording
 from analysis.words.answers import answers
-from analysis.words.cards import CASES, card
+from analysis.words.card_sentences import CASES, card
 from analysis.words.summary import problems, subtitle_of, title_of
 from analysis.words.visible import visible
 

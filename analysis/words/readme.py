@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.read.records import Records, RecordsError
-from analysis.words import cards
+from analysis.words import card_sentences
 from analysis.words.answers import answers
 from analysis.words.summary import SAID, measured, quality_table
 from analysis.words.visible import in_markdown
@@ -36,7 +36,7 @@ def block(records: Records, frames: dict[str, list[Row]], picture: bool) -> str:
     chosen = [row for row in frames["cards"] if row["setting"] == first["setting"]]
     if mine:
         rows = quality_table(shortlist(mine, {row["policy"] for row in chosen}), frames["tradeoff"], False)
-        lines += [*cards.table(chosen, False), "", *rows, "", f"{measured(frames)} {brackets(chosen)}".strip()]
+        lines += [*card_sentences.table(chosen, False), "", *rows, "", f"{measured(frames)} {brackets(chosen)}".strip()]
     elsewhere = f"; of {len(others)} more, see the report" if others else ""
     return "\n".join([*lines, f"{provenance(records)}{elsewhere}.", END])
 
@@ -60,7 +60,7 @@ def brackets(rows: list[Row]) -> str:
     taken = [row for row in rows if row["policy"]]
     said = []
     if any(row["ppl_change_low_percent"] is not None for row in taken):
-        said.append("behind perplexity " + (cards.too_few(taken) or "a 95\u00a0% interval"))
+        said.append("behind perplexity " + (card_sentences.too_few(taken) or "a 95\u00a0% interval"))
     if any(row["tpot_ratio_low"] is not None for row in taken):
         said.append("behind time a 95\u00a0% interval over rounds")
     return f"In brackets: {'; '.join(said)}." if said else ""

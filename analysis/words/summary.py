@@ -3,7 +3,7 @@
 from typing import Any
 
 from analysis.read.records import Records
-from analysis.words import cards, wording
+from analysis.words import card_sentences, wording
 from analysis.words.answers import answers
 from analysis.words.speed import again_ratio
 from analysis.words.visible import in_markdown, visible
@@ -45,8 +45,8 @@ def summarise(records: Records, frames: Frames) -> str:
     several = len(frames["overview"][0]["settings"]) > 1
     if frames["perplexity"]:
         with_quality = {row["setting"] for row in frames["perplexity"]}
-        lines += cards.table([row for row in frames["cards"] if row["setting"] in with_quality], several)
-        few = cards.too_few(frames["cards"])
+        lines += card_sentences.table([row for row in frames["cards"] if row["setting"] in with_quality], several)
+        few = card_sentences.too_few(frames["cards"])
         lines += [f"\nIn brackets behind perplexity: {few}.", ""] if few else [""]
         longest = [row for row in frames["perplexity"] if row["longest"]]
         lines += [*quality_table(longest, frames["tradeoff"], several), f"\n{measured(frames)}"]

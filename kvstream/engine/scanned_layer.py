@@ -17,11 +17,12 @@ from dataclasses import dataclass
 
 import torch
 
+from kvstream.engine.contest import tie
 from kvstream.engine.layer import Layer
 from kvstream.engine.positions import Positions
 from kvstream.engine.rope import Rotation
 from kvstream.engine.shared_tables import SharedTables
-from kvstream.policies import BoundedPolicy
+from kvstream.policies import BoundedPolicy, Regions
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,28 @@ class Arriving:
     score_BHT: torch.Tensor
 
 
+def refuse_contradictions(policy: BoundedPolicy, regions: Regions) -> None:
+    """Raise TypeError for a policy that asks of a scan what it cannot do."""
+    full, left = policy.shed(regions)
+    wrong = {
+        "who leaves here follows from scores; give scored_by": policy.scored_by == "nothing",
+        f"shed: {full} tokens held and {left} left; leave fewer, and all that are protected": not (
+            regions.sinks + regions.recent <= left < full
+        ),
+        f"queries_heard: there are no more than {full - left} between two evictions": policy.queries_heard
+        > full - left,
+        "shared_by_heads: keys are compared within a head": policy.shared_by_heads and policy.scored_by == "similarity",
+    }
+    for words, is_so in wrong.items():
+        if is_so:
+            raise TypeError(f"{policy.name}: {words}")
+
+
 class ScannedLayer(Layer):
     """One layer of that kind.
 
-    full, left: at so many tokens held, the new one included, contested ones leave, until so many are left.
+    full, left: once `full` tokens are held, the new one included, contested ones leave until `left` are. Scores that
+    differ by no more than `tie`, relative, are equal.
     score_BHS: see `Arriving`; float64, attention that a token receives is added. token_BUS: which token of the text a
     slot holds. own_BHSE: see `Arriving`. sum_BHE: of the unit vectors along all own keys that are held, float64.
     """
@@ -53,10 +72,9 @@ class ScannedLayer(Layer):
         super().__init__(tables)
         regions = policy.regions_of(layer)
         assert regions is not None, "a layer with a budget has regions"
-        if policy.scored_by == "nothing":
-            raise TypeError(f"{policy.name}: tokens that leave together must be scored")
         self.policy, self.regions = policy, regions
         self.full, self.left = policy.shed(regions)
+        refuse_contradictions(policy, regions)
         self.positions = Positions(policy.position, self.full - 1)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -75,6 +93,9 @@ class ScannedLayer(Layer):
         self.distances: Rotation | None = None  # rotations to 0 … S − 1, where ranks are positions
         if self.positions.by_rank:
             self.distances = self.tables.rope.at(torch.arange(S), key_states)
+        # Equal tokens have equal keys in the first layer, but for rounding in their dtype: see `contest.tie`.
+        of_keys = torch.promote_types(key_states.dtype, torch.float32)
+        self.tie = tie(of_keys if self.policy.scored_by == "token" else torch.float64)
 
     def held(self, seen: int) -> int:
         """Count the tokens held after so many were seen."""
@@ -85,11 +106,18 @@ class ScannedLayer(Layer):
     ) -> torch.Tensor:
         T = k_BHTD.shape[2]
         own_BHTE, score_BHT = k_BHTD[..., :0], k_BHTD.new_zeros(k_BHTD.shape[:3], dtype=torch.float64)
-        if self.policy.scored_by != "attention":
-            own_BHTE, score_BHT = self._compared(k_BHTD, v_BHTD)
+        if self.policy.scored_by == "similarity" or self.positions.by_rank:
+            own_BHTE = self.tables.rotation(self.seen, T, None, k_BHTD)(k_BHTD)
         if not self.positions.by_rank:
             rotate = self._rotation(T, k_BHTD)
             q_BHGTD, k_BHTD = rotate(q_BHGTD), rotate(k_BHTD)
+        if self.policy.scored_by == "token":
+            score_BHT = self.policy.token_scores(own_BHTE if self.positions.by_rank else k_BHTD, v_BHTD).double()
+        if self.policy.scored_by == "similarity":
+            norm_BHT = own_BHTE.double().norm(dim=-1)
+            score_BHT = torch.where(norm_BHT > 0, 1 / norm_BHT, 0.0)
+        else:
+            own_BHTE = own_BHTE[..., :0]
         arriving = Arriving(q_BHGTD, k_BHTD, v_BHTD, own_BHTE, score_BHT)
         output_BHGTD = self.backend.scan(self, arriving, scaling)
         self.seen += T
@@ -100,14 +128,6 @@ class ScannedLayer(Layer):
         if self.positions.mode == "frozen" and self.full - self.left > 1:
             return self.tables.rotation_of(tuple(map(self.held, range(self.seen, self.seen + tokens))), like)
         return self.tables.rotation(self.seen, tokens, self.positions.cap, like)
-
-    def _compared(self, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `Arriving` says of own keys and first scores, given unrotated keys."""
-        own_BHTD = self.tables.rotation(self.seen, k_BHTD.shape[2], None, k_BHTD)(k_BHTD)
-        if self.policy.scored_by == "token":
-            return own_BHTD[..., :0], self.policy.token_scores(own_BHTD, v_BHTD).double()
-        norm_BHT = own_BHTD.double().norm(dim=-1)
-        return own_BHTD, torch.where(norm_BHT > 0, 1 / norm_BHT, 0.0)
 
     @property
     def kv_bytes(self) -> int:
@@ -125,8 +145,8 @@ class ScannedLayer(Layer):
         return super().state()
 
     def rewind(self, tokens: int) -> None:
-        """As for any layer; one that is full stays as it is, if any later token costs it the same."""
-        if tokens < self.full or self.full - self.left > 1:
+        """As for any layer; one that is full stays as it is: repeated steps then meet all sizes that it grows to."""
+        if tokens < self.full:
             self.take_back(tokens)
 
     def _filled(self, name: str) -> int:

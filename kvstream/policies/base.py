@@ -81,7 +81,7 @@ class Policy(ABC):
     def token_scores(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Score tokens by what they are, shape (B, H, S); asked of a policy scored by token.
 
-        Keys come as they are cached: rotated, each to its position when it arrived.
+        Keys come rotated: to their index in the text, or in mode "frozen" to where they stood when they came.
         """
         raise TypeError(f"{self.name} is scored by {self.scored_by}; a policy scored by token defines token_scores")
 
@@ -110,7 +110,7 @@ class Policy(ABC):
 
     @property
     def pooled(self) -> int:
-        """Over how many neighbours by age (odd) scores are averaged before they decide; past the ends are zeros."""
+        """Over how many neighbours by age (odd) scores from attention are averaged before they decide; see `SnapKV`."""
         return 1
 
     def shed(self, regions: Regions) -> tuple[int, int]:
@@ -122,8 +122,8 @@ class Policy(ABC):
         regions = self.regions_of(layer)
         if regions is None or not regions.contested:
             return False
-        at_once = self.shed(regions) == (regions.budget + 1, regions.budget) and self.pooled == 1
-        return not at_once or self.scored_by in ("attention", "similarity")
+        leave_singly = self.shed(regions) == (regions.budget + 1, regions.budget)
+        return not leave_singly or self.scored_by in ("attention", "similarity")
 
     def draws(self, layer: int, heads: int, steps: range) -> np.ndarray | None:  # noqa: ARG002
         """Draw who leaves: shape (heads, len(steps)), the rank by age in 0 … contested. None: scores decide."""

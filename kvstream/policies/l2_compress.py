@@ -1,8 +1,8 @@
 """L2Compress (KNorm): a full cache is cut to a share of itself, in which the keys with the smallest norms stay.
 
 https://arxiv.org/abs/2406.11430. Nothing is protected, not even the newest token. The number of tokens held is a
-saw-tooth between ⌈prune_after · keep_ratio⌉ and prune_after − 1; the budget is `prune_after`, which the query sees once
-in a while. RoPE does not change a norm.
+saw-tooth between ⌈prune_after · keep_ratio⌉ and prune_after − 1; the budget is `prune_after`, the most that a query
+sees. RoPE does not change a norm.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class L2Compress(BoundedPolicy):
     def shed(self, regions: Regions) -> tuple[int, int]:
         """As soon as so many are held."""
         stay = math.ceil(regions.budget * Fraction(self.keep_ratio).limit_denominator(10**6))
-        return regions.budget, min(stay, regions.budget - 1)
+        return regions.budget, min(max(stay, self.keep_ratio > 0), regions.budget - 1)
 
     @property
     def scored_by(self) -> ScoredBy:

@@ -4,9 +4,9 @@ https://arxiv.org/abs/2404.14469, which compresses a prompt once; this is its de
 last `window` queries to each older token is added up (the mean of the query heads that share a kv-head, each query as
 it attended when it came) and averaged over `kernel` neighbours in the cache, zeros past the ends, as public code pools.
 
-`budget` is the most that is ever held between steps, as for every policy: after each eviction budget + 1 − every tokens
-stay, and the cache grows again for `every` steps. Papers and public code name what stays; a comparison at equal memory
-needs what is held.
+`budget` is the most that is held between steps: after an eviction budget + 1 − every tokens stay, and the cache grows
+again for `every` steps. Papers and public code name what stays; a comparison at equal memory needs what is held. A
+sweep's defaults are shares of the budget: 32 and 128 of 256.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class SnapKV(BoundedPolicy):
     name: ClassVar[str] = "snapkv"
     attention_memory: ClassVar[float] = 1.0
     budget: Annotated[int, Range(1)]
-    window: Annotated[int, Axis("windows", (32,), "newest tokens kept, whose queries score the others"), Range(1)] = 32
-    kernel: Annotated[int, Range(1)] = 5
-    every: Annotated[int, Axis("every", (128,), "steps from one eviction to the next"), Range(1)] = 128
+    window: Annotated[int, Axis("windows", (0.125,), "newest tokens kept, whose queries score", True), Range(1)] = 32
+    kernel: Annotated[int, Range(1, 2**20)] = 5
+    every: Annotated[int, Axis("every", (0.5,), "steps from one eviction to the next", True), Range(1)] = 128
 
     def __post_init__(self) -> None:
         """Check that the window lies between two evictions, and that it and the growth leave room in the budget."""

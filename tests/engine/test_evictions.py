@@ -7,6 +7,7 @@ attention of the last query, for all heads of a layer at once (TOVA). And budget
 import copy
 import pickle
 from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from exactness_cases import FLOAT32, FLOAT64, MODES, TOLERANCE, assert_close, ev
 from oracle import Asked, oracle_trace
 
 from kvstream import FixSizeL2, Full, KeyDiff, KVStreamCache, L2Compress, SnapKV, decode, replay
+from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.replay import replay_chunks
 from kvstream.policies.base import BoundedPolicy, Regions
 from kvstream.policies.draws import uniform_ranks
@@ -241,6 +243,39 @@ def test_bounded_layers_hold_what_their_own_budgets_say(tiny_llama, tokens):
 def test_a_contest_that_nothing_decides_is_an_error(tiny_llama, tokens):
     with pytest.raises(TypeError, match="neither scores nor draws"):
         replay(tiny_llama(), tokens(T, 3), Toy(0, 2, 5))
+
+
+@dataclass(frozen=True)
+class Alike(Toy):
+    """Keys compared, and three leaving together: shipped policies do one or the other."""
+
+    scored_by = "similarity"
+
+    def shed(self, regions):
+        return regions.budget + 1, regions.budget - 2
+
+
+def test_keys_are_compared_anew_as_several_leave(tiny_llama, tokens):
+    model, ids, policy = tiny_llama(FLOAT64), tokens(T, 3), Alike(2, 3, 11)
+    truth = oracle_trace(model, ids, Asked(policy)).nll_nats
+    assert_close(replay(model, ids, policy, chunk_size=9), truth, TOLERANCE[FLOAT64], "compiled")
+    with patch("kvstream.engine.backends.cpu.scan_compiled", scan_plainly):
+        assert_close(replay(model, ids, policy, chunk_size=9), truth, TOLERANCE[FLOAT64], "plainly")
+
+
+@pytest.mark.parametrize(
+    ("contradiction", "words"),
+    [
+        ({"shed": lambda self, regions: (12, 4)}, "12 tokens held and 4 left"),
+        ({"queries_heard": 4}, "queries_heard: there are no more than 1"),
+        ({"scored_by": "similarity", "shared_by_heads": True}, "compared within a head"),
+        ({"scored_by": "nothing", "shed": lambda self, regions: (12, 8)}, "give scored_by"),
+    ],
+)
+def test_what_a_scan_cannot_do_is_refused(contradiction, words, tiny_llama):
+    policy = type("Odd", (H2O,), contradiction)(2, 3, 11)
+    with pytest.raises(TypeError, match=words):
+        KVStreamCache(tiny_llama(), policy)
 
 
 def test_the_youngest_of_equals_leaves(tiny_llama, tokens):

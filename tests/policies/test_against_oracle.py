@@ -65,3 +65,13 @@ def test_samples_reach_what_they_are_for(tiny_model, tokens, name):
     nothing = oracle_trace(model, ids, Spec()).nll_nats
     evicted = abs(oracle_trace(model, ids, Asked(samples(name)[0])).nll_nats - nothing).max()
     assert evicted == 0.0 if name == "full" else evicted > 0.01
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "full"])
+def test_repeated_tokens_tie_alike_in_float32(tiny_model, name):
+    """In the first layer equal tokens have equal keys, which products of one token and of many round apart."""
+    model, ids = tiny_model("llama", torch.float32), torch.randint(6, (60,), generator=torch.Generator().manual_seed(1))
+    [policy, *_] = spanned(POLICIES[name], 12, {})
+    truth = oracle_trace(model, ids, Asked(policy)).nll_nats
+    assert_close(replay(model, ids, policy), truth, TOLERANCE[torch.float32], f"{policy} replayed")
+    assert_close(decode(model, ids, policy).nll_nats, truth, TOLERANCE[torch.float32], f"{policy} decoded")

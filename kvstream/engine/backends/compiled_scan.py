@@ -14,8 +14,6 @@ import numba
 import numpy as np
 import torch
 
-from kvstream.engine.backends.scan import TIE
-
 if TYPE_CHECKING:
     from kvstream.engine.scanned_layer import Arriving, ScannedLayer
 
@@ -40,7 +38,7 @@ def scan_compiled(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.T
         cos_SP, sin_SP = (x[:, pairs:].contiguous().numpy() for x in (layer.distances.cos, layer.distances.sin))
     count = (layer.seen, layer.held(layer.seen), layer.left, regions.sinks, regions.recent)
     memory = -1.0 if policy.scored_by != "attention" else policy.attention_memory
-    how = (memory, policy.queries_heard, policy.per_age, policy.pooled)
+    how = (memory, policy.queries_heard, policy.per_age, policy.pooled, layer.tie)
     threads = min(torch.get_num_threads(), sets)
     pieces = [slice(sets * n // threads, sets * (n + 1) // threads) for n in range(threads)]
 
@@ -63,7 +61,7 @@ def _scan(
     q_UKGTD: Any, k_UKTD: Any, v_UKTD: Any, own_UKTE: Any, first_UKT: Any, keys_UKSD: Any, values_UKSD: Any,
     own_UKSE: Any, sum_UKE: Any, score_UKS: Any, out_UKGTD: Any, order_US: Any, token_US: Any, seen: int,
     held_before: int, left: int, sinks: int, recent: int, memory: float, heard: int, per_age: bool, pooled: int,
-    scaling: float, cos_SP: Any, sin_SP: Any,
+    tie: float, scaling: float, cos_SP: Any, sin_SP: Any,
 ) -> None:  # fmt: skip
     """memory: as `attention_memory`, below 0 where attention does not score; heard: as `queries_heard`."""
     sets, heads, groups, tokens, _ = q_UKGTD.shape
@@ -104,11 +102,11 @@ def _scan(
                 continue
             if per_age:
                 for n in range(held):
-                    decides_N[n] /= seen + t + 1 - token_S[order_S[n]]
+                    decides_N[n] /= max(1, seen + t + 1 - token_S[order_S[n]])
             if pooled > 1:
                 _pool(decides_N, sinks, held - recent, pooled, heard_N)
             while held > left:
-                leaves = _lowest(decides_N, sinks, held - recent)
+                leaves = _lowest(decides_N, sinks, held - recent, tie)
                 slot = order_S[leaves]
                 if compares:
                     for k in range(heads):
@@ -198,13 +196,13 @@ def _pool(decides_N: Any, first: int, end: int, pooled: int, before_N: Any) -> N
 
 
 @compiled
-def _lowest(decides_N: Any, first: int, end: int) -> int:
+def _lowest(decides_N: Any, first: int, end: int, tie: float) -> int:
     """The lowest of first … end − 1, of equals the last."""
     lowest = decides_N[first]
     for n in range(first, end):
         lowest = min(lowest, decides_N[n])
     found = first
     for n in range(first, end):
-        if decides_N[n] <= lowest + abs(lowest) * TIE:
+        if decides_N[n] <= lowest + abs(lowest) * tie:
             found = n
     return found

@@ -14,12 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvstream.engine.contest import tie
-
 if TYPE_CHECKING:
     from kvstream.engine.scanned_layer import Arriving, ScannedLayer
-
-TIE = tie(torch.float64)
 
 
 def scan_plainly(layer: ScannedLayer, arriving: Arriving, scaling: float) -> torch.Tensor:
@@ -66,7 +62,7 @@ def _shed(layer: ScannedLayer, token: int, slot_BUN: torch.Tensor, slot_BHN: tor
     own_BHNE = layer.own_BHSE.gather(2, slot_BHN[..., None].expand(-1, -1, -1, layer.own_BHSE.shape[-1])).double()
     decides_BHN = -(own_BHNE @ layer.sum_BHE[..., None])[..., 0] * score_BHN if compared else score_BHN
     if policy.per_age:
-        decides_BHN = decides_BHN / (token + 1 - layer.token_BUS.gather(2, slot_BUN))
+        decides_BHN = decides_BHN / (token + 1 - layer.token_BUS.gather(2, slot_BUN)).clamp(min=1)
     if policy.shared_by_heads:
         decides_BHN = decides_BHN.mean(1, keepdim=True)
     decides_BUC = decides_BHN[:, :, regions.sinks : N - regions.recent]
@@ -75,13 +71,13 @@ def _shed(layer: ScannedLayer, token: int, slot_BUN: torch.Tensor, slot_BHN: tor
         decides_BUC = torch.nn.functional.avg_pool1d(rows_RC, policy.pooled, 1, policy.pooled // 2).view_as(decides_BUC)
     for held in range(N, layer.left, -1):
         lowest_BU1 = decides_BUC.amin(-1, keepdim=True)
-        among_BUC = decides_BUC <= lowest_BU1 + lowest_BU1.abs() * TIE
+        among_BUC = decides_BUC <= lowest_BU1 + lowest_BU1.abs() * layer.tie
         rank_N = torch.arange(N, device=layer.device)
         place_BU1 = (among_BUC * (1 + rank_N[: among_BUC.shape[-1]])).amax(-1, keepdim=True) - 1
         if compared:
-            leaves_BH1 = (regions.sinks + place_BU1).expand(*score_BHN.shape[:2], 1)
-            own_BHE = own_BHNE.gather(2, leaves_BH1[..., None].expand(-1, -1, -1, own_BHNE.shape[-1]))[:, :, 0]
-            layer.sum_BHE.sub_(own_BHE * score_BHN.gather(2, leaves_BH1))
+            slot_BH1 = order_BUN.gather(2, regions.sinks + place_BU1).expand(*score_BHN.shape[:2], 1)
+            own_BHE = layer.own_BHSE.gather(2, slot_BH1[..., None].expand(-1, -1, -1, own_BHNE.shape[-1]))[:, :, 0]
+            layer.sum_BHE.sub_(own_BHE.double() * layer.score_BHS.gather(2, slot_BH1))
         order_BUN = _to_place(order_BUN, regions.sinks + place_BU1, held - 1)
         decides_BUC = _to_place(decides_BUC, place_BU1, decides_BUC.shape[-1] - 1)[..., :-1]
     layer.order_BUS.copy_(order_BUN)

@@ -23,7 +23,7 @@ from golden import (
 from report_oracle import answer_of, rows_of
 
 from analysis.numbers import database
-from analysis.words import cards
+from analysis.words import card_sentences
 from analysis.words.readme import BEGIN, END, readme_parts
 
 NEAR = replace(  # every card finds a policy here
@@ -49,7 +49,7 @@ def test_the_cards_say_what_the_tables_hold(near):
     shown = cards_on(near)
     rows = {row["card"]: row for row in rows_of(near, "cards")}
     main = {row["policy"]: row for row in rows_of(near, "perplexity") if row["longest"] == "True"}
-    assert set(shown) == set(rows) == set(cards.CASES)
+    assert set(shown) == set(rows) == set(card_sentences.CASES)
     for name, row in rows.items():
         assert row["policy"], name
         quality = main[row["policy"]]
@@ -81,7 +81,7 @@ def test_the_cards_print_their_thresholds_and_the_flags_that_change_them(tmp_pat
     assert quick_report("--records", near.with_name("records"), "--out", tmp_path, *flags).returncode == 0
     tight = cards_on(tmp_path)
     for name, percent in (("answer", 0.02), ("quality", 0.01), ("speed", 0.02), ("memory", 1)):
-        flag = f"{cards.CASES[name].flag} {percent:g}"
+        flag = f"{card_sentences.CASES[name].flag} {percent:g}"
         assert f"<code>{flag}</code>" in tight[name]
         assert "Nothing qualifies" in tight[name]
         assert re.search(r"<p>[A-Z][^<]*(within|than)[^<]*\.</p>", tight[name]), tight[name]
@@ -104,7 +104,7 @@ def test_the_python_of_each_card_runs(near, tiny_neox):
 def test_a_busy_machine_is_said_beside_a_cards_number(tmp_path):
     plan = replace(NEAR, latency=Latency(contexts=(600,), blemishes={("tiny-neox", 600, 1): "busy"}))
     for row in database.rows(database_of(plan, tmp_path), "cards"):
-        _, value, small = (text.replace("\u00a0", " ") for text in cards.pace(row))
+        _, value, small = (text.replace("\u00a0", " ") for text in card_sentences.pace(row))
         assert re.fullmatch(r"[\d.]+ ×", value), row["card"]
         assert re.match(r"full’s; 95 % interval [\d.]+ … [\d.]+, full against itself ", small), row["card"]
         assert small.endswith("; machine slightly busy: other processes used 0.7 of 2 cores"), row["card"]

@@ -28,7 +28,7 @@ from report_oracle import page_of, rows_of, summary_of
 from analysis import report
 from analysis.numbers import database
 from analysis.read.records import read_records
-from analysis.words import cards
+from analysis.words import card_sentences
 from analysis.words.answers import answers
 from analysis.words.summary import subtitle_of
 
@@ -160,9 +160,9 @@ def test_a_card_without_a_policy_says_why(tmp_path, change, why):
 def test_a_card_that_nothing_fits_names_the_nearest_and_the_flag_that_lets_it_in(choice, percent, card, flag, place):
     row = thresholds(choice, *percent)["tiny-neox", card]
     assert row["policy"] is None
-    said = cards.card(row)["nearest"].replace("\u00a0", " ")
+    said = card_sentences.card(row)["nearest"].replace("\u00a0", " ")
     shown = re.search(r"; (--[a-z-]+) ([\d.]+) lets it in\.$", said)
-    assert shown.group(1) == f"--{flag.replace('_', '-')}" == cards.CASES[card].flag
+    assert shown.group(1) == f"--{flag.replace('_', '-')}" == card_sentences.CASES[card].flag
     assert said.startswith(f"Nearest: {row['nearest_policy']}, ")
     asked = [5.0, 1.0, 10.0]
     asked[: len(percent)] = percent
@@ -233,7 +233,7 @@ def test_a_setting_is_a_model_on_a_device_in_a_dtype(tmp_path):
                         known = theirs[column]
                         close = pytest.approx(known, rel=1e-9) if isinstance(known, float) else known
                         assert ours[column] == close, (name, column)
-    answer = cards.table(database.rows(whole, "cards"), several=True)
+    answer = card_sentences.table(database.rows(whole, "cards"), several=True)
     assert all(any(line.startswith(f"| tiny-neox · {place} | Recommended") for line in answer) for place in places)
 
 
