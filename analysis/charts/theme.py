@@ -38,7 +38,7 @@ STYLES: dict[str, Style] = {
     "fix_size_l2 keep_high": Style("#a97b00", "triangle-down", (5, 3)),
     "fix_size_l2 random": Style("#c2609a", "cross", (2, 2)),
 }
-SPARE = ("#8f63c9", "#b04a4a", "#5c8a2e", "#1f8f8f", "#c2547c", "#7a78d6", "#a06f3d", "#3f8fd0")  # for any other policy
+SPARE = ("#8f63c9", "#b04a4a", "#5c8a2e", "#1f8f8f", "#c2547c", "#8b8418", "#a06f3d", "#7a78d6")  # for any other policy
 SPARE_DASHES = ((3, 1), (5, 1, 1, 1), (1, 2), (6, 1), (10, 3))
 BUDGET_SHAPES = {"circle": (1, 0), "diamond": (4, 2), "square": (8, 2), "triangle-up": (2, 2), "cross": (8, 2, 2, 2)}
 BUDGET_STYLES = tuple(

@@ -86,6 +86,6 @@ def series(name: str, fields: Row) -> str:
     if (sinks := fields.get("start_size")) is not None:
         text += f", {sinks} sink{'' if sinks == 1 else 's'}"
     for field, value in fields.items():
-        if field != "start_size" and value is not None:
+        if field != "start_size" and value not in (None, "none"):
             text += f" {value}" if isinstance(value, str) else f" {field}={value}"
     return text
