@@ -1,4 +1,4 @@
-"""Would the tests notice? Changes the code in 24 places, one at a time in a copy, and runs the tests that should fail.
+"""Would the tests notice? Changes the code in 27 places, one at a time in a copy, and runs the tests that should fail.
 
     python tests/mutations.py              all: some six minutes
     python tests/mutations.py sinks tie    those whose name holds one of these words
@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 COPIED = ("kvstream", "analysis", "sweeps", "tests", "docs", "README.md", "CHANGELOG.md", "pyproject.toml")
 EXACT = ("tests/engine/test_exactness.py", "test_replay_and_decode_equal_the_oracle")
+BY_HAND = ("tests/engine/test_by_hand.py", "")
 RECORDS, DAMAGE = ("tests/records/test_records.py", ""), ("tests/records/test_damage.py", "")
 SCHEDULER = ("tests/sweep/test_scheduler.py", "")
 CHANGES = ("tests/grid/test_changes.py", "decides or digest")
@@ -40,6 +41,13 @@ class Mutation:
 
 MUTATIONS = [
     # The engine
+    Mutation("what was heard before the window counts", "kvstream/engine/backends/compiled_scan.py",
+             "full - held == heard - 1", "full - held == heard", BY_HAND),
+    Mutation("a key that left is still compared with", "kvstream/engine/backends/compiled_scan.py",
+             "-score_UKS[u, k, slot]", "-0.0 * score_UKS[u, k, slot]", BY_HAND),
+    Mutation("tie: norms are compared to the last bit", "kvstream/engine/scanned_layer.py",
+             'tie(of_keys if self.policy.scored_by == "token" else torch.float64)', "tie(torch.float64)",
+             ("tests/policies/test_against_oracle.py", "repeated and l2_compress")),
     Mutation("sinks turn one too far", "kvstream/engine/sink_rotation.py",
              "rotation_of((shift,), self.anchors)", "rotation_of((shift + 1,), self.anchors)", EXACT),
     Mutation("older keys one position off", "kvstream/engine/positions.py",
@@ -65,8 +73,8 @@ MUTATIONS = [
              ("tests/engine/test_model_check.py", "something_else")),
     # Policies
     Mutation("keep_low keeps the high", "kvstream/policies/fix_size_l2.py",
-             'return -norms if self.strategy == "keep_low" else norms',
-             'return norms if self.strategy == "keep_low" else -norms', EXACT),
+             'return -norms_BHS if self.strategy == "keep_low" else norms_BHS',
+             'return norms_BHS if self.strategy == "keep_low" else -norms_BHS', EXACT),
     Mutation("draws forget the layer", "kvstream/policies/draws.py",
              "^ np.uint64(layer)", "^ np.uint64(0 * layer)", EXACT),
     # Cells and records

@@ -15,7 +15,7 @@ from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.scanned_layer import Arriving, ScannedLayer
 from kvstream.engine.shared_tables import SharedTables
 
-W = (4, 1, 2, 1, 8, 1, 1, 1)
+W = (4, 1, 2, 1, 8, 5, 1, 1)
 SCANS = pytest.mark.parametrize("scan", [scan_plainly, scan_compiled])
 
 
@@ -80,9 +80,10 @@ def test_tova(scan):
 @pytest.mark.parametrize(
     ("kernel", "first", "second"),
     [
-        # Tokens 4 and 5 attend to 0 … 3 by (4, 1, 2, 1) · c; of the equals 1 and 3 the younger leaves first.
-        (1, [0, 2, 4, 5], [0, 4, 6, 7]),
-        # Pooled: (5, 7, 4, 3) · c / 3. Then 6 and 7 attend to 0, 1, 4, 5 by (4, 1, 8, 1), pooled (5, 13, 10, 9).
+        # Tokens 4 and 5 attend to 0 … 3 by (4, 1, 2, 1) · c; of 1 and 3 the younger leaves first. Then 6 and 7
+        # attend to 0, 2, 4, 5 by (4, 2, 8, 5) · c; with what 4 and 5 gave it, 0 would be before 5.
+        (1, [0, 2, 4, 5], [4, 5, 6, 7]),
+        # Pooled: (5, 7, 4, 3) · c / 3. Then 6 and 7 attend to 0, 1, 4, 5 by (4, 1, 8, 5), pooled (5, 13, 14, 13).
         (3, [0, 1, 4, 5], [1, 4, 6, 7]),
     ],
 )
@@ -95,9 +96,9 @@ def test_snapkv(scan, kernel, first, second):
 @SCANS
 def test_keydiff(scan):
     # The unit vectors of 0, 1 and 2 sum to (1.6, 1.8): by cosine (1.6, 2.4, 1.8), so 1 leaves. With 3, of length 2,
-    # those of 0, 2 and 3 sum to (0, 1): 2 points there.
-    keys = [[1, 0], [0.6, 0.8], [0, 1], [-2, 0]]
-    assert kept(KeyDiff(2, 0, position="absolute"), scan, keys, 4)[-2:] == [[0, 2], [0, 3]]
+    # those of 0, 2 and 3 sum to (0, 1): 2 points there. Those of 0, 3 and 4 sum to (0.8, -0.6), which is 4.
+    keys = [[1, 0], [0.6, 0.8], [0, 1], [-2, 0], [0.8, -0.6]]
+    assert kept(KeyDiff(2, 0, position="absolute"), scan, keys, 5)[-3:] == [[0, 2], [0, 3], [0, 3]]
 
 
 @SCANS
