@@ -19,8 +19,9 @@ run: $(READY) ## Sweep the demo model over three real books, then write report/i
 	$(BIN)/python sweeps/quick.py --out $(RECORDS)/quick
 	$(BIN)/python analysis/report.py --records $(RECORDS)/quick --out $(REPORT)
 
-# Two files at a time (tests/conftest.py says which together), but for tests that measure seconds closely: their files are
-# found by the mark, as collecting all takes as long as they do. Threads of two processes on the same cores must not spin while they wait.
+# Two files at a time (tests/conftest.py says which together), but for tests that measure seconds closely: their files
+# are found by the mark, as collecting all takes as long as they do. Threads of two processes on the same cores must not
+# spin while they wait.
 .PHONY: test
 test: export OMP_WAIT_POLICY = PASSIVE
 test: $(READY) ## Run the tests, but for the long ones of faults

@@ -81,7 +81,7 @@ def telling(alike: dict[str, Row], budgets: dict[str, Any]) -> list[str]:
 
 
 def series(name: str, fields: Row) -> str:
-    """A series by name: `streaming_llm, 4 sinks`, `fix_size_l2 keep_low`, `made_up, 1 sink every=8`."""
+    """A series by name: `streaming_llm, 4 sinks`, `made_up, 1 sink every=8`, `fix_size_l2 keep_low` (but no "none")."""
     text = name
     if (sinks := fields.get("start_size")) is not None:
         text += f", {sinks} sink{'' if sinks == 1 else 's'}"

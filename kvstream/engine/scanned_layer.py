@@ -106,7 +106,7 @@ class ScannedLayer(Layer):
     ) -> torch.Tensor:
         T = k_BHTD.shape[2]
         own_BHTE, score_BHT = k_BHTD[..., :0], k_BHTD.new_zeros(k_BHTD.shape[:3], dtype=torch.float64)
-        if self.policy.scored_by == "similarity" or self.positions.by_rank:
+        if self.policy.scored_by == "similarity" or (self.policy.scored_by == "token" and self.positions.by_rank):
             own_BHTE = self.tables.rotation(self.seen, T, None, k_BHTD)(k_BHTD)
         if not self.positions.by_rank:
             rotate = self._rotation(T, k_BHTD)

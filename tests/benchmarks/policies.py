@@ -39,7 +39,7 @@ def replaying(model: torch.nn.Module, ids: torch.Tensor, policy: Policy) -> Call
 
 
 def stepping(model: torch.nn.Module, ids: torch.Tensor, policy: Policy) -> Callable[[], dict[str, float]]:
-    """Seconds of a step with a full budget: the mean of 256, in which SnapKV evicts twice, but for outliers."""
+    """Seconds of a step with a full budget: the mean of 256 but for the slowest twentieth, evictions of many."""
 
     def turn() -> dict[str, float]:
         step_s = decode(model, ids[: BUDGET + 300], policy).step_s[-256:]
