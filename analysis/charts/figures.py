@@ -2,7 +2,8 @@
 
 1. `queries/<name>.sql` answers its question; the first line is the question.
 2. `charts/<name>.py` draws the rows: a function from rows to a `Figure`, of `marks` and `axes`; it computes nothing.
-3. An entry in `CHARTS` below says from which query it comes, in which section of the page it stands, how to read it.
+3. An entry in `CHARTS` below says from which query it comes, in which section of the page it stands, how to read it. A
+   section of its own is a line `{{ section("name") }}` in a template.
 4. `python tests/analysis/charts/test_specs.py` keeps what it draws, and `…/numbers/test_golden_tables.py` the rows that
    it draws; look at the PNG.
 
