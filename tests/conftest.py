@@ -29,7 +29,7 @@ NO_TRITON = find_spec("triton") is None
 
 
 SHARED = re.compile(r"^def \w+\(.*\b(ray_here|start)\b", re.MULTILINE)
-LONGEST = ("test_exactness", "test_browser", "test_calls", "test_report")
+LONGEST = ("test_exactness", "test_against_oracle", "test_browser", "test_calls", "test_report", "test_evictions")
 
 
 def pytest_terminal_summary(terminalreporter):

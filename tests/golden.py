@@ -39,6 +39,7 @@ class P:
     position: str | None = "cache"
     skip_layers: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
+    scorer: str | None = None  # older records do not say
 
 
 def streaming(start: int, recent: int, excess: float, position: str = "cache", skip: str = "") -> P:
@@ -223,6 +224,7 @@ def fields_of(plan: Plan, model: tuple[str, str | None, int], document: str, pol
         "kv_bytes": round(per_token * kept(policy, plan.tokens)),
         "kv_bytes_full": per_token * plan.tokens,
         "policy_fields": fields_in(policy), "vocab_size": plan.vocab_size,
+        **({"scorer": policy.scorer} if policy.scorer else {}),
     }  # fmt: skip
 
 
@@ -378,7 +380,32 @@ def database_of(plan: Plan, folder: Path, within: float = 5.0) -> Any:
     return open_database(read_records(write(plan, folder)), within)
 
 
-PLANS = {"golden": GOLDEN, "quick": QUICK, "shapes": SHAPES}
+SCORERS = {"sink_random": "random", "sink_l2": "l2", "h2o": "h2o", "keydiff": "keydiff"}
+EXCESS = {
+    "sink_random": (2.0, 0.9, 0.2),
+    "sink_l2": (2.6, 1.0, 0.21),
+    "h2o": (1.4, 0.8, 0.1),
+    "keydiff": (1.7, 0.8, 0.2),
+}
+
+
+def protection(excess: dict[str, tuple[float, ...]] = EXCESS, documents: int = 12) -> Plan:
+    """Scorers by what is protected of 64 tokens: nothing, half, four sinks and half of it, four and a quarter."""
+
+    def by(name: str, sinks: int, recents: int, lost: float) -> P:
+        fields = {"budget": 64, "recent_size": recents, "start_size": sinks}
+        label = f"{name}(64,{recents}" + (f",start_size={sinks})" if sinks else ")")
+        return P(label, name, lost, 64, sinks, fields=fields, scorer=SCORERS[name])
+
+    places = ((0, 0), (0, 32), (4, 32))
+    product = [by(name, *place, lost) for name, all_ in excess.items() for place, lost in zip(places, all_)]
+    product += [by(name, 4, 16, 0.4) for name in excess]
+    ends = [replace(streaming(sinks, 64 - sinks, 0.6 - 0.1 * sinks), scorer="none") for sinks in (0, 4)]
+    policies = (FULL, *ends, *product, recent(64, 0.6))
+    return replace(PLAIN, policies=policies, documents=PLAIN.documents[:documents], tokens=200, lengths=(200,))
+
+
+PLANS = {"golden": GOLDEN, "quick": QUICK, "shapes": SHAPES, "protection": protection()}
 
 
 def built(name: str, tmp_path_factory: Any) -> tuple[Path, Path]:

@@ -18,6 +18,7 @@ from analysis.charts.by_budget import by_budget
 from analysis.charts.equal_budget import equal_budget
 from analysis.charts.marks import Figure, Row
 from analysis.charts.position_modes import position_modes
+from analysis.charts.protection import protection
 from analysis.charts.sinks import sinks
 from analysis.charts.theme import looks
 from analysis.charts.tradeoff import tradeoff
@@ -89,6 +90,16 @@ CHARTS: dict[str, Chart] = {
         "“frozen” never renumbers, the bug of naive implementations.",
         "one policy in several position modes",
         QUALITY + " --positions cache,absolute,frozen",
+    ),
+    "protection": Chart(
+        "protection",
+        protection,
+        "Protection against scoring",
+        "The budget holds the sinks, the newest tokens (further right: more of them), and of the rest those that the "
+        "scorer prefers. “random” prefers none: what a scorer is worth is what it does better. Dashed: no scorer, all "
+        "but the sinks newest.",
+        "two scorers at two shares of newest tokens",
+        "python sweeps/protection.py --models {models} --text {text}",
     ),
     "overview": Chart("zoom", along_the_text.overview, "Zoom", query="along_the_text", file=False),
     "excess": Chart(

@@ -44,6 +44,12 @@ BUDGET_SHAPES = {"circle": (1, 0), "diamond": (4, 2), "square": (8, 2), "triangl
 BUDGET_STYLES = tuple(
     Style(("#6f7680", "#8d949e")[place % 2], shape, dash) for place, (shape, dash) in enumerate(BUDGET_SHAPES.items())
 )
+SCORER_STYLES = {
+    "random": Style("#868b94", "cross", (2, 2)),
+    "l2": Style("#009e73", "diamond", (7, 2, 2, 2)),
+    "keydiff": Style("#8f63c9", "triangle-up", (4, 2)),
+    "h2o": Style("#d55e00", "square", (9, 2)),
+}
 VARIANT_STYLES = {
     "cache": Style("#2273c3", "circle"),
     "absolute": Style("#009e73", "diamond"),

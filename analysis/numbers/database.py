@@ -3,7 +3,7 @@
 It reaches no file, loads no extension and lets no setting be changed: rows come to it as Arrow tables. Its tables are
 `commits` (quality), `latency_commits`, `contenders`, `policies` and `environment` from the commit records, `pieces` and
 `samples` from the rows of all cells, `published_*` from other people's numbers, the prepared queries, and from the
-statistics `intervals`, `rival_intervals` and `round_intervals`.
+statistics `intervals`, `rival_intervals`, `control_intervals` and `round_intervals`.
 """
 
 from collections.abc import Iterable
@@ -82,6 +82,7 @@ def open_database(
     load(connection, "round_intervals", round_intervals(rounds.to_pylist()))
     create(connection, RESULTS)
     load(connection, "rival_intervals", intervals(rows(connection, "rivals")))
+    load(connection, "control_intervals", intervals(rows(connection, "controls")))
     return connection
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 POSITIONS = ("position", "skip_layers")  # fields that make a variant of the same policy
+ALIKE = "uniform"  # every layer the same, as before policies could say so
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("policy", "policy_name", "base", "series", "variant", "policy_fields")),
-        *((name, pa.int64()) for name in ("sinks", "recent_size")),
-        ("keep_ratio", pa.string()),
+        *((name, pa.int64()) for name in ("sinks", "recent_size", "budget")),
+        *((name, pa.string()) for name in ("keep_ratio", "scorer")),
+        ("recent_share", pa.float64()),
     ]
 )
 Row = dict[str, Any]
@@ -24,7 +26,8 @@ def policies_table(recorded: Iterable[Row]) -> pa.Table:
     """One row per policy of these fields of cells and contenders: its series, its variant, its fields in words.
 
     sinks: how many first tokens it keeps, null where it has no such field. recent_size: how many last ones, if sinks
-    and these are all it keeps, else null. base: the label without what makes a variant.
+    and these are all it keeps, else null. recent_share: of its budget, where it says so. scorer: which it is of those
+    that choose between sinks and recents, if any. base: the label without what makes a variant.
     """
     found = {row["policy"]: row for row in recorded}
     fields = {label: fields_of(row) for label, row in found.items()}
@@ -44,6 +47,9 @@ def policies_table(recorded: Iterable[Row]) -> pa.Table:
                 "policy_fields": ", ".join(f"{name}={value}" for name, value in mine.items()),
                 "sinks": mine.get("start_size"),
                 "recent_size": recent_size(row, mine),
+                "budget": row["budget"],
+                "recent_share": mine["recent_size"] / row["budget"] if "recent_size" in mine else None,
+                "scorer": row.get("scorer"),
                 "keep_ratio": None if mine.get("keep_ratio") is None else f"{mine['keep_ratio']:g}",
             }
         )
@@ -51,14 +57,15 @@ def policies_table(recorded: Iterable[Row]) -> pa.Table:
 
 
 def fields_of(row: Row) -> Row:
-    """A policy's fields by name, but for those that make a variant."""
-    return {name: value for name, value in row["policy_fields"].items() if name not in POSITIONS}
+    """A policy's fields by name, but for those that make a variant, or say that all layers are alike."""
+    return {name: value for name, value in row["policy_fields"].items() if name not in POSITIONS and value != ALIKE}
 
 
 def recent_size(row: Row, fields: Row) -> int | None:
     """How many last tokens a policy keeps, if it keeps these, its sinks and no other: then its sizes are its budget."""
     sizes = [value for name, value in fields.items() if name.endswith("_size") and isinstance(value, int)]
-    whole = row["start_size"] is not None and row["budget"] is not None and sum(sizes) == row["budget"]
+    alike = row["budget"] is not None and "layer_budgets" not in fields
+    whole = alike and row["start_size"] is not None and sum(sizes) == row["budget"]
     return int(row["budget"] - row["start_size"]) if whole else None
 
 

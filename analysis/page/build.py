@@ -25,7 +25,7 @@ from analysis.page import result_rows
 from analysis.page.columns import COLUMNS, LATENCY_COLUMNS
 from analysis.page.views import code, escape_json, model_of, view
 from analysis.read.records import Records
-from analysis.words import claims, speed, wording
+from analysis.words import claims, protection, speed, wording
 from analysis.words.answers import answers
 from analysis.words.card_sentences import CASES, card
 from analysis.words.summary import problems, subtitle_of, title_of
@@ -75,6 +75,7 @@ def page(
         latency_table=result_rows.latency_table(frames["latency"]),
         latency_columns=LATENCY_COLUMNS,
         again=[speed.again(row) for row in frames["noise"]],
+        protected=protection.sentences(frames["protection"], len(overview["settings"]) > 1),
         claimed_here=claims.measured(frames["published_latency"], frames["equal_budget"]),
         min_rounds=MIN_ROUNDS,
         spread=result_rows.spread_note(frames["perplexity"]),

@@ -2,7 +2,7 @@
 WITH runs AS (
     SELECT cell, setting, policy, series, budget, document, trained_context, tokens
     FROM cells
-    WHERE in_focus AND usual_sinks
+    WHERE in_focus AND usual_ends
     QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
 ), binned AS (
     SELECT setting, policy, series, budget, document, trained_context, width, bin, sum(pieces.n) AS n,

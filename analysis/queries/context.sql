@@ -1,6 +1,6 @@
 -- How do time per token, time to the first token and memory grow with the context, by policy?
 WITH shown AS (
-    SELECT * FROM latency WHERE role IN ('policy', 'dynamic') AND in_focus AND usual_sinks AND smallest_batch
+    SELECT * FROM latency WHERE role IN ('policy', 'dynamic') AND in_focus AND usual_ends AND smallest_batch
 ), budgets AS (
     SELECT DISTINCT setting, budget FROM shown WHERE budget IS NOT NULL
 )

@@ -1,7 +1,7 @@
 -- How does each policy do on each document within its first L tokens, beside the full cache on the same document?
 WITH chosen AS (
     SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
-        start_size, recent_size, policy_fields, in_focus, usual_sinks, document, tokens, trained_context, kv_bytes, kv_bytes_full, length,
+        start_size, recent_size, policy_fields, in_focus, usual_ends, evicts_after, document, tokens, trained_context, kv_bytes, kv_bytes_full, length,
         n, nll_sum, correct, invalid
     FROM prefixes
     JOIN cells USING (cell)

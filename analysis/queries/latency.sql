@@ -30,7 +30,7 @@ WITH prefills AS (
 SELECT setting, model, device, dtype, threads, context, batch, label AS contender, role, contenders.policy,
     contenders.policy_name, contenders.skip_layers, contenders.budget, contenders.start_size,
     policies.policy_fields,
-    CASE WHEN role = 'policy' THEN series ELSE label END AS series, variant, in_focus, usual_sinks,
+    CASE WHEN role = 'policy' THEN series ELSE label END AS series, variant, in_focus, usual_ends,
     ttft_ms, ttft_ratio, ttft_ratio_low, ttft_ratio_high, ttft_verdict, ttft_band_low, ttft_band_high,
     tpot_ms, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict, tpot_band_low, tpot_band_high,
     itl_ms, itl_p90_ms, itl_p99_ms, batch * texts_tokens_per_s AS throughput,

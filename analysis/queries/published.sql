@@ -71,7 +71,7 @@ WITH claims AS (
     LEFT JOIN runs USING (setting)
     QUALIFY row_number() OVER (PARTITION BY claim
         ORDER BY same_model DESC NULLS LAST, same_text DESC NULLS LAST, same_positions DESC, perplexity.in_focus DESC,
-            abs(perplexity.length - numbered.tokens), usual_sinks DESC, setting, policy) = 1
+            abs(perplexity.length - numbered.tokens), usual_ends DESC, setting, policy) = 1
 ), compared AS (
     SELECT *,
         array_to_string(list_filter([

@@ -2,7 +2,7 @@
 WITH shown AS (
     SELECT *, count(DISTINCT batch) OVER (PARTITION BY setting, context) AS batches
     FROM latency
-    WHERE role IN ('policy', 'dynamic') AND in_focus AND usual_sinks
+    WHERE role IN ('policy', 'dynamic') AND in_focus AND usual_ends
 ), longest AS (
     SELECT * FROM shown WHERE batches > 1 QUALIFY context = max(context) OVER (PARTITION BY setting)
 ), budgets AS (

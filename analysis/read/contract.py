@@ -38,12 +38,12 @@ def counts(*names: str) -> dict[str, pa.DataType]:
 MODEL = texts("model", "model_note") | counts("trained_context")
 PLACE = texts("device", "dtype")
 POLICY = texts("policy", "policy_name", "strategy", "position_mode") | counts("budget", "start_size")
-POLICY |= texts("skip_layers")
+POLICY |= texts("skip_layers", "scorer")
 FIELDS: dict[str, dict[str, pa.DataType]] = {
     "quality": MODEL
     | POLICY
     | (texts("text", "document") | counts("tokens") | {"lengths": pa.list_(pa.int64())})
-    | (PLACE | counts("kv_bytes", "kv_bytes_full", "vocab_size")),
+    | (PLACE | counts("kv_bytes", "kv_bytes_full", "vocab_size", "evicts_after")),
     "latency": MODEL | PLACE | counts("context", "batch", "prefills", "rounds", "steps", "threads", "vocab_size"),
 }
 ALL_FIELDS = {"policy_fields": pa.struct([])}  # of a policy, whatever they are called
@@ -54,7 +54,8 @@ IDENTITY: dict[str, dict[str, pa.DataType]] = {
 }
 CONTENDER = texts("label", "role", "of") | POLICY | counts("kv_bytes", "kv_bytes_allocated", "peak_bytes")
 NOISE = dict.fromkeys(("load_before", "load_after", "steal", "others"), pa.float64()) | texts("governor")
-NULLABLE = {"model_note", "strategy", "position_mode", "budget", "start_size", "of", "peak_bytes"}
+ADDED = {"scorer", "evicts_after"}  # which older records do not have
+NULLABLE = {"model_note", "strategy", "position_mode", "budget", "start_size", "of", "peak_bytes"} | ADDED
 PREFILLED = {"policy", "again", "dynamic"}  # roles with a TTFT; a twin that does not evict has steps only
 
 
@@ -66,7 +67,7 @@ def check_fields(fields: dict[str, Any], contract: dict[str, pa.DataType], where
     """Check that each field of the contract is there and of its type."""
     for name, kind in contract.items():
         value = fields.get(name)
-        if value is None and (name not in NULLABLE or name not in fields):
+        if value is None and (name not in NULLABLE or name not in {*fields, *ADDED}):
             raise RecordsError(f"{where}.{name}: missing; run the sweep again with the current version")
         try:
             pa.scalar(value, kind)

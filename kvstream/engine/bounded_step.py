@@ -43,7 +43,8 @@ def attend_token(
     if layer.eviction and token >= layout.protected:
         takeover = layer.eviction.step(token, members, partial(_arrived, layer))
         if takeover:  # else all candidates leave at once
-            _seat(layer, token - layout.recent, takeover)
+            after = min(members + 1, layout.room)
+            layer.backend.seat(layer, token - layout.recent, takeover, after - 1, after)
     layer.seen += 1
     return outputs_BHGD[..., None, :]
 
@@ -56,18 +57,17 @@ def _turn_contested(layer: BoundedLayer, start: int, members: int) -> None:
     layer.turned = True
 
 
-def _seat(layer: BoundedLayer, candidate: int, takeover: Takeover) -> None:
+def seat_plainly(layer: BoundedLayer, candidate: int, takeover: Takeover, newest: int) -> None:
     """Let a token that lost its protection take a free seat, or that of the one who leaves, or the spare."""
+    assert layer.eviction is not None
     source, contested_at = layer.layout.slot_of(candidate), layer.layout.contested_at
-    key_BH1D, value_BH1D = layer.keys[:, :, source, None], layer.values[:, :, source, None].clone()
-    seat_BH1D = takeover.seat_BH1[..., None].expand_as(value_BH1D)
+    key_BH1D, value_BH1D = layer.keys[:, :, source, None].clone(), layer.values[:, :, source, None].clone()
+    seat_BH1D = takeover.of("seat_BHC")[..., None].expand_as(value_BH1D)
     if layer.positions.by_rank:
-        key_BH1D = layer.tables.rotation_of((-candidate,), key_BH1D)(key_BH1D)
-        layer.plain_BHZD.scatter_(2, seat_BH1D, key_BH1D)
-        layer.turned = False
-    else:
-        layer.keys.scatter_(2, contested_at + seat_BH1D, key_BH1D.clone())
+        layer.plain_BHZD.scatter_(2, seat_BH1D, layer.tables.rotation_of((-candidate,), key_BH1D)(key_BH1D))
+    layer.keys.scatter_(2, contested_at + seat_BH1D, key_BH1D)
     layer.values.scatter_(2, contested_at + seat_BH1D, value_BH1D)
+    layer.eviction.seat(takeover, newest)
 
 
 def _arrived(layer: BoundedLayer, tokens: range) -> tuple[torch.Tensor, torch.Tensor]:

@@ -65,7 +65,8 @@ class KVStreamCache(Cache):
         self.policy, self.device, self.owner, self.told = policy, device_of(model), Owner(model.base_model), Told()
         self.admitted = False  # whether the call in hand was looked at
         self.tables = SharedTables(rope)
-        super().__init__(layers=[_new_layer(policy, layer, self.tables, capacity) for layer in range(layers)])
+        bound = policy.in_layers(layers)
+        super().__init__(layers=[_new_layer(bound, layer, self.tables, capacity) for layer in range(layers)])
         self.own_layers()[-1].closes_call = True
 
     def admit(self, base: Any, said: dict[str, Any]) -> None:

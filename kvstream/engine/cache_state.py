@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvstream.policies import Full, Policy
+from kvstream.policies import Full
+from kvstream.policies.sizes import tokens_from_full
 
 if TYPE_CHECKING:
     from kvstream.engine.cache import KVStreamCache
-
-
-def tokens_from_full(policy: Policy, layers: int) -> int | None:
-    """How many first tokens all layers hold under a policy as under full; None: any number."""
-    return min((most for most in map(policy.tokens_from_full, range(layers)) if most is not None), default=None)
 
 
 def refuse_lost_tokens(cache: KVStreamCache, asked: str) -> None:

@@ -15,6 +15,7 @@ from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.chunk_choice import chunk_size_for
 from kvstream.engine.wrappers import unwrapped
 from kvstream.policies import Full, Policy
+from kvstream.policies.sizes import kept_by_layer
 
 
 class DecodeEngine:
@@ -64,7 +65,7 @@ class HeldDecodeEngine(DecodeEngine):
 
     def __init__(self, model: PreTrainedModel, policy: Policy, *, prompt_tokens: int) -> None:
         layers = unwrapped(model).config.num_hidden_layers
-        self.kept = [policy.kept(layer, prompt_tokens) for layer in range(layers)]
+        self.kept = kept_by_layer(policy, layers, prompt_tokens)
         super().__init__(model, Full(), capacity=max(self.kept) + 1)
 
     def prefill(self, ids_BT: torch.Tensor) -> torch.Tensor:

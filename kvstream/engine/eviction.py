@@ -27,17 +27,12 @@ Arrived = Callable[[range], tuple[torch.Tensor, torch.Tensor]]  # tokens → the
 
 
 @dataclass(frozen=True)
-class Takeover:
-    """One step's: seats that the candidates take, ranks that became free, the candidates' scores; all (B, H, 1)."""
-
-    seat_BH1: torch.Tensor
-    left_BH1: torch.Tensor
-    score_BH1: torch.Tensor
-
-
-@dataclass(frozen=True)
 class Settled:
-    """Contests settled ahead, for the steps from `start` on; moves: whether any row changes, known on the host."""
+    """Contests settled ahead, for the steps from `start` on.
+
+    seat_BHC, left_BHC, score_BHC: for each candidate the seat that it takes, the rank that became free, its score.
+    moves: whether any row changes, known on the host.
+    """
 
     start: int
     seat_BHC: torch.Tensor
@@ -52,9 +47,20 @@ class Settled:
     def at(self, step: int) -> Takeover | None:
         """What happens at a step, or None if nothing does."""
         offer = step - self.start
-        if not self.moves[offer]:
-            return None
-        return Takeover(*(x[..., offer : offer + 1] for x in (self.seat_BHC, self.left_BHC, self.score_BHC)))
+        return Takeover(self, offer) if self.moves[offer] else None
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """What happens at one step: candidate number `offer` takes its seat, in every row."""
+
+    settled: Settled
+    offer: int
+
+    def of(self, name: str) -> torch.Tensor:
+        """The seats, ranks or scores of this step, (B, H, 1)."""
+        every: torch.Tensor = getattr(self.settled, name)
+        return every[..., self.offer : self.offer + 1]
 
 
 class Eviction:
@@ -85,16 +91,19 @@ class Eviction:
         return self.rank_BHZ[:, :, :members].argsort(-1)
 
     def step(self, token: int, members: int, arrived: Arrived) -> Takeover | None:
-        """Settle step `token`; those after it, too, as far as their candidates have arrived."""
+        """Say who takes a seat at step `token`, for `seat`; settle those after it, too, as far as they arrived."""
         if self.settled is None or not self.settled.covers(token):
             candidate = token - self.layout.recent
             score_BHC = self._score(*arrived(range(candidate, min(candidate + FORESIGHT, token + 1))))
             self.settled = self._settle(self.score_BHZ.gather(2, self.by_age(members)), score_BHC, token)
-        takeover = self.settled.at(token)
-        if takeover:
-            self.score_BHZ.scatter_(2, takeover.seat_BH1, takeover.score_BH1)
-            self._seat(takeover, members)
-        return takeover
+        return self.settled.at(token)
+
+    def seat(self, takeover: Takeover, newest: int) -> None:
+        """Write down who sits where: the younger than who left move up, and the candidate has rank `newest`."""
+        seat_BH1 = takeover.of("seat_BHC")
+        self.score_BHZ.scatter_(2, seat_BH1, takeover.of("score_BHC"))
+        self.rank_BHZ.sub_((self.rank_BHZ > takeover.of("left_BHC")).long())
+        self.rank_BHZ.scatter_(2, seat_BH1, newest)
 
     def lifetimes(self, token: int, members: int, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> Lifetimes:
         """Settle step `token` and following, one candidate each; what is held is then as after the last of them."""
@@ -148,11 +157,6 @@ class Eviction:
         if draws_HC is None:
             raise TypeError(f"{self.policy.name} contests tokens, but neither scores nor draws say who leaves")
         return score_BHN, draws_HC
-
-    def _seat(self, takeover: Takeover, members: int) -> None:
-        """Update the ranks: who was younger than the leaving one moves up, and the candidate is the youngest."""
-        self.rank_BHZ.sub_((self.rank_BHZ > takeover.left_BH1).long())
-        self.rank_BHZ.scatter_(2, takeover.seat_BH1, min(members, self.layout.room - 1))
 
     def _score(self, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> torch.Tensor:
         """Score tokens, (B, H, C), in float32 or wider; zeros where draws decide."""

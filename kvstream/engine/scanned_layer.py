@@ -14,6 +14,7 @@ kv-head, T tokens, D head size, E the same where keys are compared, else 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -67,6 +68,7 @@ class ScannedLayer(Layer):
     """
 
     row_tensors = ("keys", "values", "own_BHSE", "sum_BHE", "score_BHS", "order_BUS", "token_BUS")
+    views: Any = None  # what a backend keeps of these tensors between calls
 
     def __init__(self, tables: SharedTables, policy: BoundedPolicy, layer: int) -> None:
         super().__init__(tables)
@@ -96,6 +98,10 @@ class ScannedLayer(Layer):
         # Equal tokens have equal keys in the first layer, but for rounding in their dtype: see `contest.tie`.
         of_keys = torch.promote_types(key_states.dtype, torch.float32)
         self.tie = tie(of_keys if self.policy.scored_by == "token" else torch.float64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Say what is to be copied or pickled: not the views, as a copy's tensors are others."""
+        return vars(self) | {"views": None}
 
     def held(self, seen: int) -> int:
         """Count the tokens held after so many were seen."""

@@ -18,7 +18,7 @@ from kvstream.grid.code_version import LATENCY, QUALITY, code_digest
 from kvstream.grid.terminal import visible
 from kvstream.policies import BoundedPolicy, Full, Policy
 from kvstream.policies.fields import policy_fields
-from kvstream.policies.sizes import distinct_sizes, kept_by_layer
+from kvstream.policies.sizes import distinct_sizes, evicts_after, kept_by_layer
 
 if TYPE_CHECKING:
     from kvstream.inputs.documents import Document
@@ -80,7 +80,7 @@ class Cell(ABC):
     def kv_bytes(self, policy: Policy, tokens: int) -> int:
         """Bytes of the keys and values that `policy` keeps of one text after `tokens`, over all layers."""
         model = self.model
-        kept = sum(policy.kept(layer, tokens) for layer in range(model.num_layers))
+        kept = sum(kept_by_layer(policy, model.num_layers, tokens))
         return kept * model.num_kv_heads * model.head_dim * 2 * DTYPE_BYTES[self.dtype]
 
 
@@ -119,6 +119,7 @@ class QualityCell(Cell):
         return super().fields | {
             "kind": "quality",
             **policy_fields(self.policy),
+            "evicts_after": evicts_after(self.policy, self.model.num_layers),
             "text": self.text,
             "document": self.document.name,
             "document_sha256": self.document.sha256,

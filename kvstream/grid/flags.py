@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from kvstream.grid.axes import BOS, MOST, Grid, expand
 from kvstream.grid.cells import DTYPE_BYTES
 from kvstream.grid.terminal import refuse
-from kvstream.policies import POLICIES, Policy, parse_policy
+from kvstream.policies import POLICIES, SCORERS, BoundedPolicy, Policy, parse_policy
 from kvstream.policies.fields import Field, axes_of
 
 T = TypeVar("T")
@@ -88,6 +88,8 @@ def _add_axes(group: Any, grid: Grid) -> None:
     group.add_argument("--models", type=_WORDS, metavar="A,B", help=f"now {','.join(grid.models)}")
     names = ", ".join(POLICIES)
     group.add_argument("--policies", type=_policies_in, metavar="A,B", help=f"names ({names}) or whole labels")
+    scorers = f"in their place, beside full: keep sinks and recents and choose the rest by {', '.join(SCORERS)}"
+    group.add_argument("--scorers", type=_scorers_in, metavar="A,B", help=scorers)
     group.add_argument("--budgets", type=numbers, metavar="N,N", help="cached tokens per layer and head")
     readers: dict[type, tuple[Callable[[str], tuple[Any, ...]], str]] = {
         int: (numbers, "N,N"),
@@ -183,6 +185,14 @@ def _policies_in(text: str) -> tuple[str | Policy, ...]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _scorers_in(text: str) -> tuple[str, ...]:
+    """Read names of scorers: the names of the policies that choose by them."""
+    for name in text.split(","):
+        if name not in SCORERS:
+            raise argparse.ArgumentTypeError(f"{name!r} is unknown; choose among {', '.join(SCORERS)}")
+    return tuple(SCORERS[name] for name in text.split(","))
+
+
 def policy_axes() -> dict[str, tuple[Field, list[str]]]:
     """The axes that fields of policies declare: by name, the first such field and the policies that have it."""
     found: dict[str, tuple[Field, list[str]]] = {}
@@ -199,9 +209,14 @@ def _flag(axis: str) -> str:
 def _policies(grid: Grid, given: argparse.Namespace) -> tuple[Policy, ...]:
     """The grid's own policies, or the product of the axes where any of them was given."""
     asked = {axis: found for axis in policy_axes() if (found := getattr(given, axis)) is not None}
-    if given.policies is None and given.budgets is None and not asked:
+    if given.policies is None and given.budgets is None and given.scorers is None and not asked:
         return grid.policies
-    wanted = given.policies or tuple(policy.name for policy in grid.policies)
+    if given.policies and given.scorers:
+        raise ValueError("--scorers: --policies names policies already; give one of the two")
+    own_names = tuple(policy.name for policy in grid.policies)
+    wanted = given.policies or own_names
+    if given.scorers:
+        wanted = (*(name for name in own_names if not issubclass(POLICIES[name], BoundedPolicy)), *given.scorers)
     names = tuple(dict.fromkeys(entry for entry in wanted if isinstance(entry, str)))
     labelled = tuple(entry for entry in wanted if not isinstance(entry, str))
     given_axes = [_flag(axis) for axis in (*(("budgets",) if given.budgets is not None else ()), *asked)]

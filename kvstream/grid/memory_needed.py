@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from kvstream.engine.chunks import CHUNK_SIZE, PART_TOKENS
 from kvstream.grid.cells import DTYPE_BYTES, Cell, LatencyCell, QualityCell
+from kvstream.policies.sizes import kept_by_layer
 
 SCORING_BYTES = {True: 16 << 20, False: 1 << 30}  # logits that exist at once and what is computed of them: CPUs, GPUs
 
@@ -30,7 +31,7 @@ def text_bytes(cell: QualityCell) -> float:
     cache, on_cpu = cell.kv_bytes(cell.policy, cell.tokens), cell.device == "cpu"
     working = 32 * CHUNK_SIZE * model.hidden_size * size + SCORING_BYTES[on_cpu]
     if not on_cpu:  # where no fused attention is used, the scores of a block of queries exist
-        kept = max(cell.policy.kept(layer, cell.tokens) for layer in range(model.num_layers))
+        kept = max(kept_by_layer(cell.policy, model.num_layers, cell.tokens))
         working += 3 * model.hidden_size // model.head_dim * 128 * (kept + CHUNK_SIZE) * size
     elif cell.tokens - 1 > PART_TOKENS:
         cache *= 6  # also on its way from part to part: in the worker, in Ray's store, in the driver that writes it

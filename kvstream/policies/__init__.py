@@ -22,6 +22,8 @@ from kvstream.policies.l2_compress import L2Compress as L2Compress
 
 _classes = [each for each in list(vars().values()) if isinstance(each, type) and issubclass(each, Policy)]
 POLICIES: dict[str, type[Policy]] = {each.name: each for each in _classes if hasattr(each, "name")}
+# Those that keep sinks and recents and choose between them, by what they choose by.
+SCORERS: dict[str, str] = {each.scorer: name for name, each in POLICIES.items() if each.scorer}
 
 
 def parse_policy(label: str) -> Policy:

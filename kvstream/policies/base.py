@@ -9,12 +9,14 @@ Shape legend: B batch, H kv-heads, G query heads per kv-head, S tokens, D head s
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from kvstream.policies.fields import Axis, check_fields
+from kvstream.policies.fields import Axis, check_fields, refuse
 from kvstream.policies.labels import write_label
+from kvstream.policies.layer_budgets import LayerBudgets, pyramid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +55,8 @@ class Policy(ABC):
     name: ClassVar[str]
     shared_by_heads: ClassVar[bool] = False  # one kept set per layer, by the heads' mean score, instead of one per head
     attention_memory: ClassVar[float | None] = None  # see `update_scores`
+    scorer: ClassVar[str | None] = None  # what it is called where sinks and recents are protected and scorers compared
+    layers: ClassVar[int | None] = None  # of the model, where `in_layers` has said it
 
     @property
     def regions(self) -> Regions | None:
@@ -133,6 +137,12 @@ class Policy(ABC):
         """Regions of one layer: None where the layer never evicts."""
         return None if layer in getattr(self, "skip_layers", ()) else self.regions
 
+    def in_layers(self, layers: int) -> Self:
+        """Return the same policy, equal to it, that knows how many layers there are: budgets may differ by layer."""
+        bound = copy.copy(self)
+        object.__setattr__(bound, "layers", layers)
+        return bound
+
     def tokens_from_full(self, layer: int) -> int | None:
         """How many first tokens leave this layer just what a full cache holds, so that it can start from that.
 
@@ -142,6 +152,13 @@ class Policy(ABC):
         if regions is None:
             return None
         return 0 if self.in_turn(layer) else regions.sinks + regions.recent
+
+    def evicts_after(self, layer: int) -> int | None:
+        """How many first tokens of a text this layer holds all of; None: any number."""
+        regions = self.regions_of(layer)
+        if regions is None:
+            return None
+        return self.shed(regions)[0] - 1 if regions.contested else regions.budget
 
     def kept(self, layer: int, tokens: int) -> int:
         """Count the tokens that `layer` keeps per kv-head after `tokens` steps, at most."""
@@ -160,6 +177,7 @@ class BoundedPolicy(Policy):
     position: what RoPE sees: "cache", a key's rank among the kept ones (StreamingLLM as published); "absolute", its
         index in the text; "frozen", the rank it had when it was written (a common bug, kept to show what it does).
     skip_layers: layers that never evict, so their memory is not bounded.
+    layer_budgets: "uniform", every layer has the budget; "pyramid", it is their mean (see `layer_budgets`).
     """
 
     position: Annotated[Position, Axis("positions", ("cache",), "what RoPE sees of a key")] = field(
@@ -168,6 +186,9 @@ class BoundedPolicy(Policy):
     skip_layers: Annotated[tuple[int, ...], Axis("skip_layers", ((),), "layers that never evict")] = field(
         default=(), kw_only=True
     )
+    layer_budgets: Annotated[
+        LayerBudgets, Axis("layer_budgets", ("uniform",), "how layers share the budget of all")
+    ] = field(default="uniform", kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the fields, and that together they leave each region 0 tokens or more, and one in all."""
@@ -183,6 +204,25 @@ class BoundedPolicy(Policy):
     @abstractmethod
     def regions(self) -> Regions:
         """The division of the budget."""
+
+    @property
+    def in_every_layer(self) -> int:
+        """Tokens that each layer keeps however layers share the budget: what is protected beside contested tokens."""
+        return max(1, self.regions.sinks + (self.regions.recent if self.regions.contested else 0))
+
+    def regions_of(self, layer: int) -> Regions | None:
+        """Regions of one layer, None if it never evicts; layers differ in their contested tokens, else in recents."""
+        regions, skipped = self.regions, self.skip_layers
+        if layer in skipped or self.layer_budgets == "uniform":
+            return None if layer in skipped else regions
+        if self.layers is None:
+            raise refuse(self, "layer_budgets", self.layer_budgets, "say of how many layers: in_layers(number)")
+        place = layer - sum(each < layer for each in skipped)
+        sizes = pyramid(regions.budget - self.in_every_layer, self.layers - sum(each < self.layers for each in skipped))
+        rest = self.in_every_layer + sizes[place] - regions.sinks
+        if not regions.contested:
+            return Regions(regions.sinks, 0, rest)
+        return Regions(regions.sinks, rest - regions.recent, regions.recent)
 
     @classmethod
     def at_budget(cls, budget: int, **fields: Any) -> BoundedPolicy:

@@ -144,7 +144,8 @@ def policy_fields(policy: Policy) -> dict[str, Any]:
     """What a record says of a policy, as plain JSON values.
 
     policy: its label. budget: tokens per layer and kv-head. start_size: the sinks, None where older tokens compete and
-    none can be protected. policy_fields: every field of its class, so that a new one is recorded, too.
+    none can be protected. scorer: which it is of the product of sinks, recents and scorers, None if none of it.
+    policy_fields: every field of its class, so that a new one is recorded, too.
     """
     regions = policy.regions
     values = {field.name: getattr(policy, field.name) for field in fields_of(type(policy))}
@@ -156,6 +157,7 @@ def policy_fields(policy: Policy) -> dict[str, Any]:
         "position_mode": values.get("position"),
         "budget": regions.budget if regions else None,
         "start_size": regions.sinks if regions and has_sinks else None,
+        "scorer": policy.scorer,
         "skip_layers": ",".join(map(str, values.get("skip_layers", ()))),
         "policy_fields": {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()},
     }

@@ -22,6 +22,7 @@ class H2O(BoundedPolicy):
     """
 
     name: ClassVar[str] = "h2o"
+    scorer: ClassVar[str] = "h2o"
     attention_memory: ClassVar[float] = 1.0
     budget: Annotated[int, Range(1)]
     recent_size: Annotated[int, Axis("recents", (0.5,), "newest tokens kept, or a share of the budget", True), Range(0)]

@@ -19,6 +19,7 @@ class KeyDiff(BoundedPolicy):
     """Keep the first `start_size` and the last `recent_size` tokens, and of the others the keys that differ most."""
 
     name: ClassVar[str] = "keydiff"
+    scorer: ClassVar[str] = "keydiff"
     budget: Annotated[int, Range(1)]
     recent_size: Annotated[int, Axis("recents", (0.5,), "newest tokens kept, or a share of the budget", True), Range(0)]
     start_size: Annotated[int, Axis("start_sizes", (0,), "attention sinks"), Range(0)] = 0

@@ -20,6 +20,7 @@ class SinkL2(BoundedPolicy):
     """Keep the first `start_size` and the last `recent_size` tokens, and of the others those of small norms."""
 
     name: ClassVar[str] = "sink_l2"
+    scorer: ClassVar[str] = "l2"
     budget: Annotated[int, Range(1)]
     recent_size: Annotated[int, Axis("recents", (0.5,), "newest tokens kept, or a share of the budget", True), Range(0)]
     start_size: Annotated[int, Axis("start_sizes", (4,), "attention sinks"), Range(0)] = 4

@@ -22,6 +22,7 @@ class SinkRandom(BoundedPolicy):
     """Keep the first `start_size` and the last `recent_size` tokens; of the others one leaves per step, by lot."""
 
     name: ClassVar[str] = "sink_random"
+    scorer: ClassVar[str] = "random"
     budget: Annotated[int, Range(1)]
     recent_size: Annotated[int, Axis("recents", (0.5,), "newest tokens kept, or a share of the budget", True), Range(0)]
     start_size: Annotated[int, Axis("start_sizes", (4,), "attention sinks"), Range(0)] = 4

@@ -7,12 +7,25 @@ from kvstream.policies.base import Policy
 
 def kept_by_layer(policy: Policy, layers: int, tokens: int) -> tuple[int, ...]:
     """Tokens that each layer keeps, per kv-head, after `tokens` tokens."""
-    return tuple(policy.kept(layer, tokens) for layer in range(layers))
+    return tuple(policy.in_layers(layers).kept(layer, tokens) for layer in range(layers))
+
+
+def tokens_from_full(policy: Policy, layers: int) -> int | None:
+    """How many first tokens all layers hold under a policy as under full; None: any number."""
+    alike = map(policy.in_layers(layers).tokens_from_full, range(layers))
+    return min((most for most in alike if most is not None), default=None)
+
+
+def evicts_after(policy: Policy, layers: int) -> int | None:
+    """After how many tokens the first layer evicts; None: none ever does."""
+    held = map(policy.in_layers(layers).evicts_after, range(layers))
+    return min((most for most in held if most is not None), default=None)
 
 
 def evicts(policy: Policy, layers: int, tokens: int) -> bool:
     """Whether any layer has evicted after `tokens` tokens."""
-    return min(kept_by_layer(policy, layers, tokens)) < tokens
+    most = evicts_after(policy, layers)
+    return most is not None and tokens > most
 
 
 def distinct_sizes(policies: Iterable[Policy], layers: int, tokens: int) -> list[Policy]:

@@ -43,6 +43,11 @@ class SnapKV(BoundedPolicy):
         """Recents, and the rest contested."""
         return Regions(0, self.budget - self.window, self.window)
 
+    @property
+    def in_every_layer(self) -> int:
+        """What a layer keeps of recent tokens, and grows by."""
+        return self.window + self.every - 1
+
     def shed(self, regions: Regions) -> tuple[int, int]:
         """Together, every `every` steps."""
         return regions.budget + 1, regions.budget + 1 - self.every

@@ -15,6 +15,7 @@ class StreamingLLM(BoundedPolicy):
     """Keep the first `start_size` tokens of the text and the last `recent_size`; one may be 0."""
 
     name: ClassVar[str] = "streaming_llm"
+    scorer: ClassVar[str] = "none"
     start_size: Annotated[int, Axis("start_sizes", (4,), "attention sinks"), Range(0)]
     recent_size: Annotated[int, Range(0)]
 

@@ -19,6 +19,7 @@ from kvstream.grid.cells import QualityCell
 from kvstream.grid.memory_needed import text_bytes
 from kvstream.policies import Policy
 from kvstream.policies.draws import derived_seed
+from kvstream.policies.sizes import tokens_from_full
 from kvstream.sweep.work import Work
 
 if TYPE_CHECKING:
@@ -139,13 +140,13 @@ def shareable(job: Job) -> int:
     These are whole chunks in which no layer's token loses its protection. On CPUs no rounding changes by that.
     """
     cell, most = job.cells[0], job.stop - 1
-    for alike in map(cell.policy.tokens_from_full, range(cell.model.num_layers)):
-        most = most if alike is None else min(most, alike)
+    alike = tokens_from_full(cell.policy, cell.model.num_layers)
+    most = most if alike is None else min(most, alike)
     return 0 if job.start else most // CHUNK_SIZE * CHUNK_SIZE
 
 
 def seeded(policy: Policy, document: str) -> Policy:
     """Return the policy as it treats this document: one that draws at random draws independently per document."""
-    if policy.draws(0, 1, range(1)) is None:
+    if policy.in_layers(1).draws(0, 1, range(1)) is None:
         return policy
     return replace(policy, seed=derived_seed(policy.seed, document))  # type: ignore[call-arg, attr-defined]

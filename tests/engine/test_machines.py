@@ -46,7 +46,7 @@ def many_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.long)])
 def test_the_demo_model_is_accepted_and_computes_what_it_does(dtype, many_threads):
     """Its hidden states reach 24,800, so that its own rounding is coarse."""
     model, tokenizer = load_model("smollm2-135m", dtype=dtype)

@@ -61,6 +61,13 @@ class Backend(Protocol):
         """
         ...
 
+    def seat(self, layer: Any, candidate: int, takeover: Any, newest: int, members: int) -> None:
+        """Let a token of a `BoundedLayer` that lost its protection take a seat, with rank `newest` of `members` there.
+
+        Contested keys that changed rank are turned, or the layer is marked so that the next step turns them.
+        """
+        ...
+
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take tokens, `Arriving`, one after another through a `ScannedLayer`: (B, H, G, T, D)."""
         ...

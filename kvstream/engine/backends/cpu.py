@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from kvstream.engine.attention import Partial
-from kvstream.engine.backends.compiled_scan import pool, scan_compiled
+from kvstream.engine.backends.compiled_scan import scan_compiled
+from kvstream.engine.backends.compiled_seats import seat_compiled
+from kvstream.engine.backends.pace import pool
 from kvstream.engine.backends.reference import Reference, answer, scaled_scores
 from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.positions import Ranks
@@ -45,6 +47,20 @@ class Cpu(Reference):
         if mask is not None:  # the kernel's sum over no keys at all is 0
             total = total.masked_fill(mask.amax(-1).isneginf(), -torch.inf)
         return Partial(outputs.view(B, H, G, T, D), total.view(B, H, G, T))
+
+    def seat(self, layer: Any, candidate: int, takeover: Any, newest: int, members: int) -> None:
+        """Seat a candidate, and turn contested keys that stand turned already, in one pass; see `Backend.seat`."""
+        if layer.keys.element_size() < 4:
+            return super().seat(layer, candidate, takeover, newest, members)
+        back, settled, eviction = layer.tables.rotation_of((-candidate,), layer.keys), takeover.settled, layer.eviction
+        table, first = (layer.ranks.table, layer.ranks.first) if layer.ranks else (back, 0)
+        tensors = layer.keys, layer.values, layer.plain_BHZD, eviction.score_BHZ, eviction.rank_BHZ
+        settling = settled.seat_BHC, settled.left_BHC, settled.score_BHC
+        rotations = back.cos, back.sin, table.cos, table.sin
+        to_turn = members if layer.ranks and layer.turned else 0
+        layout = layer.layout
+        places = takeover.offer, layout.slot_of(candidate), layout.contested_at, newest, first, to_turn
+        return seat_compiled(*(x.numpy() for x in (*tensors, *settling, *rotations)), *places)
 
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take no Python step per token, if policy and dtype are ones that can be compiled."""

@@ -16,6 +16,7 @@ from torch import nn
 from kvstream.engine.attention import Partial
 from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.bounded_chunk import attend_bounded
+from kvstream.engine.bounded_step import seat_plainly
 from kvstream.engine.causal_chunk import attend_causal
 from kvstream.engine.positions import Ranks
 from kvstream.engine.vocabulary_blocks import logits_in_blocks, score_blocks
@@ -39,6 +40,11 @@ class Reference:
             scores_BHGTS = first.contiguous()
         output_BHGTD, _ = weigh(scores_BHGTS, values_BHSD)
         return output_BHGTD[..., 0, :]
+
+    def seat(self, layer: Any, candidate: int, takeover: Any, newest: int, members: int) -> None:  # noqa: ARG002
+        """Seat a candidate by a few operations, and leave turning to the next step; see `Backend.seat`."""
+        seat_plainly(layer, candidate, takeover, newest)
+        layer.turned = not layer.positions.by_rank
 
     def block(
         self,

@@ -1,0 +1,45 @@
+"""Does the scorer matter once the ends are protected: perplexity by the share of newest tokens kept, by scorer."""
+
+import altair as alt
+
+from analysis.charts import marks
+from analysis.charts.axes import change_axis
+from analysis.charts.marks import Figure, Row
+from analysis.charts.theme import SCORER_STYLES, Style, style
+from analysis.words.wording import counted
+
+FIELD = "ppl_change_percent"
+UNSCORED = "unscored_change_percent"
+
+
+def look(scorer: str) -> Style:
+    """That of its own, where there is one."""
+    return SCORER_STYLES.get(scorer) or style(scorer)
+
+
+def protection(rows: list[Row]) -> Figure:
+    """A panel for each budget and number of sinks; across it, what the same budget costs if nothing is scored."""
+    rows = [row | {"series": row["scorer"]} for row in rows]
+    legend = [(name, look(name)) for name in dict.fromkeys(sorted((row["series"] for row in rows), key=order))]
+    over = ("over_random_percent:Q", "PPL against random, %", "+.2f")
+    ends = [(f"over_random_{end}_percent:Q", word, "+.2f") for end, word in (("low", "from"), ("high", "to"))]
+    tooltip = marks.tips(marks.POLICY, marks.CORPUS, marks.CHANGE, over, *ends)
+    panels = []
+    for (setting,), whole in marks.groups(rows, "setting"):
+        for (budget, sinks), mine in marks.groups(whole, "budget", "start_size"):
+            x = alt.X("recent_percent:Q", title="newest tokens that always stay, % of the budget")
+            x = x.scale(domain=[0, 100], nice=False).axis(values=[0, 25, 50, 75, 100])
+            also = [{FIELD: row[UNSCORED]} for row in whole if row[UNSCORED] is not None]
+            y = change_axis(alt.Y, FIELD, "perplexity against full", whole + also)
+            layers = [marks.lines(mine, x, y, legend), *marks.points(mine, x, y, legend, tooltip)]
+            if mine[0][UNSCORED] is not None:
+                layers += marks.rule(alt.Y, FIELD, mine[0][UNSCORED], "all but the sinks newest")
+            about = "perplexity against full in per cent, by the share of newest tokens protected, one line a scorer:"
+            title = f"{marks.budget_title(budget)}, {counted(sinks, 'sink')}"
+            panels.append(marks.panel(setting, title, layers, about + marks.spoken(mine, FIELD)))
+    return Figure(panels, legend, min(2, len(panels)))
+
+
+def order(scorer: str) -> tuple[bool, str]:
+    """The control first."""
+    return scorer != "random", scorer

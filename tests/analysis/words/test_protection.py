@@ -1,0 +1,89 @@
+"""Does the scorer matter once the ends are protected: the chart's rows and its sentence, against the records."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from golden import SCORERS, built, protection, report_of
+from report_oracle import Oracle, page_of, rows_of
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    records, report = built("protection", tmp_path_factory)
+    return Oracle(records), report
+
+
+def section_of(report):
+    return page_of(report).partition('id="protection"')[2].partition("<h2")[0]
+
+
+def test_each_scorer_is_compared_with_random_where_as_much_is_protected(case):
+    oracle, report = case
+    rows = rows_of(report, "protection")
+    assert {row["scorer"] for row in rows} == set(SCORERS.values())
+    assert len(rows) == 4 * 4
+    loss = {}
+    for row in rows:
+        of = {
+            name: oracle.runs["tiny-neox", row["policy"], name].sums(1, 200)
+            for name in oracle.documents("tiny-neox", "full")
+        }
+        place = row["start_size"], float(row["recent_percent"])
+        loss[row["scorer"], place] = {name: each[1] / each[0] for name, each in of.items()}
+        totals = oracle.totals("tiny-neox", row["policy"], 200)
+        assert float(row["ppl_change_percent"]) == pytest.approx(totals["ppl_change_percent"], rel=1e-9)
+        none = oracle.totals("tiny-neox", "streaming_llm(0,64)" if place[0] == "0" else "streaming_llm(4,60)", 200)
+        assert float(row["unscored_change_percent"]) == pytest.approx(none["ppl_change_percent"], rel=1e-9)
+    for row in rows:
+        place = row["start_size"], float(row["recent_percent"])
+        if row["scorer"] == "random":
+            assert row["over_random_percent"] == ""
+            continue
+        mine, control = loss[row["scorer"], place], loss["random", place]
+        over = 100 * (math.exp(math.fsum(mine.values()) / 12 - math.fsum(control.values()) / 12) - 1)
+        assert float(row["over_random_percent"]) == pytest.approx(over, rel=1e-9)
+        assert row["over_random_spread"] == "interval"
+        each = [100 * (math.exp(mine[name] - control[name]) - 1) for name in mine]
+        low, high = float(row["over_random_low_percent"]), float(row["over_random_high_percent"])
+        assert min(each) < low < over < high < max(each)
+
+
+def test_the_sentence_says_what_the_rows_do(case):
+    _, report = case
+    section = section_of(report)
+    rows = {(row["scorer"], row["start_size"], row["recent_percent"]): row for row in rows_of(report, "protection")}
+    best = rows["h2o", "4", "50.0"]
+    assert float(best["over_random_high_percent"]) < 0
+
+    def shown(value):
+        return f"{float(value):+.1f}".replace("-", "\u2212")
+
+    assert (
+        f"64 tokens: with nothing protected, perplexity is {shown(rows['h2o', '0', '0.0']['ppl_change_percent'])}"
+        in section
+    )
+    assert "4 sinks and 50.0\u00a0% of them for the newest" in section
+    over = f"h2o, the best scorer there, is {shown(best['over_random_percent'])}\u00a0% from keeping random tokens"
+    assert over in section
+    assert section.partition(over)[2].partition("</p>")[0].endswith(": better.")
+
+
+def test_scorers_that_cannot_be_told_from_random_are_said_to_be_so(tmp_path):
+    report = report_of(protection(dict.fromkeys(SCORERS, (2.0, 1.0, 0.2))), tmp_path)
+    section = section_of(report)
+    assert "no measurable difference" in section
+
+
+def test_two_documents_give_a_range_and_no_verdict(tmp_path):
+    report = report_of(protection(documents=2), tmp_path)
+    section = section_of(report)
+    assert "over documents); too few documents for an interval." in section
+
+
+def test_one_share_is_no_question(tmp_path):
+    plan = protection()
+    report = report_of(replace(plan, policies=plan.policies[:4]), tmp_path)
+    assert rows_of(report, "protection") == []
+    assert '<h2 id="protection"' not in page_of(report)
+    assert "Protection against scoring needs two scorers at two shares" in page_of(report)
