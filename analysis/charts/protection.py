@@ -33,7 +33,7 @@ def protection(rows: list[Row]) -> Figure:
             y = change_axis(alt.Y, FIELD, "perplexity against full", whole + also)
             layers = [marks.lines(mine, x, y, legend), *marks.points(mine, x, y, legend, tooltip)]
             if mine[0][UNSCORED] is not None:
-                layers += marks.rule(alt.Y, FIELD, mine[0][UNSCORED], "all but the sinks newest")
+                layers += marks.rule(alt.Y, FIELD, mine[0][UNSCORED], "no scorer")
             about = "perplexity against full in per cent, by the share of newest tokens protected, one line a scorer:"
             title = f"{marks.budget_title(budget)}, {counted(sinks, 'sink')}"
             panels.append(marks.panel(setting, title, layers, about + marks.spoken(mine, FIELD)))

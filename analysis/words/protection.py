@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from analysis.words.wording import between, change, counted, percent
+from analysis.words.wording import between, change, counted
 
 Row = dict[str, Any]
 HALF = 50  # per cent of the budget: the share for the newest tokens nearest to it stands for "protected"
@@ -19,7 +19,7 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
         before, after = (at(mine, place) for place in (bare, kept))
         where = f"{setting}, " if several else ""
         found.append(
-            f"{where}{budget:,} tokens: with {named(bare)}, perplexity is {span(before)} the full cache’s; with "
+            f"{where}{budget:,} tokens: with {named(bare)}, perplexity is {span(before)} against the full cache; with "
             f"{named(kept)}, {span(after)}. {against_random(after)}"
         )
     return found
@@ -40,13 +40,13 @@ def named(place: tuple[int, float]) -> str:
     sinks, recents = place
     if not sinks and not recents:
         return "nothing protected"
-    return f"{counted(sinks, 'sink')} and {percent(recents)} of them for the newest"
+    return f"{counted(sinks, 'sink')} and {recents:.3g}\u00a0% of the budget for the newest"
 
 
 def span(rows: list[Row]) -> str:
     """From the best scorer to the worst."""
     best, worst = rows[0], rows[-1]
-    return f"{change(lost(best))} ({best['scorer']}) to {change(lost(worst))} ({worst['scorer']}) from"
+    return f"{change(lost(best))} ({best['scorer']}) to {change(lost(worst))} ({worst['scorer']})"
 
 
 def against_random(rows: list[Row]) -> str:
@@ -56,9 +56,7 @@ def against_random(rows: list[Row]) -> str:
         return "No scorer was measured beside random on the same documents."
     best = scored[0]
     low, high = best["over_random_low_percent"], best["over_random_high_percent"]
-    over = (
-        f"{best['scorer']}, the best scorer there, is {change(best['over_random_percent'])} from keeping random tokens"
-    )
+    over = f"{best['scorer']}, the best scorer there, is at {change(best['over_random_percent'])} against keeping random tokens"
     if low is None:
         return f"{over}."
     over += f" ({between(low, high, change)}{' over documents' if best['over_random_spread'] == 'range' else ''})"

@@ -63,8 +63,10 @@ def test_the_sentence_says_what_the_rows_do(case):
         f"64 tokens: with nothing protected, perplexity is {shown(rows['h2o', '0', '0.0']['ppl_change_percent'])}"
         in section
     )
-    assert "4 sinks and 50.0\u00a0% of them for the newest" in section
-    over = f"h2o, the best scorer there, is {shown(best['over_random_percent'])}\u00a0% from keeping random tokens"
+    assert "4 sinks and 50\u00a0% of the budget for the newest" in section
+    over = (
+        f"h2o, the best scorer there, is at {shown(best['over_random_percent'])}\u00a0% against keeping random tokens"
+    )
     assert over in section
     assert section.partition(over)[2].partition("</p>")[0].endswith(": better.")
 
