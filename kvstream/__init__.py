@@ -4,6 +4,7 @@
     KVStreamCache(model, policy)  a bounded cache for model.generate and any other call
     replay(model, ids, policy)    the loss of every token under a policy, in nats: exact, and fast
     decode(model, ids, policy)    the same one token at a time, as generation runs, and the seconds of each step
+    recompute(model, ids, window)  the loss of a sample of tokens, each given the last tokens alone, from scratch: slow
     StreamingLLM(4, 252) …        the policies, one class each; parse_policy reads one from its label
 
 A sweep's own file imports Grid and expand from kvstream.grid and main from kvstream.sweep.main. What needs torch is
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from kvstream.engine.cache import KVStreamCache as KVStreamCache
     from kvstream.engine.decode import Decoded as Decoded
     from kvstream.engine.decode import decode as decode
+    from kvstream.engine.recompute import Recomputed as Recomputed
+    from kvstream.engine.recompute import recompute as recompute
     from kvstream.engine.replay import replay as replay
     from kvstream.inputs.model_loading import load_model as load_model
     from kvstream.policies import *  # noqa: F403
@@ -29,6 +32,8 @@ _LATER = {
     "KVStreamCache": "engine.cache",
     "Decoded": "engine.decode",
     "decode": "engine.decode",
+    "Recomputed": "engine.recompute",
+    "recompute": "engine.recompute",
     "replay": "engine.replay",
     "load_model": "inputs.model_loading",
 }

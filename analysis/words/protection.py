@@ -56,7 +56,8 @@ def against_random(rows: list[Row]) -> str:
         return "No scorer was measured beside random on the same documents."
     best = scored[0]
     low, high = best["over_random_low_percent"], best["over_random_high_percent"]
-    over = f"{best['scorer']}, the best scorer there, is at {change(best['over_random_percent'])} against keeping random tokens"
+    worth = change(best["over_random_percent"])
+    over = f"{best['scorer']}, the best scorer there, is at {worth} against keeping random tokens"
     if low is None:
         return f"{over}."
     over += f" ({between(low, high, change)}{' over documents' if best['over_random_spread'] == 'range' else ''})"
