@@ -72,7 +72,7 @@ def open_database(
         connection.execute(f"SET VARIABLE {name} = ?::DOUBLE", [percent])
     create(connection, NAMED)
     connection.register("tokens", rows_of(records, "quality"))
-    create(connection, ["pieces"])
+    create(connection, ["pieces", "sampled"])
     connection.unregister("tokens")
     load(connection, "samples", rows_of(records, "latency"))
     create(connection, PREPARED)

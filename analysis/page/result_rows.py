@@ -22,6 +22,11 @@ def main_table(rows: list[Row], picks: dict[tuple[str, str], list[str]]) -> list
         if row["policy_name"] == "full":
             for name in ("variant", *(name for name in cells if "change" in name)):
                 cells[name]["text"] = wording.NONE
+        if row["every"]:
+            cells["variant"]["text"] = "0 … window − 1"
+            cells["policy"]["small"] = (
+                f"each token’s window is run anew, all its tokens; one of {row['every']} measured"
+            )
         tags = picks.get((row["setting"], row["policy"]), []) if row["longest"] else []
         idle = "" if row["evicts"] else f"{row['length']:,} tokens do not exceed its budget: nothing was evicted"
         place = {name: row[name] for name in ("setting", "length", "longest")}

@@ -1,16 +1,18 @@
 -- How does each policy do on each document within its first L tokens, beside the full cache on the same document?
 WITH chosen AS (
-    SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
-        start_size, recent_size, policy_fields, in_focus, usual_ends, evicts_after, document, tokens, trained_context, kv_bytes, kv_bytes_full, length,
+    SELECT cell, setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
+        start_size, recent_size, policy_fields, in_focus, usual_ends, evicts_after, every, document, tokens, trained_context, kv_bytes, kv_bytes_full, length,
         n, nll_sum, correct, invalid
     FROM prefixes
     JOIN cells USING (cell)
     QUALIFY row_number() OVER (PARTITION BY setting, policy, document, length ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
 )
-SELECT chosen.*,
-    full_cache.n AS full_n,
-    full_cache.nll_sum AS full_nll_sum,
-    full_cache.correct AS full_correct,
-    coalesce(chosen.n > 0 AND full_cache.n > 0, false) AS paired
+SELECT chosen.* EXCLUDE (cell),
+    -- Where a run scores a sample of tokens, full's on just these.
+    CASE WHEN chosen.every > 1 THEN sampled.n ELSE full_cache.n END AS full_n,
+    CASE WHEN chosen.every > 1 THEN sampled.nll_sum ELSE full_cache.nll_sum END AS full_nll_sum,
+    CASE WHEN chosen.every > 1 THEN sampled.correct ELSE full_cache.correct END AS full_correct,
+    coalesce(chosen.n > 0 AND full_cache.n > 0 AND (coalesce(chosen.every, 1) = 1 OR sampled.n > 0), false) AS paired
 FROM chosen
 LEFT JOIN (SELECT * FROM chosen WHERE policy_name = 'full') AS full_cache USING (setting, document, length)
+LEFT JOIN sampled ON sampled.cell = chosen.cell AND sampled.length = chosen.length

@@ -1,7 +1,7 @@
 -- What does each policy cost in perplexity and accuracy, and how much KV memory does it keep?
 WITH totals AS (
     SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
-        start_size, recent_size, policy_fields, in_focus, usual_ends, evicts_after, trained_context, length,
+        start_size, recent_size, policy_fields, in_focus, usual_ends, evicts_after, every, trained_context, length,
         count(*) AS documents,
         count(*) FILTER (paired) AS paired_documents,
         sum(n)::BIGINT AS scored,
@@ -20,7 +20,7 @@ WITH totals AS (
     GROUP BY ALL
 )
 SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
-    start_size, recent_size, policy_fields, in_focus, usual_ends, trained_context, length,
+    start_size, recent_size, policy_fields, in_focus, usual_ends, every, trained_context, length,
     length = max(length) OVER (PARTITION BY setting) AS longest,
     policy_name = 'full' OR coalesce(coalesce(evicts_after, budget) < length, true) AS evicts,  -- else all it says is what full says
     documents, paired_documents, scored, invalid,

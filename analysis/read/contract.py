@@ -43,7 +43,7 @@ FIELDS: dict[str, dict[str, pa.DataType]] = {
     "quality": MODEL
     | POLICY
     | (texts("text", "document") | counts("tokens") | {"lengths": pa.list_(pa.int64())})
-    | (PLACE | counts("kv_bytes", "kv_bytes_full", "vocab_size", "evicts_after")),
+    | (PLACE | counts("kv_bytes", "kv_bytes_full", "vocab_size", "evicts_after", "every")),
     "latency": MODEL | PLACE | counts("context", "batch", "prefills", "rounds", "steps", "threads", "vocab_size"),
 }
 ALL_FIELDS = {"policy_fields": pa.struct([])}  # of a policy, whatever they are called
@@ -54,7 +54,7 @@ IDENTITY: dict[str, dict[str, pa.DataType]] = {
 }
 CONTENDER = texts("label", "role", "of") | POLICY | counts("kv_bytes", "kv_bytes_allocated", "peak_bytes")
 NOISE = dict.fromkeys(("load_before", "load_after", "steal", "others"), pa.float64()) | texts("governor")
-ADDED = {"scorer", "evicts_after"}  # which older records do not have
+ADDED = {"scorer", "evicts_after", "every"}  # which older records do not have
 NULLABLE = {"model_note", "strategy", "position_mode", "budget", "start_size", "of", "peak_bytes"} | ADDED
 PREFILLED = {"policy", "again", "dynamic"}  # roles with a TTFT; a twin that does not evict has steps only
 

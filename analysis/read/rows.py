@@ -10,12 +10,13 @@ from analysis.read.contract import ALL_FIELDS, CONTENDER, PREFILLED, check_field
 
 
 def quality_problem(fields: dict[str, Any], table: pa.Table) -> str | None:
-    """What is wrong with a quality cell's rows: each position must be scored exactly once."""
-    tokens = fields["tokens"]
+    """What is wrong with a quality cell's rows: each position, or each `every`-th, must be scored exactly once."""
+    tokens, every = fields["tokens"], fields.get("every") or 1
     if max(fields["lengths"], default=None) != tokens:
         return f"lengths: {fields['lengths']} does not end at tokens={tokens}"
-    if not np.array_equal(np.sort(table["position"].to_numpy()), np.arange(1, tokens)):
-        return f"position: the file does not score 1…{tokens - 1} once each"
+    if not np.array_equal(np.sort(table["position"].to_numpy()), np.arange(every, tokens, every)):
+        steps = f" in steps of {every}" if every > 1 else ""
+        return f"position: the file does not score {every}…{tokens - 1}{steps} once each"
     return None
 
 

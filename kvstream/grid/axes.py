@@ -43,6 +43,7 @@ class Grid:
 
     Quality, where `lengths` are given: perplexity and accuracy on `documents` texts. The longest length, in tokens, is
     run and holds the others as its prefixes. text, join_rows: see `inputs.text_sources`; bos: see `inputs.documents`.
+    Beside the policies, in tokens: windows that are run anew for every `recompute_every`-th token (`engine.recompute`).
     Latency, where `contexts` are given: TTFT of prompts that long, in tokens, and the time per token after them, for
     each of the `batches`, the number of texts at once; `repeats` says how often.
     """
@@ -57,6 +58,8 @@ class Grid:
     batches: tuple[int, ...] = (1,)
     repeats: Repeats = Repeats()
     latency_policies: tuple[Policy, ...] | None = None  # where latency cells compare fewer than all
+    recompute: tuple[int, ...] = ()
+    recompute_every: int = 16
     bos: str = "auto"
     join_rows: bool = False
 
@@ -68,7 +71,7 @@ class Grid:
         self._check("models", _name)
         for axis in ("policies", "latency_policies") if self.latency_policies is not None else ("policies",):
             self._check(axis, _policy)
-        for axis, least in (("lengths", 2), ("contexts", 1), ("batches", 1)):
+        for axis, least in (("lengths", 2), ("contexts", 1), ("batches", 1), ("recompute", 1)):
             self._check(axis, lambda axis, value, least=least: _whole(axis, value, least))  # type: ignore[misc]
         for axis in ("models", "policies", "batches"):
             if not getattr(self, axis):
@@ -76,6 +79,10 @@ class Grid:
         if not self.lengths and not self.contexts:
             raise ValueError("lengths, contexts: both empty; give lengths to measure quality or contexts for latency")
         _whole("documents", self.documents, 1)
+        _whole("recompute_every", self.recompute_every, 1)
+        if self.recompute and (not self.lengths or self.recompute_every >= self.lengths[0]):
+            asked = f"every {self.recompute_every}th token" if self.lengths else "no lengths"
+            raise ValueError(f"recompute: {asked} leaves a prefix without one; give lengths beyond recompute_every")
         _name("text", self.text)
         if self.bos not in BOS:
             raise ValueError(f"bos: {self.bos!r} is not valid; choose one of {', '.join(BOS)}")

@@ -85,18 +85,65 @@ class Cell(ABC):
 
 
 @dataclass(frozen=True)
-class QualityCell(Cell):
-    """One text under one policy."""
+class TextCell(Cell):
+    """What quality cells have in common: one text, and how its tokens are told."""
 
     modules = QUALITY
-    policy: Policy
     text: str
     document: Document
     lengths: tuple[int, ...]
 
     def __str__(self) -> str:
         """Name the cell in progress lines."""
-        return visible(f"{self.model.spec} · {self.policy} · {self.document.name}")
+        return visible(f"{self.model.spec} · {self.label} · {self.document.name}")
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """How tokens are told, as tables and keys name it."""
+
+    @property
+    def rows(self) -> int:
+        """Tokens that are scored."""
+        return len(self.document.token_ids) - 1
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The engine, the policy and the tokens; the document's name, too, since it seeds random draws."""
+        return super().identity | {
+            "kind": "quality",
+            "policy": self.label,
+            "document": self.document.name,
+            "token_ids": self.document.sha256,
+        }
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The document, and what the full cache would hold at its end."""
+        tokens = len(self.document.token_ids)
+        return super().fields | {
+            "kind": "quality",
+            "text": self.text,
+            "document": self.document.name,
+            "document_sha256": self.document.sha256,
+            "bos": self.document.bos,
+            "join_rows": self.document.join_rows,
+            "tokens": tokens,
+            "lengths": list(self.lengths),
+            "kv_bytes_full": self.kv_bytes(Full(), tokens),
+        }
+
+
+@dataclass(frozen=True)
+class QualityCell(TextCell):
+    """One text under one policy."""
+
+    policy: Policy
+
+    @property
+    def label(self) -> str:
+        """The policy's."""
+        return str(self.policy)
 
     @property
     def tokens(self) -> int:
@@ -104,31 +151,48 @@ class QualityCell(Cell):
         return len(self.document.token_ids)
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """The engine, the policy and the tokens; the document's name, too, since it seeds random draws."""
-        return super().identity | {
-            "kind": "quality",
-            "policy": str(self.policy),
-            "document": self.document.name,
-            "token_ids": self.document.sha256,
+    def fields(self) -> dict[str, Any]:
+        """The policy's axes, too, and the KV memory at the end."""
+        return super().fields | {
+            **policy_fields(self.policy),
+            "evicts_after": evicts_after(self.policy, self.model.num_layers),
+            "kv_bytes": self.kv_bytes(self.policy, self.tokens),
         }
+
+
+@dataclass(frozen=True)
+class RecomputeCell(TextCell):
+    """One text whose every `every`-th token is told by the `window` tokens before it alone, run anew."""
+
+    window: int
+    every: int
+
+    @property
+    def label(self) -> str:
+        """As a policy's is written, which it is not."""
+        return f"recompute({self.window},every={self.every})"
+
+    @property
+    def rows(self) -> int:
+        """The sampled tokens."""
+        return super().rows // self.every
+
+    @property
+    def tokens(self) -> int:
+        """A window for each sampled token, but for those that the first window holds."""
+        return min(self.window, super().rows) + max(0, self.rows - self.window // self.every) * self.window
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The policy's axes, the document, and the KV memory at the end."""
+        """Window and sample, too, and the KV memory of a window."""
         return super().fields | {
-            "kind": "quality",
-            **policy_fields(self.policy),
-            "evicts_after": evicts_after(self.policy, self.model.num_layers),
-            "text": self.text,
-            "document": self.document.name,
-            "document_sha256": self.document.sha256,
-            "bos": self.document.bos,
-            "join_rows": self.document.join_rows,
-            "tokens": self.tokens,
-            "lengths": list(self.lengths),
-            "kv_bytes": self.kv_bytes(self.policy, self.tokens),
-            "kv_bytes_full": self.kv_bytes(Full(), self.tokens),
+            "policy": self.label,
+            "policy_name": "recompute",
+            "policy_fields": {"window": self.window, "every": self.every},
+            "every": self.every,
+            **dict.fromkeys(("strategy", "position_mode", "budget", "start_size", "scorer", "evicts_after")),
+            "skip_layers": "",
+            "kv_bytes": self.kv_bytes(Full(), min(self.window, super().rows)),
         }
 
 

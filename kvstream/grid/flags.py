@@ -17,6 +17,7 @@ from kvstream.policies import POLICIES, SCORERS, BoundedPolicy, Policy, parse_po
 from kvstream.policies.fields import Field, axes_of
 
 T = TypeVar("T")
+AXES = ("models", "text", "join_rows", "bos", "documents", "lengths", "contexts", "batches", "recompute")
 REPEATS = {"prefills": "prefills per policy", "rounds": "rounds", "steps": "output tokens per round"}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -45,7 +46,7 @@ def parse_flags(grid: Grid, question: str, arguments: Sequence[str] | None = Non
     given = parser_of(grid, question).parse_args(arguments)
     try:
         changes: dict[str, Any] = {"policies": _policies(grid, given)}
-        for axis in ("models", "text", "join_rows", "bos", "documents", "lengths", "contexts", "batches"):
+        for axis in (*AXES, "recompute_every"):
             if (value := getattr(given, axis)) is not None:
                 changes[axis] = value
         if changes["policies"] != grid.policies:
@@ -108,6 +109,10 @@ def _add_axes(group: Any, grid: Grid) -> None:
         group.add_argument(_flag(name), type=read, metavar=metavar, help=words)
     lengths = "tokens per document: the longest is run, the others are its prefixes; none: no quality cells"
     group.add_argument("--lengths", type=_none_or(numbers), metavar="N,N", help=lengths)
+    windows = "beside the policies, windows of so many tokens run anew for a sample of tokens: slow; none: none"
+    group.add_argument("--recompute", type=_none_or(numbers), metavar="N,N", help=windows)
+    sample = f"of how many tokens one is told so; now {grid.recompute_every}"
+    group.add_argument("--recompute-every", type=_number, metavar="N", help=sample)
     contexts = "prompt lengths of latency cells; none: no such cells"
     group.add_argument("--contexts", type=_none_or(numbers), metavar="N,N", help=contexts)
     group.add_argument("--batches", type=numbers, metavar="N,N", help="texts at once in latency cells")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvstream.engine.chunks import CHUNK_SIZE, PART_TOKENS
-from kvstream.grid.cells import DTYPE_BYTES, Cell, LatencyCell, QualityCell
+from kvstream.grid.cells import DTYPE_BYTES, Cell, LatencyCell, QualityCell, RecomputeCell, TextCell
+from kvstream.policies import Full
 from kvstream.policies.sizes import kept_by_layer
 
 SCORING_BYTES = {True: 16 << 20, False: 1 << 30}  # logits that exist at once and what is computed of them: CPUs, GPUs
@@ -21,13 +22,21 @@ def needed_bytes(cell: Cell) -> float:
     if isinstance(cell, LatencyCell):
         # DynamicCache's prefill takes the prompt at once: a few activations of four times the hidden size per token.
         return 2 * weights + cell.kv_bytes_held + 16 * cell.batch * cell.context * model.hidden_size * size
-    assert isinstance(cell, QualityCell)
+    assert isinstance(cell, TextCell)
     return weights + text_bytes(cell)
 
 
-def text_bytes(cell: QualityCell) -> float:
+def text_bytes(cell: TextCell) -> float:
     """Estimate what each text of a quality cell needs beside the weights."""
     model, size = cell.model, DTYPE_BYTES[cell.dtype]
+    if isinstance(cell, RecomputeCell):  # as many windows at once as make a chunk, each with a cache of its own
+        at_once = max(CHUNK_SIZE, cell.window)
+        return (
+            cell.kv_bytes(Full(), at_once)
+            + 32 * at_once * model.hidden_size * size
+            + SCORING_BYTES[cell.device == "cpu"]
+        )
+    assert isinstance(cell, QualityCell)
     cache, on_cpu = cell.kv_bytes(cell.policy, cell.tokens), cell.device == "cpu"
     working = 32 * CHUNK_SIZE * model.hidden_size * size + SCORING_BYTES[on_cpu]
     if not on_cpu:  # where no fused attention is used, the scores of a block of queries exist
@@ -56,9 +65,9 @@ def too_large(cell: Cell, available_bytes: float) -> str | None:
             f"contexts: {cell.context} × batch {cell.batch} of {cell.model.spec!r} needs {sizes[0]} with all policies "
             f"side by side, {sizes[1]}; give shorter contexts, smaller batches or fewer policies"
         )
-    assert isinstance(cell, QualityCell)
+    assert isinstance(cell, TextCell)
     return (
-        f"lengths: {cell.tokens} tokens of {cell.model.spec!r} under {cell.policy} need {sizes[0]}, {sizes[1]}; "
+        f"lengths: {cell.rows + 1} tokens of {cell.model.spec!r} under {cell.label} need {sizes[0]}, {sizes[1]}; "
         "give shorter lengths, or a policy that bounds the cache"
     )
 

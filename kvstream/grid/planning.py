@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 
 from kvstream.grid.axes import Grid
-from kvstream.grid.cells import LatencyCell, QualityCell
+from kvstream.grid.cells import LatencyCell, QualityCell, RecomputeCell
 from kvstream.inputs import text_sources as texts
 from kvstream.inputs.documents import Document, load_documents
 from kvstream.inputs.model_loading import as_built, load_tokenizer
@@ -108,10 +108,20 @@ def _documents(grid: Grid, info: ModelInfo) -> list[Document]:
 def quality_cells(grid: Grid, sources: list[Source], device: str, dtype: str) -> list[QualityCell]:
     """Model × document × policy, sorted by model."""
     return [
-        QualityCell(source.info, device, dtype, policy, grid.text, document, grid.lengths)
+        QualityCell(source.info, device, dtype, grid.text, document, grid.lengths, policy)
         for source in sources
         for document in source.documents
         for policy in grid.policies
+    ]
+
+
+def recompute_cells(grid: Grid, sources: list[Source], device: str, dtype: str) -> list[RecomputeCell]:
+    """Model × document × window, sorted by model."""
+    return [
+        RecomputeCell(source.info, device, dtype, grid.text, document, grid.lengths, window, grid.recompute_every)
+        for source in sources
+        for document in source.documents
+        for window in grid.recompute
     ]
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.chunk_choice import chunk_size_for
 from kvstream.engine.chunks import CHUNK_SIZE
+from kvstream.engine.recompute import recompute
 from kvstream.engine.replay import Scored, replay_windows, windows
 from kvstream.measure.rows import TOKEN_ROWS
 from kvstream.policies import Full, Policy
@@ -113,6 +114,24 @@ def evaluate(
         own = state and {name: held[row : row + 1] if held.ndim > 1 else held for name, held in state.items()}
         results.append(Evaluated(pa.table(columns, schema=TOKEN_ROWS), seconds, own))
     return results
+
+
+def evaluate_windows(
+    model: PreTrainedModel, token_ids_T: np.ndarray, window: int, every: int, *, cell: str, document: str, device: str
+) -> Evaluated:
+    """Tell every `every`-th token of a text by the `window` tokens before it alone: see `engine.recompute`."""
+    clock = time.perf_counter()
+    found = recompute(model, torch.as_tensor(token_ids_T, dtype=torch.int64, device=device), window, every=every)
+    position_N = found.position.cpu().numpy()
+    columns = {
+        "cell": [cell] * len(position_N),
+        "document": [document] * len(position_N),
+        "position": position_N.astype(np.int32),
+        "token": np.asarray(token_ids_T[position_N], dtype=np.int32),
+        "nll_nats": found.nll_nats.float().cpu().numpy(),
+        "correct": found.correct.cpu().numpy(),
+    }
+    return Evaluated(pa.table(columns, schema=TOKEN_ROWS), time.perf_counter() - clock)
 
 
 def _replayed(

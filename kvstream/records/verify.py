@@ -60,9 +60,11 @@ def checked_rows(records: Records, key: str) -> tuple[str, pa.Table]:
     if table.num_rows and set(table["cell"].unique().to_pylist()) != {key}:
         raise ValueError(f"{name} holds rows of other cells")
     if record["fields"]["kind"] == "quality":
-        expected = np.arange(1, record["fields"]["tokens"])
+        every = record["fields"].get("every", 1)
+        expected = np.arange(every, record["fields"]["tokens"], every)
         if not np.array_equal(table["position"].to_numpy(), expected):
-            raise ValueError(f"{name} does not hold each position from 1 to {len(expected):,} once")
+            steps = f" in steps of {every}" if every > 1 else ""
+            raise ValueError(f"{name} does not hold each position from {every} to {expected[-1]:,}{steps} once")
     return name, table
 
 

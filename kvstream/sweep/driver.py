@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kvstream.grid.cells import Cell, LatencyCell, QualityCell
+from kvstream.grid.cells import Cell, LatencyCell, QualityCell, RecomputeCell
 from kvstream.grid.memory_needed import side_by_side
 from kvstream.sweep.interrupt import Interrupt
 from kvstream.sweep.jobs import jobs_of
 from kvstream.sweep.pool import Failed, Lost, Node, Pool, Slots
 from kvstream.sweep.results import Results
 from kvstream.sweep.scheduler import Scheduler, phases
-from kvstream.sweep.work import Check, Timing, Work
+from kvstream.sweep.work import Check, Recomputing, Timing, Work
 
 WAIT_S = 1.0  # how long the driver waits at a time, so that it notices a Ctrl-C
 
@@ -67,7 +67,8 @@ class Driver:
         at_once = 1  # a CPU is busy with one text
         if quality and self.slots.device != "cpu":
             at_once = side_by_side(quality, min(node.memory for node in self.nodes))
-        return [*timings, *jobs_of(quality, at_once)]
+        windows = [Recomputing(cells=(cell,)) for cell in cells if isinstance(cell, RecomputeCell)]
+        return [*timings, *jobs_of(quality, at_once), *windows]
 
     def _drive(self, pool: Pool, scheduler: Scheduler) -> None:
         self._hand_out(pool, scheduler)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kvstream.grid.axes import Grid
-from kvstream.grid.cells import Cell, QualityCell
+from kvstream.grid.cells import Cell, TextCell
 from kvstream.grid.flags import Options
 from kvstream.grid.memory_needed import needed_bytes, too_large
-from kvstream.grid.planning import Source, latency_cells, quality_cells
+from kvstream.grid.planning import Source, latency_cells, quality_cells, recompute_cells
 from kvstream.grid.terminal import visible
 from kvstream.records.long_cells import tidy
 from kvstream.records.store import Records
@@ -59,7 +59,8 @@ class Plan:
         if device != self.device:
             axes = self.grid, self.sources, device, self.options.dtype
             self.device = device
-            self.cells = [*quality_cells(*axes), *latency_cells(*axes, self.options.threads)]
+            latency = latency_cells(*axes, self.options.threads)
+            self.cells = [*quality_cells(*axes), *recompute_cells(*axes), *latency]
             self.finished = self.records.finished([cell.key for cell in self.cells])
             self.todo = [cell for cell in self.cells if cell.key not in self.finished]
 
@@ -87,11 +88,11 @@ class Plan:
 
     def require_room(self) -> None:
         """ValueError if the disk certainly lacks room for the rows of the quality cells that are to do."""
-        self.records.require_room(sum(cell.tokens for cell in self.todo if isinstance(cell, QualityCell)))
+        self.records.require_room(sum(cell.rows for cell in self.todo if isinstance(cell, TextCell)))
 
     def divided(self, nodes: list[Node]) -> Slots:
         """What each quality cell takes of the machines."""
-        evaluated = [cell for cell in self.todo if isinstance(cell, QualityCell)]
+        evaluated = [cell for cell in self.todo if isinstance(cell, TextCell)]
         largest = max(map(needed_bytes, evaluated), default=0.0)
         return divide(self.device, nodes, self.options.threads, len(evaluated), largest)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kvstream.grid.cells import QualityCell
+from kvstream.grid.cells import QualityCell, RecomputeCell
 from kvstream.inputs.documents import load_documents
 from kvstream.inputs.model_loading import load_model, load_tokenizer
 from kvstream.inputs.models import resolve
@@ -69,21 +69,26 @@ def rerun(records: Records, key: str) -> Rerun:
     return Rerun(str(cell), cell.key == key, len(apart), *differs, hits)
 
 
-def cell_of(fields: dict[str, Any]) -> QualityCell:
+def cell_of(fields: dict[str, Any]) -> QualityCell | RecomputeCell:
     """The quality cell that a commit record describes, with its text read anew."""
     info = resolve(fields["model"])
     how = {"bos": "on" if fields.get("bos") else "off", "join_rows": fields.get("join_rows", False)}
     [document] = load_documents(
         fields["text"], name=fields["document"], tokens=fields["tokens"], tokenizer=load_tokenizer(info), **how
     )
-    about = fields["device"], fields["dtype"], parse_policy(fields["policy"])
-    return QualityCell(info, *about, fields["text"], document, tuple(fields["lengths"]))
+    about = info, fields["device"], fields["dtype"], fields["text"], document, tuple(fields["lengths"])
+    if "every" in fields:
+        return RecomputeCell(*about, fields["policy_fields"]["window"], fields["every"])
+    return QualityCell(*about, parse_policy(fields["policy"]))
 
 
-def _rows_of(cell: QualityCell, model: Any) -> pa.Table:
+def _rows_of(cell: QualityCell | RecomputeCell, model: Any) -> pa.Table:
     """Rows of all parts of a cell, computed one after the other."""
-    from kvstream.measure.quality import evaluate
+    from kvstream.measure.quality import evaluate, evaluate_windows
 
+    if isinstance(cell, RecomputeCell):
+        names = {"cell": cell.key, "document": cell.document.name, "device": cell.device}
+        return evaluate_windows(model, cell.document.token_ids, cell.window, cell.every, **names).rows
     job, tables = Job(cells=(cell,)), []
     while True:
         [result] = evaluate(model, begun=job.begun, **job.stretch | {"device": cell.device})

@@ -19,7 +19,7 @@ from kvstream.records.store import Records
 from kvstream.sweep.jobs import Job
 from kvstream.sweep.pool import Done, Event, Told
 from kvstream.sweep.progress import Reporter
-from kvstream.sweep.work import Check, Work
+from kvstream.sweep.work import Check, Recomputing, Work
 
 
 @dataclass
@@ -60,6 +60,8 @@ class Results:
             if isinstance(event.work, Job):
                 for cell, evaluated in zip(event.work.cells, result):
                     self._evaluated(cell, event.work, evaluated, environment, threads)
+            elif isinstance(event.work, Recomputing):
+                self._recomputed(event.work.cells[0], result[0], environment, threads)
             else:
                 self._timed(event.work.cells[0], result, environment, threads)
 
@@ -82,6 +84,14 @@ class Results:
             self._parts.pop(cell.key).clear()
         line = f"{cell}: {_score(pa.concat_tables(rows))}, {(cell.tokens - 1) / seconds:,.0f} tokens/s"
         self.reporter.cell(line, cell.tokens - job.start)
+        self.finished += 1
+
+    def _recomputed(
+        self, cell: Cell, evaluated: Evaluated, environment: dict[str, Any], threads: dict[str, int]
+    ) -> None:
+        self.records.commit(cell.key, cell.fields | threads, [evaluated.rows], evaluated.seconds, environment)
+        pace = f"{evaluated.rows.num_rows / evaluated.seconds:,.1f} tokens/s"
+        self.reporter.cell(f"{cell}: {_score(evaluated.rows)}, {pace}", cell.tokens)
         self.finished += 1
 
     def _timed(self, cell: Cell, measured: Measured, environment: dict[str, Any], threads: dict[str, int]) -> None:

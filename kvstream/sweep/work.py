@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvstream.grid.cells import Cell, QualityCell
-from kvstream.grid.memory_needed import needed_bytes
+from kvstream.grid.cells import Cell, RecomputeCell, TextCell
+from kvstream.grid.memory_needed import needed_bytes, text_bytes
 
 CHECK_TOKENS = 512  # of a text, with which a model is checked
 
@@ -56,8 +56,27 @@ class Check(Work):
     def call(self) -> tuple[str, dict[str, Any]]:
         """Ask."""
         first = self.cells[0]
-        ids_T = first.document.token_ids[:CHECK_TOKENS] if isinstance(first, QualityCell) else None
+        ids_T = first.document.token_ids[:CHECK_TOKENS] if isinstance(first, TextCell) else None
         return "check", {"token_ids_T": ids_T}
+
+
+class Recomputing(Work):
+    """A text of which a sample of tokens is told by windows that are run anew."""
+
+    @property
+    def memory_bytes(self) -> float:
+        """What its windows need; all workers of a machine share the weights."""
+        [cell] = self.cells
+        assert isinstance(cell, RecomputeCell)
+        return text_bytes(cell)
+
+    @property
+    def call(self) -> tuple[str, dict[str, Any]]:
+        """Run them."""
+        [cell] = self.cells
+        assert isinstance(cell, RecomputeCell)
+        given = {"window": cell.window, "every": cell.every, "cell": cell.key, "document": cell.document.name}
+        return "recompute", given | {"token_ids_T": cell.document.token_ids}
 
 
 class Timing(Work):

@@ -22,7 +22,7 @@ from kvstream.inputs.weights import from_arrays, to_arrays
 from kvstream.measure.environment import environment
 from kvstream.measure.latency import Measured, Progress, Protocol
 from kvstream.measure.latency import evaluate as evaluate_latency
-from kvstream.measure.quality import Begun, Evaluated, begin
+from kvstream.measure.quality import Begun, Evaluated, begin, evaluate_windows
 from kvstream.measure.quality import evaluate as evaluate_quality
 
 TELL_S = 2.0  # progress is told this often: telling is work, too, and may disturb what is measured
@@ -126,6 +126,10 @@ class Worker:
         if shared:
             begun = self._first_tokens(stretch["token_ids_BN"][:, : common + 1]).first(shared)
         return evaluate_quality(model, begun=begun, device=self.device, **stretch), environment()
+
+    def recompute(self, **given: Any) -> tuple[list[Evaluated], dict[str, Any]]:
+        """Tell a sample of a text's tokens by windows run anew, as `measure.quality.evaluate_windows` takes them."""
+        return [evaluate_windows(self._trusted(), device=self.device, **given)], environment()
 
     def latency(self, cell: LatencyCell) -> Iterator[Progress | tuple[Measured, dict[str, Any]]]:
         """Measure a latency cell: yields what it is at now and then, and last the result and the machine."""

@@ -35,7 +35,7 @@ def cells_of(count: int, tokens: int) -> list[QualityCell]:
     document = Document("random", ids, hashlib.sha256(ids.tobytes()).hexdigest())
     info = resolve("shape:pythia-70m")
     return [
-        QualityCell(info, "cpu", "float32", StreamingLLM(4, 252 + n), "none", document, (tokens,)) for n in range(count)
+        QualityCell(info, "cpu", "float32", "none", document, (tokens,), StreamingLLM(4, 252 + n)) for n in range(count)
     ]
 
 

@@ -34,7 +34,7 @@ def text(name, ids=IDS):
 
 @pytest.fixture
 def quality():
-    return QualityCell(MODEL, "cpu", "float32", StreamingLLM(4, 60), "texts", text("one"), (50, 100))
+    return QualityCell(MODEL, "cpu", "float32", "texts", text("one"), (50, 100), StreamingLLM(4, 60))
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ STREAMING, RANDOM = StreamingLLM(4, 1020), FixSizeL2(256, 0.7, "random")
 def cell(policy, name="a", tokens=2000):
     ids = np.random.default_rng(len(name)).integers(0, 97, tokens, dtype=np.int32)
     document = Document(name, ids, hashlib.sha256(ids.tobytes()).hexdigest())
-    return QualityCell(INFO, "cpu", "float32", policy, "t", document, (tokens,))
+    return QualityCell(INFO, "cpu", "float32", "t", document, (tokens,), policy)
 
 
 def names(jobs):

@@ -31,7 +31,7 @@ ONE_MACHINE = (Node("n", 2, 0, 1e12),)
 def cell(policy=FULL, name="a", tokens=300, info=INFO):
     ids = np.random.default_rng(len(name)).integers(0, 97, tokens, dtype=np.int32)
     document = Document(name, ids, hashlib.sha256(ids.tobytes()).hexdigest())
-    return QualityCell(info, "cpu", "float32", policy, "t", document, (tokens,))
+    return QualityCell(info, "cpu", "float32", "t", document, (tokens,), policy)
 
 
 def timed(context=32, info=INFO):
