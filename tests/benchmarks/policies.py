@@ -2,6 +2,7 @@
 
     python tests/benchmarks/policies.py            Pythia-70M's shape, budget 512, 8,192 tokens; wants a quiet machine
     python tests/benchmarks/policies.py --rounds 3 --policies 'tova(512)'
+    python tests/benchmarks/policies.py --memory     the process's peak over 200,000 tokens against one over 20,000
 
 Every policy takes turns with all others in each round. A step is taken once the budget is full.
 Against: StreamingLLM of the same budget, whose step attends to as many keys and decides nothing.
@@ -11,10 +12,13 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import torch
 from measuring import interleaved, ratio, results
+from replay import peak_of_replay
 
 from kvstream import Policy, decode, load_model, parse_policy, replay
 
@@ -24,6 +28,7 @@ POLICIES = [
     *(f"{name}({BUDGET},{BUDGET // 2})" for name in ("sink_l2", "sink_random", "keydiff", "h2o")),
     *(f"{name}({BUDGET})" for name in ("tova", "snapkv")),
     f"l2_compress(0.5,{BUDGET})",
+    f"fix_size_l2({BUDGET},0.5,keep_low)",
 ]
 
 
@@ -48,13 +53,28 @@ def stepping(model: torch.nn.Module, ids: torch.Tensor, policy: Policy) -> Calla
     return turn
 
 
+def memory(policies: list[Policy]) -> None:
+    """Print what ten times as long a text adds to the peak of a fresh process, on a small model."""
+    for policy in policies:
+        peaks = {}
+        for tokens in (20_000, 200_000):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+                _, peaks[tokens] = fresh.submit(peak_of_replay, "small", tokens, policy).result()
+        grown = peaks[200_000] / peaks[20_000]
+        print(f"{policy}: {peaks[20_000] / 1e6:.0f} MB, {grown:.3f} × at 200,000 tokens   target ≤ 1.02", flush=True)
+
+
 def main() -> None:
     """Print and keep the ratios."""
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("--policies", nargs="*", default=POLICIES)
     reader.add_argument("--rounds", type=int, default=5)
     reader.add_argument("--shape", default="shape:pythia-70m")
+    reader.add_argument("--memory", action="store_true")
     given = reader.parse_args()
+    if given.memory:
+        memory([parse_policy(label) for label in (AGAINST, *given.policies)])
+        return
     model, _ = load_model(given.shape)
     ids = torch.randint(0, 50000, (TOKENS,), generator=torch.Generator().manual_seed(1))
     policies = [parse_policy(label) for label in (AGAINST, *given.policies)]
