@@ -26,7 +26,7 @@ def policies_table(recorded: Iterable[Row]) -> pa.Table:
     """One row per policy of these fields of cells and contenders: its series, its variant, its fields in words.
 
     sinks: how many first tokens it keeps, null where it has no such field. recent_size: how many last ones, if sinks
-    and these are all it keeps, else null. recent_share: of its budget, where it says so. scorer: which it is of those
+    and these are all it keeps, else null. recent_share: see below. scorer: which it is of those
     that choose between sinks and recents, if any. base: the label without what makes a variant.
     """
     found = {row["policy"]: row for row in recorded}
@@ -48,7 +48,7 @@ def policies_table(recorded: Iterable[Row]) -> pa.Table:
                 "sinks": mine.get("start_size"),
                 "recent_size": recent_size(row, mine),
                 "budget": row["budget"],
-                "recent_share": mine["recent_size"] / row["budget"] if "recent_size" in mine else None,
+                "recent_share": recent_share(row, mine),
                 "scorer": row.get("scorer"),
                 "keep_ratio": None if mine.get("keep_ratio") is None else f"{mine['keep_ratio']:g}",
             }
@@ -67,6 +67,13 @@ def recent_size(row: Row, fields: Row) -> int | None:
     alike = row["budget"] is not None and "layer_budgets" not in fields
     whole = alike and row["start_size"] is not None and sum(sizes) == row["budget"]
     return int(row["budget"] - row["start_size"]) if whole else None
+
+
+def recent_share(row: Row, fields: Row) -> float | None:
+    """Which share of its budget last tokens are, if a policy chooses among others beside these and its sinks."""
+    recents, sinks = fields.get("recent_size"), fields.get("start_size") or 0
+    free = recents is not None and row["budget"] is not None and recents + sinks < row["budget"]
+    return recents / row["budget"] if free and recents is not None else None
 
 
 def telling(alike: dict[str, Row], budgets: dict[str, Any]) -> list[str]:

@@ -41,8 +41,7 @@ def latency_table(rows: list[Row]) -> list[Row]:
         cells = {column.field: cell(row, column) for column in LATENCY_COLUMNS}
         if row["contender"] == "full":
             cells["ttft_ratio"]["text"] = cells["tpot_ratio"]["text"] = wording.NONE
-        filled = row["budget"] is None or row["context"] > row["budget"]
-        idle = "" if filled else "Its budget is not exceeded: nothing was evicted"
+        idle = "" if row["filled"] else "Its budget is not exceeded in every layer"
         place = {"setting": row["setting"], "length": row["context"], "longest": row["headline"]}
         found.append(place | line(row, cells, idle) | {"busy": row["busy"]})
     return found

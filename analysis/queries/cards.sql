@@ -19,11 +19,11 @@ WITH candidates AS (
     JOIN guessing USING (setting)
     WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND ppl_ratio IS NOT NULL AND NOT guesses
 ), timed AS (  -- each policy where its speed shows best what it is: budget exceeded, context long
-    SELECT pairs.setting, latency.*, context > budget AS budget_full
+    SELECT pairs.setting, latency.*, filled AND budget IS NOT NULL AS budget_full
     FROM pairs
     JOIN (SELECT * RENAME (setting AS latency_setting) FROM latency) AS latency USING (latency_setting)
     WHERE role = 'policy' AND smallest_batch AND tpot_ratio IS NOT NULL
-    QUALIFY row_number() OVER (PARTITION BY pairs.setting, policy ORDER BY context > budget DESC, context DESC, cell) = 1
+    QUALIFY row_number() OVER (PARTITION BY pairs.setting, policy ORDER BY filled DESC, context DESC, cell) = 1
 ), measured AS (
     SELECT candidates.*, context, batch, rounds_n, busy, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict, tpot_band_low,
         tpot_band_high, ttft_ratio, ttft_ratio_low, ttft_ratio_high,

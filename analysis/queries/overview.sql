@@ -9,7 +9,7 @@ SELECT
     (SELECT count(*) FROM latency_commits) AS latency_cells,
     (SELECT count(*) FROM (SELECT cell FROM cells UNION ALL SELECT cell FROM latency_commits)) AS cells,
     (SELECT count(DISTINCT (text, document)) FROM cells) AS documents,
-    (SELECT coalesce(sum(tokens - 1), 0)::BIGINT FROM cells) AS tokens,
+    (SELECT coalesce(sum((tokens - 1) // coalesce(every, 1)), 0)::BIGINT FROM cells) AS tokens,
     (SELECT count(*) FROM samples) AS samples,
     (SELECT coalesce(sum(invalid), 0)::BIGINT FROM pieces) AS invalid,
     (SELECT list(DISTINCT model ORDER BY model) FROM places) AS models,

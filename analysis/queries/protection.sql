@@ -15,7 +15,7 @@ WITH shown AS (
 )
 SELECT setting, budget, start_size, 100 * recent_share AS recent_percent, scorer, policy, ppl_corpus, ppl_change_percent,
     ppl_change_low_percent, ppl_change_high_percent, shown.spread, paired_documents, length, unscored_change_percent,
-    CASE WHEN control.spread IS NOT NULL
+    CASE WHEN control.spread IS NOT NULL AND paired_documents = max(paired_documents) FILTER (scorer = 'random') OVER ends
         THEN 100 * (ppl_ratio / max(ppl_ratio) FILTER (scorer = 'random') OVER ends - 1) END AS over_random_percent,
     control.spread AS over_random_spread,
     100 * control.ppl_change_low AS over_random_low_percent,

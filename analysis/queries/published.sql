@@ -64,7 +64,8 @@ WITH claims AS (
         END AS ours_high
     FROM numbered
     LEFT JOIN perplexity ON (perplexity.policy_name = method OR numbered.start_size = 0 AND perplexity.start_size = 0 AND perplexity.recent_size IS NOT NULL)
-        AND perplexity.budget IS NOT DISTINCT FROM numbered.budget
+        AND (perplexity.budget IS NOT DISTINCT FROM numbered.budget
+            OR (every IS NOT NULL AND starts_with(perplexity.policy, format('recompute({},', numbered.budget))))
         AND (numbered.start_size IS NULL OR perplexity.policy_name = 'full' OR perplexity.start_size = numbered.start_size)
         AND (numbered.strategy IS NULL OR perplexity.strategy = numbered.strategy)
         AND (numbered.keep_ratio IS NULL OR perplexity.keep_ratio IS NULL OR perplexity.keep_ratio::DOUBLE = numbered.keep_ratio)

@@ -3,14 +3,15 @@ WITH asked AS (
     SELECT DISTINCT setting, unnest(lengths) AS length FROM cells
 ), samples AS (
     SELECT cell, setting, document, every FROM cells WHERE every > 1
-), full_runs AS (  -- the run that `documents` takes
-    SELECT setting, document, cell, tokens FROM cells WHERE policy_name = 'full'
-    QUALIFY row_number() OVER (PARTITION BY setting, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+), full_runs AS (  -- those that `documents` takes
+    SELECT cells.setting, document, cell, length FROM cells
+    JOIN asked ON asked.setting = cells.setting AND length <= tokens
+    WHERE policy_name = 'full'
+    QUALIFY row_number() OVER (PARTITION BY cells.setting, document, length ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
 ), sums AS (
     SELECT samples.cell, length, own.position, full_tokens.nll_nats, full_tokens.correct
     FROM samples
     JOIN full_runs USING (setting, document)
-    JOIN asked ON asked.setting = samples.setting AND length <= full_runs.tokens
     JOIN tokens AS own ON own.cell = samples.cell AND own.position < length AND isfinite(own.nll_nats)
     JOIN tokens AS full_tokens ON full_tokens.cell = full_runs.cell AND full_tokens.position = own.position
 )

@@ -6,21 +6,21 @@ WITH picks AS (
     FROM latency
     WHERE headline AND role = 'policy' AND policy_name <> 'full' AND in_focus
         AND setting NOT IN (SELECT latency_setting FROM pairs)
-    QUALIFY row_number() OVER (PARTITION BY setting ORDER BY context > budget DESC, tpot_ratio, policy) = 1
+    QUALIFY row_number() OVER (PARTITION BY setting ORDER BY filled DESC, tpot_ratio, policy) = 1
 ), contexts AS (
     SELECT latency.setting, latency.policy, count(*) AS contexts,
         count(*) FILTER (tpot_verdict IS DISTINCT FROM 'faster') AS contexts_not_faster
     FROM latency
-    WHERE role = 'policy' AND smallest_batch AND context > budget
+    WHERE role = 'policy' AND smallest_batch AND filled AND budget IS NOT NULL
     GROUP BY ALL
 )
-SELECT picks.*, latency.context, latency.batch, latency.budget, tpot_ms, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict,
+SELECT picks.*, latency.context, latency.batch, latency.budget, latency.filled, tpot_ms, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict,
     ttft_ms, ttft_ratio, ttft_ratio_low, ttft_ratio_high, latency.kv_mb, full_cache.kv_mb AS full_kv_mb,
     100 * latency.kv_mb / full_cache.kv_mb AS kv_percent, latency.skip_layers, latency.busy, rounds_n, contexts, contexts_not_faster,
     again_tpot_ratio, again_tpot_low, again_tpot_high,
     (SELECT list(policy ORDER BY other.tpot_ratio, policy) FROM latency AS other
         WHERE other.cell = latency.cell AND role = 'policy' AND in_focus AND other.policy <> latency.policy
-            AND policy_name <> 'full' AND other.context > other.budget
+            AND policy_name <> 'full' AND other.filled
             AND other.tpot_ratio_low <= latency.tpot_ratio_high) AS tied
 FROM picks
 JOIN latency ON latency.setting = latency_setting AND latency.policy = picks.policy AND latency.headline AND role = 'policy'

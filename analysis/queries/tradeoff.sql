@@ -4,7 +4,7 @@ WITH timed AS (
         tpot_band_low, tpot_band_high, busy
     FROM pairs
     JOIN (SELECT * RENAME (setting AS latency_setting) FROM latency) AS latency USING (latency_setting)
-    WHERE headline AND role = 'policy' AND (budget IS NULL OR context > budget)
+    WHERE headline AND role = 'policy' AND filled
 ), policies AS (
     SELECT perplexity.*, timed.* EXCLUDE (setting, policy)
     FROM perplexity

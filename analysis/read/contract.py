@@ -52,9 +52,10 @@ IDENTITY: dict[str, dict[str, pa.DataType]] = {
     "quality": texts("code", "model_identity", "document_sha256") | ALL_FIELDS,
     "latency": texts("code", "model_identity"),
 }
-CONTENDER = texts("label", "role", "of") | POLICY | counts("kv_bytes", "kv_bytes_allocated", "peak_bytes")
+CONTENDER = texts("label", "role", "of") | POLICY
+CONTENDER |= counts("kv_bytes", "kv_bytes_allocated", "peak_bytes", "full_after")
 NOISE = dict.fromkeys(("load_before", "load_after", "steal", "others"), pa.float64()) | texts("governor")
-ADDED = {"scorer", "evicts_after", "every"}  # which older records do not have
+ADDED = {"scorer", "evicts_after", "every", "full_after"}  # which older records do not have
 NULLABLE = {"model_note", "strategy", "position_mode", "budget", "start_size", "of", "peak_bytes"} | ADDED
 PREFILLED = {"policy", "again", "dynamic"}  # roles with a TTFT; a twin that does not evict has steps only
 

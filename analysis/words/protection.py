@@ -18,10 +18,9 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
         bare, kept = places[0], min((place for place in places if place[0] == sinks), key=lambda p: abs(p[1] - HALF))
         before, after = (at(mine, place) for place in (bare, kept))
         where = f"{setting}, " if several else ""
-        found.append(
-            f"{where}{budget:,} tokens: with {named(bare)}, perplexity is {span(before)} against the full cache; with "
-            f"{named(kept)}, {span(after)}. {against_random(after)}"
-        )
+        told = f"{where}{budget:,} tokens: with {named(bare)}, perplexity is {span(before)} against the full cache"
+        protected = f"; with {named(kept)}, {span(after)}" if kept != bare else ""
+        found.append(f"{told}{protected}. {against_random(after)}")
     return found
 
 

@@ -62,7 +62,7 @@ def sentence(row: Row) -> str:
 
 def unfilled(row: Row) -> bool:
     """Whether a bounded policy was timed where it still keeps every token."""
-    return bool(row["budget"]) and row["context"] <= row["budget"]
+    return not row["filled"]
 
 
 def again_words(row: Row) -> str:

@@ -74,7 +74,8 @@ def quality_table(rows: list[Row], tradeoff: list[Row], several: bool) -> list[s
         if paces:
             pace = paces.get((row["setting"], row["policy"]))
             shown.append(wording.NONE if full or not pace else times_of(pace, pace["x_low"], pace["x_high"]))
-        lines.append([f"`{row['policy']}`{wording.caveat(row['skip_layers'])}", *shown])
+        sample = f" (one of {row['every']} tokens)" if row["every"] else ""
+        lines.append([f"`{row['policy']}`{sample}{wording.caveat(row['skip_layers'])}", *shown])
     headings = ["Policy", "KV kept, MB", "of full", "Perplexity", "against full", "Accuracy", "points"]
     headings += ["Time per token"] if paces else []
     return wording.table(headings, lines, 1, [row["setting"] for row in rows if several])

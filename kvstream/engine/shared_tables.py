@@ -27,6 +27,7 @@ class SharedTables:
     def _begin(self) -> None:
         self.model_rotates = True
         self._rotations: dict[tuple[Any, ...], Rotation] = {}
+        self._places: dict[tuple[Any, ...], Rotation] = {}
         self._pairs: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._bands: dict[tuple[Any, ...], torch.Tensor] = {}
 
@@ -43,7 +44,8 @@ class SharedTables:
         """Rotate to positions start … start + length − 1, none above `cap`."""
         key = ("span", start, length, cap, like.device)
         if key not in self._rotations:
-            self._make_room()
+            if len(self._rotations) >= 64:  # a call needs a few, or one for each layer, and the next call others
+                self._rotations.clear()
             positions = torch.arange(start, start + length)
             self._rotations[key] = self.rope.at(positions if cap is None else positions.clamp(max=cap), like)
         return self._rotations[key]
@@ -63,14 +65,15 @@ class SharedTables:
     def rotation_of(self, positions: tuple[int, ...], like: torch.Tensor) -> Rotation:
         """Rotate to these positions; one position is good for any number of vectors."""
         key = (positions, like.device)
-        if key not in self._rotations:
-            self._make_room()
+        if key not in self._places:
+            if len(self._places) >= 64:  # a step needs a few, or one for each layer, and the next step others
+                self._places.clear()
             # A step's positions lie beside those of the last: tables of them are cheaper than one rotation each.
             spans = [
                 self.rotation(p - p % TABLE, TABLE, None, like).window(p % TABLE, p % TABLE + 1) for p in positions
             ]
-            self._rotations[key] = Rotation.joined(spans)
-        return self._rotations[key]
+            self._places[key] = Rotation.joined(spans)
+        return self._places[key]
 
     def band(self, queries: int, keys: int, behind: int, reach: int, like: torch.Tensor) -> torch.Tensor:
         """Mask, to be added to scores: query i sees key j where 0 ≤ behind + i − j ≤ reach; shape (queries, keys)."""
@@ -81,7 +84,3 @@ class SharedTables:
             age = behind + torch.arange(queries)[:, None] - torch.arange(keys)
             self._bands[key] = torch.zeros(queries, keys).masked_fill_((age < 0) | (age > reach), -torch.inf).to(like)
         return self._bands[key]
-
-    def _make_room(self) -> None:
-        if len(self._rotations) >= 16:  # a call needs a few, and the next call others
-            self._rotations.clear()

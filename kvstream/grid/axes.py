@@ -80,9 +80,12 @@ class Grid:
             raise ValueError("lengths, contexts: both empty; give lengths to measure quality or contexts for latency")
         _whole("documents", self.documents, 1)
         _whole("recompute_every", self.recompute_every, 1)
-        if self.recompute and (not self.lengths or self.recompute_every >= self.lengths[0]):
-            asked = f"every {self.recompute_every}th token" if self.lengths else "no lengths"
-            raise ValueError(f"recompute: {asked} leaves a prefix without one; give lengths beyond recompute_every")
+        if self.recompute and self.recompute_every >= min(self.lengths, default=0):
+            shortest = f"of {min(self.lengths)} tokens" if self.lengths else "as no lengths are given"
+            raise ValueError(
+                f"recompute: one in {self.recompute_every} tokens is none {shortest}; give lengths beyond that, or a "
+                "smaller recompute_every"
+            )
         _name("text", self.text)
         if self.bos not in BOS:
             raise ValueError(f"bos: {self.bos!r} is not valid; choose one of {', '.join(BOS)}")

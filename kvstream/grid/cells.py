@@ -190,7 +190,8 @@ class RecomputeCell(TextCell):
             "policy_name": "recompute",
             "policy_fields": {"window": self.window, "every": self.every},
             "every": self.every,
-            **dict.fromkeys(("strategy", "position_mode", "budget", "start_size", "scorer", "evicts_after")),
+            "position_mode": "cache",  # 0 … window − 1
+            **dict.fromkeys(("strategy", "budget", "start_size", "scorer", "evicts_after")),
             "skip_layers": "",
             "kv_bytes": self.kv_bytes(Full(), min(self.window, super().rows)),
         }

@@ -66,6 +66,10 @@ def too_large(cell: Cell, available_bytes: float) -> str | None:
             f"side by side, {sizes[1]}; give shorter contexts, smaller batches or fewer policies"
         )
     assert isinstance(cell, TextCell)
+    if isinstance(cell, RecomputeCell):
+        return (
+            f"recompute: {cell.window} tokens of {cell.model.spec!r} need {sizes[0]}, {sizes[1]}; give smaller windows"
+        )
     return (
         f"lengths: {cell.rows + 1} tokens of {cell.model.spec!r} under {cell.label} need {sizes[0]}, {sizes[1]}; "
         "give shorter lengths, or a policy that bounds the cache"

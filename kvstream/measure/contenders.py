@@ -22,7 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
 from kvstream.policies import Full, Policy
 from kvstream.policies.fields import policy_fields
-from kvstream.policies.sizes import distinct_sizes, kept_by_layer
+from kvstream.policies.sizes import distinct_sizes, full_after, kept_by_layer
 
 FULL_AGAIN = "full (again)"
 DYNAMIC = "DynamicCache"
@@ -82,7 +82,8 @@ class Contender(ABC):
     def description(self) -> dict[str, Any]:
         """What the report groups and labels by, as plain JSON values; of: the policy that a twin is of."""
         of = str(self.policy) if self.role == HeldContender.role else None
-        return {"label": self.label, "role": self.role, "of": of, **policy_fields(self.policy)}
+        full = full_after(self.policy, self.model.config.num_hidden_layers)
+        return {"label": self.label, "role": self.role, "of": of, "full_after": full, **policy_fields(self.policy)}
 
     @property
     def kv_bytes(self) -> dict[str, int]:

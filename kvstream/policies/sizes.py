@@ -22,6 +22,13 @@ def evicts_after(policy: Policy, layers: int) -> int | None:
     return min((most for most in held if most is not None), default=None)
 
 
+def full_after(policy: Policy, layers: int) -> int | None:
+    """After how many tokens every layer that ever evicts is full; None: none ever does."""
+    bound = policy.in_layers(layers)
+    budgets = [regions.budget for regions in map(bound.regions_of, range(layers)) if regions]
+    return max(budgets, default=None)
+
+
 def evicts(policy: Policy, layers: int, tokens: int) -> bool:
     """Whether any layer has evicted after `tokens` tokens."""
     most = evicts_after(policy, layers)

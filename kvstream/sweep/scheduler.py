@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
 from typing import Any
 
 from kvstream.grid.cells import Cell, LatencyCell
@@ -30,7 +29,13 @@ def phases(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Cells in the order in which they are computed: quality first, then latency, one model at a time."""
     latency = [cell for cell in cells if isinstance(cell, LatencyCell)]
     quality = [cell for cell in cells if not isinstance(cell, LatencyCell)]
-    return [list(group) for kind in (quality, latency) for _, group in groupby(kind, key=lambda cell: cell.model)]
+    groups: list[list[Cell]] = []
+    for kind in (quality, latency):
+        by_model: dict[object, list[Cell]] = {}
+        for cell in kind:
+            by_model.setdefault(cell.model, []).append(cell)
+        groups += by_model.values()
+    return groups
 
 
 class Scheduler:

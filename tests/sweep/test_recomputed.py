@@ -14,12 +14,21 @@ from kvstream import __main__ as command
 from kvstream import load_model, recompute
 
 WINDOW, EVERY, TOKENS = 24, 8, 200
-FLAGS = ("--documents", "3", "--lengths", f"100,{TOKENS}", "--recompute", str(WINDOW), "--recompute-every", str(EVERY))
+FLAGS = (
+    "--documents",
+    "3",
+    "--lengths",
+    f"100,{TOKENS}",
+    "--recompute",
+    f"{WINDOW},12",
+    "--recompute-every",
+    str(EVERY),
+)
 
 
 @pytest.fixture(scope="module")
 def swept(ray_here, world, tmp_path_factory):
-    """Records of full, one policy and one window, and their report."""
+    """Records of full, one policy and two windows, and their report."""
     folder = tmp_path_factory.mktemp("recomputed")
     done = sweep_here(labelled(world, folder / "records", "full,streaming_llm(4,20)", TOKENS, *FLAGS))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -60,7 +69,7 @@ def test_it_is_compared_with_full_on_the_same_tokens(swept):
         pairs = [(nll, full[name][at]) for name, rows in mine.items() for at, nll in rows.items() if at < length]
         ours, theirs = (math.fsum(each) / len(pairs) for each in zip(*pairs))
         rows = rows_of(folder / "report", "perplexity")
-        [row] = [row for row in rows if row["policy_name"] == "recompute" and int(row["length"]) == length]
+        [row] = [row for row in rows if row["policy"] == "recompute(24,every=8)" and int(row["length"]) == length]
         assert float(row["ppl_change_percent"]) == pytest.approx(100 * (math.exp(ours - theirs) - 1), rel=1e-6)
         assert float(row["ppl_corpus"]) == pytest.approx(math.exp(ours), rel=1e-6)
         assert (row["paired_documents"], int(row["scored"])) == ("3", len(pairs))
@@ -72,8 +81,14 @@ def test_it_stands_in_the_table_and_is_no_policy(swept):
     page = page_of(folder / "report")
     table = page.partition('id="results"')[2].partition("</table>")[0]
     assert "each token’s window is run anew, all its tokens; one of 8 measured" in table
-    for name in ("cards", "tradeoff", "equal_budget", "by_budget", "length", "along_the_text"):
+    assert "0 … window − 1" in table
+    summary = (folder / "report" / "summary.md").read_text(encoding="utf-8")
+    assert "`recompute(24,every=8)` (one of 8 tokens)" in summary
+    for name in ("cards", "tradeoff", "by_budget", "length", "along_the_text"):
         assert "recompute" not in str(rows_of(folder / "report", name)), name
+        assert "streaming_llm(4,20)" in str(rows_of(folder / "report", name)), name
+    scored = 3 * (2 * (TOKENS - 1) + 2 * ((TOKENS - 1) // EVERY))
+    assert f"{scored:,} scored tokens" in page
 
 
 def test_it_is_verified_done_again_and_not_computed_twice(swept, world):
@@ -81,17 +96,17 @@ def test_it_is_verified_done_again_and_not_computed_twice(swept, world):
     records = folder / "records"
     verified = here(command.main, ["verify", str(records)])
     assert verified.returncode == 0
-    assert "9 cells" in verified.stdout
+    assert "12 cells" in verified.stdout
     paths = sorted(records.glob("????????????????.json"))
     key = next(path.stem for path in paths if "every" in json.loads(path.read_text())["fields"])
     rerun = here(command.main, ["rerun", str(records), key])
     assert rerun.returncode == 0, rerun.stdout + rerun.stderr
     again = sweep_here(labelled(world, records, "full,streaming_llm(4,20)", TOKENS, *FLAGS))
-    assert "9 finished before, 0 to do" in again.stdout
+    assert "12 finished before, 0 to do" in again.stdout
 
 
 def test_its_cost_is_told(world, tmp_path):
-    told = sweep_here(labelled(world, tmp_path, "full", TOKENS, *FLAGS, "--dry-run")).stdout
+    told = sweep_here(labelled(world, tmp_path, "full", TOKENS, *FLAGS, "--recompute", "24", "--dry-run")).stdout
     windows = [line for line in told.splitlines() if "recompute" in line]
     assert len(windows) == 3
     # One window holds the first 24 tokens and tells three of the sample; the other 21 have 24 tokens each.
