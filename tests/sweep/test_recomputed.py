@@ -86,7 +86,7 @@ def test_it_stands_in_the_table_and_is_no_policy(swept):
     assert "`recompute(24,every=8)` (one of 8 tokens)" in summary
     for name in ("cards", "tradeoff", "by_budget", "length", "along_the_text"):
         assert "recompute" not in str(rows_of(folder / "report", name)), name
-        assert "streaming_llm(4,20)" in str(rows_of(folder / "report", name)), name
+        assert name == "cards" or "streaming_llm(4,20)" in str(rows_of(folder / "report", name)), name
     scored = 3 * (2 * (TOKENS - 1) + 2 * ((TOKENS - 1) // EVERY))
     assert f"{scored:,} scored tokens" in page
 
