@@ -27,7 +27,8 @@ def scan_compiled(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.T
     sets, K = held[0].shape[:2]
     output_BHGTD = torch.empty(new.q_BHGTD.shape, dtype=new.q_BHGTD.dtype)
     come = (new.q_BHGTD, new.k_BHTD, new.v_BHTD, new.own_BHTE, new.score_BHT, output_BHGTD)
-    of_sets = [x.reshape(sets, K, *x.shape[2:]).numpy() for x in come] + held
+    # Contiguous, as each other layout is compiled by itself, and loops over it are slow.
+    of_sets = [x.reshape(sets, K, *x.shape[2:]).contiguous().numpy() for x in come] + held
     before = layer.held(layer.seen)
     count = (layer.seen, before, layer.left, layer.regions.sinks, layer.regions.recent)
     policy = layer.policy

@@ -332,7 +332,15 @@ def test_no_interval_below_five_rounds():
 )
 def test_no_more_is_said_of_speed_than_its_interval_supports(ratio, low, high, verdict, words):
     row = {"tpot_ratio": ratio, "tpot_ratio_low": low, "tpot_ratio_high": high, "tpot_verdict": verdict}
-    row |= {"context": 300, "batch": 1, "budget": 256, "rounds_n": 4, "contexts": 1, "contexts_not_faster": 0}
+    row |= {
+        "context": 300,
+        "batch": 1,
+        "budget": 256,
+        "filled": True,
+        "rounds_n": 4,
+        "contexts": 1,
+        "contexts_not_faster": 0,
+    }
     row |= {"busy": None, "again_tpot_ratio": None, "again_tpot_low": None, "again_tpot_high": None}
     _, said = speed_words.beside_quality(row)
     assert words in said.replace("\u00a0", " ")
