@@ -16,7 +16,7 @@ from kvstream import decode, replay
 from kvstream.policies import POLICIES
 from kvstream.policies.fields import axes_of, spanned
 
-T = 40
+T = 30
 BUDGET = 11
 FAMILIES = ["neox", "llama"]
 

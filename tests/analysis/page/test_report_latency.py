@@ -345,7 +345,7 @@ def test_no_more_is_said_of_speed_than_its_interval_supports(ratio, low, high, v
     _, said = speed_words.beside_quality(row)
     assert words in said.replace("\u00a0", " ")
     assert ("256 of 300 tokens kept, there is little to save" in said) == (ratio > 1 and low is not None)
-    early, said = speed_words.beside_quality(row | {"context": 256})
+    early, said = speed_words.beside_quality(row | {"context": 256, "filled": False})
     assert early == ""
     assert "256 tokens, does not exceed its budget of 256" in said
 
