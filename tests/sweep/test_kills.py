@@ -273,7 +273,7 @@ def test_kills_at_random_moments_change_no_row(start, world, tmp_path):
         sweep = start([*command, str(out)], RAY_ADDRESS="local" if own else address)
         sweeps.append(sweep)
         session = sweep.session if own else ray.session
-        while goes_on_for(sweep, draw.uniform(0.0, 3.0 if early else 0.4)):
+        while goes_on_for(sweep, draw.uniform(0.0, 2.0 if early else 0.4)):
             assert time.monotonic() < end, f"only {dict(kills)} in 20 minutes"
             if not early and not workers(session):
                 continue

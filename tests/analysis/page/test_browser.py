@@ -98,14 +98,18 @@ def test_page(visit, name, scheme, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_page_is_small_and_its_first_chart_comes_soon(visit, tmp_path_factory):
-    assert (built("golden", tmp_path_factory)[1] / "index.html").stat().st_size <= 3_000_000
-    taken = []
-    while len(taken) < 5 and min(taken, default=9) > 2:  # the best of five: a busy machine delays any page
-        started = time.monotonic()
-        visit("golden").wait_for_selector("[data-spec] svg .mark-symbol path")
-        taken.append(time.monotonic() - started)
-    assert min(taken) <= 2, taken
+def test_page_is_small_and_its_first_chart_comes_soon(browser, tmp_path_factory):
+    """In seconds of the page's own thread: a busy machine delays any page."""
+    path = built("golden", tmp_path_factory)[1] / "index.html"
+    assert path.stat().st_size <= 3_000_000
+    page = browser.new_page()
+    asked = page.context.new_cdp_session(page)
+    asked.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.goto(path.as_uri())
+    page.wait_for_selector("[data-spec] svg .mark-symbol path")
+    taken = {one["name"]: one["value"] for one in asked.send("Performance.getMetrics")["metrics"]}
+    page.close()
+    assert 0.1 < taken["TaskDuration"] <= 2, taken
 
 
 def faint(page, figure):
