@@ -26,8 +26,9 @@ def policies_table(recorded: Iterable[Row]) -> pa.Table:
     """One row per policy of these fields of cells and contenders: its series, its variant, its fields in words.
 
     sinks: how many first tokens it keeps, null where it has no such field. recent_size: how many last ones, if sinks
-    and these are all it keeps, else null. recent_share: see below. scorer: which it is of those
-    that choose between sinks and recents, if any. base: the label without what makes a variant.
+    and these are all it keeps, else null. recent_share: which share of its budget last tokens are, if it chooses among
+    others. scorer: which it is of those that choose between sinks and recents, if any. base: the label without what
+    makes a variant.
     """
     found = {row["policy"]: row for row in recorded}
     fields = {label: fields_of(row) for label, row in found.items()}
@@ -72,8 +73,9 @@ def recent_size(row: Row, fields: Row) -> int | None:
 def recent_share(row: Row, fields: Row) -> float | None:
     """Which share of its budget last tokens are, if a policy chooses among others beside these and its sinks."""
     recents, sinks = fields.get("recent_size"), fields.get("start_size") or 0
-    free = recents is not None and row["budget"] is not None and recents + sinks < row["budget"]
-    return recents / row["budget"] if free and recents is not None else None
+    if recents is None or row["budget"] is None or recents + sinks >= row["budget"]:
+        return None
+    return float(recents / row["budget"])
 
 
 def telling(alike: dict[str, Row], budgets: dict[str, Any]) -> list[str]:

@@ -17,7 +17,6 @@ from kvstream.policies import POLICIES, SCORERS, BoundedPolicy, Policy, parse_po
 from kvstream.policies.fields import Field, axes_of
 
 T = TypeVar("T")
-AXES = ("models", "text", "join_rows", "bos", "documents", "lengths", "contexts", "batches", "recompute")
 REPEATS = {"prefills": "prefills per policy", "rounds": "rounds", "steps": "output tokens per round"}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -46,7 +45,8 @@ def parse_flags(grid: Grid, question: str, arguments: Sequence[str] | None = Non
     given = parser_of(grid, question).parse_args(arguments)
     try:
         changes: dict[str, Any] = {"policies": _policies(grid, given)}
-        for axis in (*AXES, "recompute_every"):
+        replaced = ("models", "text", "join_rows", "bos", "documents", "lengths", "contexts", "batches")
+        for axis in (*replaced, "recompute", "recompute_every"):
             if (value := getattr(given, axis)) is not None:
                 changes[axis] = value
         if changes["policies"] != grid.policies:

@@ -7,7 +7,8 @@ from kvstream.policies.base import Policy
 
 def kept_by_layer(policy: Policy, layers: int, tokens: int) -> tuple[int, ...]:
     """Tokens that each layer keeps, per kv-head, after `tokens` tokens."""
-    return tuple(policy.in_layers(layers).kept(layer, tokens) for layer in range(layers))
+    bound = policy.in_layers(layers)
+    return tuple(bound.kept(layer, tokens) for layer in range(layers))
 
 
 def tokens_from_full(policy: Policy, layers: int) -> int | None:

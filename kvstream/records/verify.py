@@ -64,7 +64,9 @@ def checked_rows(records: Records, key: str) -> tuple[str, pa.Table]:
         expected = np.arange(every, record["fields"]["tokens"], every)
         if not np.array_equal(table["position"].to_numpy(), expected):
             steps = f" in steps of {every}" if every > 1 else ""
-            raise ValueError(f"{name} does not hold each position from {every} to {expected[-1]:,}{steps} once")
+            raise ValueError(
+                f"{name} does not hold each position from {every} to {record['fields']['tokens'] - 1:,}{steps} once"
+            )
     return name, table
 
 

@@ -52,7 +52,11 @@ class Cpu(Reference):
         """Seat a candidate, and turn contested keys that stand turned already, in one pass; see `Backend.seat`."""
         if layer.keys.element_size() < 4:
             return super().seat(layer, candidate, takeover, newest, members)
-        back, settled, eviction = layer.tables.rotation_of((-candidate,), layer.keys), takeover.settled, layer.eviction
+        back, settled, eviction = (
+            layer.tables.rotation_of((-candidate if layer.ranks else 0,), layer.keys),
+            takeover.settled,
+            layer.eviction,
+        )
         table, first = (layer.ranks.table, layer.ranks.first) if layer.ranks else (back, 0)
         tensors = layer.keys, layer.values, layer.plain_BHZD, eviction.score_BHZ, eviction.rank_BHZ
         settling = settled.seat_BHC, settled.left_BHC, settled.score_BHC
