@@ -25,6 +25,7 @@ BY_HAND = ("tests/engine/test_by_hand.py", "")
 RECORDS, DAMAGE = ("tests/records/test_records.py", ""), ("tests/records/test_damage.py", "")
 SCHEDULER = ("tests/sweep/test_scheduler.py", "")
 CHANGES = ("tests/grid/test_changes.py", "decides or digest")
+SERVING = ("tests/analysis/words/test_serving.py", "not page")
 QUERIES, CARDS = ("tests/analysis/numbers/test_queries.py", ""), ("tests/analysis/words/test_rules.py", "card")
 
 
@@ -111,6 +112,10 @@ MUTATIONS = [
     Mutation("a card takes the most memory", "analysis/queries/cards.sql",
              "ORDER BY kv_mb, ppl_change_percent, policy) = 1", "ORDER BY kv_mb DESC, ppl_change_percent, policy) = 1",
              CARDS),
+    Mutation("a context shift takes the sinks, too", "analysis/words/serving.py",
+             'most - (most - policy["start"]) // 2', "most - most // 2", SERVING),
+    Mutation("sizes rounded below what was asked", "analysis/words/serving.py",
+             "-(-size // block) * block", "size // block * block", SERVING),
 ]  # fmt: skip
 
 

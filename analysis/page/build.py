@@ -25,7 +25,7 @@ from analysis.page import result_rows
 from analysis.page.columns import COLUMNS, LATENCY_COLUMNS
 from analysis.page.views import code, escape_json, model_of, view
 from analysis.read.records import Records
-from analysis.words import claims, protection, speed, wording
+from analysis.words import claims, protection, serving, speed, wording
 from analysis.words.answers import answers
 from analysis.words.card_sentences import CASES, card
 from analysis.words.summary import problems, subtitle_of, title_of
@@ -48,6 +48,7 @@ def page(
     ours = "\n".join((TEMPLATE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     scripts = [vega.replace("\r\n", "\n"), f'"use strict";\n{ours}']
     overview = frames["overview"][0]
+    fields = fields_of(records)
     template = environment().get_template("page.html")
     return template.render(
         frames=frames,
@@ -65,7 +66,8 @@ def page(
         problems=problems(records, frames),
         planned=len(records.sweep.get("cells", [])),
         answers=answers(frames),
-        cards={setting: cards_of(frames, setting) for setting in overview["settings"]},
+        cards={setting: cards_of(frames, setting, fields) for setting in overview["settings"]},
+        looked_at=serving.looked_at(),
         cases=CASES,
         thresholds=dict(zip(("within", "quality_within", "memory"), thresholds)),
         figures={name: view(name, figure, overview) for name, figure in figures.items()},
@@ -105,10 +107,19 @@ def environment() -> jinja2.Environment:
     )
 
 
-def cards_of(frames: dict[str, list[Row]], setting: str) -> list[Row]:
-    """The cards of one setting; none where there is no quality to choose by."""
+def cards_of(frames: dict[str, list[Row]], setting: str, fields: dict[str, Row]) -> list[Row]:
+    """The cards of one setting, and where what they took is served; none where there is no quality to choose by."""
+    if not any(row["setting"] == setting for row in frames["perplexity"]):
+        return []
     mine = [row for row in frames["cards"] if row["setting"] == setting]
-    return [card(row) for row in mine] if any(row["setting"] == setting for row in frames["perplexity"]) else []
+    places = [serving.places(row["policy_name"], fields[row["policy"]]) if row["policy"] else [] for row in mine]
+    return [card(row) | {"places": served} for row, served in zip(mine, places)]
+
+
+def fields_of(records: Records) -> dict[str, Row]:
+    """By a policy's label, as it is printed, what each of its fields holds."""
+    recorded = [commit["fields"] for commit in records.commits["quality"]]
+    return {visible(fields["policy"]): fields["policy_fields"] for fields in recorded}
 
 
 def picks(frames: dict[str, list[Row]]) -> dict[tuple[str, str], list[str]]:
