@@ -32,13 +32,21 @@ from analysis.page.build import page
 from analysis.read.fetching import at_hand
 from analysis.read.records import Records, RecordsError, read_records
 from analysis.words import readme as readme_words
-from analysis.words.summary import stands_on, summarise, title_of
+from analysis.words.summary import stands_on, summarise, title_of, whiskers
 from analysis.words.visible import in_markdown, visible
 
-STORED = ("perplexity", "documents", "noise", "latency")  # tables of the database, the others are queries
+STORED = (
+    "perplexity",
+    "documents",
+    "noise",
+    "latency",
+    "divergence",
+    "worst",
+)  # tables of the database, the others are queries
 OTHERS = ("cards", "published", "published_latency")  # tables of which there is no chart
 TABLES = (*STORED, *figures.QUERIES, *OTHERS)
 WORDS = ("overview", "environment", "models", "invalid", "answer", "speed")  # asked for sentences, not tables
+Thresholds = tuple[float, float, float, str]
 BY_SETTING = ("answer", "speed", *(name for name in TABLES if not name.startswith("published")))
 
 
@@ -46,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0 when all is well, 2 with one line per problem otherwise."""
     options = parse(arguments)
     try:
-        thresholds = (options.within, options.quality_within, options.memory)
+        thresholds = (options.within, options.quality_within, options.memory, options.quality_metric)
         with at_hand(options.records) as folder, unchecked():
             records = read_records(folder, options.records)
             written = build(records, options.out, thresholds, options.readme)
@@ -79,12 +87,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--records", default="records/quick", help=where)
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: %(default)s)")
     for flag, default, what in (
-        ("--within", database.WITHIN, "perplexity a recommended policy may cost"),
+        ("--within", database.WITHIN, "what a recommended policy may cost: perplexity, or by --quality-metric"),
         ("--quality-within", database.QUALITY_WITHIN, "the same where quality comes first, with its interval"),
         ("--memory", database.MEMORY, "share of the full cache's memory where that is limited"),
     ):
         about = f"{what} (default: %(default)g)"
         parser.add_argument(flag, type=percentage, default=default, metavar="PERCENT", help=about)
+    metric = (
+        "what cost means: perplexity, in %%; KL from full, in hundredths of a nat; tokens with another top token, in %%"
+    )
+    parser.add_argument("--quality-metric", choices=database.METRICS, default=database.METRICS[0], help=metric)
     rewritten = "also rewrite FILE's results block and its docs/report.png"
     parser.add_argument("--readme", type=Path, metavar="FILE", help=rewritten)
     options = parser.parse_args(arguments)
@@ -104,12 +116,17 @@ def percentage(text: str) -> float:
     return value
 
 
-def build(records: Records, out: Path, thresholds: tuple[float, float, float], readme: Path | None = None) -> list[str]:
+def build(records: Records, out: Path, thresholds: Thresholds, readme: Path | None = None) -> list[str]:
     """Write the whole report into `out` and say what was written; thresholds as `database.open_database` takes them."""
     around = readme_words.readme_parts(readme) if readme else None
     connection = database.open_database(records, *thresholds)
     found = {name: ask(connection, name) for name in (*TABLES, *WORDS)}
     frames = {name: table.to_pylist() for name, table in found.items()}
+    if thresholds[-1] != database.METRICS[0] and frames["perplexity"] and not frames["divergence"]:
+        raise RecordsError(
+            f"--quality-metric: {thresholds[-1]!r} needs records with divergence from full; "
+            "sweep with --metrics kl, or leave it out"
+        )
     rank = {setting: place for place, setting in enumerate(frames["overview"][0]["settings"])}
     for name in BY_SETTING:
         frames[name].sort(key=lambda row: rank[row["setting"]])  # stable: inside a setting the query's order stays
@@ -119,7 +136,7 @@ def build(records: Records, out: Path, thresholds: tuple[float, float, float], r
         write_table(out / "tables", name, frames[name], found[name].schema)
     frames = {name: visible(rows) for name, rows in frames.items()}
     drawn = figures.drawn(frames)
-    files = drawing.draw(drawn, out / "charts", stands_on(frames))
+    files = drawing.draw(drawn, out / "charts", stands_on(frames), whiskers(frames))
     (out / "index.html").write_text(page(records, frames, drawn, thresholds, out), encoding="utf-8")
     summary = summarise(records, frames)
     (out / "summary.md").write_text(f"# kvstream: {in_markdown(title_of(records))}\n\n{summary}\n", encoding="utf-8")

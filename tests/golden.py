@@ -40,6 +40,7 @@ class P:
     skip_layers: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
     scorer: str | None = None  # older records do not say
+    recalls: float = 0.9  # share of answers that are right beyond the budget
 
 
 def streaming(start: int, recent: int, excess: float, position: str = "cache", skip: str = "") -> P:
@@ -95,6 +96,9 @@ class Plan:
     vocab_size: int = 50_000
     question: str = "Which policy, which budget, at what cost?"
     environment: dict[str, str] = field(default_factory=lambda: dict(ENVIRONMENT))
+    answers: tuple[tuple[int, int, int], ...] = ()  # position, length and distance, by position
+    recalls: float = 0.9  # share of answers that are right within the budget
+    diverges: bool = False  # whether tokens are compared with full's predictions; in older records they are not
 
 
 ENVIRONMENT = {"python": "3.12.3", "kvstream": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "ray": "2.60.0"}
@@ -150,6 +154,7 @@ QUICK = Plan(
     documents=("Genesis", "Job"),
     tokens=4096,
     lengths=(512, 1024, 2048, 4096),
+    diverges=True,
 )
 # Latency alone: random weights, one context, enough gaps for p99 and too few prefills for an interval.
 SHAPES = Plan(
@@ -179,7 +184,40 @@ def scored(plan: Plan, model: str, document: str, policy: P) -> tuple[np.ndarray
         over = position > policy.budget
         nll = nll + over * policy.excess * own.gamma(2.0, 0.5, count)
     correct = nll < 0.8
+    for answer in plan.answers:
+        repeat(*answer, token, nll, correct, policy, plan.recalls, own)
     return token.astype(np.int32), nll.astype(np.float32), correct
+
+
+def compared(plan: Plan, model: str, document: str, policy: P) -> dict[str, np.ndarray]:
+    """KL from full, same top token, and the rank of the token: nothing differs while the budget holds all."""
+    own = np.random.default_rng([plan.seed, 1, int(key_of(model, document, policy.label), 16) % 2**32])
+    count, position = plan.tokens - 1, np.arange(1, plan.tokens)
+    kl = own.gamma(0.3, 3.0, count) * policy.excess * (position > (policy.budget or plan.tokens))
+    kl[own.random(count) < 0.01] *= 5  # the tail
+    same, rank = own.random(count) > np.minimum(kl, 0.9), own.geometric(0.3, count).astype(np.uint16)
+    return {"kl_nats": kl.astype(np.float32), "same_top": same, "rank": rank}
+
+
+def worst_of(columns: dict[str, np.ndarray], nll: np.ndarray) -> list[dict[str, Any]]:
+    """The twenty tokens with the highest KL, with words that need escaping."""
+    order = sorted(range(len(nll)), key=lambda row: (-columns["kl_nats"][row], row))[:20]
+    found = []
+    for row in order:
+        numbers = {"position": row + 1, "kl_nats": float(columns["kl_nats"][row]), "nll_nats": float(nll[row])}
+        words = {"before": f"<b>word {row}</b> ", "token": "&amp; it", "after": " {{ then }}"}
+        found += [numbers | words] if numbers["kl_nats"] > 0 else []
+    return found
+
+
+def repeat(position, length, distance, token, nll, correct, policy: P, recalls: float, own: Any) -> None:
+    """Copy an answer and the four tokens before it from so far back; what is lost there depends on who still has it."""
+    held = policy.budget is None or distance <= policy.budget
+    rows = np.arange(position - 5, position - 1 + length)  # of position 1 is row 0
+    token[rows] = token[rows - distance]
+    nll[rows] *= 0.2 if held else 0.5
+    correct[rows[4:]] = True
+    correct[rows[4]] = own.random() < (recalls if held else min(recalls, policy.recalls))  # else its first is wrong
 
 
 def write(plan: Plan, folder: Path) -> Path:
@@ -198,7 +236,10 @@ def write(plan: Plan, folder: Path) -> Path:
         token, nll, correct = scored(plan, model[0], document, policy)
         if plan.invalid and index in (1, len(plan.policies) + 2):
             nll[10] = np.nan if index == 1 else np.inf
-        write_cell(folder, key, fields, token, nll, correct, plan.environment)
+        more = compared(plan, model[0], document, policy) if plan.diverges else {}
+        if more and (worst := worst_of(more, nll)):
+            fields |= {"worst": worst}
+        write_cell(folder, key, fields, token, nll, correct, plan.environment, more)
     keys += write_latency(plan, folder) if plan.latency else []
     sweep = {"name": "golden", "question": plan.question, "cells": keys}
     write_json(folder / "sweep.json", sweep)
@@ -225,6 +266,8 @@ def fields_of(plan: Plan, model: tuple[str, str | None, int], document: str, pol
         "kv_bytes_full": per_token * plan.tokens,
         "policy_fields": fields_in(policy), "vocab_size": plan.vocab_size,
         **({"scorer": policy.scorer} if policy.scorer else {}),
+        **({"metrics": "kl"} if plan.diverges else {}),
+        **({"answers": [list(answer) for answer in plan.answers]} if plan.answers else {}),
     }  # fmt: skip
 
 
@@ -322,12 +365,21 @@ def table_of(key: str, rows: list[tuple[Any, ...]]) -> pa.Table:
     return pa.table({"cell": pa.array([key] * len(rows)), **arrays})
 
 
-def write_cell(folder: Path, key: str, fields: dict[str, Any], token: Any, nll: Any, correct: Any, environment: Any):
+def write_cell(
+    folder: Path,
+    key: str,
+    fields: dict[str, Any],
+    token: Any,
+    nll: Any,
+    correct: Any,
+    environment: Any,
+    more: Any = None,
+):
     """One Parquet file and its commit record."""
     count = len(token)
     columns = {"cell": [key] * count, "document": [fields["document"]] * count}
     columns |= {"position": np.arange(1, count + 1, dtype=np.int32), "token": token}
-    commit(folder, key, fields, pa.table(columns | {"nll_nats": nll, "correct": correct}), environment)
+    commit(folder, key, fields, pa.table(columns | {"nll_nats": nll, "correct": correct} | (more or {})), environment)
 
 
 def commit(folder: Path, key: str, fields: dict[str, Any], table: pa.Table, environment: dict) -> None:
@@ -405,7 +457,19 @@ def protection(excess: dict[str, tuple[float, ...]] = EXCESS, documents: int = 1
     return replace(PLAIN, policies=policies, documents=PLAIN.documents[:documents], tokens=200, lengths=(200,))
 
 
-PLANS = {"golden": GOLDEN, "quick": QUICK, "shapes": SHAPES, "protection": protection()}
+# Every twenty tokens an answer, its fact 64, 128 or 256 tokens before.
+RECALL = replace(
+    PLAIN,
+    policies=(
+        FULL,
+        *(replace(streaming(4, budget - 4, 0.1), recalls=0.0) for budget in (96, 192)),
+        replace(l2(96, "keep_low", 0.3), recalls=0.4),
+    ),
+    text="recall:",
+    lengths=(600,),
+    answers=tuple((270 + 20 * place, 4, (64, 128, 256)[place % 3]) for place in range(15)),
+)
+PLANS = {"golden": GOLDEN, "quick": QUICK, "shapes": SHAPES, "protection": protection(), "recall": RECALL}
 
 
 def built(name: str, tmp_path_factory: Any) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""Would the tests notice? Changes the code in 27 places, one at a time in a copy, and runs the tests that should fail.
+"""Would the tests notice? Changes the code in many places, one at a time, in a copy; runs the tests that should fail.
 
     python tests/mutations.py              all: some six minutes
     python tests/mutations.py sinks tie    those whose name holds one of these words
@@ -26,6 +26,7 @@ RECORDS, DAMAGE = ("tests/records/test_records.py", ""), ("tests/records/test_da
 SCHEDULER = ("tests/sweep/test_scheduler.py", "")
 CHANGES = ("tests/grid/test_changes.py", "decides or digest")
 SERVING = ("tests/analysis/words/test_serving.py", "not page")
+PLANTED, RECALL = ("tests/inputs/test_recall.py", ""), ("tests/analysis/words/test_recall.py", "")
 QUERIES, CARDS = ("tests/analysis/numbers/test_queries.py", ""), ("tests/analysis/words/test_rules.py", "card")
 
 
@@ -100,6 +101,16 @@ MUTATIONS = [
     Mutation("latency before quality", "kvstream/sweep/scheduler.py",
              "for kind in (quality, latency)", "for kind in (latency, quality)", SCHEDULER),
     # The report
+    Mutation("recall: a question one token too late", "kvstream/inputs/recall.py",
+             "answers.append(Answer(place + distance,", "answers.append(Answer(place + distance + 1,", PLANTED),
+    Mutation("recall: facts may lie over another's question", "kvstream/inputs/recall.py",
+             "free_N &= taken_T", "free_N |= taken_T", PLANTED),
+    Mutation("recall: one right token is a right answer", "analysis/queries/answered.sql",
+             "bool_and(correct)", "bool_or(correct)", RECALL),
+    Mutation("recall: repeats of four tokens", "analysis/queries/repeated.sql",
+             "ROWS 4 PRECEDING", "ROWS 3 PRECEDING", RECALL),
+    Mutation("recall: policies are blamed where full does not recall", "analysis/queries/recall.sql",
+             "> 0.1, false)", "> -0.1, false)", RECALL),
     Mutation("PPL of full over that of the policy", "analysis/queries/perplexity.sql",
              "exp(nll - full_nll) AS ppl_ratio", "exp(full_nll - nll) AS ppl_ratio", QUERIES),
     Mutation("PPL as a mean over documents", "analysis/queries/perplexity.sql",

@@ -20,6 +20,10 @@ class Run:
         self.fields = commit["fields"]
         table = pq.read_table(folder / commit["file"])
         self.rows = sorted(zip(*(table[name].to_pylist() for name in ("position", "nll_nats", "correct"))))
+        compared = "kl_nats" in table.schema.names
+        names = ("position", "kl_nats", "same_top", "nll_nats")
+        self.compared = sorted(zip(*(table[name].to_pylist() for name in names))) if compared else []
+        self.table = table
 
     def sums(self, first, last):
         """(n, loss, hits, invalid) over positions first ≤ p < last."""
@@ -63,7 +67,10 @@ class Oracle:
             return math.fsum(math.exp(sums[name][1] / sums[name][0]) for name in names) / len(names)
 
         ratio = math.exp(nll(mine, shared) - nll(full, shared))
+        compared = [row for name in shared for row in self.runs[model, policy, name].compared if row[0] < length]
         return {
+            "kl_nats": math.fsum(row[1] for row in compared) / len(compared) if compared else None,
+            "same_top_percent": 100 * sum(row[2] for row in compared) / len(compared) if compared else None,
             "budget": fields[0]["budget"],
             "kv_mb": sum(one["kv_bytes"] for one in fields) / len(fields) / 1e6,
             "kv_percent": 100 * sum(one["kv_bytes"] for one in fields) / sum(one["kv_bytes_full"] for one in fields),
@@ -80,6 +87,34 @@ class Oracle:
             "full_ppl": math.exp(nll(full, full)),
             "per_document": [math.exp(nll(mine, [name]) - nll(full, [name])) for name in shared],
         }
+
+
+def answers_of(run):
+    """Of each answer of a run, by position and distance: whether all its tokens were hits, how many, and their loss."""
+    rows = {row[0]: row for row in run.rows}
+    found = {}
+    for position, tokens, distance in run.fields["answers"]:
+        mine = [rows[place] for place in range(position, position + tokens)]
+        found[position, distance] = all(row[2] for row in mine), tokens, math.fsum(row[1] for row in mine)
+    return found
+
+
+def repeats_of(run):
+    """Positions that end five tokens which stood in the text before, with how far back they did last."""
+    places, tokens = (run.table[name].to_pylist() for name in ("position", "token"))
+    last, found = {}, {}
+    for end in range(5, len(tokens) + 1):
+        stretch, position = tuple(tokens[end - 5 : end]), places[end - 1]
+        if stretch in last:
+            found[position] = position - last[stretch]
+        last[stretch] = position
+    return found
+
+
+def wilson(right, of, z=1.959964):
+    """Wilson's interval of a share: the shares that differ from what was found by at most z of their own deviations."""
+    middle, half = right + z * z / 2, z * math.sqrt(right * (of - right) / of + z * z / 4)
+    return (middle - half) / (of + z * z), (middle + half) / (of + z * z)
 
 
 class Tables(html.parser.HTMLParser):

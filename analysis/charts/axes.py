@@ -86,19 +86,25 @@ def linear_axis(channel: Any, field: str, title: str, rows: list[Row]) -> Any:
     return channel(f"{field}:Q", title=title, scale=scale, axis=axis)
 
 
-def change_axis(channel: Any, field: str, title: str, rows: list[Row]) -> Any:
-    """The axis of a change in per cent: linear around zero and logarithmic beyond 1 %: losses span 0.1 to 1,000 %."""
+PER_CENT = "datum.value ? format(datum.value, '+,~g') + ' %' : '0 %'", "1 %"
+
+
+def change_axis(channel: Any, field: str, title: str, rows: list[Row], named: tuple[str, str] = PER_CENT) -> Any:
+    """The axis of a change in per cent: linear around zero and logarithmic beyond 1 %: losses span 0.1 to 1,000 %.
+
+    named: how its values are called, and how a change of 1 is.
+    """
     found = [bent(value) for value in (0.0, *ends(rows, field))]
     low, high = min(found), max(found)
     room = max(0.06 * (high - low), (bent(1) - (high - low)) / 2)  # noise fills no panel
     low, high = low - room, high + room
     scale = alt.Scale(type="symlog", constant=1, domain=[unbent(low), unbent(high)], nice=False)
     ticks = change_ticks(low, high, most=9 if channel is alt.X else 16)
-    words = "datum.value ? format(datum.value, '+,~g') + ' %' : '0 %'"
+    words, one = named
     axis = alt.Axis(values=ticks, labelExpr=words, grid=True, labelOverlap=False)
     if channel is alt.X:
         axis.labelBound = True  # a name is left out rather than cut off
-    return channel(f"{field}:Q", title=f"{title} (log scale beyond 1 %)" if title else "", scale=scale, axis=axis)
+    return channel(f"{field}:Q", title=f"{title} (log scale beyond {one})" if title else "", scale=scale, axis=axis)
 
 
 def change_ticks(low: float, high: float, most: int) -> list[float]:

@@ -12,10 +12,10 @@ from analysis.charts.specs import for_file
 SCALE = 2  # pixels of a PNG for each of the SVG
 
 
-def draw(figures: dict[str, Figure | None], folder: Path, about: str = "") -> list[str]:
+def draw(figures: dict[str, Figure | None], folder: Path, about: str = "", whiskers: str = "") -> list[str]:
     """Write every figure that has panels, and remove the files of those that have none; the names of what was drawn.
 
-    about: what was measured, for a line beneath each title.
+    about: what was measured, for a line beneath each title. whiskers: what they are, unless a chart says otherwise.
     """
     drawn = []
     for name, figure in figures.items():
@@ -23,7 +23,8 @@ def draw(figures: dict[str, Figure | None], folder: Path, about: str = "") -> li
         svg.unlink(missing_ok=True)
         png.unlink(missing_ok=True)
         if figure and figure.panels and CHARTS[name].file:
-            text = svg_of(for_file(figure, CHARTS[name].heading, about))
+            line = f"{about} · whiskers: {CHARTS[name].whiskers or whiskers}"
+            text = svg_of(for_file(figure, CHARTS[name].heading, line))
             svg.write_text(text, encoding="utf-8")
             png.write_bytes(vl_convert.svg_to_png(text, scale=SCALE))
             drawn.append(name)

@@ -13,12 +13,13 @@ The page, the files, the CSV and Parquet tables and the list of what is missing 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from analysis.charts import along_the_text, speed
+from analysis.charts import along_the_text, divergence, speed
 from analysis.charts.by_budget import by_budget
 from analysis.charts.equal_budget import equal_budget
 from analysis.charts.marks import Figure, Row
 from analysis.charts.position_modes import position_modes
 from analysis.charts.protection import protection
+from analysis.charts.recall import recall, repeats
 from analysis.charts.sinks import sinks
 from analysis.charts.theme import looks
 from analysis.charts.tradeoff import tradeoff
@@ -29,7 +30,10 @@ LATENCY = "python sweeps/latency.py --models {models}"
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: its section, drawing and heading, how to read it, what it needs, what command fills it, its query."""
+    """A chart: its section, drawing and heading, how to read it, what it needs, what command fills it, its query.
+
+    file: a control on the page is no file. whiskers: what they are, where they are none over documents or rounds.
+    """
 
     section: str
     draw: Callable[[list[Row]], Figure]
@@ -38,7 +42,8 @@ class Chart:
     needs: str = "the full cache and another policy on the same document"
     command: str = QUALITY
     query: str = ""  # that of its own name, if not given
-    file: bool = True  # a control on the page is no file
+    file: bool = True
+    whiskers: str = ""
 
 
 CHARTS: dict[str, Chart] = {
@@ -72,6 +77,20 @@ CHARTS: dict[str, Chart] = {
         "Dashed: the full cache. Points at one budget stand side by side so that whiskers can be told apart.",
         "a policy with a budget",
     ),
+    "tail": Chart(
+        "divergence",
+        divergence.tail,
+        "The tail: how many tokens are how far from the full cache",
+        "Further down and left is better. Perplexity hides the right end: few tokens, at which the prediction changed.",
+        "the full cache and another policy in one sweep, compared (--metrics kl)",
+    ),
+    "far": Chart(
+        "divergence",
+        divergence.far,
+        "Where in the text the worst tokens lie",
+        "The share of tokens whose prediction is more than a nat from the full cache’s.",
+        "the full cache and another policy in one sweep, compared (--metrics kl)",
+    ),
     "sinks": Chart(
         "sinks",
         sinks,
@@ -100,6 +119,25 @@ CHARTS: dict[str, Chart] = {
         "but the sinks newest.",
         "two scorers at two shares of newest tokens",
         "python sweeps/protection.py --models {models} --text {text}",
+    ),
+    "recall": Chart(
+        "recall",
+        recall,
+        "Recall by distance",
+        "A fact stands in the text, and that many tokens later it is asked for. An answer is right if each of its "
+        "tokens is the most likely one. Beyond the budget a policy has had to choose what it keeps. Whiskers are 95 % "
+        "intervals (Wilson), for answers that do not depend on one another.",
+        "texts with facts to recall",
+        "python sweeps/recall.py --models {models}",
+        whiskers="95 % interval over answers",
+    ),
+    "repeats": Chart(
+        "recall",
+        repeats,
+        "Where the text repeats itself",
+        "Loss over the full cache’s on those tokens alone that end five which stood in the text before, by how far "
+        "back. Zero is the full cache.",
+        "a text that repeats itself under a policy that has to evict",
     ),
     "overview": Chart("zoom", along_the_text.overview, "Zoom", query="along_the_text", file=False),
     "excess": Chart(

@@ -11,13 +11,20 @@ from typing import Any, Literal
 import altair as alt
 
 from analysis.charts import marks
-from analysis.charts.axes import bent, change_axis, ratio_axis
+from analysis.charts.axes import PER_CENT, bent, change_axis, ratio_axis
 from analysis.charts.marks import Figure, Panel, Row
 from analysis.charts.theme import INK, MUTED, RULE
+from analysis.words.metric import metric_of
 from analysis.words.wording import tokens_of, with_caveat
 
 HEIGHT = 430
-FIELD = "ppl_change_percent"
+FIELD = "cost"
+# How costs are called along y, by metric.
+NAMED = {
+    "ppl": PER_CENT,
+    "kl": ("format(datum.value / 100, '~g')", "0.01"),
+    "top1": ("datum.value + ' %'", "1 %"),
+}
 # axis → (what the page calls it, title of x, the better corner, title of its value in tooltips)
 AXES = {
     "kv": ("KV memory", "KV memory ÷ full’s (log scale)", "smaller and closer to full", "KV kept, MB"),
@@ -41,7 +48,8 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: marks.Legend) 
     """One panel: whiskers, the step line of what nothing beats, points with budgets, the better corner in words."""
     name, title, corner, value = AXES[axis]
     x = ratio_axis(alt.X, "x", title, rows)
-    y = change_axis(alt.Y, FIELD, "perplexity against full", rows)
+    metric = metric_of(rows[0])
+    y = change_axis(alt.Y, FIELD, metric.axis, rows, NAMED[rows[0]["metric"]])
     marked = [{**row, "label": "full" if row["budget"] is None else f"{row['budget']:,}"} for row in rows]
     front = alt.Chart(marks.values(row for row in marked if row["unbeaten"]))
     step = front.mark_line(interpolate="step-after", color=RULE, strokeWidth=1.5).encode(x=x, y=y)
@@ -59,7 +67,7 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: marks.Legend) 
     better = better.encode(x=alt.XValue(8), y=alt.YValue(HEIGHT - 8), text=alt.Text("better:N"))
     layers = [step, *marks.points(marked, x, y, legend, tooltip, size=110), *labels(marked, x, y), better]
     where = f"at {rows[0]['length']:,} tokens" if axis == "kv" else f"at {tokens_of(rows[0])}"
-    about = f"perplexity against full’s in per cent, by {name}, itself against full’s:" + marks.spoken(rows, FIELD)
+    about = f"{metric.axis}, by {name}, itself against full’s:" + marks.spoken(rows, FIELD, "+.1f", metric.counted)
     return marks.panel(setting, f"{name} {where}", layers, about, HEIGHT)
 
 

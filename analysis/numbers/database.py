@@ -1,9 +1,9 @@
 """A locked-down DuckDB over checked records, and the only way to run a query from `queries/`.
 
 It reaches no file, loads no extension and lets no setting be changed: rows come to it as Arrow tables. Its tables are
-`commits` (quality), `latency_commits`, `contenders`, `policies` and `environment` from the commit records, `pieces` and
-`samples` from the rows of all cells, `published_*` from other people's numbers, the prepared queries, and from the
-statistics `intervals`, `rival_intervals`, `control_intervals` and `round_intervals`.
+`commits` (quality), `latency_commits`, `contenders`, `policies` and `environment` from the commit records, `samples`
+and those of `OF_ROWS` from the rows of cells, `published_*` from other people's numbers, the prepared queries, and from
+the statistics `intervals`, `rival_intervals`, `control_intervals` and `round_intervals`.
 """
 
 from collections.abc import Iterable
@@ -23,9 +23,30 @@ from analysis.read.records import Records
 
 QUERIES = Path(__file__).parent.parent / "queries"
 PUBLISHED = Path(__file__).parent.parent / "published"
-NAMED = ("settings", "focus", "cells")  # what cells are, without their rows
+NAMED = ("settings", "focus", "cells", "texts", "compared")  # what cells are, without their rows
+# The queries that read rows, `tokens`, and of which cells: no file is opened in vain.
+OF_ROWS = {
+    "repeated": "SELECT cell FROM texts",
+    "pieces": "SELECT cell FROM cells",
+    "sampled": "SELECT cell FROM cells WHERE (SELECT count(every) FROM cells) > 0",
+    "answered": "SELECT cell FROM cells WHERE answers IS NOT NULL",
+    "diverged": "SELECT cell FROM compared",
+    "quantiles": "SELECT cell FROM compared",
+    "worst": "SELECT cell FROM cells WHERE policy_name = 'full' AND (SELECT count(worst) FROM compared) > 0",
+}
 PREPARED = ("prefixes", "documents", "latency_cells", "rounds")
-RESULTS = ("perplexity", "rivals", "guessing", "answer", "differences", "noise", "latency", "pairs")
+RESULTS = (
+    "perplexity",
+    "costs",
+    "rivals",
+    "guessing",
+    "answer",
+    "differences",
+    "noise",
+    "latency",
+    "pairs",
+    "divergence",
+)
 LIMITS: dict[str, Any] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -33,9 +54,12 @@ LIMITS: dict[str, Any] = {
     "memory_limit": "1GB",
 }
 WITHIN, QUALITY_WITHIN, MEMORY = 5.0, 1.0, 10.0  # thresholds of the recommendations, in percent
-# What is read of the rows of all cells.
+METRICS = ("ppl", "kl", "top1")  # of quality, by which they are made: see queries/costs.sql
+# What is read of rows.
 READ: dict[str, dict[str, pa.DataType]] = {
-    "quality": texts("cell") | {"position": pa.int32(), "nll_nats": pa.float32(), "correct": pa.bool_()},
+    "quality": texts("cell")
+    | {"position": pa.int32(), "token": pa.int32(), "nll_nats": pa.float32(), "correct": pa.bool_()}
+    | {"kl_nats": pa.float32(), "same_top": pa.bool_()},  # null in rows of before they were measured
     "latency": texts("cell", "policy", "phase") | {"round": pa.int32(), "seconds": pa.float64()},
 }
 
@@ -51,12 +75,17 @@ def rows(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any
 
 
 def open_database(
-    records: Records, within: float, quality_within: float = QUALITY_WITHIN, memory: float = MEMORY
+    records: Records,
+    within: float,
+    quality_within: float = QUALITY_WITHIN,
+    memory: float = MEMORY,
+    metric: str = METRICS[0],
 ) -> duckdb.DuckDBPyConnection:
     """Load `records` into a locked DuckDB and prepare the tables of `queries/`.
 
-    within: what a recommended policy's perplexity may be above full's, in percent; quality_within: the same where
-    quality comes first; memory: the share of full's KV bytes where memory is limited, in percent.
+    within: what a recommended policy may cost by the metric, one of METRICS, in percent or hundredths of a nat;
+    quality_within: the same where quality comes first; memory: the share of full's KV bytes where memory is limited, in
+    percent.
     """
     connection = open_locked()
     load(connection, "commits", commits_table(records, "quality"))
@@ -70,10 +99,13 @@ def open_database(
         load(connection, f"published_{path.stem}", read_published(path))
     for name, percent in (("within", within), ("quality_within", quality_within), ("memory", memory)):
         connection.execute(f"SET VARIABLE {name} = ?::DOUBLE", [percent])
+    connection.execute("SET VARIABLE quality_metric = ?::VARCHAR", [metric])
     create(connection, NAMED)
-    connection.register("tokens", rows_of(records, "quality"))
-    create(connection, ["pieces", "sampled"])
-    connection.unregister("tokens")
+    for name, which in OF_ROWS.items():
+        cells = {cell for (cell,) in connection.sql(which).fetchall()}
+        connection.register("tokens", rows_of(records, "quality", cells))
+        create(connection, [name])
+        connection.unregister("tokens")
     load(connection, "samples", rows_of(records, "latency"))
     create(connection, PREPARED)
     documents = connection.sql("FROM documents ORDER BY setting, length, policy, document").to_arrow_table()
@@ -94,10 +126,11 @@ def open_locked() -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def rows_of(records: Records, kind: str) -> Any:
-    """The rows of all cells of a kind, as they are read."""
+def rows_of(records: Records, kind: str, cells: set[str] | None = None) -> Any:
+    """The rows of these cells of a kind, or of all, as they are read."""
     schema = pa.schema(READ[kind])
-    files = [str(records.folder / commit["file"]) for commit in records.commits[kind]]
+    wanted = [one for one in records.commits[kind] if cells is None or one["cell"] in cells]
+    files = [str(records.folder / commit["file"]) for commit in wanted]
     return pyarrow.dataset.dataset(files, schema=schema, format="parquet") if files else schema.empty_table()
 
 

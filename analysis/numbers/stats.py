@@ -22,9 +22,9 @@ import scipy  # `scipy.stats` is imported where it is used first: it takes a sec
 MIN_DOCUMENTS = 10
 CONFIDENCE = 0.95
 RESAMPLES = 4999
-SUMS = ("nll_sum", "n", "correct", "full_nll_sum", "full_n", "full_correct")
+SUMS = ("nll_sum", "n", "correct", "full_nll_sum", "full_n", "full_correct", "kl_sum", "kl_n", "same_top")
 CHANGES = ("ppl_change", "ppl_mean_change", "points", "accuracy_change")
-LEVELS = ("ppl_corpus", "ppl_mean", "accuracy")
+LEVELS = ("ppl_corpus", "ppl_mean", "accuracy", "kl", "same_top")
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("setting", "policy")]
     + [("length", pa.int64()), ("spread", pa.string())]
@@ -95,12 +95,12 @@ def spread(sums_CPD: Any, seed: int) -> tuple[Any, Any]:
 
 def statistics(sums_CPB: Any) -> Any:
     """CHANGES and LEVELS, (S, P, B), from sums over documents, (C, P, B): SUMS, two sums of perplexities, the count."""
-    nll, n, hits, full_nll, full_n, full_hits, ppl, full_ppl, documents = sums_CPB
+    nll, n, hits, full_nll, full_n, full_hits, kl, compared, same, ppl, full_ppl, documents = sums_CPB
     accuracy, full_accuracy = hits / n, full_hits / full_n
     with np.errstate(divide="ignore", invalid="ignore"):  # full may have guessed nothing right: then there is none
         relative = accuracy / full_accuracy - 1
     changes = (np.exp(nll / n - full_nll / full_n) - 1, ppl / full_ppl - 1, 100 * (accuracy - full_accuracy), relative)
-    return np.stack([*changes, np.exp(nll / n), ppl / documents, accuracy])
+    return np.stack([*changes, np.exp(nll / n), ppl / documents, accuracy, kl / compared, same / compared])
 
 
 def widened(count: int) -> float:

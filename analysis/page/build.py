@@ -15,7 +15,7 @@ import vl_convert
 from markupsafe import Markup
 
 from analysis.charts.figures import QUERIES
-from analysis.charts.marks import Figure
+from analysis.charts.marks import Figure, groups
 from analysis.charts.theme import SYMBOLS, theme
 from analysis.charts.tradeoff import AXES
 from analysis.numbers import database
@@ -25,9 +25,10 @@ from analysis.page import result_rows
 from analysis.page.columns import COLUMNS, LATENCY_COLUMNS
 from analysis.page.views import code, escape_json, model_of, view
 from analysis.read.records import Records
-from analysis.words import claims, protection, serving, speed, wording
+from analysis.words import claims, divergence, protection, recall, serving, speed, wording
 from analysis.words.answers import answers
 from analysis.words.card_sentences import CASES, card
+from analysis.words.metric import METRICS
 from analysis.words.summary import problems, subtitle_of, title_of
 from analysis.words.visible import visible
 
@@ -40,7 +41,7 @@ def page(
     records: Records,
     frames: dict[str, list[Row]],
     figures: dict[str, Figure | None],
-    thresholds: tuple[float, float, float],
+    thresholds: tuple[float, float, float, str],
     out: Path,
 ) -> str:
     """The HTML page; thresholds as `database.open_database` takes them, `out` the folder that it will stand in."""
@@ -69,7 +70,8 @@ def page(
         cards={setting: cards_of(frames, setting, fields) for setting in overview["settings"]},
         looked_at=serving.looked_at(),
         cases=CASES,
-        thresholds=dict(zip(("within", "quality_within", "memory"), thresholds)),
+        thresholds=dict(zip(("within", "quality_within", "memory", "metric"), thresholds)),
+        metric=METRICS[thresholds[-1]],
         figures={name: view(name, figure, overview) for name, figure in figures.items()},
         axes=AXES,
         table=result_rows.main_table(frames["perplexity"], picks(frames)),
@@ -78,12 +80,15 @@ def page(
         latency_columns=LATENCY_COLUMNS,
         again=[speed.again(row) for row in frames["noise"]],
         protected=protection.sentences(frames["protection"], len(overview["settings"]) > 1),
+        diverged=divergence.sentences(frames["divergence"], len(overview["settings"]) > 1),
+        worst=groups(frames["worst"], "setting", "policy"),
+        recalled=recall.sentences(frames["recall"], len(overview["settings"]) > 1),
         claimed_here=claims.measured(frames["published_latency"], frames["equal_budget"]),
         min_rounds=MIN_ROUNDS,
         spread=result_rows.spread_note(frames["perplexity"]),
         min_documents=MIN_DOCUMENTS,
         queries={path.stem: code(database.sql(path.stem)) for path in sorted(database.QUERIES.glob("*.sql"))},
-        shown={"perplexity", "latency", "noise", "differences", "published", "cards", *QUERIES},
+        shown={"perplexity", "divergence", "worst", "latency", "noise", "differences", "published", "cards", *QUERIES},
         folder=folder_of(records, out),
         show=wording,
         symbols=SYMBOLS,

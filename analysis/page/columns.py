@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from analysis.words.wording import Format, change, fixed, megabytes, percent, plain, points, ppl, whole
+from analysis.words.wording import Format, change, fixed, megabytes, nats, percent, plain, points, ppl, whole
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Column:
 
 
 DOCUMENTS = "Documents; of these, shared with full"
+DIVERGENCE = "Mean KL(full ‖ policy) of the predictions, over the whole vocabulary"
 INVALID = "Tokens whose loss was NaN or infinite: counted, kept out of every mean"
 ADDED = "What eviction adds to a step, against as many cached keys of which none leaves"
 COLUMNS: tuple[Column, ...] = (
@@ -32,6 +33,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("accuracy_percent", "Accuracy", "Share of tokens that the model ranks first", percent),
     Column("accuracy_change_percent", "vs full, %", "Relative change of accuracy against full", change),
     Column("accuracy_change_points", "vs full, points", "Absolute change of accuracy, in points", points, True),
+    Column("kl_nats", "KL, nats", DIVERGENCE, nats, True),
+    Column("same_top_percent", "Same top", "Share of tokens where the most likely token is full’s", percent, True),
     Column("documents", "Docs", DOCUMENTS, plain),
     Column("invalid", "Invalid", INVALID, whole),
 )

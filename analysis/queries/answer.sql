@@ -1,24 +1,24 @@
 -- Which policy should be taken: the smallest budget within the tolerance, the best at the smallest budget, with or without sinks?
 WITH candidates AS (
-    SELECT *, row_number() OVER (PARTITION BY setting, budget ORDER BY ppl_ratio, policy) AS place
-    FROM perplexity
-    WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND ppl_ratio IS NOT NULL
+    SELECT *, row_number() OVER (PARTITION BY setting, budget ORDER BY cost, policy) AS place
+    FROM costs
+    WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND cost IS NOT NULL
 ), within AS (
     SELECT * FROM candidates
-    WHERE ppl_change_percent <= getvariable('within')
-    QUALIFY row_number() OVER (PARTITION BY setting ORDER BY budget, ppl_ratio, policy) = 1
+    WHERE cost <= getvariable('within')
+    QUALIFY row_number() OVER (PARTITION BY setting ORDER BY budget, cost, policy) = 1
 ), closest AS (
-    SELECT * FROM candidates QUALIFY row_number() OVER (PARTITION BY setting ORDER BY ppl_ratio, budget, policy) = 1
+    SELECT * FROM candidates QUALIFY row_number() OVER (PARTITION BY setting ORDER BY cost, budget, policy) = 1
 ), tried AS (
     SELECT setting, min(budget) AS smallest_budget FROM candidates GROUP BY setting
 ), tight AS (
     SELECT * FROM candidates WHERE place = 1 QUALIFY row_number() OVER (PARTITION BY setting ORDER BY budget) = 1
 ), with_sinks AS (
     SELECT * FROM candidates WHERE start_size > 0 AND recent_size IS NOT NULL
-    QUALIFY row_number() OVER (PARTITION BY setting, budget ORDER BY ppl_ratio, policy) = 1
+    QUALIFY row_number() OVER (PARTITION BY setting, budget ORDER BY cost, policy) = 1
 ), sinks AS (
-    SELECT with_sinks.setting, with_sinks.budget, with_sinks.policy AS sinks_policy, with_sinks.ppl_ratio AS sinks_ratio,
-        without.policy AS bare_policy, without.ppl_ratio AS bare_ratio
+    SELECT with_sinks.setting, with_sinks.budget, with_sinks.policy AS sinks_policy, with_sinks.cost AS sinks_cost,
+        without.policy AS bare_policy, without.cost AS bare_cost
     FROM with_sinks
     JOIN candidates AS without ON without.setting = with_sinks.setting AND without.budget = with_sinks.budget
         AND without.start_size = 0 AND without.recent_size IS NOT NULL
@@ -26,14 +26,14 @@ WITH candidates AS (
 )
 SELECT setting,
     within.policy IS NOT NULL AS qualifies,
-    getvariable('within') AS tolerance_percent,
+    getvariable('within') AS tolerance,
     pick.policy, pick.policy_name, pick.budget, pick.budget = smallest_budget AS smallest_tried, full_ppl, vocab_size, guesses, pick.start_size, pick.recent_size, pick.policy_fields,
-    pick.skip_layers, pick.ppl_change_percent, pick.ppl_change_low_percent, pick.ppl_change_high_percent, pick.spread,
+    pick.skip_layers, pick.metric, pick.cost, pick.cost_low, pick.cost_high, pick.ppl_change_percent, pick.ppl_change_low_percent, pick.ppl_change_high_percent, pick.spread,
     pick.accuracy_change_points, pick.kv_percent, pick.length, pick.paired_documents,
-    tight.policy AS tight_policy, tight.budget AS tight_budget, tight.ppl_change_percent AS tight_change_percent,
+    tight.policy AS tight_policy, tight.budget AS tight_budget, tight.cost AS tight_cost,
     tight.kv_percent AS tight_kv_percent, tight.skip_layers AS tight_skip_layers,
-    sinks.budget AS sinks_budget, sinks_policy, 100 * (sinks_ratio - 1) AS sinks_change_percent,
-    bare_policy, 100 * (bare_ratio - 1) AS bare_change_percent
+    sinks.budget AS sinks_budget, sinks_policy, sinks_cost,
+    bare_policy, bare_cost
 FROM closest
 LEFT JOIN within USING (setting)
 JOIN candidates AS pick ON pick.setting = closest.setting AND pick.policy = coalesce(within.policy, closest.policy)

@@ -1,23 +1,22 @@
 -- Which policy for whom: recommended, quality first, speed first, or memory-limited, under thresholds that can be printed?
 --
--- answer: the pick of answer.sql: perplexity at most within % above full's; of these the smallest budget, then the least
---     change.
--- quality: perplexity at most quality_within % above full's; of these the least KV memory, then the least change. Where
---     there is an interval its upper end must be within, so that the policy is within and does not merely look so.
--- speed: perplexity at most within % above full's, and a time per token faster than full's by more than full differs from
---     itself (differences.sql), in the longest context that exceeds its budget; of these the lowest ratio, and of what
---     overlaps its interval the least change.
--- memory: at most memory % of full's KV bytes; of these the least change. A policy of which layers never evict is left
+-- What a policy costs in quality is what costs.sql says: by default by how many per cent its perplexity is above full's.
+-- answer: the pick of answer.sql: a cost of at most `within`; of these the smallest budget, then the least cost.
+-- quality: a cost of at most `quality_within`; of these the least KV memory, then the least cost. Where there is an
+--     interval its upper end must be within, so that the policy is within and does not merely look so.
+-- speed: a cost of at most `within`, and a time per token faster than full's by more than full differs from itself
+--     (differences.sql), in the longest context that exceeds its budget; of these the lowest ratio, and of what overlaps its
+--     interval the least cost.
+-- memory: at most memory % of full's KV bytes; of these the least cost. A policy of which layers never evict is left
 --     out, whatever it took: its memory grows with the text, so no share of full's is its limit.
 -- All at the longest length, of policies with a budget shorter than that, which share documents with full. A card that
 -- nothing fits says why and names the nearest policy: the one that the smallest change of the card's flag would let in, or
 -- where no flag does, the fastest of those within.
 WITH candidates AS (
-    SELECT perplexity.*, CASE WHEN spread = 'interval' THEN coalesce(ppl_change_high_percent, ppl_change_percent)
-            ELSE ppl_change_percent END AS ppl_change_at_most
-    FROM perplexity
+    SELECT costs.*, CASE WHEN spread = 'interval' THEN coalesce(cost_high, cost) ELSE cost END AS cost_at_most
+    FROM costs
     JOIN guessing USING (setting)
-    WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND ppl_ratio IS NOT NULL AND NOT guesses
+    WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND cost IS NOT NULL AND NOT guesses
 ), timed AS (  -- each policy where its speed shows best what it is: budget exceeded, context long
     SELECT pairs.setting, latency.*, filled AND budget IS NOT NULL AS budget_full
     FROM pairs
@@ -27,7 +26,7 @@ WITH candidates AS (
 ), measured AS (
     SELECT candidates.*, context, batch, rounds_n, busy, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict, tpot_band_low,
         tpot_band_high, ttft_ratio, ttft_ratio_low, ttft_ratio_high,
-        coalesce(ppl_change_percent <= getvariable('within'), false) AS near,
+        coalesce(cost <= getvariable('within'), false) AS near,
         tpot_ratio IS NOT NULL AS is_timed,
         is_timed AND budget_full AS is_full,
         is_full AND tpot_verdict IS NOT NULL AS sure,
@@ -41,8 +40,8 @@ WITH candidates AS (
 ), quality_first AS (
     SELECT *, 'quality' AS card
     FROM measured
-    WHERE ppl_change_at_most <= getvariable('quality_within')
-    QUALIFY row_number() OVER (PARTITION BY setting ORDER BY kv_mb, ppl_change_percent, policy) = 1
+    WHERE cost_at_most <= getvariable('quality_within')
+    QUALIFY row_number() OVER (PARTITION BY setting ORDER BY kv_mb, cost, policy) = 1
 ), fastest AS (
     SELECT setting, tpot_ratio_high AS lowest_high
     FROM measured
@@ -53,69 +52,73 @@ WITH candidates AS (
     FROM measured
     JOIN fastest USING (setting)
     WHERE near AND faster AND tpot_ratio_low <= lowest_high
-    QUALIFY row_number() OVER (PARTITION BY setting ORDER BY ppl_change_percent, tpot_ratio, policy) = 1
+    QUALIFY row_number() OVER (PARTITION BY setting ORDER BY cost, tpot_ratio, policy) = 1
 ), memory_limited AS (
     SELECT *, 'memory' AS card
     FROM measured
     WHERE kv_percent <= getvariable('memory') AND skip_layers = ''
-    QUALIFY row_number() OVER (PARTITION BY setting ORDER BY ppl_change_percent, kv_mb, policy) = 1
+    QUALIFY row_number() OVER (PARTITION BY setting ORDER BY cost, kv_mb, policy) = 1
 ), picked AS (
     FROM recommended UNION ALL BY NAME FROM quality_first UNION ALL BY NAME FROM speed_first UNION ALL BY NAME FROM memory_limited
 ), misses AS (  -- what each card's flag would have to be, null where no value of it lets the policy in
-    SELECT setting, policy, 'answer' AS card, ppl_change_percent AS needed, ppl_change_percent AS missing FROM measured
+    SELECT setting, policy, 'answer' AS card, cost AS needed, cost AS missing FROM measured
     UNION ALL
-    SELECT setting, policy, 'quality', ppl_change_at_most, ppl_change_at_most FROM measured
+    SELECT setting, policy, 'quality', cost_at_most, cost_at_most FROM measured
     UNION ALL
-    SELECT setting, policy, 'speed', CASE WHEN faster THEN ppl_change_percent END, tpot_ratio FROM measured WHERE faster OR near AND is_full
+    SELECT setting, policy, 'speed', CASE WHEN faster THEN cost END, tpot_ratio FROM measured WHERE faster OR near AND is_full
     UNION ALL
     SELECT setting, policy, 'memory', kv_percent, kv_percent FROM measured WHERE skip_layers = ''
 ), nearest AS (
-    SELECT misses.setting, card, policy AS nearest_policy, skip_layers AS nearest_skip_layers, ppl_change_percent AS nearest_change_percent,
-        ppl_change_high_percent AS nearest_high_percent, spread AS nearest_spread, kv_percent AS nearest_kv_percent,
+    SELECT misses.setting, card, policy AS nearest_policy, skip_layers AS nearest_skip_layers, cost AS nearest_cost,
+        cost_high AS nearest_cost_high, spread AS nearest_spread, kv_percent AS nearest_kv_percent,
         context AS nearest_context, batch AS nearest_batch, tpot_ratio AS nearest_tpot_ratio, tpot_ratio_low AS nearest_tpot_low,
         tpot_ratio_high AS nearest_tpot_high, tpot_verdict AS nearest_verdict, tpot_band_low AS nearest_band_low,
         tpot_band_high AS nearest_band_high,
-        ceil(10 * needed - 1e-9) / 10 AS let_in_percent  -- as it is printed, so rounded up
+        ceil(10 * needed - 1e-9) / 10 AS let_in  -- as it is printed, so rounded up
     FROM misses
     JOIN measured USING (setting, policy)
     QUALIFY row_number() OVER (PARTITION BY misses.setting, card ORDER BY needed IS NULL, needed, missing, policy) = 1
-), thresholds (card, threshold_percent) AS (
-    VALUES ('answer', getvariable('within')), ('quality', getvariable('quality_within')), ('speed', getvariable('within')),
-        ('memory', getvariable('memory'))
+), thresholds AS (
+    SELECT card, threshold, CASE getvariable('quality_metric')
+        WHEN 'ppl' THEN format('within {:g} % of full', threshold)
+        WHEN 'kl' THEN format('within {:g} nats of full', threshold / 100)
+        ELSE format('with full’s most likely token at {:g} % of tokens', 100 - threshold) END AS bound
+    FROM (VALUES ('answer', getvariable('within')), ('quality', getvariable('quality_within')), ('speed', getvariable('within')),
+        ('memory', getvariable('memory'))) AS given(card, threshold)
 ), every AS (
     SELECT setting FROM perplexity
     UNION
     SELECT setting FROM latency WHERE setting NOT IN (SELECT latency_setting FROM pairs)
 ), found AS (
     SELECT every.setting, count(policy) AS candidates,
-        coalesce(bool_or(ppl_change_percent <= getvariable('quality_within')), false) AS any_looks_close,
+        coalesce(bool_or(cost <= getvariable('quality_within')), false) AS any_looks_close,
         coalesce(bool_or(near), false) AS any_near,
         coalesce(bool_or(near AND is_timed), false) AS any_timed,
         coalesce(bool_or(near AND is_full), false) AS any_full,
         coalesce(bool_or(near AND sure), false) AS any_sure,
         coalesce(bool_or(kv_percent <= getvariable('memory')), false) AS any_small,
         (SELECT count(*) FROM perplexity WHERE perplexity.setting = every.setting) AS quality_rows,
-        (SELECT count(budget) FROM perplexity WHERE perplexity.setting = every.setting AND ppl_ratio IS NOT NULL) AS bounded,
+        (SELECT count(budget) FROM costs WHERE costs.setting = every.setting AND cost IS NOT NULL) AS bounded,
         coalesce((SELECT guesses FROM guessing WHERE guessing.setting = every.setting), false) AS guesses
     FROM every
     LEFT JOIN measured USING (setting)
     GROUP BY every.setting
 ), judged AS (
     SELECT found.setting, card, policy, policy_name, budget, start_size, recent_size, policy_fields, skip_layers, length,
-        paired_documents, spread, ppl_change_percent, ppl_change_low_percent, ppl_change_high_percent, accuracy_change_points,
+        paired_documents, spread, getvariable('quality_metric') AS metric, cost, cost_low, cost_high, kl_nats, same_top_percent, ppl_change_percent, ppl_change_low_percent, ppl_change_high_percent, accuracy_change_points,
         accuracy_change_low_points, accuracy_change_high_points, kv_mb, kv_percent, 100 - kv_percent AS kv_saved_percent, context, batch,
         rounds_n, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict, tpot_band_low, tpot_band_high, ttft_ratio, ttft_ratio_low,
-        ttft_ratio_high, busy, threshold_percent,
+        ttft_ratio_high, busy, threshold,
         CASE
             WHEN policy IS NOT NULL THEN NULL
             WHEN quality_rows = 0 THEN 'no perplexity measured'
             WHEN bounded = 0 THEN 'no policy with a budget measured beside full'
             WHEN guesses THEN 'full’s own perplexity is near the size of the vocabulary: the model guesses'
             WHEN found.candidates = 0 THEN 'no budget is exceeded by the texts'
-            WHEN card = 'quality' AND any_looks_close THEN format('no policy surely within {:g} % of full', threshold_percent)
-            WHEN card = 'memory' AND any_small THEN format('none that stays within {:g} % of full’s memory as the text grows', threshold_percent)
-            WHEN card = 'memory' THEN format('no policy within {:g} % of full’s memory', threshold_percent)
-            WHEN card IN ('answer', 'quality') OR NOT any_near THEN format('no policy within {:g} % of full', threshold_percent)
+            WHEN card = 'quality' AND any_looks_close THEN 'no policy surely ' || bound
+            WHEN card = 'memory' AND any_small THEN format('none that stays within {:g} % of full’s memory as the text grows', threshold)
+            WHEN card = 'memory' THEN format('no policy within {:g} % of full’s memory', threshold)
+            WHEN card IN ('answer', 'quality') OR NOT any_near THEN 'no policy ' || bound
             WHEN NOT any_timed THEN 'no time per token measured'
             WHEN NOT any_full THEN 'no budget is full at the contexts timed'
             WHEN NOT any_sure THEN 'too few rounds to tell which is faster'

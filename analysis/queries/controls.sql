@@ -7,11 +7,11 @@ WITH shown AS (
     WHERE longest AND in_focus AND evicts AND scorer <> 'none' AND ppl_ratio IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY setting, budget, start_size, recent_share, scorer ORDER BY length(policy), policy) = 1
 ), sums AS (
-    SELECT setting, policy, length, document, n, nll_sum, correct, shown.budget, shown.start_size, recent_share, scorer
+    SELECT setting, policy, length, document, n, nll_sum, correct, kl_n, kl_sum, same_top, shown.budget, shown.start_size, recent_share, scorer
     FROM documents JOIN shown USING (setting, policy, length)
     WHERE n > 0
 )
-SELECT setting, sums.policy, length, document, sums.n, sums.nll_sum, sums.correct,
+SELECT setting, sums.policy, length, document, sums.n, sums.nll_sum, sums.correct, sums.kl_n, sums.kl_sum, sums.same_top,
     control.policy AS control, control.n AS full_n, control.nll_sum AS full_nll_sum, control.correct AS full_correct, true AS paired
 FROM sums
 JOIN (SELECT * FROM sums WHERE scorer = 'random') AS control USING (setting, length, document, budget, start_size, recent_share)

@@ -2,7 +2,7 @@
 WITH chosen AS (
     SELECT cell, setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
         start_size, recent_size, policy_fields, in_focus, usual_ends, evicts_after, every, document, tokens, trained_context, kv_bytes, kv_bytes_full, length,
-        n, nll_sum, correct, invalid
+        n, nll_sum, correct, invalid, nullif(kl_n, 0) AS kl_n, CASE WHEN kl_n > 0 THEN kl_sum END AS kl_sum, CASE WHEN kl_n > 0 THEN same_top END AS same_top
     FROM prefixes
     JOIN cells USING (cell)
     QUALIFY row_number() OVER (PARTITION BY setting, policy, document, length ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1

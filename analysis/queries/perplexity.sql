@@ -1,4 +1,5 @@
--- What does each policy cost in perplexity and accuracy, and how much KV memory does it keep?
+-- What does each policy cost in perplexity and accuracy, how far are its predictions from full's, and how much KV memory
+-- does it keep?
 WITH totals AS (
     SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
         start_size, recent_size, policy_fields, in_focus, usual_ends, evicts_after, every, trained_context, length,
@@ -15,7 +16,9 @@ WITH totals AS (
         sum(full_nll_sum) FILTER (paired) / sum(full_n) FILTER (paired) AS full_nll,
         avg(exp(nll_sum / n)) FILTER (paired) / avg(exp(full_nll_sum / full_n)) FILTER (paired) AS mean_ratio,
         sum(correct) FILTER (paired) / sum(n) FILTER (paired) AS accuracy,
-        sum(full_correct) FILTER (paired) / sum(full_n) FILTER (paired) AS full_accuracy
+        sum(full_correct) FILTER (paired) / sum(full_n) FILTER (paired) AS full_accuracy,
+        sum(kl_sum) FILTER (paired) / sum(kl_n) FILTER (paired) AS kl_nats,
+        100.0 * sum(same_top) FILTER (paired) / sum(kl_n) FILTER (paired) AS same_top_percent
     FROM documents
     GROUP BY ALL
 )
@@ -30,6 +33,8 @@ SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_
     100 * (mean_ratio - 1) AS ppl_mean_change_percent,
     100 * (accuracy / nullif(full_accuracy, 0) - 1) AS accuracy_change_percent,
     100 * (accuracy - full_accuracy) AS accuracy_change_points,
+    kl_nats, kl_low AS kl_nats_low, kl_high AS kl_nats_high,
+    same_top_percent, 100 * same_top_low AS same_top_low_percent, 100 * same_top_high AS same_top_high_percent,
     CASE WHEN policy_name <> 'full' THEN spread END AS spread, (max(documents) FILTER (policy_name = 'full') OVER prefix)::BIGINT AS full_documents,
     100 * ppl_change_low AS ppl_change_low_percent,
     100 * ppl_change_high AS ppl_change_high_percent,

@@ -5,7 +5,7 @@ WITH shown AS (
     FROM perplexity
     WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND ppl_ratio IS NOT NULL
 ), sums AS (
-    SELECT setting, policy, length, document, n, nll_sum, correct, budget, best FROM documents JOIN shown USING (setting, policy, length, budget)
+    SELECT setting, policy, length, document, n, nll_sum, correct, kl_n, kl_sum, same_top, budget, best FROM documents JOIN shown USING (setting, policy, length, budget)
     WHERE n > 0
 )
 SELECT sums.* EXCLUDE (best), best.policy AS best_policy, best.n AS full_n, best.nll_sum AS full_nll_sum, best.correct AS full_correct,

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.read.contract import COLUMNS, FIELDS, IDENTITY, SCHEMA, SHA256, RecordsError, check_fields
+from analysis.read.contract import COLUMNS, FIELDS, IDENTITY, LATER, SCHEMA, SHA256, RecordsError, check_fields
 from analysis.read.rows import latency_problem, quality_problem
 
 # What is decoded to check a file; losses and hits are read once, by the queries.
@@ -86,6 +86,11 @@ def read_table(commit: dict[str, Any], path: Path, kind: str) -> pa.Table:
         found = str(schema.field(name).type).split("<")[0] if name in schema.names else "missing"
         if found not in types:
             raise RecordsError(f"{name}: column of {path.name} is {found}, must be {types[0]}; {remedy}")
+    for name, types in LATER.items():
+        if name in schema.names and str(schema.field(name).type) not in types:
+            raise RecordsError(
+                f"{name}: column of {path.name} is {schema.field(name).type}, must be {types[0]}; {remedy}"
+            )
     table = file.read(columns=CHECKED[kind], use_threads=False)
     if table["cell"].unique().to_pylist() != [commit["cell"]]:
         raise RecordsError(f"cell: {path.name} holds rows of another cell; {remedy}")

@@ -24,6 +24,9 @@ COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
     | {"seconds": ("double",)},
 }
 
+# Columns of quality rows that older records do not have.
+LATER: dict[str, tuple[str, ...]] = {"kl_nats": ("float",), "same_top": ("bool",), "rank": ("uint16",)}
+
 
 def texts(*names: str) -> dict[str, pa.DataType]:
     """Fields that hold text."""
@@ -39,11 +42,14 @@ MODEL = texts("model", "model_note") | counts("trained_context")
 PLACE = texts("device", "dtype")
 POLICY = texts("policy", "policy_name", "strategy", "position_mode") | counts("budget", "start_size")
 POLICY |= texts("skip_layers", "scorer")
+NUMBERS = {"position": pa.int64(), "kl_nats": pa.float64(), "nll_nats": pa.float64()}
+WORST = pa.struct(NUMBERS | texts("before", "token", "after"))  # a token at which a policy is furthest from full
 FIELDS: dict[str, dict[str, pa.DataType]] = {
     "quality": MODEL
     | POLICY
     | (texts("text", "document") | counts("tokens") | {"lengths": pa.list_(pa.int64())})
-    | (PLACE | counts("kv_bytes", "kv_bytes_full", "vocab_size", "evicts_after", "every")),
+    | (PLACE | counts("kv_bytes", "kv_bytes_full", "vocab_size", "evicts_after", "every") | texts("metrics"))
+    | {"answers": pa.list_(pa.list_(pa.int64())), "worst": pa.list_(WORST)},  # position, tokens and distance of each
     "latency": MODEL | PLACE | counts("context", "batch", "prefills", "rounds", "steps", "threads", "vocab_size"),
 }
 ALL_FIELDS = {"policy_fields": pa.struct([])}  # of a policy, whatever they are called
@@ -55,7 +61,15 @@ IDENTITY: dict[str, dict[str, pa.DataType]] = {
 CONTENDER = texts("label", "role", "of") | POLICY
 CONTENDER |= counts("kv_bytes", "kv_bytes_allocated", "peak_bytes", "full_after")
 NOISE = dict.fromkeys(("load_before", "load_after", "steal", "others"), pa.float64()) | texts("governor")
-ADDED = {"scorer", "evicts_after", "every", "full_after"}  # which older records do not have
+ADDED = {
+    "scorer",
+    "evicts_after",
+    "every",
+    "full_after",
+    "answers",
+    "worst",
+    "metrics",
+}  # which older records do not have
 NULLABLE = {"model_note", "strategy", "position_mode", "budget", "start_size", "of", "peak_bytes"} | ADDED
 PREFILLED = {"policy", "again", "dynamic"}  # roles with a TTFT; a twin that does not evict has steps only
 

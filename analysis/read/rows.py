@@ -17,7 +17,16 @@ def quality_problem(fields: dict[str, Any], table: pa.Table) -> str | None:
     if not np.array_equal(np.sort(table["position"].to_numpy()), np.arange(every, tokens, every)):
         steps = f" in steps of {every}" if every > 1 else ""
         return f"position: the file does not score {every}…{tokens - 1}{steps} once each"
-    return None
+    wrong = [answer for answer in fields.get("answers") or [] if not is_inside(answer, tokens)]
+    return f"answers: {wrong[0]} is no position, length and distance within {tokens} tokens" if wrong else None
+
+
+def is_inside(answer: Any, tokens: int) -> bool:
+    """Whether an answer, a list or nothing, is three whole numbers, and lies within a text with the fact it repeats."""
+    if answer is None or len(answer) != 3 or any(type(number) is not int for number in answer):
+        return False
+    position, length, distance = answer
+    return bool(1 <= distance <= position and 1 <= length <= tokens - position)
 
 
 def latency_problem(fields: dict[str, Any], table: pa.Table) -> str | None:

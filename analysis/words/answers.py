@@ -6,9 +6,11 @@ Decides nothing: which policy is named is the choice of `answer.sql`, and the nu
 from typing import Any
 
 from analysis.words import speed
-from analysis.words.wording import SAME, between, capital, caveat, change, growth, none_measurable, percent, ppl
+from analysis.words.metric import metric_of, none_measurable
+from analysis.words.wording import SAME, between, capital, caveat, growth, percent, ppl
 
 Row = dict[str, Any]
+PER_CENT = "\u00a0%"
 
 
 def answers(frames: dict[str, list[Row]]) -> list[Row]:
@@ -32,30 +34,28 @@ def answer(row: Row, several: bool, timed: Row | None) -> Row:
 def recommended(row: Row, timed: Row | None) -> tuple[str, list[str]]:
     """What to take, or that nothing tried is good enough, and why."""
     pace, spoken = speed.beside_quality(timed) if timed else ("", "")
-    cost = f"{change(row['ppl_change_percent'])} perplexity"
+    metric = metric_of(row)
+    cost = metric.spoken(row["cost"])
     against = f"{cost} against the full cache"
     if none_measurable(row):
-        spread = between(row["ppl_change_low_percent"], row["ppl_change_high_percent"], change)
-        cost = against = f"{SAME} in perplexity ({spread}\u00a0%)"
-    tolerance = f"{row['tolerance_percent']:g}\u00a0%"
+        spread = between(row["cost_low"], row["cost_high"], metric.show)
+        cost = against = f"{SAME} in {metric.named} ({spread}{metric.unit or PER_CENT})"
     memory = f"{percent(row['kv_percent'])} of the KV memory at {row['length']:,} tokens{caveat(row['skip_layers'])}"
     if row["qualifies"]:
         headline = f"take {row['policy']}: {against}, with {memory}{pace}."
-        smaller = f"No smaller budget tried stays within {tolerance}."
+        smaller = f"No smaller budget tried stays {metric.bound(metric.tolerance, row['tolerance'])}."
         why = f"{keeps(row)} {'It is the smallest budget tried.' if row['smallest_tried'] else smaller}"
     else:
-        headline = f"no policy tried stays within {tolerance} of the full cache’s perplexity."
+        headline = f"no policy tried stays {metric.bound(metric.within, row['tolerance'])}."
         why = f"The closest is {row['policy']}: {cost}, with {memory}. {keeps(row)}"
     more = [why, *filter(None, (spoken,))]
     if row["tight_policy"] and row["tight_policy"] != row["policy"]:
-        squeezed = f"{change(row['tight_change_percent'])} with {percent(row['tight_kv_percent'])} of the memory"
+        squeezed = f"{metric.brief(row['tight_cost'])} with {percent(row['tight_kv_percent'])} of the memory"
         squeezed += caveat(row["tight_skip_layers"])
         more.append(f"At {row['tight_budget']:,} tokens the best is {row['tight_policy']}: {squeezed}.")
     if row["sinks_budget"]:
-        bare, kept = change(row["bare_change_percent"]), change(row["sinks_change_percent"])
-        less = (
-            f"With {row['sinks_budget']:,} tokens and no attention sink, {row['bare_policy']} is at {bare} perplexity"
-        )
+        bare, kept = metric.spoken(row["bare_cost"]), metric.brief(row["sinks_cost"])
+        less = f"With {row['sinks_budget']:,} tokens and no attention sink, {row['bare_policy']} is at {bare}"
         more.append(f"{less}; {row['sinks_policy']}, which keeps as many, is at {kept}.")
     return headline, more
 

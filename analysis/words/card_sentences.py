@@ -9,7 +9,20 @@ from typing import Any
 
 from analysis.words import speed, wording
 from analysis.words.answers import keeps
-from analysis.words.wording import SAME, between, bracketed, caveat, change, counted, fixed, percent, times, tokens_of
+from analysis.words.metric import cost, metric_of, none_measurable
+from analysis.words.wording import (
+    SAME,
+    between,
+    bracketed,
+    caveat,
+    change,
+    counted,
+    fixed,
+    nats,
+    percent,
+    times,
+    tokens_of,
+)
 
 Row = dict[str, Any]
 Fact = tuple[str, str, str]  # label, value, small print
@@ -26,39 +39,39 @@ class Case:
 
 
 CASES = {
-    "answer": Case("Recommended", "perplexity within {:g}\u00a0% of full’s; of these, the smallest budget", "--within"),
-    "quality": Case(
-        "Quality first", "perplexity within {:g}\u00a0% of full’s; of these, least memory", "--quality-within"
-    ),
-    "speed": Case("Speed first", "perplexity within {:g}\u00a0% of full’s; of these, the fastest", "--within"),
-    "memory": Case("Memory-limited", "at most {:g}\u00a0% of full’s KV memory; of these, least perplexity", "--memory"),
+    "answer": Case("Recommended", "{}; of these, the smallest budget", "--within"),
+    "quality": Case("Quality first", "{}; of these, least memory", "--quality-within"),
+    "speed": Case("Speed first", "{}; of these, the fastest", "--within"),
+    "memory": Case("Memory-limited", "at most {:g}\u00a0% of full’s KV memory; of these, the least cost", "--memory"),
 }
 
 
 def card(row: Row) -> Row:
     """One card: its case, then either a policy with its figures and its code, or why nothing qualifies."""
     case = CASES[row["card"]]
-    threshold = row["threshold_percent"]
+    threshold, metric = row["threshold"], metric_of(row)
     shown = {name: row[name] for name in ("policy", "why")}
-    shown |= {"name": row["card"], "title": case.title, "rule": case.rule.format(threshold)}
+    bound = threshold if row["card"] == "memory" else metric.bound(metric.rule, threshold)
+    shown |= {"name": row["card"], "title": case.title, "rule": case.rule.format(bound)}
     shown |= {"flag": f"{case.flag} {threshold:g}", "nearest": nearest(row)}
     if row["policy"] is None:
         return shown
-    return shown | {"keeps": keeps(row), "facts": [perplexity(row), pace(row), memory(row)], "code": code(row)}
+    return shown | {"keeps": keeps(row), "facts": [*quality(row), pace(row), memory(row)], "code": code(row)}
 
 
 def nearest(row: Row) -> str:
     """What came nearest to a card that nothing fits, by how much it misses, and what would let it in."""
     if row["nearest_policy"] is None:
         return ""
-    misses = change(row["nearest_change_percent"])
+    metric = metric_of(row)
+    misses = metric.brief(row["nearest_cost"])
     if row["card"] == "memory":
         misses = f"{percent(row['nearest_kv_percent'])} of the memory"
     elif row["card"] == "quality" and row["nearest_spread"] == "interval":
-        misses += f", up to {change(row['nearest_high_percent'])}"
+        misses += f", up to {metric.brief(row['nearest_cost_high'])}"
     start = f"Nearest: {row['nearest_policy']}{caveat(row['nearest_skip_layers'])}, {misses}"
-    if row["let_in_percent"] is not None:
-        return f"{start}; {CASES[row['card']].flag} {row['let_in_percent']:g} lets it in."
+    if row["let_in"] is not None:
+        return f"{start}; {CASES[row['card']].flag} {row['let_in']:g} lets it in."
     ratio = times(row["nearest_tpot_ratio"], row["nearest_tpot_low"], row["nearest_tpot_high"])
     band = between(row["nearest_band_low"], row["nearest_band_high"], fixed(3))
     beside = f", where full against itself is at {band}" if band else ""
@@ -67,16 +80,21 @@ def nearest(row: Row) -> str:
     )
 
 
-def perplexity(row: Row) -> Fact:
-    """The change in perplexity."""
-    value, ends = wording.cost(row)
+def quality(row: Row) -> list[Fact]:
+    """What it costs by the metric that cards go by, and by the others in brief."""
+    title, (value, ends) = metric_of(row).title, cost(row)
     documents = counted(row["paired_documents"], "document")
     if row["spread"] == "interval":
         sure = f"95\u00a0% interval {ends}" if ends else "no interval"
     else:
         sure = f"{ends} over {documents}" if row["paired_documents"] > 1 else f"{documents}, no interval"
     small = f"{sure}, {row['length']:,} tokens"
-    return ("Perplexity", SAME, f"{value}; {small}") if wording.none_measurable(row) else ("Perplexity", value, small)
+    others = [f"{change(row['ppl_change_percent'])} perplexity"] if row["metric"] != "ppl" else []
+    if row["kl_nats"] is not None:
+        others += [f"mean KL {nats(row['kl_nats'])}\u00a0nats"] if row["metric"] != "kl" else []
+        others += [f"same top token {percent(row['same_top_percent'])}"] if row["metric"] != "top1" else []
+    beside = [("Beside it", ", ".join(others), "")] if others else []
+    return [(title, SAME, f"{value}; {small}") if none_measurable(row) else (title, value, small), *beside]
 
 
 def pace(row: Row) -> Fact:
@@ -116,7 +134,7 @@ def too_few(rows: list[Row]) -> str:
 
 def table(rows: list[Row], several: bool) -> list[str]:
     """The cards as a Markdown table."""
-    headings = ["Case", "Take", "Perplexity against full", "Time per token", "KV memory saved"]
+    headings = ["Case", "Take", metric_of(rows[0]).heading if rows else "", "Time per token", "KV memory saved"]
     return wording.table(headings, [*map(line, rows)], 2, [row["setting"] for row in rows if several])
 
 
@@ -127,9 +145,9 @@ def line(row: Row) -> list[str]:
     if row["policy"] is None:
         why = ". ".join(filter(None, (row["why"], shown["nearest"].rstrip("."))))
         return [case, f"nothing: {why}", *[wording.NONE] * 3]
-    cost = wording.told(bracketed(*wording.cost(row)), wording.none_measurable(row))
+    lost = wording.told(bracketed(*cost(row)), none_measurable(row))
     ratio = NOT_MEASURED
     if timed(row):
         ratio = wording.told(bracketed(*wording.pace(row)), row["tpot_verdict"] == "same")
         ratio += f" at {row['context']:,}{' (machine slightly busy)' if row['busy'] else ''}"
-    return [case, f"`{row['policy']}`{caveat(row['skip_layers'])}", cost, ratio, percent(row["kv_saved_percent"])]
+    return [case, f"`{row['policy']}`{caveat(row['skip_layers'])}", lost, ratio, percent(row["kv_saved_percent"])]

@@ -59,7 +59,7 @@ def brackets(rows: list[Row]) -> str:
     """What stands in brackets in the cards' table."""
     taken = [row for row in rows if row["policy"]]
     said = []
-    if any(row["ppl_change_low_percent"] is not None for row in taken):
+    if any(row["cost_low"] is not None for row in taken):
         said.append("behind perplexity " + (card_sentences.too_few(taken) or "a 95\u00a0% interval"))
     if any(row["tpot_ratio_low"] is not None for row in taken):
         said.append("behind time a 95\u00a0% interval over rounds")

@@ -63,20 +63,24 @@ def summarise(records: Records, frames: Frames) -> str:
 def quality_table(rows: list[Row], tradeoff: list[Row], several: bool) -> list[str]:
     """Perplexity, accuracy and memory of these rows, and beside them the time per token where it is known."""
     paces = {(row["setting"], row["policy"]): row for row in tradeoff if row["axis"] == "tpot"}
+    compared = any(row["kl_nats"] for row in rows)
     lines = []
     for row in rows:
         shown = [wording.megabytes(row["kv_mb"]), wording.percent(row["kv_percent"]), wording.ppl(row["ppl_corpus"])]
-        shown += [wording.change(row["ppl_change_percent"]), wording.percent(row["accuracy_percent"])]
-        shown.append(wording.points(row["accuracy_change_points"]))
+        apart = [wording.nats(row["kl_nats"]), wording.percent(row["same_top_percent"])] if compared else []
         full = row["policy_name"] == "full"
-        if full:
-            shown[3] = shown[5] = wording.NONE
+        against = [wording.change(row["ppl_change_percent"]), *apart]
+        shown += [wording.NONE] * len(against) if full else against
+        points = wording.NONE if full else wording.points(row["accuracy_change_points"])
+        shown += [wording.percent(row["accuracy_percent"]), points]
         if paces:
             pace = paces.get((row["setting"], row["policy"]))
             shown.append(wording.NONE if full or not pace else times_of(pace, pace["x_low"], pace["x_high"]))
         sample = f" (one of {row['every']} tokens)" if row["every"] else ""
         lines.append([f"`{row['policy']}`{sample}{wording.caveat(row['skip_layers'])}", *shown])
-    headings = ["Policy", "KV kept, MB", "of full", "Perplexity", "against full", "Accuracy", "points"]
+    headings = ["Policy", "KV kept, MB", "of full", "Perplexity", "against full"]
+    headings += ["KL, nats", "Same top token"] if compared else []
+    headings += ["Accuracy", "points"]
     headings += ["Time per token"] if paces else []
     return wording.table(headings, lines, 1, [row["setting"] for row in rows if several])
 
@@ -138,12 +142,16 @@ def subtitle_of(frames: Frames) -> str:
 
 
 def stands_on(frames: Frames) -> str:
-    """What charts that stand alone are of: models, text, documents, device, and what whiskers are."""
+    """What charts that stand alone are of: models, text, documents, device."""
     overview = frames["overview"][0]
-    ranges = any(row["spread"] == "range" for row in frames["perplexity"])
-    whiskers = f"whiskers: {'range over documents, for time ' if ranges else ''}95 % interval"
     texts = [texts_of(overview)] if overview["quality_cells"] else []
-    return " · ".join([listed(overview["models"]), *texts, place_of(overview), whiskers])
+    return " · ".join([listed(overview["models"]), *texts, place_of(overview)])
+
+
+def whiskers(frames: Frames) -> str:
+    """What whiskers in them are, unless a chart has its own."""
+    ranges = any(row["spread"] == "range" for row in frames["perplexity"])
+    return f"{'range over documents, for time ' if ranges else ''}95 % interval"
 
 
 def texts_of(overview: Row) -> str:

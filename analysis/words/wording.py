@@ -45,6 +45,11 @@ def plain(value: Any) -> str:
     return NONE if value is None or value == "" else str(value)
 
 
+def nats(value: Any) -> str:
+    """A divergence: three significant digits."""
+    return NONE if value is None else f"{value:.3g}" if value >= 1e-3 or not value else f"{value:.1e}"
+
+
 def counted(number: int, word: str) -> str:
     """So many of a thing."""
     return f"{number} {word}{'' if number == 1 else 's'}"
@@ -89,20 +94,6 @@ def times(ratio: Any, low: Any = None, high: Any = None) -> str:
 def pace(row: Row) -> tuple[str, str]:
     """The time per token against full's, and its interval."""
     return ratio_and_ends(row["tpot_ratio"], row["tpot_ratio_low"], row["tpot_ratio_high"])
-
-
-def cost(row: Row) -> tuple[str, str]:
-    """The change in perplexity, and its interval; a narrow one earns a second digit."""
-    low, high = row["ppl_change_low_percent"], row["ppl_change_high_percent"]
-    narrow = low is not None and high is not None and high - low < 0.2
-    show = fixed(2, sign=True, unit="\u00a0%") if narrow else change
-    return show(row["ppl_change_percent"]), between(low, high, show)
-
-
-def none_measurable(row: Row) -> bool:
-    """Whether the spread of a change in perplexity holds zero, so that it is neither a loss nor a gain."""
-    low, high = row["ppl_change_low_percent"], row["ppl_change_high_percent"]
-    return low is not None and high is not None and low <= 0 <= high and (low, high) != (0, 0)
 
 
 def told(text: str, same: bool) -> str:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.chunk_choice import chunk_size_for
-from kvstream.engine.scoring import Scored, score
+from kvstream.engine.divergence import Kept
+from kvstream.engine.scoring import Scored, compare, score
 from kvstream.engine.token_ids import one_row, one_text, refuse_ids, too_short
 from kvstream.engine.wrappers import unwrapped, vocabulary_of
 from kvstream.policies import Policy
@@ -63,8 +64,38 @@ def replay_chunks(
         yield Scored(scored.nll_nats[0], scored.correct[0])
 
 
+class Comparison:
+    """A way to score windows: beside what a full cache predicted for these texts, or to keep what it does.
+
+    full: what was kept of it, from token `first` on; None: what is scored is the full cache's.
+    """
+
+    def __init__(self, full: Kept | None = None, first: int = 0) -> None:
+        self.full, self.first = full, first
+        self._parts: dict[int, Kept] = {}  # by their first token: what is replayed once more takes its place
+
+    def __call__(
+        self, model: PreTrainedModel, hidden_BTE: torch.Tensor, targets_BT: torch.Tensor, start: int
+    ) -> Scored:
+        """Score a window whose first token is the text's token `start`."""
+        if self.full is None:
+            scored, self._parts[start] = compare(model, hidden_BTE, targets_BT)
+            return scored
+        place = start - self.first
+        window = self.full.of(slice(None), slice(place, place + targets_BT.shape[1]))
+        return compare(model, hidden_BTE, targets_BT, window)[0]
+
+    @property
+    def kept(self) -> Kept:
+        """What was kept of all windows."""
+        return Kept.joined([part for _, part in sorted(self._parts.items())])
+
+
 def replay_windows(
-    model: PreTrainedModel, windows_BN: Iterable[torch.Tensor], cache: KVStreamCache
+    model: PreTrainedModel,
+    windows_BN: Iterable[torch.Tensor],
+    cache: KVStreamCache,
+    comparison: Comparison | None = None,
 ) -> Iterator[Scored]:
     """Yield the scores, (B, N − 1), of windows of texts side by side, each starting with the last window's last token.
 
@@ -73,7 +104,9 @@ def replay_windows(
     model = unwrapped(model)
     for window_BN in windows_BN:
         refuse_ids(window_BN, vocabulary_of(model))  # also the last, which the model is not shown
-        yield score(model, cache.hidden_states(model, window_BN[:, :-1]), window_BN[:, 1:])
+        start, targets_BT = cache.get_seq_length(), window_BN[:, 1:]
+        hidden_BTE = cache.hidden_states(model, window_BN[:, :-1])
+        yield comparison(model, hidden_BTE, targets_BT, start) if comparison else score(model, hidden_BTE, targets_BT)
 
 
 def windows(pieces: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:

@@ -14,6 +14,7 @@ from kvstream.policies import POLICIES, Policy
 from kvstream.policies.fields import axes_of, spanned
 
 BOS = ("auto", "on", "off")
+METRICS = ("kl", "nll")
 MOST = 2**31 - 1  # positions are 32-bit numbers
 
 
@@ -43,6 +44,7 @@ class Grid:
 
     Quality, where `lengths` are given: perplexity and accuracy on `documents` texts. The longest length, in tokens, is
     run and holds the others as its prefixes. text, join_rows: see `inputs.text_sources`; bos: see `inputs.documents`.
+    metrics: `kl` compares each token's prediction with the full cache's, too (`engine.divergence`); `nll` does not.
     Beside the policies, in tokens: windows that are run anew for every `recompute_every`-th token (`engine.recompute`).
     Latency, where `contexts` are given: TTFT of prompts that long, in tokens, and the time per token after them, for
     each of the `batches`, the number of texts at once; `repeats` says how often.
@@ -62,6 +64,7 @@ class Grid:
     recompute_every: int = 16
     bos: str = "auto"
     join_rows: bool = False
+    metrics: str = "kl"
 
     def __post_init__(self) -> None:
         """Drop repetitions and check the axes; what a model or text decides is checked when they are known."""
@@ -89,6 +92,8 @@ class Grid:
         _name("text", self.text)
         if self.bos not in BOS:
             raise ValueError(f"bos: {self.bos!r} is not valid; choose one of {', '.join(BOS)}")
+        if self.metrics not in METRICS:
+            raise ValueError(f"metrics: {self.metrics!r} is not valid; choose one of {', '.join(METRICS)}")
         if not isinstance(self.join_rows, bool):
             raise ValueError(f"join_rows: {self.join_rows!r} is not valid; give True or False")
         if not isinstance(self.repeats, Repeats):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvstream.grid.axes import Repeats
@@ -128,6 +128,7 @@ class TextCell(Cell):
             "document_sha256": self.document.sha256,
             "bos": self.document.bos,
             "join_rows": self.document.join_rows,
+            **({"answers": [list(astuple(one)) for one in self.document.answers]} if self.document.answers else {}),
             "tokens": tokens,
             "lengths": list(self.lengths),
             "kv_bytes_full": self.kv_bytes(Full(), tokens),
@@ -136,9 +137,10 @@ class TextCell(Cell):
 
 @dataclass(frozen=True)
 class QualityCell(TextCell):
-    """One text under one policy."""
+    """One text under one policy. metrics: `kl` where each token is compared with the full cache's, else `nll`."""
 
     policy: Policy
+    metrics: str = "nll"
 
     @property
     def label(self) -> str:
@@ -151,9 +153,15 @@ class QualityCell(TextCell):
         return len(self.document.token_ids)
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What is measured, too."""
+        return super().identity | {"metrics": self.metrics}
+
+    @property
     def fields(self) -> dict[str, Any]:
         """The policy's axes, too, and the KV memory at the end."""
         return super().fields | {
+            "metrics": self.metrics,
             **policy_fields(self.policy),
             "evicts_after": evicts_after(self.policy, self.model.num_layers),
             "kv_bytes": self.kv_bytes(self.policy, self.tokens),

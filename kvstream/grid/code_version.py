@@ -11,7 +11,7 @@ from pathlib import Path
 
 # Folders and modules: a change in one of them makes every cell a new one.
 _ALL = ("policies", "engine", "inputs/demo_model", "inputs/pythia_shapes", "inputs/weights", "sweep/worker")
-QUALITY = (*_ALL, "inputs/documents", "measure/quality", "sweep/jobs")
+QUALITY = (*_ALL, "inputs/documents", "measure/quality", "measure/scores", "sweep/jobs")
 LATENCY = (*_ALL, "measure/contenders", "measure/latency", "measure/machine_noise", "measure/peak_memory")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar
 
-from kvstream.grid.axes import BOS, MOST, Grid, expand
+from kvstream.grid.axes import BOS, METRICS, MOST, Grid, expand
 from kvstream.grid.cells import DTYPE_BYTES
 from kvstream.grid.terminal import refuse
 from kvstream.policies import POLICIES, SCORERS, BoundedPolicy, Policy, parse_policy
@@ -46,7 +46,7 @@ def parse_flags(grid: Grid, question: str, arguments: Sequence[str] | None = Non
     try:
         changes: dict[str, Any] = {"policies": _policies(grid, given)}
         replaced = ("models", "text", "join_rows", "bos", "documents", "lengths", "contexts", "batches")
-        for axis in (*replaced, "recompute", "recompute_every"):
+        for axis in (*replaced, "recompute", "recompute_every", "metrics"):
             if (value := getattr(given, axis)) is not None:
                 changes[axis] = value
         if changes["policies"] != grid.policies:
@@ -70,7 +70,7 @@ def parser_of(grid: Grid, question: str) -> argparse.ArgumentParser:
     )
     _add_axes(parser.add_argument_group("axes (comma lists)"), grid)
     text = parser.add_argument_group("text")
-    text.add_argument("--text", metavar="NAME", help=f"kjv, pg19, a file, folder or glob; now {grid.text}")
+    text.add_argument("--text", metavar="NAME", help=f"kjv, pg19, recall:, a file, folder or glob; now {grid.text}")
     text.add_argument("--documents", type=_number, metavar="N", help=f"how many of it; now {grid.documents}")
     text.add_argument(
         "--join-rows",
@@ -113,6 +113,8 @@ def _add_axes(group: Any, grid: Grid) -> None:
     group.add_argument("--recompute", type=_none_or(numbers), metavar="N,N", help=windows)
     sample = f"of how many tokens one is told so; now {grid.recompute_every}"
     group.add_argument("--recompute-every", type=_number, metavar="N", help=sample)
+    metrics = f"kl: also compare each token with full's prediction; nll: do not; now {grid.metrics}"
+    group.add_argument("--metrics", choices=METRICS, help=metrics)
     contexts = "prompt lengths of latency cells; none: no such cells"
     group.add_argument("--contexts", type=_none_or(numbers), metavar="N,N", help=contexts)
     group.add_argument("--batches", type=numbers, metavar="N,N", help="texts at once in latency cells")

@@ -38,6 +38,8 @@ def text_bytes(cell: TextCell) -> float:
         )
     assert isinstance(cell, QualityCell)
     cache, on_cpu = cell.kv_bytes(cell.policy, cell.tokens), cell.device == "cpu"
+    if cell.metrics == "kl":  # full runs first, and what it predicts is kept
+        cache = max(cache, cell.kv_bytes(Full(), cell.tokens)) + cell.tokens * model.hidden_size * max(size, 4)
     working = 32 * CHUNK_SIZE * model.hidden_size * size + SCORING_BYTES[on_cpu]
     if not on_cpu:  # where no fused attention is used, the scores of a block of queries exist
         kept = max(kept_by_layer(cell.policy, model.num_layers, cell.tokens))
@@ -70,9 +72,10 @@ def too_large(cell: Cell, available_bytes: float) -> str | None:
         return (
             f"recompute: {cell.window} tokens of {cell.model.spec!r} need {sizes[0]}, {sizes[1]}; give smaller windows"
         )
+    remedy = "--metrics nll, which runs no full cache beside, " if getattr(cell, "metrics", "nll") == "kl" else ""
     return (
         f"lengths: {cell.rows + 1} tokens of {cell.model.spec!r} under {cell.label} need {sizes[0]}, {sizes[1]}; "
-        "give shorter lengths, or a policy that bounds the cache"
+        f"give shorter lengths, {remedy}or a policy that bounds the cache"
     )
 
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 from dataclasses import dataclass
 
+from kvstream.engine.chunks import PART_TOKENS
 from kvstream.grid.axes import Grid
 from kvstream.grid.cells import LatencyCell, QualityCell, RecomputeCell
 from kvstream.inputs import text_sources as texts
@@ -55,7 +56,7 @@ def prepare(grid: Grid) -> list[Source]:
 
 
 def notes(grid: Grid, layers: int) -> list[str]:
-    """What a grid asks that says nothing about eviction: policies whose budgets hold a whole text or prompt.
+    """What a grid asks in vain: divergence without full, policies whose budgets hold a whole text or prompt.
 
     layers: of the deepest model.
     """
@@ -71,7 +72,18 @@ def notes(grid: Grid, layers: int) -> list[str]:
             named = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
             remedy = "give more tokens or smaller --budgets to tell them apart"
             found.append(f"note: {named} will equal full at {what}, which they hold; {remedy}")
+    if grid.lengths and grid.metrics == "kl" and (why := no_divergence(grid)):
+        found.append(f"note: no divergence from the full cache is measured, as {why}")
     return found
+
+
+def no_divergence(grid: Grid) -> str | None:
+    """Why tokens cannot be compared with the full cache's, None where they can."""
+    if Full() not in grid.policies:
+        return "full is not among the policies"
+    if grid.lengths and grid.lengths[-1] - 1 > PART_TOKENS:  # such texts are replayed part by part
+        return f"texts are longer than {PART_TOKENS:,} tokens"
+    return None
 
 
 def _require_layers(grid: Grid, info: ModelInfo) -> None:
@@ -107,8 +119,9 @@ def _documents(grid: Grid, info: ModelInfo) -> list[Document]:
 
 def quality_cells(grid: Grid, sources: list[Source], device: str, dtype: str) -> list[QualityCell]:
     """Model × document × policy, sorted by model."""
+    metrics = "nll" if grid.metrics == "nll" or no_divergence(grid) else "kl"
     return [
-        QualityCell(source.info, device, dtype, grid.text, document, grid.lengths, policy)
+        QualityCell(source.info, device, dtype, grid.text, document, grid.lengths, policy, metrics)
         for source in sources
         for document in source.documents
         for policy in grid.policies

@@ -7,12 +7,13 @@ preflight check: it takes a second, loads no model, and one error says what is n
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from kvstream.inputs import text_sources
+from kvstream.inputs import recall, text_sources
 from kvstream.inputs.text_sources import Text
 
 # Tokens beyond those needed, so that where the text is cut cannot reach them.
@@ -25,6 +26,7 @@ class Document:
     """A document's first tokens. token_ids: (T,), int32. sha256: of their little-endian bytes.
 
     bos: whether they begin with the tokenizer's BOS token; there is no other special one. join_rows: how it was read.
+    answers: by position, to the questions in it; none but of `recall:`. words: the text of some of its tokens.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Document:
     sha256: str
     bos: bool = False
     join_rows: bool = False
+    answers: tuple[recall.Answer, ...] = ()
+    words: Callable[[np.ndarray], str] | None = None
 
 
 def load_documents(
@@ -57,6 +61,7 @@ def load_documents(
     short: dict[str, int] = {}
     used: Counter[str] = Counter()
     first = bos_ids(tokenizer, bos)
+    kind, _ = recall.split(spec)
     for title, text in text_sources.read(spec, join_rows=join_rows):
         called = title
         while used[called]:
@@ -69,8 +74,9 @@ def load_documents(
         if len(ids) < tokens:
             short[called] = len(ids)
         else:
+            ids, answers = recall.planted(kind, ids, tokenizer, called) if kind else (ids, ())
             digest = hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
-            found.append(Document(called, ids, digest, len(first) > 0, join_rows))
+            found.append(Document(called, ids, digest, len(first) > 0, join_rows, answers, tokenizer.decode))
         if len(found) == count:
             break
     _check_enough(spec, name, documents or 1, found, short, tokens, join_rows)

@@ -4,7 +4,8 @@
 `hub:owner/name@revision` (every Parquet file of a small dataset) · a local .txt, .jsonl or .parquet file, a folder with
 all below it, or a glob. `:column` after the last two names the text column, else it is `text`; of the others only those
 that name documents are read. A row is a document; joined, all rows of a file or of a dataset's split are one. Local
-names use no network. Knows no tokens. PG-19: https://arxiv.org/abs/1911.05507
+names use no network. Knows no tokens. PG-19: https://arxiv.org/abs/1911.05507 · `recall:` and `recall:strings`, alone
+or before `:` and another source: texts to plant facts in, see `recall`
 """
 
 import itertools
@@ -14,12 +15,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvstream.inputs import hub
+from kvstream.inputs import hub, recall
 from kvstream.inputs.text_files import local_files, read_rows
 
 # A Parquet copy of deepmind/pg19's test set, 100 books; the original ships a loading script, which nothing here runs.
 PG19 = ("emozilla/pg19-test", "c5e39bf32e33f9111323aa68d7d9000d22722035")
-KINDS = "kjv, pg19, hub:owner/name@revision, or a local .txt, .jsonl or .parquet file, folder or glob"
+KINDS = "kjv, pg19, hub:owner/name@revision, recall:, or a local .txt, .jsonl or .parquet file, folder or glob"
 SHARD = re.compile(r"-\d{5}-of-(\d{5}).*")
 
 
@@ -49,6 +50,11 @@ def read(spec: str, *, join_rows: bool = False) -> Iterator[tuple[str, Text]]:
 
     join_rows: all rows of a file, or of a split that a dataset keeps in several, are one document.
     """
+    planted, source = recall.split(spec)
+    if planted:
+        texts = read(source, join_rows=join_rows)
+        yield from ((f"recall {number}", text) for number, (_, text) in enumerate(texts, 1))
+        return
     if join_rows and not has_rows(spec):
         raise ValueError(f"join_rows: {spec!r} holds whole texts, no rows of one; leave --join-rows out")
     if spec == "kjv":
@@ -59,6 +65,7 @@ def read(spec: str, *, join_rows: bool = False) -> Iterator[tuple[str, Text]]:
 
 def has_rows(spec: str) -> bool:
     """Whether a source has files of rows, which can be joined."""
+    spec = recall.split(spec)[1]
     return spec != "kjv" and not all(file.suffix.lower() == ".txt" for file in _found(spec)[0])
 
 

@@ -2,6 +2,8 @@
 
 import pyarrow as pa
 
+MOST_RANK = 65_535
+
 TOKEN_ROWS = pa.schema(
     [
         pa.field("cell", pa.string(), nullable=False),
@@ -10,6 +12,10 @@ TOKEN_ROWS = pa.schema(
         pa.field("token", pa.int32(), nullable=False),
         pa.field("nll_nats", pa.float32(), nullable=False),
         pa.field("correct", pa.bool_(), nullable=False),
+        # Beside the full cache on the same text; null where it was not compared.
+        pa.field("kl_nats", pa.float32()),  # KL(full ‖ policy) over the whole vocabulary
+        pa.field("same_top", pa.bool_()),  # the argmax is full's
+        pa.field("rank", pa.uint16()),  # of the token, by logit: 1 for the argmax; MOST_RANK: that or more
     ]
 )
 

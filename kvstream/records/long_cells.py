@@ -22,7 +22,8 @@ from kvstream.grid.cells import SCHEMA
 from kvstream.records.store import Records, parquet
 
 if TYPE_CHECKING:  # else whoever only looks at records would wait for torch
-    from kvstream.measure.quality import Begun, Evaluated
+    from kvstream.measure.quality import Evaluated
+    from kvstream.measure.scores import Begun
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Parts:
             raise ValueError(f"{name} cannot be read ({error})") from None
         from safetensors.torch import load
 
-        from kvstream.measure.quality import Begun
+        from kvstream.measure.scores import Begun
 
         *self.rows, state = files
         self.parts = record["parts"]

@@ -23,7 +23,7 @@ from kvstream.policies.sizes import tokens_from_full
 from kvstream.sweep.work import Work
 
 if TYPE_CHECKING:
-    from kvstream.measure.quality import Begun, State
+    from kvstream.measure.scores import Begun, State
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +76,8 @@ class Job(Work):
     def call(self) -> tuple[str, dict[str, Any]]:
         """Evaluate this part."""
         given = {"begun": self.begun, "common": self.common, "shared": self.shared}
-        return "quality", given | {"stretch": self.stretch}
+        compared = self.cells[0].metrics == "kl"
+        return "quality", given | {"stretch": self.stretch, "compared": compared}
 
     @property
     def stretch(self) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class Job(Work):
 
     def followed(self, state: State) -> Job:
         """The job of the next part, which goes on from the state in which this one left the cache."""
-        from kvstream.measure.quality import Begun
+        from kvstream.measure.scores import Begun
 
         return self.resumed(Begun(self.stop, state))
 

@@ -20,6 +20,7 @@ from kvstream.sweep.jobs import Job
 from kvstream.sweep.pool import Done, Event, Told
 from kvstream.sweep.progress import Reporter
 from kvstream.sweep.work import Check, Recomputing, Work
+from kvstream.sweep.worst_tokens import worst_tokens
 
 
 @dataclass
@@ -76,13 +77,15 @@ class Results:
             self.reporter.part(f"{cell}: {line}", computed)
             return
         rows, seconds = parts.joined(evaluated) if parts else ([evaluated.rows], evaluated.seconds)
-        fields = cell.fields | threads
+        fields, table = cell.fields | threads, pa.concat_tables(rows)
         if parts and len(places := parts.places(environment | threads)) > 1:
             fields |= {"computed_on": places}  # a long cell may have been finished elsewhere than begun
+        if worst := worst_tokens(table, cell.document):
+            fields |= {"worst": worst}
         self.records.commit(cell.key, fields, rows, seconds, environment)
         if parts:
             self._parts.pop(cell.key).clear()
-        line = f"{cell}: {_score(pa.concat_tables(rows))}, {(cell.tokens - 1) / seconds:,.0f} tokens/s"
+        line = f"{cell}: {_score(table)}, {(cell.tokens - 1) / seconds:,.0f} tokens/s"
         self.reporter.cell(line, cell.tokens - job.start)
         self.finished += 1
 
@@ -120,8 +123,10 @@ class Results:
 
 
 def _score(rows: pa.Table) -> str:
-    """Perplexity over the tokens whose loss is a number, and how many are without one."""
+    """Perplexity and mean KL over the tokens whose loss is a number, and how many are without one."""
     finite = rows.filter(pc.is_finite(rows["nll_nats"]))
     invalid = rows.num_rows - finite.num_rows
     ppl = f"PPL {Evaluated(finite, 0.0).perplexity:.2f}" if finite.num_rows else "no PPL"
+    if finite.num_rows and (kl := pc.mean(finite["kl_nats"]).as_py()):
+        ppl += f", KL {kl:.4f}"
     return f"{ppl}, NaN or infinite loss for {invalid:,} of {rows.num_rows:,} tokens" if invalid else ppl

@@ -22,8 +22,9 @@ from kvstream.inputs.weights import from_arrays, to_arrays
 from kvstream.measure.environment import environment
 from kvstream.measure.latency import Measured, Progress, Protocol
 from kvstream.measure.latency import evaluate as evaluate_latency
-from kvstream.measure.quality import Begun, Evaluated, begin, evaluate_windows
+from kvstream.measure.quality import Evaluated, evaluate_windows
 from kvstream.measure.quality import evaluate as evaluate_quality
+from kvstream.measure.scores import Begun, FullRun, begin, run_full
 
 TELL_S = 2.0  # progress is told this often: telling is work, too, and may disturb what is measured
 
@@ -70,7 +71,7 @@ def weights_of(cell: Cell) -> Weights:
 
 
 class Worker:
-    """Keeps the last model it was given, and the last first tokens that it replayed for several jobs.
+    """Keeps the last model it was given, and what it last replayed with a full cache, for all jobs on these texts.
 
     device: `cpu`, `mps`, or one GPU such as `cuda:1`.
     """
@@ -79,13 +80,14 @@ class Worker:
         self.device = device
         self._model: Any = None
         self._first: tuple[Any, Begun] | None = None  # of which texts
+        self._full: tuple[list[bytes], FullRun] | None = None  # of which texts
 
     def load(self, weights: Weights, *, own: bool = False) -> None:
         """Take another model in place of the one before. own: in this process's memory, not in memory that is shared.
 
         On a CPU, arrays that are shared must not be written to.
         """
-        self._model = self._first = None
+        self._model = self._first = self._full = None
         arrays = {name: np.array(array) for name, array in weights.arrays.items()} if own else weights.arrays
         self._model = from_arrays(weights.config, arrays, device=self.device)
 
@@ -115,17 +117,24 @@ class Worker:
         model_check.check(self._model, None if token_ids_T is None else torch.as_tensor(token_ids_T).long())
 
     def quality(
-        self, stretch: dict[str, Any], begun: Begun | None = None, common: int = 0, shared: int = 0
+        self,
+        stretch: dict[str, Any],
+        begun: Begun | None = None,
+        common: int = 0,
+        shared: int = 0,
+        compared: bool = False,
     ) -> tuple[list[Evaluated], dict[str, Any]]:
         """Evaluate a stretch of texts, as `measure.quality.evaluate` takes it: a result per text, and the machine.
 
         begun: what the part before left. shared: how many of the texts' first tokens are taken from a replay that
-        serves several policies; common: how many that replay has.
+        serves several policies; common: how many that replay has. compared: with whole texts under a full cache.
         """
-        model = self._trusted()
+        model, ids_BN = self._trusted(), stretch["token_ids_BN"]
+        full = self._full_run(ids_BN, common, shared) if compared else None
         if shared:
-            begun = self._first_tokens(stretch["token_ids_BN"][:, : common + 1]).first(shared)
-        return evaluate_quality(model, begun=begun, device=self.device, **stretch), environment()
+            first = full.begun if full and full.begun else self._first_tokens(ids_BN[:, : common + 1])
+            begun = first.first(shared)
+        return evaluate_quality(model, begun=begun, device=self.device, full=full, **stretch), environment()
 
     def recompute(self, **given: Any) -> tuple[list[Evaluated], dict[str, Any]]:
         """Tell a sample of a text's tokens by windows run anew, as `measure.quality.evaluate_windows` takes them."""
@@ -155,6 +164,20 @@ class Worker:
         """The model, which another worker may have checked."""
         model_check.trust(self._model)
         return self._model
+
+    def _full_run(self, token_ids_BN: np.ndarray, common: int, shared: int) -> FullRun:
+        """Replay whole texts with a full cache, or take what was replayed last if that holds them."""
+        texts = [ids.tobytes() for ids in token_ids_BN]
+        if self._full is not None:
+            there, run = self._full
+            enough = not shared or (run.begun is not None and run.begun.tokens >= shared)
+            if enough and texts == there:
+                return run
+            if enough and len(texts) == 1 and texts[0] in there:  # a policy that draws at random has texts one by one
+                return run.of(there.index(texts[0]))
+        self._full = None  # the old one goes before the new one takes memory
+        self._full = texts, run_full(self._model, token_ids_BN, self.device, common)
+        return self._full[1]
 
     def _first_tokens(self, token_ids_BN: np.ndarray) -> Begun:
         """Replay first tokens with a full cache, or take what was replayed last if that is the same."""

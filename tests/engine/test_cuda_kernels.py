@@ -22,7 +22,6 @@ from kvstream.engine.contest import leaving_offers, tie
 from kvstream.engine.lifetimes import Lifetimes
 from kvstream.engine.replay import replay_windows, windows
 from kvstream.engine.rope import Rotation
-from kvstream.engine.vocabulary_blocks import logits_in_blocks, score_blocks
 from kvstream.policies.base import BoundedPolicy, Regions
 from kvstream.policies.draws import uniform_ranks
 
@@ -31,7 +30,7 @@ if not NO_TRITON:
     from kvstream.engine.backends.cuda import backend
     from kvstream.engine.backends.cuda.contest import NEVER, leaving, visible
     from kvstream.engine.backends.cuda.rotation import turned
-    from kvstream.engine.backends.cuda.scoring import scored
+    from kvstream.engine.backends.cuda.scoring import predicted
     from kvstream.engine.backends.cuda.tiles import MEASURED, Tiles, shrinking
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
@@ -223,11 +222,29 @@ def test_scores_are_those_of_plain_torch():
     hidden[7] = torch.nan
     best = (hidden @ head.weight.t() + head.bias).argmax(-1)
     targets = torch.where(torch.arange(70, device=DEVICE) % 2 == 0, best, 4900)
-    nll, correct = scored(head, hidden, targets, 64 * 5000 * 4)
-    plain_nll, plain_correct = score_blocks(logits_in_blocks(head, hidden, 1 << 30), targets)
-    assert torch.equal(correct, plain_correct)
-    assert nll[7].isnan()
-    assert (nll - plain_nll).nan_to_num(0).abs().max() < 1e-4 * plain_nll.nan_to_num(0).abs().max()
+    found = predicted(head, hidden, targets, 64 * 5000 * 4, more=True, keep=True)
+    plain = Reference(DEVICE).predict(head, hidden, targets, more=True, keep=True)
+    numbers = torch.arange(70, device=DEVICE) != 7
+    assert torch.equal(found.top_T[numbers], plain.top_T[numbers])
+    assert (found.above_T - plain.above_T)[numbers].abs().max() <= 1  # of equals, whose last bits differ
+    assert found.nll_T[7].isnan()
+    for name in ("nll_T", "log_sum_T", "mean_TE"):
+        own, theirs = (getattr(each, name)[numbers] for each in (found, plain))
+        assert (own - theirs).abs().max() < 1e-4 * theirs.abs().max(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_divergence_in_half_precision_is_of_what_was_not_rounded(dtype):
+    head = torch.nn.Linear(8, 5000).to(DEVICE).requires_grad_(False)
+    head.weight.copy_(drawn(5000, 8))
+    head.to(dtype)
+    hidden, targets = drawn(70, 8, seed=2).to(dtype), torch.arange(70, device=DEVICE)
+    found = predicted(head, hidden, targets, 64 * 5000 * 2, more=True, keep=True)
+    logits = hidden.double() @ head.weight.double().t() + head.bias.double()
+    assert (found.log_sum_T - logits.logsumexp(-1)).abs().max() < 1e-5
+    assert (found.mean_TE - logits.softmax(-1) @ head.weight.double()).abs().max() < 1e-5
+    rounded = predicted(head, hidden, targets, 64 * 5000 * 2)
+    assert torch.equal(rounded.nll_T, found.nll_T)
 
 
 # -------------------------------------------------------------------------------------------------------------- limits

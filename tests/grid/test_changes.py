@@ -94,6 +94,7 @@ NAMED_OTHERWISE = {
     "inputs/hub": "a model's commit is in its identity",
     "inputs/model_loading": "a model's files are in its identity",
     "inputs/models": "a model's files are in its identity",
+    "inputs/recall": "token ids are in the identity",
     "inputs/text_files": "token ids are in the identity",
     "inputs/text_sources": "token ids are in the identity",
     "measure/__init__": "says what lies there",

@@ -179,7 +179,8 @@ def test_the_terminal_shows_lines_and_nothing_else(swept):
     cells = [line for line in out.split("\n") if line.startswith("[")]
     assert len(cells) == 2 * (HARMLESS + len(HOSTILE))
     counted = [
-        re.match(r"\[(\d+)/(\d+), [^\]]* left\] .* · .* · .*: PPL [\d.]+, [\d,]+ tokens/s$", line) for line in cells
+        re.match(r"\[(\d+)/(\d+), [^\]]* left\] .* · .* · .*: PPL [\d.]+(, KL [\d.]+)?, [\d,]+ tokens/s$", line)
+        for line in cells
     ]
     assert all(counted)
     assert [int(match[1]) for match in counted] == [*range(1, 2 * HARMLESS + 1), *range(1, 2 * len(HOSTILE) + 1)]

@@ -17,7 +17,8 @@ from kvstream.grid.memory_needed import side_by_side, too_large
 from kvstream.inputs.documents import Document
 from kvstream.inputs.models import resolve
 from kvstream.inputs.weights import to_arrays
-from kvstream.measure.quality import Begun, begin, evaluate
+from kvstream.measure.quality import evaluate
+from kvstream.measure.scores import Begun, begin
 from kvstream.records.long_cells import Parts, tidy
 from kvstream.records.store import Records
 from kvstream.sweep.jobs import Job, jobs_of, shareable

@@ -17,6 +17,7 @@ from kvstream.engine.backends.cpu import Cpu
 from kvstream.engine.backends.cuda import serves
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.positions import Ranks
+from kvstream.engine.vocabulary_blocks import Predicted
 
 
 class Backend(Protocol):
@@ -84,10 +85,16 @@ class Backend(Protocol):
         """Take many tokens through a `BoundedLayer` whose evictions do not depend on attention: (B, H, G, T, D)."""
         ...
 
-    def score(
-        self, head: nn.Linear, hidden_TE: torch.Tensor, targets_T: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score targets by a plain head and the hidden states before them: −ln p and whether they were the argmax."""
+    def predict(
+        self,
+        head: nn.Linear,
+        hidden_TE: torch.Tensor,
+        targets_T: torch.Tensor,
+        *,
+        more: bool = False,
+        keep: bool = False,
+    ) -> Predicted:
+        """Say what a plain head predicts for targets, given the hidden states before them; see `Predicted`."""
         ...
 
 

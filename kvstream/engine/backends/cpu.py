@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kvstream.engine.attention import Partial
+from kvstream.engine.backends.compiled_best import CompiledBest
 from kvstream.engine.backends.compiled_scan import scan_compiled
 from kvstream.engine.backends.compiled_seats import seat_compiled
 from kvstream.engine.backends.pace import pool
@@ -28,6 +29,7 @@ class Cpu(Reference):
     """Blocks of queries without their scores ever written down."""
 
     logits_bytes = 2 << 20  # from 0.5 to 16 MiB take the same time, within the noise
+    best = CompiledBest
 
     def block(
         self,

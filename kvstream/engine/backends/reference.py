@@ -19,7 +19,7 @@ from kvstream.engine.bounded_chunk import attend_bounded
 from kvstream.engine.bounded_step import seat_plainly
 from kvstream.engine.causal_chunk import attend_causal
 from kvstream.engine.positions import Ranks
-from kvstream.engine.vocabulary_blocks import logits_in_blocks, score_blocks
+from kvstream.engine.vocabulary_blocks import Best, Predicted, blocks_of, no_logits, own_logits, predict_from_blocks
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Reference:
 
     device: torch.device
     logits_bytes = 256 << 20  # that exist at once while a text is scored
+    best = Best
 
     def step(
         self, q_BHGD: torch.Tensor, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor, scaling: float, apart: int = 0
@@ -102,11 +103,19 @@ class Reference:
         """Go block by block of queries."""
         return attend_bounded(layer, q_BHGTD, k_BHTD, v_BHTD, scaling)
 
-    def score(
-        self, head: nn.Linear, hidden_TE: torch.Tensor, targets_T: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(
+        self,
+        head: nn.Linear,
+        hidden_TE: torch.Tensor,
+        targets_T: torch.Tensor,
+        *,
+        more: bool = False,
+        keep: bool = False,
+    ) -> Predicted:
         """Go block by block of the vocabulary."""
-        return score_blocks(logits_in_blocks(head, hidden_TE, self.logits_bytes), targets_T)
+        own_T = own_logits(head, hidden_TE, targets_T) if more else no_logits(hidden_TE)
+        blocks = blocks_of(head, hidden_TE, self.logits_bytes, more=more)
+        return predict_from_blocks(blocks, targets_T, self.best(own_T), keep=keep)
 
 
 def scaled_scores(queries_BHGTD: torch.Tensor, keys_BHSD: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -3,7 +3,8 @@
     python tests/analysis/charts/test_specs.py      writes the specs anew after a change: read the difference
 
 Kept are the panels of the figure's first setting as the page draws them, of budgets the first, a line a layer, and what
-a file puts around them; rows are replaced by their count and fields. Of the golden records, or those of protection.
+a file puts around them; rows are replaced by their count and fields. Of the golden records, or those of protection,
+recall or quick.
 """
 
 import json
@@ -15,7 +16,7 @@ import pytest
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[up]) for up in (2, 3)]
 
-from golden import GOLDEN, built, protection, report_of
+from golden import PLANS, built, report_of
 from pyarrow.parquet import read_table
 
 from analysis.charts import figures
@@ -23,13 +24,14 @@ from analysis.charts.figures import CHARTS
 from analysis.charts.specs import for_file, for_page
 
 KEPT = Path(__file__).parent / "specs"
+NAMES = ("recall", "protection", "quick", "golden")  # whose figures count, the last ones first
 
 
 def figures_of(report):
     """Every figure of a report that it has records for."""
     tables = {name: read_table(report / "tables" / f"{name}.parquet") for name in figures.QUERIES}
     found = figures.drawn({name: table.to_pylist() for name, table in tables.items()})
-    return {name: figure for name, figure in found.items() if figure}
+    return {name: figure for name, figure in found.items() if figure and figure.panels}
 
 
 def outline(value):
@@ -65,7 +67,10 @@ def text_of(figure, name):
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
-    return figures_of(built("protection", tmp_path_factory)[1]) | figures_of(built("golden", tmp_path_factory)[1])
+    found = {}
+    for name in NAMES:
+        found |= figures_of(built(name, tmp_path_factory)[1])
+    return found
 
 
 @pytest.mark.parametrize("name", CHARTS)
@@ -101,8 +106,7 @@ if __name__ == "__main__":
     for old in KEPT.glob("*.jsonl"):
         old.unlink()
     with tempfile.TemporaryDirectory() as place:
-        plans = protection(), GOLDEN
-        reports = [report_of(plan, Path(place) / str(number)) for number, plan in enumerate(plans)]
-        for name, figure in (figures_of(reports[0]) | figures_of(reports[1])).items():
-            (KEPT / f"{name}.jsonl").write_text(text_of(figure, name), encoding="utf-8")
+        for plan in NAMES:
+            for name, figure in figures_of(report_of(PLANS[plan], Path(place) / plan)).items():
+                (KEPT / f"{name}.jsonl").write_text(text_of(figure, name), encoding="utf-8")
     print(f"wrote {len(list(KEPT.glob('*.jsonl')))} specs to {KEPT}")

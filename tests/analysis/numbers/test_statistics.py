@@ -21,7 +21,8 @@ RESAMPLES = 1999  # ends of an interval move by a fiftieth of its width against 
 TOKENS = 200
 EXCESS_NATS = 0.06
 LOST_SHARE = 0.01
-TRUTH = {"ppl_change": np.exp(EXCESS_NATS) - 1, "points": -100 * LOST_SHARE}
+KL_NATS, OTHER_TOP = 0.05, 0.04
+TRUTH = {"ppl_change": np.exp(EXCESS_NATS) - 1, "points": -100 * LOST_SHARE, "kl": KL_NATS, "same_top": 1 - OTHER_TOP}
 
 
 def drift(random, shape, memory=0.6):
@@ -32,7 +33,7 @@ def drift(random, shape, memory=0.6):
 
 
 def documents(count):
-    """Sums as `stats.SUMS` of 500 repetitions of as many documents, (6, 500, count)."""
+    """Sums as `stats.SUMS` of 500 repetitions of as many documents, (9, 500, count)."""
     random = np.random.default_rng(count)
     shape = (REPETITIONS, count)
     level = random.normal(0.9, 0.15, shape)
@@ -44,7 +45,10 @@ def documents(count):
     guessed = random.uniform(0.3, 0.5, shape)[..., None]
     n = np.full(shape, float(TOKENS))
     hits = (luck < guessed - lost[..., None]).sum(-1)
-    return np.array([(full + more).sum(-1), n, hits, full.sum(-1), n, (luck < guessed).sum(-1)], float)
+    apart, other = (mean * random.gamma(4, 1 / 4, shape) for mean in (KL_NATS, OTHER_TOP))
+    kl = (apart[..., None] * np.exp(0.5 * drift(random, each) - 0.125)).sum(-1)
+    same = (scipy_stats.norm.cdf(drift(random, each)) >= other[..., None]).sum(-1)
+    return np.array([(full + more).sum(-1), n, hits, full.sum(-1), n, (luck < guessed).sum(-1), kl, n, same], float)
 
 
 @cache
@@ -56,7 +60,7 @@ def covered(count):
         with patch.object(stats, "RESAMPLES", RESAMPLES):
             lows, highs = stats.spread(sums[:, start : start + 100], seed=start)
         for name, truth in TRUTH.items():
-            place = stats.CHANGES.index(name)
+            place = (*stats.CHANGES, *stats.LEVELS).index(name)
             found[name] += list((lows[place] <= truth) & (truth <= highs[place]))
     return {name: np.mean(held) for name, held in found.items()}
 
@@ -85,13 +89,19 @@ def test_intervals_over_rounds_cover_the_truth(count):
 
 
 STATISTICS = {
-    "ppl_change": lambda nll, n, hits, f, m, g: np.exp(nll.sum(-1) / n.sum(-1) - f.sum(-1) / m.sum(-1)) - 1,
-    "ppl_mean_change": lambda nll, n, hits, f, m, g: np.exp(nll / n).mean(-1) / np.exp(f / m).mean(-1) - 1,
-    "points": lambda nll, n, hits, f, m, g: 100 * (hits.sum(-1) / n.sum(-1) - g.sum(-1) / m.sum(-1)),
-    "accuracy_change": lambda nll, n, hits, f, m, g: hits.sum(-1) / n.sum(-1) / (g.sum(-1) / m.sum(-1)) - 1,
-    "ppl_corpus": lambda nll, n, hits, f, m, g: np.exp(nll.sum(-1) / n.sum(-1)),
-    "ppl_mean": lambda nll, n, hits, f, m, g: np.exp(nll / n).mean(-1),
-    "accuracy": lambda nll, n, hits, f, m, g: hits.sum(-1) / n.sum(-1),
+    "ppl_change": lambda nll, n, hits, f, m, g, kl, c, same: (
+        np.exp(nll.sum(-1) / n.sum(-1) - f.sum(-1) / m.sum(-1)) - 1
+    ),
+    "ppl_mean_change": lambda nll, n, hits, f, m, g, kl, c, same: np.exp(nll / n).mean(-1) / np.exp(f / m).mean(-1) - 1,
+    "points": lambda nll, n, hits, f, m, g, kl, c, same: 100 * (hits.sum(-1) / n.sum(-1) - g.sum(-1) / m.sum(-1)),
+    "accuracy_change": lambda nll, n, hits, f, m, g, kl, c, same: (
+        hits.sum(-1) / n.sum(-1) / (g.sum(-1) / m.sum(-1)) - 1
+    ),
+    "ppl_corpus": lambda nll, n, hits, f, m, g, kl, c, same: np.exp(nll.sum(-1) / n.sum(-1)),
+    "ppl_mean": lambda nll, n, hits, f, m, g, kl, c, same: np.exp(nll / n).mean(-1),
+    "accuracy": lambda nll, n, hits, f, m, g, kl, c, same: hits.sum(-1) / n.sum(-1),
+    "kl": lambda nll, n, hits, f, m, g, kl, c, same: kl.sum(-1) / c.sum(-1),
+    "same_top": lambda nll, n, hits, f, m, g, kl, c, same: same.sum(-1) / c.sum(-1),
 }
 
 
@@ -117,7 +127,7 @@ def test_few_documents_give_a_range_and_equal_ones_a_point():
     each = np.exp(few[0] / few[1] - few[3] / few[4])[0] - 1
     assert (lows[0, 0], highs[0, 0]) == (pytest.approx(each.min()), pytest.approx(each.max()))
     same = documents(20)[:, :1]
-    same[:3] = same[3:]
+    same[:3] = same[3:6]
     lows, highs = stats.spread(same, seed=0)
     assert (lows[: len(stats.CHANGES)] == 0).all()
     assert (highs[: len(stats.CHANGES)] == 0).all()

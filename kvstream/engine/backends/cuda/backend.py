@@ -14,9 +14,10 @@ from triton.runtime.errors import OutOfResources
 
 from kvstream.engine.backends.cuda.chunk import attend_bounded, attend_causal
 from kvstream.engine.backends.cuda.contest import MOST_SEATS
-from kvstream.engine.backends.cuda.scoring import scored
+from kvstream.engine.backends.cuda.scoring import predicted
 from kvstream.engine.backends.cuda.tiles import Kind, Tiles, shrinking, tiles_of
 from kvstream.engine.backends.reference import Reference
+from kvstream.engine.vocabulary_blocks import Predicted
 
 MOST_OFFSET = 2**31 - 1  # kernels count the numbers of a row of the batch, and those between two rows, in 32 bits
 held: dict[tuple[Any, ...], Tiles] = {}  # what a card was found to hold
@@ -45,12 +46,18 @@ class Cuda(Reference):
             return super().bounded(*call)
         return _try(lambda tiles: attend_bounded(*call, tiles), "rank" if layer.ranks else "band", k_BHTD)
 
-    def score(
-        self, head: nn.Linear, hidden_TE: torch.Tensor, targets_T: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read each row of logits once; see `Backend.score`."""
+    def predict(
+        self,
+        head: nn.Linear,
+        hidden_TE: torch.Tensor,
+        targets_T: torch.Tensor,
+        *,
+        more: bool = False,
+        keep: bool = False,
+    ) -> Predicted:
+        """Read each row of logits once; see `Backend.predict`."""
         with torch.cuda.device_of(hidden_TE):
-            return scored(head, hidden_TE, targets_T, self.logits_bytes)
+            return predicted(head, hidden_TE, targets_T, self.logits_bytes, more=more, keep=keep)
 
 
 def _fits(layer: Any, *arrived: torch.Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""How well tokens were predicted, from rows of logits that are read once: nothing is asked of the device.
+"""What tokens' logits say, from rows of logits that are read once: nothing is asked of the device.
 
 `vocabulary_blocks` is the same in plain torch. Shape legend: T tokens, E hidden size, V vocabulary.
 """
@@ -10,45 +10,64 @@ import triton
 import triton.language as tl
 from torch import nn
 
+from kvstream.engine.vocabulary_blocks import Predicted
+
 
 @triton.jit
-def _score(LOGITS, TARGET, NLL, CORRECT, stride, V: tl.constexpr, BLOCK: tl.constexpr):
+def _predict(LOGITS, TARGET, NLL, TOP, ABOVE, LOG_SUM, stride, V: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     LOGITS += row * stride
-    target = tl.load(TARGET + row)
+    own = tl.load(LOGITS + tl.load(TARGET + row)).to(tl.float32)
     top = tl.full([], float("-inf"), tl.float32)
     total = tl.full([], 0.0, tl.float32)
     best = tl.full([], 0, tl.int32)
+    above = tl.full([], 0, tl.int32)
     for v in range(0, V, BLOCK):
         at = v + tl.arange(0, BLOCK)
         x = tl.load(LOGITS + at, mask=at < V, other=float("-inf")).to(tl.float32)
         here = tl.max(x, 0)
         best = tl.where(here > top, tl.min(tl.where(x == here, at, V), 0), best)
+        above += tl.sum((x > own).to(tl.int32), 0)
         higher = tl.maximum(top, here)
         safe = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(top - safe) + tl.sum(tl.exp(x - safe), 0)
         top = higher
-    own = tl.load(LOGITS + target).to(tl.float32)
-    nll = tl.log(total) + (top - own)
-    tl.store(NLL + row, nll)
-    tl.store(CORRECT + row, (best == target) & (nll == nll))
+    tl.store(NLL + row, tl.log(total) + (top - own))
+    tl.store(TOP + row, best.to(tl.int64))
+    tl.store(ABOVE + row, above.to(tl.int64))
+    tl.store(LOG_SUM + row, tl.log(total.to(tl.float64)) + top.to(tl.float64))
 
 
-def scored(
-    head: nn.Linear, hidden_TE: torch.Tensor, targets_T: torch.Tensor, logits_bytes: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """−ln p in nats, float32, and whether the argmax, the first of equals, was the token: (T,) each.
-
-    logits_bytes: of logits that exist at once.
-    """
+def predicted(
+    head: nn.Linear,
+    hidden_TE: torch.Tensor,
+    targets_T: torch.Tensor,
+    logits_bytes: int,
+    *,
+    more: bool = False,
+    keep: bool = False,
+) -> Predicted:
+    """What a head's logits say; logits_bytes: of logits that exist at once; see `Backend.predict`."""
     T, V = len(targets_T), len(head.weight)
     targets_T = targets_T.contiguous()  # one token of several texts lies apart
-    nll = torch.empty(T, device=hidden_TE.device)
-    correct = torch.empty(T, dtype=torch.bool, device=hidden_TE.device)
+    nll, top, above, log_sum = (
+        torch.empty(T, device=hidden_TE.device, dtype=dtype)
+        for dtype in (torch.float32, torch.int64, torch.int64, torch.float64)
+    )
     rows = max(64, logits_bytes // (V * hidden_TE.element_size()) // 64 * 64)
+    rounds = more and hidden_TE.element_size() < 4
+    mean = torch.empty(hidden_TE.shape, device=hidden_TE.device) if keep else None
+    wide_VE = head.weight.float() if keep or rounds else head.weight
     for low in range(0, T, rows):
-        logits = head(hidden_TE[low : low + rows])
-        _score[(len(logits),)](
-            logits, targets_T[low:], nll[low:], correct[low:], logits.stride(0), V=V, BLOCK=4096, num_warps=8
-        )
-    return nll, correct
+        at = slice(low, low + rows)
+        logits = head(hidden_TE[at])
+        outputs = nll[at], top[at], above[at], log_sum[at]
+        _predict[(len(logits),)](logits, targets_T[at], *outputs, logits.stride(0), V=V, BLOCK=4096, num_warps=8)
+        if rounds:  # full's probabilities and ln Z are those before rounding
+            logits = torch.nn.functional.linear(
+                hidden_TE[at].float(), wide_VE, None if head.bias is None else head.bias.float()
+            )
+            log_sum[at] = logits.logsumexp(-1).double()
+        if mean is not None:
+            mean[at] = logits.sub_(log_sum[at, None]).exp_() @ wide_VE
+    return Predicted(nll, top, log_sum, above, mean)

@@ -1,0 +1,58 @@
+"""How far predictions are from the full cache's: the tail of the distribution, and where in the text it lies."""
+
+from typing import Any
+
+import altair as alt
+
+from analysis.charts import marks
+from analysis.charts.along_the_text import position_x, roomy, sparse
+from analysis.charts.axes import log_scale
+from analysis.charts.marks import Figure, Row
+
+SHARE, FAR = "share_percent", "far_percent"
+
+
+def tail(rows: list[Row]) -> Figure:
+    """The share of tokens whose KL exceeds so many nats, both axes logarithmic; a panel a budget."""
+    legend = marks.legend_of(rows)
+    tooltip = marks.tips(
+        marks.POLICY,
+        ("kl_nats:Q", "KL above, nats", ".4~g"),
+        (f"{SHARE}:Q", "tokens, %", ".3~g"),
+        ("n:Q", "tokens", ",d"),
+    )
+    panels = []
+    for setting, size, mine, whole in marks.by_budgets(rows):
+        x = log_axis(alt.X, "kl_nats", "KL from the full cache, nats", whole, "~g")
+        y = log_axis(alt.Y, SHARE, "tokens further away than that", whole, "~g", " %")
+        layers = [marks.lines(mine, x, y, legend, tooltip), *marks.points(sparse(mine), x, y, legend, tooltip, size=55)]
+        about = "the share of tokens further from the full cache than so many nats, by policy; lower is better"
+        panels.append(marks.panel(setting, marks.budget_title(size), layers, about))
+    return Figure(panels, legend, marks.most_budgets(rows))
+
+
+def far(rows: list[Row]) -> Figure:
+    """The share of tokens more than a nat from full along the text; a rule where the budget is full."""
+    legend = marks.legend_of(rows)
+    tooltip = marks.tips(marks.POLICY, ("position:Q", "position", ",d"), (f"{FAR}:Q", "tokens, %", ".2f"))
+    panels = []
+    for setting, size, mine, whole in marks.by_budgets(rows):
+        last = max(row["position"] for row in whole)
+        axis = alt.Axis(tickCount=5, grid=True, labelExpr="datum.value + ' %'")
+        scale = roomy([0.0, *(row[FAR] for row in whole)], 2)
+        y = alt.Y(f"{FAR}:Q", title="tokens more than a nat away", scale=scale, axis=axis)
+        layers = [marks.lines(mine, position_x(), y, legend, tooltip)]
+        layers += marks.points(sparse(mine), position_x(), y, legend, size=55, clip=True)
+        layers += marks.rule(alt.X, "position", size, "budget full", size > last / 2)
+        zoom = {"zoom_from": 0, "zoom_to": round(1.01 * last)}
+        about = "the share of tokens more than a nat from the full cache, along the text, by policy"
+        panels.append(marks.panel(setting, marks.budget_title(size), layers, about, signals=zoom))
+    return Figure(panels, legend, marks.most_budgets(rows))
+
+
+def log_axis(channel: Any, field: str, title: str, rows: list[Row], form: str, unit: str = "") -> Any:
+    """A log axis around a field's values, named at powers of ten."""
+    scale, _ = log_scale([row[field] for row in rows if row[field] > 0], 10, 0.03)
+    words = f"format(datum.value, '{form}') + '{unit}'"
+    axis = alt.Axis(values=[10.0**power for power in range(-6, 4)], labelExpr=words, grid=True)
+    return channel(f"{field}:Q", title=f"{title} (log scale)", scale=scale, axis=axis)

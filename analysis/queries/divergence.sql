@@ -1,0 +1,10 @@
+-- How far are a policy's predictions from the full cache's, over the whole vocabulary, on average and in the tail?
+--
+-- KL(full ‖ policy) of each token in nats. Quantiles are of all documents' tokens together, between neighbours linear.
+SELECT perplexity.setting, budget, series, policy, skip_layers, kl_nats, kl_nats_low, kl_nats_high,
+    ends[1] AS kl_median_nats, ends[2] AS kl_p99_nats, ends[3] AS kl_p999_nats, kl_max_nats,
+    same_top_percent, same_top_low_percent, same_top_high_percent, ppl_change_percent, kl_tokens, paired_documents, spread, length
+FROM perplexity
+JOIN quantiles USING (setting, policy)
+WHERE longest AND in_focus AND evicts AND kl_nats IS NOT NULL
+ORDER BY perplexity.setting, budget, kl_nats, policy

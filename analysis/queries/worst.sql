@@ -1,0 +1,16 @@
+-- At which twenty tokens is each policy furthest from the full cache, and what does it say there?
+WITH listed AS (
+    SELECT setting, policy, series, budget, document, unnest(worst) AS one FROM compared
+), top AS (
+    SELECT setting, policy, series, budget, document, one.*
+    FROM listed
+    QUALIFY row_number() OVER (PARTITION BY setting, policy ORDER BY one.kl_nats DESC, document, one.position) <= 20
+), full_runs AS (
+    SELECT cell, setting, document FROM cells WHERE policy_name = 'full'
+    QUALIFY row_number() OVER (PARTITION BY setting, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+)
+SELECT top.*, tokens.nll_nats::DOUBLE AS full_nll_nats, top.nll_nats - tokens.nll_nats AS delta_nll_nats
+FROM top
+LEFT JOIN full_runs USING (setting, document)
+LEFT JOIN tokens ON tokens.cell = full_runs.cell AND tokens.position = top.position
+ORDER BY setting, budget, policy, kl_nats DESC, document, position

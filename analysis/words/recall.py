@@ -1,0 +1,73 @@
+"""Who recalls what lies beyond its budget? A sentence for each setting and budget. Decides nothing.
+
+Of distances at which the full cache itself recalls next to nothing (`full_recalls`) no policy is blamed.
+"""
+
+from typing import Any
+
+from analysis.words.wording import listed
+
+Row = dict[str, Any]
+
+
+def sentences(rows: list[Row], several: bool) -> list[str]:
+    """What each policy recalls beyond its budget, beside full; or that the model cannot recall at all."""
+    found = []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        mine = [row for row in rows if row["setting"] == setting]
+        where = f"{setting}: " if several else ""
+        if not any(row["full_recalls"] for row in mine):
+            found.append(f"{where}{unable(mine)}")
+            continue
+        for budget in dict.fromkeys(row["budget"] for row in mine if row["budget"] is not None):
+            # At the budget itself a fact is just inside a window without sinks, and just outside one with some.
+            far = [row for row in mine if row["budget"] == budget and row["distance"] > budget]
+            if far:
+                found.append(f"{where}{beyond(budget, far)}")
+    return found
+
+
+def unable(rows: list[Row]) -> str:
+    """That even full does not recall, of all answers."""
+    of_full = {row["distance"]: row for row in rows if row["policy"] == "full"}.values()  # the same beside each budget
+    return (
+        f"Even with the full cache this model has {added(of_full, 'recalled'):,} of {added(of_full, 'answers'):,} "
+        "answers right, at no distance measurably more than a tenth: as far as they tell, it cannot recall these "
+        "facts, and nothing follows about policies."
+    )
+
+
+def beyond(budget: int, far: list[Row]) -> str:
+    """What policies of a budget recall at distances beyond it where full does."""
+    known = [row for row in far if row["full_recalls"]]
+    if not known:
+        of_full = [row for row in far if row["policy"] == "full"]
+        return (
+            f"Beyond {budget:,} tokens the full cache itself recalls next to nothing, {added(of_full, 'recalled'):,} "
+            f"of {added(of_full, 'answers'):,} answers: nothing follows about policies."
+        )
+    distances = sorted({row["distance"] for row in known})
+    span = f"at {listed(f'{distance:,}' for distance in distances)} tokens"
+    told: dict[tuple[int, int], list[tuple[int, str]]] = {}  # by the number of answers, and how many full has right
+    for policy in dict.fromkeys(row["policy"] for row in known if row["policy"] != "full"):
+        mine = [row for row in known if row["policy"] == policy]
+        answers, full, right = (added(mine, name) for name in ("answers", "full_recalled", "recalled"))
+        told.setdefault((answers, full), []).append((right, policy))
+    parts = [
+        f"of {answers:,} answers, {full:,} of them right with the full cache, {by_count(policies)}"
+        for (answers, full), policies in told.items()
+    ]
+    return f"Beyond a budget of {budget:,}, {span}: {'; '.join(parts)}."
+
+
+def by_count(policies: list[tuple[int, str]]) -> str:
+    """Who has how many right, the most first; who has none recalls nothing."""
+    ranked = sorted(policies, key=lambda one: -one[0])
+    some = [f"{policy} recalls {right:,}" for right, policy in ranked if right]
+    none = [policy for right, policy in ranked if not right]
+    return listed([*some, *([f"{listed(none)} {'recall' if len(none) > 1 else 'recalls'} nothing"] if none else [])])
+
+
+def added(rows: Any, name: str) -> int:
+    """The sum of a count."""
+    return sum(row[name] for row in rows)

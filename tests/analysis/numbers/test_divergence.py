@@ -1,0 +1,143 @@
+"""Divergence by its definitions, from Parquet files in plain Python and numpy: no DuckDB, no SQL, no shared code."""
+
+import math
+
+import numpy as np
+import pytest
+from golden import QUICK, built, quick_report, write
+from report_oracle import Oracle, Tables, assert_printed, page_of, rows_of
+
+MODEL = "smollm2-135m"
+BOUNDED = [policy for policy in QUICK.policies if policy.budget]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    records, report = built("quick", tmp_path_factory)
+    return Oracle(records), report
+
+
+def tokens_of(oracle, policy):
+    """KL and whether the top token is full's, of all documents' tokens."""
+    rows = [row for name in oracle.documents(MODEL, policy) for row in oracle.runs[MODEL, policy, name].compared]
+    return np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
+
+
+def test_the_table_holds_means_and_numpys_quantiles(quick):
+    oracle, report = quick
+    rows = {row["policy"]: row for row in rows_of(report, "divergence")}
+    assert set(rows) == {policy.label for policy in BOUNDED}
+    for policy, row in rows.items():
+        kl, same = tokens_of(oracle, policy)
+        ends = np.percentile(kl, [50, 99, 99.9])
+        names = ("kl_median_nats", "kl_p99_nats", "kl_p999_nats")
+        expected = {"kl_nats": kl.mean(), "same_top_percent": 100 * same.mean(), **dict(zip(names, ends))}
+        expected |= {"kl_max_nats": kl.max(), "kl_tokens": len(kl)}
+        for name, value in expected.items():
+            assert float(row[name]) == pytest.approx(value, rel=1e-9), (policy, name)
+        each = [
+            np.mean([kl for _, kl, *_ in oracle.runs[MODEL, policy, name].compared])
+            for name in oracle.documents(MODEL, policy)
+        ]
+        assert [float(row[f"kl_nats_{end}"]) for end in ("low", "high")] == pytest.approx([min(each), max(each)])
+
+
+def test_the_page_prints_that_table(quick):
+    oracle, report = quick
+    printed = [cells for _, cells in Tables(page_of(report)).tables["divergences"][1:]]
+    assert len(printed) == len(BOUNDED)
+    for cells in printed:
+        kl, same = tokens_of(oracle, cells[1][1])
+        shown = {name: text for name, text in cells if name}
+        for name, value in (("kl_nats", kl.mean()), ("kl_p99_nats", np.percentile(kl, 99))):
+            assert shown[name] == (f"{value:.3g}" if value >= 1e-3 else f"{value:.1e}")
+        assert_printed(shown["same_top_percent"], 100 * same.mean())
+
+
+def test_the_tail_counts_tokens(quick):
+    oracle, report = quick
+    rows = rows_of(report, "tail")
+    assert {row["policy"] for row in rows} == {policy.label for policy in BOUNDED if policy.start_size != 1}
+    for row in rows:
+        kl, _ = tokens_of(oracle, row["policy"])
+        above = [value for value in kl if value > 0 and math.floor(8 * math.log10(value)) >= place_of(row)]
+        assert int(row["n"]) == len(above)
+        assert float(row["share_percent"]) == pytest.approx(100 * len(above) / len(kl), rel=1e-12)
+        assert min(above) >= float(row["kl_nats"]) * (1 - 1e-12)
+
+
+def place_of(row):
+    """Which eighth of a power of ten a threshold is."""
+    return round(8 * math.log10(float(row["kl_nats"])))
+
+
+def test_where_the_worst_tokens_lie_counts_those_beyond_a_nat(quick):
+    oracle, report = quick
+    rows = [row for row in rows_of(report, "far") if row["policy"] == "recent_only(256)"]
+    width, runs = int(rows[0]["width"]), [oracle.runs[MODEL, "recent_only(256)", name] for name in QUICK.documents]
+    bins = {}
+    for position, kl, *_ in (row for run in runs for row in run.compared):
+        n, far = bins.get(position // width, (0, 0))
+        bins[position // width] = n + 1, far + (kl > 1)
+    assert len(rows) == len(bins)
+    for place, row in enumerate(rows):
+        near = [other for other in range(place - 2, place + 3) if other in bins]
+        near = [other for other in near if (other * width >= 256) == (place * width >= 256)]
+        n, far = (sum(bins[other][part] for other in near) for part in (0, 1))
+        assert float(row["far_percent"]) == pytest.approx(100 * far / n, rel=1e-12)
+
+
+def test_the_worst_tokens_are_the_worst_and_their_words_are_escaped(quick):
+    oracle, report = quick
+    rows = rows_of(report, "worst")
+    for policy in BOUNDED:
+        mine = [row for row in rows if row["policy"] == policy.label]
+        found = []
+        for name in oracle.documents(MODEL, policy.label):
+            full = {row[0]: row[3] for row in oracle.runs[MODEL, "full", name].compared}
+            for position, kl, _, nll in oracle.runs[MODEL, policy.label, name].compared:
+                found.append((-kl, name, position, nll - full[position]))
+        expected = sorted(found)[:20]
+        assert [(row["document"], int(row["position"])) for row in mine] == [one[1:3] for one in expected]
+        assert [float(row["delta_nll_nats"]) for row in mine] == pytest.approx([one[3] for one in expected], abs=1e-6)
+    page = page_of(report)
+    assert "<b>word" not in page
+    assert "&lt;b&gt;word" in page
+    assert "&amp;amp; it" in page
+
+
+COSTS = {
+    "kl": lambda expected: 100 * expected["kl_nats"],
+    "top1": lambda expected: 100 - expected["same_top_percent"],
+}
+
+
+@pytest.mark.parametrize("metric", COSTS)
+def test_cards_and_trade_off_go_by_the_metric_asked_for(quick, tmp_path, metric):
+    oracle, _ = quick
+    records = write(QUICK, tmp_path / "records")
+    done = quick_report("--records", records, "--out", tmp_path, "--quality-metric", metric, "--within", "30")
+    assert done.returncode == 0, done.stderr
+    costs = {one.label: COSTS[metric](oracle.totals(MODEL, one.label, 4096)) for one in BOUNDED}
+    within = sorted((one.budget, costs[one.label], one.label) for one in BOUNDED if costs[one.label] <= 30)
+    cards = {row["card"]: row for row in rows_of(tmp_path, "cards")}
+    assert cards["answer"]["policy"] == within[0][2]
+    assert float(cards["answer"]["cost"]) == pytest.approx(within[0][1], rel=1e-9)
+    for row in rows_of(tmp_path, "tradeoff"):
+        assert float(row["cost"]) == pytest.approx(costs.get(row["policy"], 0.0), rel=1e-9, abs=1e-12)
+        better = [
+            one for one in rows_of(tmp_path, "tradeoff") if one["policy"] != row["policy"] and one["axis"] == "kv"
+        ]
+        beaten = any(
+            (float(one["cost"]) < float(row["cost"]) and float(one["x"]) <= float(row["x"]))
+            or (float(one["cost"]) == float(row["cost"]) and float(one["x"]) < float(row["x"]))
+            for one in better
+        )
+        assert (row["unbeaten"] == "True") == (not beaten)
+
+
+def test_a_metric_that_was_not_measured_is_refused(tmp_path, tmp_path_factory):
+    records, _ = built("golden", tmp_path_factory)
+    done = quick_report("--records", records, "--out", tmp_path, "--quality-metric", "kl")
+    assert done.returncode == 2
+    assert "--quality-metric: 'kl' needs records with divergence from full; sweep with --metrics kl" in done.stderr
