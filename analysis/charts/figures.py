@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from analysis.charts import along_the_text, divergence, speed
+from analysis.charts.attention import attention
 from analysis.charts.by_budget import by_budget
 from analysis.charts.equal_budget import equal_budget
 from analysis.charts.marks import Figure, Row
@@ -90,6 +91,15 @@ CHARTS: dict[str, Chart] = {
         "Where in the text the worst tokens lie",
         "The share of tokens whose prediction is more than a nat from the full cache’s.",
         "the full cache and another policy in one sweep, compared (--metrics kl)",
+    ),
+    "attention": Chart(
+        "divergence",
+        attention,
+        "Where eviction hurts: attention to tokens that are gone",
+        "Which share of the full cache’s attention goes to tokens that the policy no longer holds, by layer and head. "
+        "Darker is more, on one scale for all panels; behind the name the mean.",
+        "records with attention loss",
+        QUALITY + " --attention-loss",
     ),
     "sinks": Chart(
         "sinks",

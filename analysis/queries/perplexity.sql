@@ -1,5 +1,4 @@
--- What does each policy cost in perplexity and accuracy, how far are its predictions from full's, and how much KV memory
--- does it keep?
+-- What does each policy cost in perplexity, accuracy and distance from full's predictions, and which KV memory does it keep?
 WITH totals AS (
     SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
         start_size, recent_size, policy_fields, in_focus, usual_ends, evicts_after, every, trained_context, length,

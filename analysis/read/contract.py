@@ -43,13 +43,18 @@ PLACE = texts("device", "dtype")
 POLICY = texts("policy", "policy_name", "strategy", "position_mode") | counts("budget", "start_size")
 POLICY |= texts("skip_layers", "scorer")
 NUMBERS = {"position": pa.int64(), "kl_nats": pa.float64(), "nll_nats": pa.float64()}
+LAYERS = pa.list_(pa.list_(pa.float64()))  # a number for each layer and query head
 WORST = pa.struct(NUMBERS | texts("before", "token", "after"))  # a token at which a policy is furthest from full
 FIELDS: dict[str, dict[str, pa.DataType]] = {
     "quality": MODEL
     | POLICY
     | (texts("text", "document") | counts("tokens") | {"lengths": pa.list_(pa.int64())})
     | (PLACE | counts("kv_bytes", "kv_bytes_full", "vocab_size", "evicts_after", "every") | texts("metrics"))
-    | {"answers": pa.list_(pa.list_(pa.int64())), "worst": pa.list_(WORST)},  # position, tokens and distance of each
+    | {
+        "answers": pa.list_(pa.list_(pa.int64())),
+        "worst": pa.list_(WORST),
+        "attention_loss": LAYERS,
+    },  # position, tokens and distance of each
     "latency": MODEL | PLACE | counts("context", "batch", "prefills", "rounds", "steps", "threads", "vocab_size"),
 }
 ALL_FIELDS = {"policy_fields": pa.struct([])}  # of a policy, whatever they are called
@@ -62,6 +67,7 @@ CONTENDER = texts("label", "role", "of") | POLICY
 CONTENDER |= counts("kv_bytes", "kv_bytes_allocated", "peak_bytes", "full_after")
 NOISE = dict.fromkeys(("load_before", "load_after", "steal", "others"), pa.float64()) | texts("governor")
 ADDED = {
+    "attention_loss",
     "scorer",
     "evicts_after",
     "every",

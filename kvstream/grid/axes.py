@@ -45,6 +45,7 @@ class Grid:
     Quality, where `lengths` are given: perplexity and accuracy on `documents` texts. The longest length, in tokens, is
     run and holds the others as its prefixes. text, join_rows: see `inputs.text_sources`; bos: see `inputs.documents`.
     metrics: `kl` compares each token's prediction with the full cache's, too (`engine.divergence`); `nll` does not.
+    attention_loss: whether full's attention on evicted tokens is measured, too (`engine.attention_loss`).
     Beside the policies, in tokens: windows that are run anew for every `recompute_every`-th token (`engine.recompute`).
     Latency, where `contexts` are given: TTFT of prompts that long, in tokens, and the time per token after them, for
     each of the `batches`, the number of texts at once; `repeats` says how often.
@@ -65,6 +66,7 @@ class Grid:
     bos: str = "auto"
     join_rows: bool = False
     metrics: str = "kl"
+    attention_loss: bool = False
 
     def __post_init__(self) -> None:
         """Drop repetitions and check the axes; what a model or text decides is checked when they are known."""
@@ -96,6 +98,8 @@ class Grid:
             raise ValueError(f"metrics: {self.metrics!r} is not valid; choose one of {', '.join(METRICS)}")
         if not isinstance(self.join_rows, bool):
             raise ValueError(f"join_rows: {self.join_rows!r} is not valid; give True or False")
+        if not isinstance(self.attention_loss, bool):
+            raise ValueError(f"attention_loss: {self.attention_loss!r} is not valid; give True or False")
         if not isinstance(self.repeats, Repeats):
             raise ValueError(f"repeats: {self.repeats!r} is not valid; give Repeats(…)")
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))

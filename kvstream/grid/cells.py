@@ -137,10 +137,14 @@ class TextCell(Cell):
 
 @dataclass(frozen=True)
 class QualityCell(TextCell):
-    """One text under one policy. metrics: `kl` where each token is compared with the full cache's, else `nll`."""
+    """One text under one policy. metrics: `kl` where each token is compared with the full cache's, else `nll`.
+
+    attention_loss: whether full's attention on evicted tokens is measured, too.
+    """
 
     policy: Policy
     metrics: str = "nll"
+    attention_loss: bool = False
 
     @property
     def label(self) -> str:
@@ -155,7 +159,7 @@ class QualityCell(TextCell):
     @property
     def identity(self) -> dict[str, Any]:
         """What is measured, too."""
-        return super().identity | {"metrics": self.metrics}
+        return super().identity | {"metrics": self.metrics, "attention_loss": self.attention_loss}
 
     @property
     def fields(self) -> dict[str, Any]:

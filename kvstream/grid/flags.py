@@ -46,7 +46,7 @@ def parse_flags(grid: Grid, question: str, arguments: Sequence[str] | None = Non
     try:
         changes: dict[str, Any] = {"policies": _policies(grid, given)}
         replaced = ("models", "text", "join_rows", "bos", "documents", "lengths", "contexts", "batches")
-        for axis in (*replaced, "recompute", "recompute_every", "metrics"):
+        for axis in (*replaced, "recompute", "recompute_every", "metrics", "attention_loss"):
             if (value := getattr(given, axis)) is not None:
                 changes[axis] = value
         if changes["policies"] != grid.policies:
@@ -115,6 +115,8 @@ def _add_axes(group: Any, grid: Grid) -> None:
     group.add_argument("--recompute-every", type=_number, metavar="N", help=sample)
     metrics = f"kl: also compare each token with full's prediction; nll: do not; now {grid.metrics}"
     group.add_argument("--metrics", choices=METRICS, help=metrics)
+    attention = "also measure full's attention on what each policy has evicted, by layer and head"
+    group.add_argument("--attention-loss", action=argparse.BooleanOptionalAction, help=attention)
     contexts = "prompt lengths of latency cells; none: no such cells"
     group.add_argument("--contexts", type=_none_or(numbers), metavar="N,N", help=contexts)
     group.add_argument("--batches", type=numbers, metavar="N,N", help="texts at once in latency cells")

@@ -72,6 +72,8 @@ def notes(grid: Grid, layers: int) -> list[str]:
             named = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
             remedy = "give more tokens or smaller --budgets to tell them apart"
             found.append(f"note: {named} will equal full at {what}, which they hold; {remedy}")
+    if grid.lengths and grid.attention_loss and grid.lengths[-1] - 1 > PART_TOKENS:
+        found.append(f"note: no attention loss is measured, as texts are longer than {PART_TOKENS:,} tokens")
     if grid.lengths and grid.metrics == "kl" and (why := no_divergence(grid)):
         found.append(f"note: no divergence from the full cache is measured, as {why}")
     return found
@@ -120,8 +122,19 @@ def _documents(grid: Grid, info: ModelInfo) -> list[Document]:
 def quality_cells(grid: Grid, sources: list[Source], device: str, dtype: str) -> list[QualityCell]:
     """Model × document × policy, sorted by model."""
     metrics = "nll" if grid.metrics == "nll" or no_divergence(grid) else "kl"
+    attention = grid.attention_loss and grid.lengths[-1] - 1 <= PART_TOKENS
     return [
-        QualityCell(source.info, device, dtype, grid.text, document, grid.lengths, policy, metrics)
+        QualityCell(
+            source.info,
+            device,
+            dtype,
+            grid.text,
+            document,
+            grid.lengths,
+            policy,
+            metrics,
+            attention and policy != Full(),
+        )
         for source in sources
         for document in source.documents
         for policy in grid.policies

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
+from kvstream.engine.attention_loss import attention_loss
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.recompute import recompute
 from kvstream.engine.replay import Comparison
@@ -27,12 +28,13 @@ from kvstream.policies import Full, Policy
 class Evaluated:
     """The rows of a cell's text or of a part of it, one per predicted token, and the seconds it took to compute them.
 
-    state: of the cache after this part, if another follows.
+    state: of the cache after this part, if another follows. attention_loss: by layer and query head, if asked for.
     """
 
     rows: pa.Table
     seconds: float
     state: State | None = None
+    attention_loss: list[list[float]] | None = None
 
     @property
     def perplexity(self) -> float:
@@ -72,6 +74,15 @@ def evaluate(
     state = cache.state() if goes_on else None
     seconds = (time.perf_counter() - clock) / len(cells) + (begun.seconds if begun else 0.0)
     return _results(scores, token_ids_BN, start, seconds, cells, documents, state)
+
+
+def evaluate_attention(
+    model: PreTrainedModel, token_ids_T: np.ndarray, policy: Policy, device: str
+) -> list[list[float]]:
+    """Measure full's attention on what `policy` evicts: see `engine.attention_loss`."""
+    ids_T = torch.as_tensor(token_ids_T, dtype=torch.int64, device=device)
+    found: list[list[float]] = attention_loss(model, ids_T, policy).tolist()
+    return found
 
 
 def evaluate_windows(

@@ -76,8 +76,9 @@ class Job(Work):
     def call(self) -> tuple[str, dict[str, Any]]:
         """Evaluate this part."""
         given = {"begun": self.begun, "common": self.common, "shared": self.shared}
-        compared = self.cells[0].metrics == "kl"
-        return "quality", given | {"stretch": self.stretch, "compared": compared}
+        first = self.cells[0]
+        more = {"compared": first.metrics == "kl", "attended": first.attention_loss}
+        return "quality", given | {"stretch": self.stretch} | more
 
     @property
     def stretch(self) -> dict[str, Any]:

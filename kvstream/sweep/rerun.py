@@ -79,7 +79,7 @@ def cell_of(fields: dict[str, Any]) -> QualityCell | RecomputeCell:
     about = info, fields["device"], fields["dtype"], fields["text"], document, tuple(fields["lengths"])
     if "every" in fields:
         return RecomputeCell(*about, fields["policy_fields"]["window"], fields["every"])
-    return QualityCell(*about, parse_policy(fields["policy"]), fields.get("metrics", "nll"))
+    return QualityCell(*about, parse_policy(fields["policy"]), fields.get("metrics", "nll"), "attention_loss" in fields)
 
 
 def _rows_of(cell: QualityCell | RecomputeCell, model: Any) -> pa.Table:

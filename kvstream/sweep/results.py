@@ -82,6 +82,8 @@ class Results:
             fields |= {"computed_on": places}  # a long cell may have been finished elsewhere than begun
         if worst := worst_tokens(table, cell.document):
             fields |= {"worst": worst}
+        if evaluated.attention_loss is not None:
+            fields |= {"attention_loss": evaluated.attention_loss}
         self.records.commit(cell.key, fields, rows, seconds, environment)
         if parts:
             self._parts.pop(cell.key).clear()

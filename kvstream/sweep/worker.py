@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from kvstream.inputs.weights import from_arrays, to_arrays
 from kvstream.measure.environment import environment
 from kvstream.measure.latency import Measured, Progress, Protocol
 from kvstream.measure.latency import evaluate as evaluate_latency
-from kvstream.measure.quality import Evaluated, evaluate_windows
+from kvstream.measure.quality import Evaluated, evaluate_attention, evaluate_windows
 from kvstream.measure.quality import evaluate as evaluate_quality
 from kvstream.measure.scores import Begun, FullRun, begin, run_full
 
@@ -123,18 +124,24 @@ class Worker:
         common: int = 0,
         shared: int = 0,
         compared: bool = False,
+        attended: bool = False,
     ) -> tuple[list[Evaluated], dict[str, Any]]:
         """Evaluate a stretch of texts, as `measure.quality.evaluate` takes it: a result per text, and the machine.
 
         begun: what the part before left. shared: how many of the texts' first tokens are taken from a replay that
         serves several policies; common: how many that replay has. compared: with whole texts under a full cache.
+        attended: whether full's attention on evicted tokens is asked for.
         """
         model, ids_BN = self._trusted(), stretch["token_ids_BN"]
         full = self._full_run(ids_BN, common, shared) if compared else None
         if shared:
             first = full.begun if full and full.begun else self._first_tokens(ids_BN[:, : common + 1])
             begun = first.first(shared)
-        return evaluate_quality(model, begun=begun, device=self.device, full=full, **stretch), environment()
+        found = evaluate_quality(model, begun=begun, device=self.device, full=full, **stretch)
+        if attended:
+            lost = [evaluate_attention(model, ids, stretch["policy"], self.device) for ids in ids_BN]
+            found = [replace(one, attention_loss=own) for one, own in zip(found, lost)]
+        return found, environment()
 
     def recompute(self, **given: Any) -> tuple[list[Evaluated], dict[str, Any]]:
         """Tell a sample of a text's tokens by windows run anew, as `measure.quality.evaluate_windows` takes them."""

@@ -106,6 +106,19 @@ def test_the_worst_tokens_are_the_worst_and_their_words_are_escaped(quick):
     assert "&amp;amp; it" in page
 
 
+def test_attention_loss_is_the_mean_over_documents(quick):
+    oracle, report = quick
+    rows = rows_of(report, "attention")
+    assert {row["policy"] for row in rows} == {policy.label for policy in BOUNDED}
+    highest = max(float(row["lost_percent"]) for row in rows)
+    for row in rows:
+        mine = [oracle.runs[MODEL, row["policy"], name].fields["attention_loss"] for name in QUICK.documents]
+        lost = [of[int(row["layer"])][int(row["head"])] for of in mine]
+        assert float(row["lost_percent"]) == pytest.approx(100 * np.mean(lost), rel=1e-12)
+        assert float(row["mean_percent"]) == pytest.approx(100 * np.mean(mine), rel=1e-12)
+        assert float(row["highest_percent"]) == pytest.approx(highest, rel=1e-12)
+
+
 COSTS = {
     "kl": lambda expected: 100 * expected["kl_nats"],
     "top1": lambda expected: 100 - expected["same_top_percent"],

@@ -33,7 +33,7 @@ from analysis.words.visible import visible
 
 SMALL = replace(QUICK, policies=QUICK.policies[:2], documents=("Job",), tokens=300, lengths=(300,))
 
-DIVERGED = ("divergence", "tail", "far", "worst")  # which the golden records, as older ones, do not hold
+DIVERGED = ("divergence", "tail", "far", "worst", "attention")  # which the golden records, as older ones, do not hold
 
 
 def test_writes_page_charts_tables_and_summary(tmp_path_factory):

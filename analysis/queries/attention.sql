@@ -1,0 +1,21 @@
+-- On which layers and heads does the full cache attend to tokens that a policy has evicted?
+-- The share of full's attention, mean over sampled tokens and documents; layers and heads count from 0.
+WITH runs AS (
+    SELECT setting, policy, series, budget, document, attention_loss FROM cells
+    WHERE in_focus AND attention_loss IS NOT NULL
+    QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+), of_layers AS (
+    SELECT * EXCLUDE (attention_loss), unnest(generate_series(0, len(attention_loss) - 1)) AS layer, unnest(attention_loss) AS heads
+    FROM runs
+), of_heads AS (
+    SELECT * EXCLUDE (heads), unnest(generate_series(0, len(heads) - 1)) AS head, unnest(heads) AS lost FROM of_layers
+), means AS (
+    SELECT setting, budget, series, policy, layer::INTEGER AS layer, head::INTEGER AS head, 100 * avg(lost) AS lost_percent,
+        count(*) AS documents
+    FROM of_heads
+    GROUP BY ALL
+)
+SELECT *, avg(lost_percent) OVER (PARTITION BY setting, policy) AS mean_percent,
+    max(lost_percent) OVER (PARTITION BY setting) AS highest_percent
+FROM means
+ORDER BY setting, budget, mean_percent, policy, layer, head
