@@ -89,12 +89,18 @@ def quality(row: Row) -> list[Fact]:
     else:
         sure = f"{ends} over {documents}" if row["paired_documents"] > 1 else f"{documents}, no interval"
     small = f"{sure}, {row['length']:,} tokens"
-    others = [f"{change(row['ppl_change_percent'])} perplexity"] if row["metric"] != "ppl" else []
-    if row["kl_nats"] is not None:
-        others += [f"mean KL {nats(row['kl_nats'])}\u00a0nats"] if row["metric"] != "kl" else []
-        others += [f"same top token {percent(row['same_top_percent'])}"] if row["metric"] != "top1" else []
-    beside = [("Beside it", ", ".join(others), "")] if others else []
+    beside = [] if row["kl_nats"] is None else [other_metric(row)]
     return [(title, SAME, f"{value}; {small}") if none_measurable(row) else (title, value, small), *beside]
+
+
+def other_metric(row: Row) -> Fact:
+    """What it costs by another metric than that of the cards, and in small print by the third."""
+    lost = "Perplexity", change(row["ppl_change_percent"])
+    kl = "KL from full", f"{nats(row['kl_nats'])}\u00a0nats"
+    same = f"the same most likely token as full at {percent(row['same_top_percent'])} of tokens"
+    if row["metric"] == "ppl":
+        return (*kl, same)
+    return (*lost, same if row["metric"] == "kl" else f"mean KL from full {kl[1]}")
 
 
 def pace(row: Row) -> Fact:

@@ -5,13 +5,13 @@ from typing import Any
 from analysis.words.wording import busy, change, times, tokens_of
 
 Row = dict[str, Any]
+NOTHING = ["Nothing of it in these records."]
 
 
 def measured(latency: list[Row], cross: list[Row]) -> list[list[str]]:
     """Lines for each of its three claims: on TTFT, on throughput, on perplexity."""
-    nothing = ["Nothing of it in these records."]
     found = (timed(latency, "TTFT ÷ full's"), timed(latency, "throughput ÷ full's"), like_for_like(cross))
-    return [lines or nothing for lines in found]
+    return [lines or NOTHING for lines in found]
 
 
 def timed(rows: list[Row], metric: str) -> list[str]:
