@@ -27,6 +27,7 @@ SCHEDULER = ("tests/sweep/test_scheduler.py", "")
 CHANGES = ("tests/grid/test_changes.py", "decides or digest")
 SERVING = ("tests/analysis/words/test_serving.py", "not page")
 PLANTED, RECALL = ("tests/inputs/test_recall.py", ""), ("tests/analysis/words/test_recall.py", "")
+DIVERGENCE, DIVERGED = ("tests/engine/test_divergence.py", ""), ("tests/analysis/numbers/test_divergence.py", "")
 QUERIES, CARDS = ("tests/analysis/numbers/test_queries.py", ""), ("tests/analysis/words/test_rules.py", "card")
 
 
@@ -111,6 +112,21 @@ MUTATIONS = [
              "ROWS 4 PRECEDING", "ROWS 3 PRECEDING", RECALL),
     Mutation("recall: policies are blamed where full does not recall", "analysis/queries/recall.sql",
              "> 0.1, false)", "> -0.1, false)", RECALL),
+    Mutation("rank: a token is above itself", "kvstream/engine/vocabulary_blocks.py",
+             "best.above_T - (chosen_T > best.own_T).long()", "best.above_T", DIVERGENCE),
+    Mutation("KL: a shift of exponents forgets the mean", "kvstream/engine/vocabulary_blocks.py",
+             "self.mean_TE *= by_T[:, None] if len(self.mean_TE) else 1", "pass", DIVERGENCE),
+    Mutation("KL of logits that were rounded", "kvstream/engine/vocabulary_blocks.py",
+             "more and wide != hidden_TE.dtype", "False", DIVERGENCE),
+    Mutation("KL: compared with the token before", "kvstream/engine/replay.py",
+             "place = start - self.first", "place = max(0, start - self.first - 1)", DIVERGENCE),
+    Mutation("attention to the oldest recent token is lost", "kvstream/engine/attention_loss.py",
+             "seen - layer.layout.recent) :", "seen - layer.layout.recent + 1) :",
+             ("tests/engine/test_attention_loss.py", "recent_only or streaming")),
+    Mutation("KL: a quantile of 95 %", "analysis/queries/quantiles.sql",
+             "[0.5, 0.99,", "[0.5, 0.95,", DIVERGED),
+    Mutation("top1: the higher the better", "analysis/queries/costs.sql",
+             "ELSE 100 - same_top_percent END AS cost,", "ELSE same_top_percent END AS cost,", DIVERGED),
     Mutation("PPL of full over that of the policy", "analysis/queries/perplexity.sql",
              "exp(nll - full_nll) AS ppl_ratio", "exp(full_nll - nll) AS ppl_ratio", QUERIES),
     Mutation("PPL as a mean over documents", "analysis/queries/perplexity.sql",

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.chunk_choice import chunk_size_for
+from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.divergence import Kept
 from kvstream.engine.scoring import Scored, compare, score
 from kvstream.engine.token_ids import one_row, one_text, refuse_ids, too_short
 from kvstream.engine.wrappers import unwrapped, vocabulary_of
-from kvstream.policies import Policy
+from kvstream.policies import Full, Policy
 
 
 def replay(
@@ -85,6 +86,10 @@ class Comparison:
         window = self.full.of(slice(None), slice(place, place + targets_BT.shape[1]))
         return compare(model, hidden_BTE, targets_BT, window)[0]
 
+    def begin(self) -> None:
+        """Forget what was kept: all windows come once more."""
+        self._parts.clear()
+
     @property
     def kept(self) -> Kept:
         """What was kept of all windows."""
@@ -107,6 +112,52 @@ def replay_windows(
         start, targets_BT = cache.get_seq_length(), window_BN[:, 1:]
         hidden_BTE = cache.hidden_states(model, window_BN[:, :-1])
         yield comparison(model, hidden_BTE, targets_BT, start) if comparison else score(model, hidden_BTE, targets_BT)
+
+
+def replay_texts(
+    model: PreTrainedModel,
+    ids_BN: torch.Tensor,
+    cache: KVStreamCache,
+    before: dict[str, torch.Tensor] | None = None,
+    comparison: Comparison | None = None,
+) -> Scored:
+    """Score all of these tokens but the first, (B, N − 1); where NaN occurs, as decoding would: token by token.
+
+    before: the state of the cache that they follow, if any.
+    """
+    for ways, size in ((replay_windows, chunk_size_for(model, len(ids_BN))), (_carefully, CHUNK_SIZE)):
+        cache.restore(before) if before else cache.reset()
+        if comparison:
+            comparison.begin()
+        scored = Scored.joined(list(ways(model, windows([ids_BN], size), cache, comparison)))
+        if not scored.nll_nats.isnan().any():
+            break
+    return scored
+
+
+def _carefully(
+    model: PreTrainedModel,
+    windows_BN: Iterable[torch.Tensor],
+    cache: KVStreamCache,
+    comparison: Comparison | None = None,
+) -> Iterator[Scored]:
+    """Replay where NaN occurs: a window with some goes token by token, as in products NaN reaches earlier tokens, too.
+
+    Not so once all that follows must be NaN, because a key that is will never be evicted.
+    """
+    lost = False
+    for window_BN in windows_BN:
+        before = None if lost else cache.state()
+        [part] = replay_windows(model, [window_BN], cache, comparison)
+        if before is not None and part.nll_nats.isnan().any():
+            cache.restore(before)
+            part = Scored.joined(list(replay_windows(model, windows([window_BN], 1), cache, comparison)))
+            lost = isinstance(cache.policy, Full) and any(
+                bool(held.isnan().flatten(1).any(1).all())
+                for name, held in cache.state().items()
+                if name.endswith(".keys")
+            )
+        yield part
 
 
 def windows(pieces: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:

@@ -68,7 +68,7 @@ def evaluate(
     cache = KVStreamCache(model, policy, capacity=start + token_ids_BN.shape[1])
     comparison = Comparison(full.kept) if full else None
     before = begun.state if begun else None
-    scores, _ = replayed(model, cache, before, token_ids_BN[:, done:], device, comparison)
+    scores = replayed(model, cache, before, token_ids_BN[:, done:], device, comparison)
     if begun and begun.scores is not None:
         scores = joined([begun.scores, scores])
     state = cache.state() if goes_on else None

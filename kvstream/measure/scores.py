@@ -6,7 +6,7 @@ Shape legend: B texts, N tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from kvstream.engine.cache import KVStreamCache
-from kvstream.engine.chunk_choice import chunk_size_for
-from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.divergence import Kept
-from kvstream.engine.replay import Comparison, replay_windows, windows
-from kvstream.engine.scoring import Scored
+from kvstream.engine.replay import Comparison, replay_texts
 from kvstream.policies import Full
 
 State = dict[str, torch.Tensor]
@@ -74,7 +71,7 @@ def begin(model: PreTrainedModel, token_ids_BN: np.ndarray, device: str) -> Begu
     started = time.perf_counter()
     tokens = token_ids_BN.shape[1] - 1
     cache = KVStreamCache(model, Full(), capacity=tokens)
-    scores, _ = replayed(model, cache, None, token_ids_BN, device)
+    scores = replayed(model, cache, None, token_ids_BN, device)
     seconds = (time.perf_counter() - started) / len(token_ids_BN)
     return Begun(tokens, cache.state(), scores, seconds)
 
@@ -91,10 +88,10 @@ def run_full(model: PreTrainedModel, token_ids_BN: np.ndarray, device: str, comm
             continue
         started = time.perf_counter()
         state = begun.state if begun else None
-        scores, theirs = replayed(model, cache, state, token_ids_BN[:, first : last + 1], device, Comparison())
-        assert theirs is not None
+        comparison = Comparison()
+        scores = replayed(model, cache, state, token_ids_BN[:, first : last + 1], device, comparison)
         parts.append(scores)
-        kept.append(theirs)
+        kept.append(comparison.kept)
         seconds += (time.perf_counter() - started) / len(token_ids_BN)
         if last == common:
             begun = Begun(common, cache.state(), scores, seconds)
@@ -118,42 +115,8 @@ def replayed(
     token_ids_BN: np.ndarray,
     device: str,
     comparison: Comparison | None = None,
-) -> tuple[Columns, Kept | None]:
-    """Scores, (B, N − 1), of all these tokens but the first, and what a `comparison` without a full cache kept of them.
-
-    before: the state they follow, if any.
-    """
+) -> Columns:
+    """Scores, (B, N − 1), of all these tokens but the first; before: the state they follow, if any."""
     ids_BN = torch.as_tensor(token_ids_BN, dtype=torch.int64, device=device)
-    for ways, size in ((replay_windows, chunk_size_for(model, len(ids_BN))), (_carefully, CHUNK_SIZE)):
-        cache.restore(before) if before else cache.reset()
-        own = comparison and Comparison(comparison.full, comparison.first)
-        scored = list(ways(model, windows([ids_BN], size), cache, own))
-        if not any(part.nll_nats.isnan().any() for part in scored):
-            break
-    columns = {name: held.cpu().numpy() for name, held in Scored.joined(scored).columns.items()}
-    return columns, own.kept if own and own.full is None else None
-
-
-def _carefully(
-    model: PreTrainedModel,
-    windows_BN: Iterable[torch.Tensor],
-    cache: KVStreamCache,
-    comparison: Comparison | None = None,
-) -> Iterator[Scored]:
-    """Replay where NaN occurs: a window with some goes token by token, as in products NaN reaches earlier tokens, too.
-
-    Not so once all that follows must be NaN, because a key that is will never be evicted.
-    """
-    lost = False
-    for window_BN in windows_BN:
-        before = None if lost else cache.state()
-        [part] = replay_windows(model, [window_BN], cache, comparison)
-        if before is not None and part.nll_nats.isnan().any():
-            cache.restore(before)
-            part = Scored.joined(list(replay_windows(model, windows([window_BN], 1), cache, comparison)))
-            lost = isinstance(cache.policy, Full) and any(
-                bool(held.isnan().flatten(1).any(1).all())
-                for name, held in cache.state().items()
-                if name.endswith(".keys")
-            )
-        yield part
+    scored = replay_texts(model, ids_BN, cache, before, comparison)
+    return {name: held.cpu().numpy() for name, held in scored.columns.items()}

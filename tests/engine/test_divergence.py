@@ -80,7 +80,7 @@ def test_float32_is_as_exact_as_its_logits():
 def test_the_size_of_chunks_changes_nothing(monkeypatch, chunk):
     model, policy = build_model("llama", FLOAT64), POLICIES[0]
     whole = rows_of(model, policy, IDS)
-    monkeypatch.setattr(scores, "chunk_size_for", lambda *_: chunk)
+    monkeypatch.setattr("kvstream.engine.replay.chunk_size_for", lambda *_: chunk)
     found = rows_of(model, policy, IDS)
     np.testing.assert_allclose(found["kl_nats"], whole["kl_nats"], rtol=1e-6, atol=1e-9)
     assert found["rank"].tolist() == whole["rank"].tolist()

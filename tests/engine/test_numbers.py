@@ -68,7 +68,7 @@ def test_replay_token_by_token_agrees_with_decoding(policy):
 @pytest.mark.parametrize(("policy", "shared"), zip(POLICIES, [True, False] * 3), ids=str)
 def test_rows_are_those_of_decoding(policy, shared, monkeypatch):
     """Also where NaN begins inside a chunk, comes again, and where a cell goes on from shared first tokens."""
-    monkeypatch.setattr(scores, "CHUNK_SIZE", 16)
+    monkeypatch.setattr("kvstream.engine.replay.CHUNK_SIZE", 16)
     ids, model = ids_with_poison(80), poisoned(float("nan"))
     ids[70] = POISON  # windows have forgotten the first by then
     policy = replace(policy, seed=7) if getattr(policy, "strategy", "") == "random" else policy
@@ -84,7 +84,7 @@ def test_rows_are_those_of_decoding(policy, shared, monkeypatch):
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_nan_that_reaches_no_key_ends_with_its_token(policy, monkeypatch):
     """The last layer's MLP makes it, of a token that ends a chunk; later another comes into the keys."""
-    monkeypatch.setattr(scores, "CHUNK_SIZE", 16)
+    monkeypatch.setattr("kvstream.engine.replay.CHUNK_SIZE", 16)
     model, ids = poisoned(float("nan")), torch.arange(80) * 7 % 90
     ids[31], ids[60], seen = 93, POISON, []
 

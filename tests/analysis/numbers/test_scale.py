@@ -27,6 +27,7 @@ LARGE = replace(
     tokens=ROWS + 1,
     lengths=(512, 1024, 2048, 4096, 8192, ROWS + 1),
     latency=Latency(contexts=(512, 2048, 8192)),
+    diverges=True,
 )
 SMALL = replace(LARGE, tokens=51, lengths=(5, 10, 20, 30, 40, 51))
 
