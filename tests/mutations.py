@@ -119,7 +119,7 @@ MUTATIONS = [
     Mutation("KL of logits that were rounded", "kvstream/engine/vocabulary_blocks.py",
              "more and wide != hidden_TE.dtype", "False", DIVERGENCE),
     Mutation("KL: compared with the token before", "kvstream/engine/replay.py",
-             "place = start - self.first", "place = max(0, start - self.first - 1)", DIVERGENCE),
+             "slice(start, start +", "slice(start - (start > 0), start - (start > 0) +", DIVERGENCE),
     Mutation("attention to the oldest recent token is lost", "kvstream/engine/attention_loss.py",
              "seen - layer.layout.recent) :", "seen - layer.layout.recent + 1) :",
              ("tests/engine/test_attention_loss.py", "recent_only or streaming")),

@@ -97,7 +97,7 @@ CHARTS: dict[str, Chart] = {
         attention,
         "Where eviction hurts: attention to tokens that are gone",
         "Which share of the full cache’s attention goes to tokens that the policy no longer holds, by layer and head. "
-        "Darker is more, on one scale for all panels; behind the name the mean.",
+        "Darker is more, on one scale for all panels of a model; behind the name the mean.",
         "records with attention loss",
         QUALITY + " --attention-loss",
     ),

@@ -1,7 +1,10 @@
 -- Which run tells how far a policy's predictions are from full's, on each document?
--- Of the longest texts alone.
+-- Of the runs that `documents` takes, of the longest texts, where the policy evicts.
+WITH runs AS (
+    SELECT * FROM cells
+    QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+)
 SELECT cell, setting, policy, series, budget, skip_layers, document, worst
-FROM cells
-WHERE in_focus AND metrics = 'kl' AND policy_name <> 'full'
-QUALIFY tokens = max(tokens) OVER (PARTITION BY setting)
-    AND row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+FROM runs
+WHERE in_focus AND metrics = 'kl' AND policy_name <> 'full' AND coalesce(coalesce(evicts_after, budget) < tokens, true)
+    AND tokens = (SELECT max(tokens) FROM cells AS every WHERE every.setting = runs.setting)

@@ -16,8 +16,10 @@ WITH totals AS (
         avg(exp(nll_sum / n)) FILTER (paired) / avg(exp(full_nll_sum / full_n)) FILTER (paired) AS mean_ratio,
         sum(correct) FILTER (paired) / sum(n) FILTER (paired) AS accuracy,
         sum(full_correct) FILTER (paired) / sum(full_n) FILTER (paired) AS full_accuracy,
-        sum(kl_sum) FILTER (paired) / sum(kl_n) FILTER (paired) AS kl_nats,
-        100.0 * sum(same_top) FILTER (paired) / sum(kl_n) FILTER (paired) AS same_top_percent
+        -- Of policies of which all documents were compared.
+        bool_and(coalesce(kl_n, 0) > 0) FILTER (paired) AS all_compared,
+        CASE WHEN all_compared THEN sum(kl_sum) FILTER (paired) / sum(kl_n) FILTER (paired) END AS kl_nats,
+        CASE WHEN all_compared THEN 100.0 * sum(same_top) FILTER (paired) / sum(kl_n) FILTER (paired) END AS same_top_percent
     FROM documents
     GROUP BY ALL
 )

@@ -51,10 +51,10 @@ FIELDS: dict[str, dict[str, pa.DataType]] = {
     | (texts("text", "document") | counts("tokens") | {"lengths": pa.list_(pa.int64())})
     | (PLACE | counts("kv_bytes", "kv_bytes_full", "vocab_size", "evicts_after", "every") | texts("metrics"))
     | {
-        "answers": pa.list_(pa.list_(pa.int64())),
+        "answers": pa.list_(pa.list_(pa.int64())),  # position, tokens and distance of each
         "worst": pa.list_(WORST),
         "attention_loss": LAYERS,
-    },  # position, tokens and distance of each
+    },
     "latency": MODEL | PLACE | counts("context", "batch", "prefills", "rounds", "steps", "threads", "vocab_size"),
 }
 ALL_FIELDS = {"policy_fields": pa.struct([])}  # of a policy, whatever they are called

@@ -6,6 +6,7 @@ from typing import Any
 from analysis.read.records import Records, RecordsError
 from analysis.words import card_sentences
 from analysis.words.answers import answers
+from analysis.words.metric import metric_of
 from analysis.words.summary import SAID, measured, quality_table
 from analysis.words.visible import in_markdown
 
@@ -60,7 +61,7 @@ def brackets(rows: list[Row]) -> str:
     taken = [row for row in rows if row["policy"]]
     said = []
     if any(row["cost_low"] is not None for row in taken):
-        said.append("behind perplexity " + (card_sentences.too_few(taken) or "a 95\u00a0% interval"))
+        said.append(f"behind {metric_of(taken[0]).named} " + (card_sentences.too_few(taken) or "a 95\u00a0% interval"))
     if any(row["tpot_ratio_low"] is not None for row in taken):
         said.append("behind time a 95\u00a0% interval over rounds")
     return f"In brackets: {'; '.join(said)}." if said else ""

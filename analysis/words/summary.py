@@ -5,6 +5,7 @@ from typing import Any
 from analysis.read.records import Records
 from analysis.words import card_sentences, wording
 from analysis.words.answers import answers
+from analysis.words.metric import METRICS
 from analysis.words.speed import again_ratio
 from analysis.words.visible import in_markdown, visible
 from analysis.words.wording import counted, listed
@@ -47,7 +48,8 @@ def summarise(records: Records, frames: Frames) -> str:
         with_quality = {row["setting"] for row in frames["perplexity"]}
         lines += card_sentences.table([row for row in frames["cards"] if row["setting"] in with_quality], several)
         few = card_sentences.too_few(frames["cards"])
-        lines += [f"\nIn brackets behind perplexity: {few}.", ""] if few else [""]
+        named = METRICS[frames["cards"][0]["metric"]].named if few else ""
+        lines += [f"\nIn brackets behind {named}: {few}.", ""] if few else [""]
         longest = [row for row in frames["perplexity"] if row["longest"]]
         lines += [*quality_table(longest, frames["tradeoff"], several), f"\n{measured(frames)}"]
     alone = {row["setting"] for row in frames["speed"] if not row["has_quality"]}

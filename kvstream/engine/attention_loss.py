@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from kvstream.engine.backends.reference import Reference
 from kvstream.engine.bounded_layer import BoundedLayer
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.layer import Layer
@@ -23,7 +24,7 @@ from kvstream.engine.token_ids import one_text, refuse_ids
 from kvstream.engine.wrappers import unwrapped, vocabulary_of
 from kvstream.policies import Full, Policy
 
-EVERY = 64  # tokens, of which one is asked
+EVERY = 61  # tokens, of which one is asked: a prime, as some policies evict in even steps
 
 
 @torch.inference_mode()
@@ -55,7 +56,7 @@ def attention_loss(
         count += 1
         for layer, (full_layer, evicted_HS) in enumerate(zip(asked, evicted)):
             weights_HGS = full_layer.weights()[..., :token]
-            sums[layer] += (weights_HGS * evicted_HS[:, None]).sum(-1).flatten().cpu()
+            sums[layer] += (weights_HGS * evicted_HS[:, None].cpu()).sum(-1).flatten()
     return sums / max(count, 1)
 
 
@@ -73,11 +74,11 @@ class _Asked:
         vars(layer)["_answer"] = remembering  # of this object alone
 
     def weights(self) -> torch.Tensor:
-        """The last query's attention to all tokens so far: (H, G, S), float64."""
+        """The last query's attention to all tokens so far: (H, G, S), float64, on the CPU."""
         layer = self.layer
         rotation = layer.tables.rotation_of((layer.seen - 1,), layer.keys)
-        query_HGD = rotation(self.query_HGD).double()
-        keys_HSD = layer.keys[0, :, : layer.seen].double()
+        query_HGD = rotation(self.query_HGD).cpu().double()
+        keys_HSD = layer.keys[0, :, : layer.seen].cpu().double()
         return (self.scaling * query_HGD @ keys_HSD.transpose(1, 2)).softmax(-1)
 
 
@@ -96,6 +97,14 @@ class _Holder:
                 return found
 
             vars(layer.eviction)["lifetimes"] = watching  # of this object alone
+            allocate = layer.lazy_initialization
+
+            def allocating(key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+                allocate(key_states, value_states)
+                if not layer.backend.tells_lifetimes:  # then nobody would be watched
+                    layer.backend = Reference(layer.device)
+
+            vars(layer)["lazy_initialization"] = allocating
 
     def _follow(self, candidate: int, found: Lifetimes) -> None:
         """Take down which contested tokens stay, once candidates from this token on were offered."""

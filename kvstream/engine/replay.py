@@ -68,11 +68,11 @@ def replay_chunks(
 class Comparison:
     """A way to score windows: beside what a full cache predicted for these texts, or to keep what it does.
 
-    full: what was kept of it, from token `first` on; None: what is scored is the full cache's.
+    full: what was kept of it for all tokens of the texts; None: what is scored is the full cache's.
     """
 
-    def __init__(self, full: Kept | None = None, first: int = 0) -> None:
-        self.full, self.first = full, first
+    def __init__(self, full: Kept | None = None) -> None:
+        self.full = full
         self._parts: dict[int, Kept] = {}  # by their first token: what is replayed once more takes its place
 
     def __call__(
@@ -82,8 +82,7 @@ class Comparison:
         if self.full is None:
             scored, self._parts[start] = compare(model, hidden_BTE, targets_BT)
             return scored
-        place = start - self.first
-        window = self.full.of(slice(None), slice(place, place + targets_BT.shape[1]))
+        window = self.full.of(slice(None), slice(start, start + targets_BT.shape[1]))
         return compare(model, hidden_BTE, targets_BT, window)[0]
 
     def begin(self) -> None:

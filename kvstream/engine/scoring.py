@@ -27,8 +27,8 @@ class Scored:
     (B, T) for several texts.
 
     Where the full cache's predictions were to be compared or kept, also: rank of the token, 1 if it is the argmax, else
-    2 or more, one more than tokens have a higher logit; kl_nats = KL(full ‖ policy) in nats; same_top, whether the
-    argmax is full's.
+    2 or more, one more than tokens have a higher logit, and 0 where the loss is NaN; kl_nats = KL(full ‖ policy) in
+    nats; same_top, whether the argmax is full's.
     """
 
     nll_nats: torch.Tensor
@@ -81,7 +81,7 @@ def compare(
         full = full or kept(found, hidden_TE, shape)
         kl_T = kl_from_sums(found.log_sum_T, hidden_TE, full)
     else:
-        full_TE = full.mean_BTE.flatten(0, 1) if full else hidden_TE
+        full_TE = full.vector_BTE.flatten(0, 1) if full else hidden_TE
         parts, divergences = [], []
         for hidden, theirs, targets in _pieces(model, hidden_TE, full_TE, targets_T):
             logits_TV = head(hidden)
@@ -93,6 +93,7 @@ def compare(
     scored = _scored(found, targets_BT)
     # A target that is the argmax has rank 1, and no other has: equal logits, or their last bits, cannot part them.
     rank_BT = torch.where(scored.correct, 1, (found.above_T + 1).clamp(min=2).view(shape))
+    rank_BT = rank_BT.masked_fill(scored.nll_nats.isnan(), 0)
     more = {"rank": rank_BT, "kl_nats": kl_T.to(found.nll_T.dtype).view(shape), "same_top": same_T.view(shape)}
     return Scored(scored.nll_nats, scored.correct, **more), full
 

@@ -151,11 +151,10 @@ def blocks_of(head: nn.Linear, hidden_TE: torch.Tensor, logits_bytes: int, *, mo
 
 
 def own_logits(head: nn.Linear, hidden_TE: torch.Tensor, targets_T: torch.Tensor) -> torch.Tensor:
-    """The targets' own logits, (T,), rounded as the head rounds. Their last bits need not be those of a block's."""
+    """The targets' own logits, (T,), rounded as a block's are, though not always to the same last bit."""
     wide = torch.promote_types(hidden_TE.dtype, torch.float32)
-    own_T = (head.weight[targets_T].to(wide) * hidden_TE.to(wide)).sum(-1)
-    own_T = own_T if head.bias is None else own_T + head.bias[targets_T]
-    return own_T.to(hidden_TE.dtype).to(wide)
+    own_T = (head.weight[targets_T].to(wide) * hidden_TE.to(wide)).sum(-1).to(hidden_TE.dtype).to(wide)
+    return own_T if head.bias is None else own_T + head.bias[targets_T]
 
 
 def no_logits(hidden_TE: torch.Tensor) -> torch.Tensor:

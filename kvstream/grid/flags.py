@@ -115,7 +115,7 @@ def _add_axes(group: Any, grid: Grid) -> None:
     group.add_argument("--recompute-every", type=_number, metavar="N", help=sample)
     metrics = f"kl: also compare each token with full's prediction; nll: do not; now {grid.metrics}"
     group.add_argument("--metrics", choices=METRICS, help=metrics)
-    attention = "also measure full's attention on what each policy has evicted, by layer and head"
+    attention = "also measure full's attention on what each policy has evicted: two more replays of each text"
     group.add_argument("--attention-loss", action=argparse.BooleanOptionalAction, help=attention)
     contexts = "prompt lengths of latency cells; none: no such cells"
     group.add_argument("--contexts", type=_none_or(numbers), metavar="N,N", help=contexts)

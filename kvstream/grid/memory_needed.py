@@ -40,6 +40,8 @@ def text_bytes(cell: TextCell) -> float:
     cache, on_cpu = cell.kv_bytes(cell.policy, cell.tokens), cell.device == "cpu"
     if cell.metrics == "kl":  # full runs first, and what it predicts is kept
         cache = max(cache, cell.kv_bytes(Full(), cell.tokens)) + cell.tokens * model.hidden_size * max(size, 4)
+    if cell.attention_loss:  # both caches at once
+        cache += cell.kv_bytes(Full(), cell.tokens)
     working = 32 * CHUNK_SIZE * model.hidden_size * size + SCORING_BYTES[on_cpu]
     if not on_cpu:  # where no fused attention is used, the scores of a block of queries exist
         kept = max(kept_by_layer(cell.policy, model.num_layers, cell.tokens))
@@ -72,7 +74,8 @@ def too_large(cell: Cell, available_bytes: float) -> str | None:
         return (
             f"recompute: {cell.window} tokens of {cell.model.spec!r} need {sizes[0]}, {sizes[1]}; give smaller windows"
         )
-    remedy = "--metrics nll, which runs no full cache beside, " if getattr(cell, "metrics", "nll") == "kl" else ""
+    beside = isinstance(cell, QualityCell) and cell.policy != Full() and cell.metrics == "kl"
+    remedy = "--metrics nll, which runs no full cache beside, " if beside else ""
     return (
         f"lengths: {cell.rows + 1} tokens of {cell.model.spec!r} under {cell.label} need {sizes[0]}, {sizes[1]}; "
         f"give shorter lengths, {remedy}or a policy that bounds the cache"

@@ -123,7 +123,7 @@ def jobs_of(cells: Sequence[QualityCell], side_by_side: int) -> list[Job]:
         while taken := tuple(islice(queue, side_by_side)):
             jobs.append(Job(cells=taken))
     place = {cell.document.name: place for place, cell in reversed(list(enumerate(cells)))}
-    return list(sharing(sorted(jobs, key=lambda job: [place[name] for name in job.text])))
+    return list(sharing(sorted(jobs, key=lambda job: (place[job.text[0]], -len(job.text)))))
 
 
 def sharing(jobs: Iterable[Job]) -> Iterator[Job]:

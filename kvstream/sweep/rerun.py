@@ -1,4 +1,4 @@
-"""Does a cell give the same rows again? `kvstream rerun DIR CELL` computes one quality cell anew and compares.
+"""Does a cell give the same losses again? `kvstream rerun DIR CELL` computes one quality cell anew and compares.
 
 Nothing is written. It computes where it is started, without Ray.
 """

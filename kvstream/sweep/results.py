@@ -129,6 +129,7 @@ def _score(rows: pa.Table) -> str:
     finite = rows.filter(pc.is_finite(rows["nll_nats"]))
     invalid = rows.num_rows - finite.num_rows
     ppl = f"PPL {Evaluated(finite, 0.0).perplexity:.2f}" if finite.num_rows else "no PPL"
-    if finite.num_rows and (kl := pc.mean(finite["kl_nats"]).as_py()):
+    kl_N = finite["kl_nats"].drop_null()
+    if kl := pc.mean(kl_N.filter(pc.is_finite(kl_N))).as_py():
         ppl += f", KL {kl:.4f}"
     return f"{ppl}, NaN or infinite loss for {invalid:,} of {rows.num_rows:,} tokens" if invalid else ppl

@@ -133,9 +133,11 @@ class Worker:
         attended: whether full's attention on evicted tokens is asked for.
         """
         model, ids_BN = self._trusted(), stretch["token_ids_BN"]
-        full = self._full_run(ids_BN, common, shared) if compared else None
+        full = self._full_run(ids_BN, common) if compared else None
         if shared:
-            first = full.begun if full and full.begun else self._first_tokens(ids_BN[:, : common + 1])
+            first = full.begun if full else None
+            if first is None or first.tokens < shared:
+                first = self._first_tokens(ids_BN[:, : common + 1])
             begun = first.first(shared)
         found = evaluate_quality(model, begun=begun, device=self.device, full=full, **stretch)
         if attended:
@@ -172,15 +174,14 @@ class Worker:
         model_check.trust(self._model)
         return self._model
 
-    def _full_run(self, token_ids_BN: np.ndarray, common: int, shared: int) -> FullRun:
+    def _full_run(self, token_ids_BN: np.ndarray, common: int) -> FullRun:
         """Replay whole texts with a full cache, or take what was replayed last if that holds them."""
         texts = [ids.tobytes() for ids in token_ids_BN]
         if self._full is not None:
             there, run = self._full
-            enough = not shared or (run.begun is not None and run.begun.tokens >= shared)
-            if enough and texts == there:
+            if texts == there:
                 return run
-            if enough and len(texts) == 1 and texts[0] in there:  # a policy that draws at random has texts one by one
+            if len(texts) == 1 and texts[0] in there:  # a policy that draws at random has texts one by one
                 return run.of(there.index(texts[0]))
         self._full = None  # the old one goes before the new one takes memory
         self._full = texts, run_full(self._model, token_ids_BN, self.device, common)

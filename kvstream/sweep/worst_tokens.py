@@ -11,6 +11,7 @@ from kvstream.inputs.documents import Document
 
 MOST = 20
 BEFORE, AFTER = 40, 12  # tokens of context
+LEAST_NATS = 1e-5  # below is rounding
 
 
 def worst_tokens(rows: pa.Table, document: Document) -> list[dict[str, Any]]:
@@ -25,7 +26,7 @@ def worst_tokens(rows: pa.Table, document: Document) -> list[dict[str, Any]]:
     order = np.lexsort((position_N, -np.nan_to_num(kl_N, nan=-1.0)))
     found, ids_T = [], document.token_ids
     for row in order[:MOST]:
-        if not kl_N[row] > 0:
+        if not kl_N[row] > LEAST_NATS:
             break
         at = int(position_N[row])
         pieces = ids_T[max(0, at - BEFORE) : at], ids_T[at : at + 1], ids_T[at + 1 : at + 1 + AFTER]

@@ -58,7 +58,7 @@ def main() -> None:
         rounds = interleaved(turns, options.rounds)
         for policy in (Full(), *POLICIES):
             ratio(rounds, f"{policy}, kl", f"{policy}, nll")
-        print(f"  {full.kept.mean_BTE.nbytes / 1e6:.1f} MB are kept of full", flush=True)
+        print(f"  {full.kept.vector_BTE.nbytes / 1e6:.1f} MB are kept of full", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Attention on evicted tokens against transformers’ own weights and the oracle’s kept tokens, one step at a time."""
 
+from itertools import product
+
 import pytest
 import torch
 from oracle import Asked, oracle_kept
@@ -8,7 +10,7 @@ from tiny import build_model
 from kvstream import H2O, TOVA, FixSizeL2, Full, KeyDiff, L2Compress, RecentOnly, SinkL2, SnapKV, StreamingLLM
 from kvstream import attention_loss as measure
 
-IDS = torch.randint(0, 97, (80,), generator=torch.Generator().manual_seed(8))
+IDS = torch.randint(0, 97, (70,), generator=torch.Generator().manual_seed(8))
 POLICIES = [
     StreamingLLM(4, 12),
     StreamingLLM(2, 6, skip_layers=(1,)),
@@ -46,8 +48,10 @@ def by_definition(model, policy, every):
     return torch.stack(found).mean(0)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
-@pytest.mark.parametrize("family", ["neox", "llama"])
+CASES = [*product(["llama"], POLICIES), *product(["neox"], POLICIES[::4])]
+
+
+@pytest.mark.parametrize(("family", "policy"), CASES, ids=str)
 def test_it_is_full_attention_on_what_is_gone(family, policy):
     model = build_model(family, torch.float64)
     truth = by_definition((family,), policy, 7)

@@ -18,7 +18,7 @@ from kvstream.inputs.documents import Document
 from kvstream.inputs.models import resolve
 from kvstream.inputs.weights import to_arrays
 from kvstream.measure.quality import evaluate
-from kvstream.measure.scores import Begun, begin
+from kvstream.measure.scores import Begun, begin, run_full
 from kvstream.records.long_cells import Parts, tidy
 from kvstream.records.store import Records
 from kvstream.sweep.jobs import Job, jobs_of, shareable
@@ -42,10 +42,10 @@ def test_texts_stand_side_by_side_but_for_long_ones_and_random_draws():
     cells = [cell(policy, name) for name in "abc" for policy in (Full(), RANDOM)]
     assert [len(job.cells) for job in jobs_of(cells, 1)] == [1] * 6
     assert names(jobs_of(cells, 2)) == [
-        (str(RANDOM), ["a"]), ("full", ["a", "b"]), (str(RANDOM), ["b"]), ("full", ["c"]), (str(RANDOM), ["c"]),
+        ("full", ["a", "b"]), (str(RANDOM), ["a"]), (str(RANDOM), ["b"]), ("full", ["c"]), (str(RANDOM), ["c"]),
     ]  # fmt: skip
     assert [len(job.cells) for job in jobs_of([cell(FixSizeL2(64, 0.5, "keep_low"), name) for name in "ab"], 2)] == [2]
-    again = jobs_of(cells, 2)[1].once_more()
+    again = jobs_of(cells, 2)[0].once_more()
     assert [([cell.document.name for cell in job.cells], job.attempt) for job in again] == [(["a"], 2), (["b"], 2)]
     long = [cell(Full(), name, PART_TOKENS + 2) for name in "ab"]
     assert [len(job.cells) for job in jobs_of(long, 8)] == [1, 1]
@@ -236,6 +236,25 @@ def test_a_worker_replays_first_tokens_once_for_all_policies_on_a_text(worker_of
         assert job.shared in (512, 1024)
         assert rows(worker, job).equals(rows(alone, replace(job, common=0)))
     assert [given[1].shape for given in begun] == [(1, 1025), (1, 1025)], "once for each text"
+
+
+def test_a_worker_runs_full_once_for_all_that_are_compared_with_it(worker_of, monkeypatch):
+    """Texts side by side too, and those that a policy takes one by one as it draws at random."""
+    policies = (STREAMING, Full(), StreamingLLM(0, 600), RANDOM)
+    cells = [replace(cell(policy, name, 1400), metrics="kl") for name in ("a", "bb") for policy in policies]
+    runs, alone = [], worker_of()
+    monkeypatch.setattr("kvstream.sweep.worker.run_full", lambda *given: runs.append(given) or run_full(*given))
+    for at_once, expected in ((1, [1, 1]), (2, [2])):
+        worker = worker_of()
+        runs.clear()
+        found = [(job, worker.quality(**job.call[1])[0]) for job in jobs_of(cells, at_once)]
+        assert [len(given[1]) for given in runs] == expected
+        for job, results in found:
+            for one, result in zip(job.cells, results):
+                [own] = alone.quality(**Job(cells=(one,)).call[1])[0]
+                apart = np.abs(own.rows["kl_nats"].to_numpy() - result.rows["kl_nats"].to_numpy()).max()
+                assert apart < 1e-5
+                assert (one.policy == Full()) == (not result.rows["kl_nats"].to_numpy().any())
 
 
 def test_a_worker_goes_on_from_a_part_and_forgets_what_another_model_computed(worker_of, tiny_llama):

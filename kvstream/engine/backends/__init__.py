@@ -21,7 +21,12 @@ from kvstream.engine.vocabulary_blocks import Predicted
 
 
 class Backend(Protocol):
-    """The products that the engine consists of. All take and return tensors of one device and one dtype."""
+    """The products that the engine consists of. All take and return tensors of one device and one dtype.
+
+    tells_lifetimes: whether chunks of a `BoundedLayer` ask its eviction for them.
+    """
+
+    tells_lifetimes: bool
 
     def step(
         self, q_BHGD: torch.Tensor, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor, scaling: float, apart: int = 0

@@ -29,6 +29,7 @@ class Reference:
     device: torch.device
     logits_bytes = 256 << 20  # that exist at once while a text is scored
     best = Best
+    tells_lifetimes = True
 
     def step(
         self, q_BHGD: torch.Tensor, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor, scaling: float, apart: int = 0

@@ -1,6 +1,7 @@
 """Divergence by its definitions, from Parquet files in plain Python and numpy: no DuckDB, no SQL, no shared code."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -147,6 +148,28 @@ def test_cards_and_trade_off_go_by_the_metric_asked_for(quick, tmp_path, metric)
             for one in better
         )
         assert (row["unbeaten"] == "True") == (not beaten)
+
+
+def test_runs_without_it_beside_those_with_it(tmp_path):
+    """The longest texts count: where these were not compared, nothing is said; nor of policies compared in part."""
+    short = replace(QUICK, documents=QUICK.documents[:1], policies=QUICK.policies[:3], tokens=600, lengths=(600,))
+    records = write(short, tmp_path / "records")
+    write(replace(short, tokens=700, lengths=(700,), diverges=False), records)
+    assert quick_report("--records", records, "--out", tmp_path / "longer").returncode == 0
+    assert [len(rows_of(tmp_path / "longer", name)) for name in ("divergence", "tail", "far", "worst")] == [0] * 4
+    records = write(replace(short, documents=("Genesis",)), tmp_path / "partly")
+    write(replace(short, documents=("Job",), diverges=False), records)
+    assert quick_report("--records", records, "--out", tmp_path / "part").returncode == 0
+    assert {row["kl_nats"] for row in rows_of(tmp_path / "part", "perplexity")} == {""}
+
+
+def test_a_budget_that_holds_the_text_has_no_worst_tokens(tmp_path):
+    plan = replace(QUICK, documents=QUICK.documents[:1], tokens=600, lengths=(600,))
+    records = write(plan, tmp_path / "records")
+    assert quick_report("--records", records, "--out", tmp_path).returncode == 0
+    labels = {policy.label for policy in plan.policies if policy.budget == 256}
+    assert {row["policy"] for row in rows_of(tmp_path, "worst")} == labels
+    assert {row["policy"] for row in rows_of(tmp_path, "divergence")} == labels
 
 
 def test_a_metric_that_was_not_measured_is_refused(tmp_path, tmp_path_factory):

@@ -16,7 +16,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on PATH: install Debian's `chromium`, or set CHROMIUM"
 )
-CHARTS = {"golden": 42, "quick": 15, "shapes": 12}
+CHARTS = {"golden": 42, "quick": 23, "shapes": 12}
 VISIBLE = "[...document.querySelectorAll('[data-spec]')].filter(place => place.offsetParent)"
 UNDRAWN = f"{VISIBLE}.filter(place => !place.querySelector('svg')).length"
 

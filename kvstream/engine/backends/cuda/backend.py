@@ -27,6 +27,7 @@ class Cuda(Reference):
     """Chunks of many tokens by kernels."""
 
     logits_bytes = 512 << 20
+    tells_lifetimes = False
 
     def causal(
         self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float

@@ -12,6 +12,8 @@ from torch import nn
 
 from kvstream.engine.vocabulary_blocks import Predicted
 
+WIDENED = 16_384  # rows
+
 
 @triton.jit
 def _predict(LOGITS, TARGET, NLL, TOP, ABOVE, LOG_SUM, stride, V: tl.constexpr, BLOCK: tl.constexpr):
@@ -38,6 +40,18 @@ def _predict(LOGITS, TARGET, NLL, TOP, ABOVE, LOG_SUM, stride, V: tl.constexpr, 
     tl.store(LOG_SUM + row, tl.log(total.to(tl.float64)) + top.to(tl.float64))
 
 
+def parts_of(vocabulary: int) -> list[slice]:
+    """Stretches of the vocabulary whose rows of the head are widened at a time, as not all of them should be."""
+    return [slice(start, start + WIDENED) for start in range(0, vocabulary, WIDENED)]
+
+
+def unrounded(head: nn.Linear, hidden_TE: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, (T, V), of a head in half precision."""
+    bias = 0.0 if head.bias is None else head.bias.float()
+    parts = [hidden_TE.float() @ head.weight[part].float().t() for part in parts_of(len(head.weight))]
+    return torch.cat(parts, dim=1) + bias
+
+
 def predicted(
     head: nn.Linear,
     hidden_TE: torch.Tensor,
@@ -57,17 +71,15 @@ def predicted(
     rows = max(64, logits_bytes // (V * hidden_TE.element_size()) // 64 * 64)
     rounds = more and hidden_TE.element_size() < 4
     mean = torch.empty(hidden_TE.shape, device=hidden_TE.device) if keep else None
-    wide_VE = head.weight.float() if keep or rounds else head.weight
     for low in range(0, T, rows):
         at = slice(low, low + rows)
         logits = head(hidden_TE[at])
         outputs = nll[at], top[at], above[at], log_sum[at]
         _predict[(len(logits),)](logits, targets_T[at], *outputs, logits.stride(0), V=V, BLOCK=4096, num_warps=8)
         if rounds:  # full's probabilities and ln Z are those before rounding
-            logits = torch.nn.functional.linear(
-                hidden_TE[at].float(), wide_VE, None if head.bias is None else head.bias.float()
-            )
+            logits = unrounded(head, hidden_TE[at])
             log_sum[at] = logits.logsumexp(-1).double()
         if mean is not None:
-            mean[at] = logits.sub_(log_sum[at, None]).exp_() @ wide_VE
+            p_TV = logits.sub_(log_sum[at, None]).exp_()
+            mean[at] = sum(p_TV[:, part] @ head.weight[part].float() for part in parts_of(V))
     return Predicted(nll, top, log_sum, above, mean)
