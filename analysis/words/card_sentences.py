@@ -42,7 +42,7 @@ CASES = {
     "answer": Case("Recommended", "{}; of these, the smallest budget", "--within"),
     "quality": Case("Quality first", "{}; of these, least memory", "--quality-within"),
     "speed": Case("Speed first", "{}; of these, the fastest", "--within"),
-    "memory": Case("Memory-limited", "at most {:g}\u00a0% of full’s KV memory; of these, the least cost", "--memory"),
+    "memory": Case("Memory-limited", "at most {:g}\u00a0% of full’s KV memory; of these, {}", "--memory"),
 }
 
 
@@ -51,8 +51,8 @@ def card(row: Row) -> Row:
     case = CASES[row["card"]]
     threshold, metric = row["threshold"], metric_of(row)
     shown = {name: row[name] for name in ("policy", "why")}
-    bound = threshold if row["card"] == "memory" else metric.bound(metric.rule, threshold)
-    shown |= {"name": row["card"], "title": case.title, "rule": case.rule.format(bound)}
+    words = (threshold, metric.least) if row["card"] == "memory" else (metric.bound(metric.rule, threshold),)
+    shown |= {"name": row["card"], "title": case.title, "rule": case.rule.format(*words)}
     shown |= {"flag": f"{case.flag} {threshold:g}", "nearest": nearest(row)}
     if row["policy"] is None:
         return shown

@@ -11,15 +11,15 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
     """One for each setting and budget, of the policy with the least KL there."""
     found = []
     for setting, budget in dict.fromkeys((row["setting"], row["budget"]) for row in rows if row["budget"]):
-        best = min(
-            (row for row in rows if (row["setting"], row["budget"]) == (setting, budget)), key=lambda r: r["kl_nats"]
-        )
+        mine = [row for row in rows if (row["setting"], row["budget"]) == (setting, budget)]
+        best = min(mine, key=lambda row: float(row["kl_nats"]))
+        closest = "stays closest to the full cache, with" if len(mine) > 1 else "is at"
         where = f"{setting}, " if several else ""
         kl = bracketed(nats(best["kl_nats"]), between(best["kl_nats_low"], best["kl_nats_high"], nats))
         other = 100 - best["same_top_percent"]
         found.append(
-            f"{where}{budget:,} tokens: {best['policy']}{caveat(best['skip_layers'])} stays closest to the full cache, "
-            f"with a mean KL of {kl} nats ({change(best['ppl_change_percent'])} perplexity). Its most likely next "
+            f"{where}{budget:,} tokens: {best['policy']}{caveat(best['skip_layers'])} {closest} "
+            f"a mean KL of {kl} nats ({change(best['ppl_change_percent'])} perplexity). Its most likely next "
             f"token is another one at {percent(other)} of the tokens, and one token in a thousand is more than "
             f"{fixed(2)(best['kl_p999_nats'])} nats away."
         )

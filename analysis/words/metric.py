@@ -13,7 +13,8 @@ class Metric:
     """A metric: its name, on cards and in sentences, how a cost by it is printed, and what a bound on it is called.
 
     unit: where `show` leaves it out. said: a cost in a sentence; within, tolerance, rule: a bound, for sentences and
-    cards; axis: of the trade-off. scale: of what is printed against what a cost is in, which is `counted`.
+    cards; axis: of the trade-off; least: what is best by it. scale: of what is printed against what a cost is in,
+    which is `counted`.
     """
 
     title: str
@@ -24,6 +25,7 @@ class Metric:
     tolerance: str
     rule: str
     axis: str
+    least: str
     unit: str = ""
     scale: float = 1.0
     counted: str = " %"
@@ -61,6 +63,7 @@ METRICS = {
         tolerance="within {:g}\u00a0%",
         rule="perplexity within {:g}\u00a0% of full’s",
         axis="perplexity against full",
+        least="least perplexity",
     ),
     "kl": Metric(
         title="KL from full",
@@ -71,6 +74,7 @@ METRICS = {
         tolerance="within {:g}\u00a0nats",
         rule="mean KL from full within {:g}\u00a0nats",
         axis="mean KL from full, nats",
+        least="least KL",
         unit="\u00a0nats",
         scale=0.01,
         counted=" hundredths of a nat",
@@ -84,6 +88,7 @@ METRICS = {
         tolerance="within {:g}\u00a0%",
         rule="another top token than full’s at {:g}\u00a0% of tokens at most",
         axis="tokens with another top token than full’s, %",
+        least="fewest other top tokens",
     ),
 }
 
