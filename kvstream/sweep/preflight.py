@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvstream.grid.axes import Grid
-from kvstream.grid.cells import Cell, TextCell
+from kvstream.grid.cells import Cell, QualityCell, TextCell
 from kvstream.grid.flags import Options
 from kvstream.grid.memory_needed import needed_bytes, too_large
 from kvstream.grid.planning import Source, latency_cells, quality_cells, recompute_cells
@@ -60,8 +60,12 @@ class Plan:
             axes = self.grid, self.sources, device, self.options.dtype
             self.device = device
             latency = latency_cells(*axes, self.options.threads)
-            self.cells = [*quality_cells(*axes), *recompute_cells(*axes), *latency]
-            self.finished = self.records.finished([cell.key for cell in self.cells])
+            cells = [*quality_cells(*axes), *recompute_cells(*axes), *latency]
+            more = {cell: compared for cell in cells if (compared := compared_with_full(cell))}
+            found = self.records.finished([cell.key for cell in (*cells, *more.values())])
+            # A cell that was compared with full in another sweep holds all that is asked of one that is not.
+            self.cells = [more[cell] if cell in more and more[cell].key in found else cell for cell in cells]
+            self.finished = found & {cell.key for cell in self.cells}
             self.todo = [cell for cell in self.cells if cell.key not in self.finished]
 
     def describe(self) -> None:
@@ -108,6 +112,13 @@ class Plan:
         for cell, why in self.refused.items():
             self.records.fail(cell.key, cell.fields, why, 0)
             print(f"not run: {why}", file=sys.stderr)
+
+
+def compared_with_full(cell: Cell) -> Cell | None:
+    """The same cell, if it is one of quality, with each token compared with full's prediction; None if it has that."""
+    if not isinstance(cell, QualityCell) or cell.metrics == "kl":
+        return None
+    return replace(cell, metrics="kl")
 
 
 def divide(device: str, nodes: list[Node], threads: int | None, cells: int, needed: float = 0.0) -> Slots:

@@ -164,7 +164,7 @@ def long_text(world, out, policies, tokens):
     if not (world / "long").is_dir():
         (world / "long").mkdir()
         (world / "long" / "long.txt").write_text(" ".join(random.Random(9).choices(WORDS, k=5000)))
-    return labelled(world, out, policies, tokens, texts="long")
+    return [*labelled(world, out, policies, tokens, texts="long"), "--metrics", "nll"]
 
 
 def test_a_long_text_goes_on_from_its_last_part(ray_here, world, tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ def test_page(visit, name, scheme, width):
     assert charts.count() == CHARTS[name]
     for index in range(charts.count()):
         chart = charts.nth(index)
-        assert chart.locator("svg .mark-line path, svg .mark-symbol path").count() > 0
+        assert chart.locator("svg .mark-line path, svg .mark-symbol path, svg .mark-rect path").count() > 0
         assert len(chart.get_attribute("aria-label") or "") > 40
         box = chart.locator("svg").bounding_box()
         assert box is None or box["x"] + box["width"] <= width
