@@ -1,12 +1,12 @@
 """Costs by each quality metric in words, and the sentences on divergence: each number from the rows behind it."""
 
 import pytest
-from golden import QUICK, built, quick_report, write
+from golden import built
 from report_oracle import page_of, rows_of
 
 from analysis.words import divergence
 from analysis.words.card_sentences import quality
-from analysis.words.metric import METRICS, cost, metric_of, none_measurable
+from analysis.words.metric import cost, metric_of, none_measurable
 from analysis.words.wording import nats
 
 ROW = {
@@ -64,16 +64,3 @@ def test_the_sentence_names_the_closest_policy_of_each_budget(tmp_path_factory):
         assert f"is another one at {other:.1f} % of the tokens" in page
         assert f"more than {float(best['kl_p999_nats']):.2f} nats away" in page
     assert divergence.sentences([], False) == []
-
-
-@pytest.mark.parametrize("metric", ["kl", "top1"])
-def test_answer_cards_and_chart_speak_of_the_metric(tmp_path, metric):
-    records = write(QUICK, tmp_path / "records")
-    done = quick_report("--records", records, "--out", tmp_path, "--quality-metric", metric, "--within", "30")
-    assert done.returncode == 0, done.stderr
-    page = page_of(tmp_path).replace("\u00a0", " ")
-    words = METRICS[metric]
-    assert words.bound(words.rule, 30.0).replace("\u00a0", " ") in page
-    assert words.axis in page
-    assert words.heading in (tmp_path / "summary.md").read_text(encoding="utf-8")
-    assert "perplexity within 30 % of full" not in page
