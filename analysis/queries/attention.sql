@@ -9,13 +9,15 @@ WITH runs AS (
     FROM runs
 ), of_heads AS (
     SELECT * EXCLUDE (heads), unnest(generate_series(0, len(heads) - 1)) AS head, unnest(heads) AS lost FROM of_layers
-), means AS (
-    SELECT setting, budget, series, policy, layer::INTEGER AS layer, head::INTEGER AS head, 100 * avg(lost) AS lost_percent,
-        count(*) AS documents
+), means AS (  -- added up in order, as else their last digits differ from run to run
+    SELECT setting, budget, series, policy, layer::INTEGER AS layer, head::INTEGER AS head,
+        100 * sum(lost ORDER BY document) / count(*) AS lost_percent, count(*) AS documents
     FROM of_heads
     GROUP BY ALL
+), policies AS (
+    SELECT setting, policy, sum(lost_percent ORDER BY layer, head) / count(*) AS mean_percent FROM means GROUP BY setting, policy
 )
-SELECT *, avg(lost_percent) OVER (PARTITION BY setting, policy) AS mean_percent,
-    max(lost_percent) OVER (PARTITION BY setting) AS highest_percent
+SELECT means.*, mean_percent, max(lost_percent) OVER (PARTITION BY setting) AS highest_percent
 FROM means
+JOIN policies USING (setting, policy)
 ORDER BY setting, budget, mean_percent, policy, layer, head
