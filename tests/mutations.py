@@ -113,7 +113,7 @@ MUTATIONS = [
     Mutation("recall: policies are blamed where full does not recall", "analysis/queries/recall.sql",
              "> 0.1, false)", "> -0.1, false)", RECALL),
     Mutation("rank: a token is above itself", "kvstream/engine/vocabulary_blocks.py",
-             "best.above_T - (chosen_T > best.own_T).long()", "best.above_T", DIVERGENCE),
+             "best.above_T.long() - (chosen_T > best.own_T).long()", "best.above_T.long()", DIVERGENCE),
     Mutation("KL: a shift of exponents forgets the mean", "kvstream/engine/vocabulary_blocks.py",
              "self.mean_TE *= by_T[:, None] if len(self.mean_TE) else 1", "pass", DIVERGENCE),
     Mutation("KL of logits that were rounded", "kvstream/engine/vocabulary_blocks.py",

@@ -56,14 +56,15 @@ class Best:
     def __init__(self, own_T: torch.Tensor) -> None:
         self.own_T = own_T
         self.highest_T = torch.full_like(own_T, -torch.inf)
-        self.top_T, self.above_T = (torch.zeros_like(own_T, dtype=torch.int64) for _ in range(2))
+        # As wide as most logits: a compiled loop over numbers of different widths takes seven times as long.
+        self.top_T, self.above_T = (torch.zeros_like(own_T, dtype=torch.int32) for _ in range(2))
 
     def look(self, logits_VT: torch.Tensor, start: int) -> None:
         """Look at a block that begins with token `start`. Of equal logits the first counts; NaN never does."""
         here_T, place_T = logits_VT.max(0)
-        self.top_T = torch.where(here_T > self.highest_T, place_T + start, self.top_T)
+        self.top_T = torch.where(here_T > self.highest_T, (place_T + start).int(), self.top_T)
         self.highest_T = torch.maximum(self.highest_T, here_T)
-        self.above_T += (logits_VT > self.own_T).sum(0)
+        self.above_T += (logits_VT > self.own_T).sum(0).int()
 
 
 class ExpSum:
@@ -128,8 +129,10 @@ def predict_from_blocks(
     full = unrounded if unrounded.begun else rounded
     mean_TE = (full.mean_TE / full.total_T[:, None]).to(full.mean_TE) if keep else None
     nll_T = (rounded.log_T - chosen_T).to(best.own_T)
-    above_T = best.above_T - (chosen_T > best.own_T).long()  # the target is not above itself, whatever its last bits
-    return Predicted(nll_T, best.top_T, full.log_T, above_T, mean_TE)
+    above_T = (
+        best.above_T.long() - (chosen_T > best.own_T).long()
+    )  # the target is not above itself, whatever its last bits
+    return Predicted(nll_T, best.top_T.long(), full.log_T, above_T, mean_TE)
 
 
 def blocks_of(head: nn.Linear, hidden_TE: torch.Tensor, logits_bytes: int, *, more: bool = False) -> Iterator[Block]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -123,10 +124,10 @@ def _results(
     return results
 
 
-def as_rows(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray | None]:
+def as_rows(scores: dict[str, np.ndarray]) -> dict[str, Any]:
     """Scores in the types of their columns; those that were not asked for are null."""
     count = len(scores["nll_nats"])
-    columns: dict[str, np.ndarray | None] = {}
+    columns: dict[str, Any] = {}
     for name in ("nll_nats", "correct", "kl_nats", "same_top", "rank"):
         held = scores.get(name)
         if held is None:

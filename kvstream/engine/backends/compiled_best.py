@@ -1,41 +1,36 @@
-"""The highest logit of each token in one compiled pass, which takes no longer than finding the maximum alone.
+"""The highest logit of each token, whose it is, and how many are above a given one, in one compiled pass.
+
 
 Shape legend: T tokens, V a block of the vocabulary.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 
-from kvstream.engine.backends.pace import pool
+from kvstream.engine.backends.pace import Pace
 from kvstream.engine.vocabulary_blocks import Best
 
-LEAST_TOKENS = 64  # of a thread: fewer are done sooner than handed over
+LOOKING = Pace()
 
 
 class CompiledBest(Best):
-    """`Best` on a CPU, tokens spread over torch's threads."""
+    """`Best` on a CPU, tokens spread over as many of torch's threads as are worth it."""
 
     def look(self, logits_VT: torch.Tensor, start: int) -> None:
         """Look at a block; see `Best.look`."""
-        tokens = logits_VT.shape[1]
-        arrays = [x.numpy() for x in (logits_VT, self.own_T, self.highest_T, self.top_T, self.above_T)]
-        threads = min(torch.get_num_threads(), max(1, tokens // LEAST_TOKENS))
-        bounds = [tokens * n // threads for n in range(threads + 1)]
-        pieces = pairwise(bounds)
-        if threads == 1:
-            _look_at(arrays, start, (0, tokens))
-        else:
-            list(pool(threads).map(lambda piece: _look_at(arrays, start, piece), pieces))
+        logits, own, highest, top, above = (
+            x.numpy() for x in (logits_VT, self.own_T, self.highest_T, self.top_T, self.above_T)
+        )
 
+        def some(tokens: slice) -> None:
+            _look(logits, own, highest, top, above, start, tokens.start, tokens.stop)
 
-def _look_at(arrays: list[Any], start: int, piece: tuple[int, int]) -> None:
-    logits_VT, own_T, highest_T, top_T, above_T = arrays
-    _look(logits_VT, own_T, highest_T, top_T, above_T, start, *piece)
+        LOOKING.spread(some, logits.shape[1], logits.size)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -43,9 +38,9 @@ def _look(
     logits_VT: Any, own_T: Any, highest_T: Any, top_T: Any, above_T: Any, start: int, first: int, stop: int
 ) -> None:
     for v in range(logits_VT.shape[0]):
-        for t in range(first, stop):
+        for t in range(np.uint64(first), np.uint64(stop)):  # unsigned: an index below 0 would count from the end
             logit, highest = logits_VT[v, t], highest_T[t]
-            above_T[t] += logit > own_T[t]
+            above_T[t] += np.int32(logit > own_T[t])
             higher = logit > highest
-            top_T[t] = start + v if higher else top_T[t]
+            top_T[t] = np.int32(start + v) if higher else top_T[t]
             highest_T[t] = logit if higher else highest
