@@ -1,7 +1,7 @@
 """What does comparing each token with the full cache's prediction cost a quality cell?
 
     python tests/benchmarks/divergence.py                     Pythia-70M's shape and the demo model's, 2,048 tokens
-    python tests/benchmarks/divergence.py --rounds 3 --length 1024
+    python tests/benchmarks/divergence.py --rounds 15 --models shape:pythia-70m --policies 'streaming_llm(4,508)'
 
 Of each model and policy the same cell with `--metrics kl` over the same with `--metrics nll`, and full's own cell,
 which keeps what the others are compared with. A sweep pays the second once a text. All take turns in one process;
@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from measuring import interleaved, ratio
 
-from kvstream import H2O, FixSizeL2, Full, StreamingLLM
+from kvstream import H2O, FixSizeL2, Full, StreamingLLM, parse_policy
 from kvstream.inputs.model_loading import load_model
 from kvstream.measure.quality import evaluate
 from kvstream.measure.scores import run_full
@@ -40,15 +40,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--models", nargs="+", default=("shape:pythia-70m", "smollm2-135m"))
+    parser.add_argument("--policies", nargs="+", default=())
     options = parser.parse_args()
-    for name in ("shape:pythia-70m", "smollm2-135m"):
+    policies = [parse_policy(label) for label in options.policies] or POLICIES
+    for name in options.models:
         model, _ = load_model(name)
         ids = torch.randint(model.config.vocab_size, (1, options.length), generator=torch.Generator().manual_seed(1))
         ids_BN, asked = ids.numpy(), {"cells": ["c"], "documents": ["d"], "device": "cpu"}
         full = run_full(model, ids_BN, "cpu")
         turns = [timed("full, kl", partial(run_full, model, ids_BN, "cpu"))]
         turns.append(timed("full, nll", partial(evaluate, model, ids_BN, Full(), **asked)))
-        for policy in POLICIES:
+        for policy in policies:
             for metrics, beside in (("kl", full), ("nll", None)):
                 run = partial(evaluate, model, ids_BN, policy, **asked, full=beside)
                 turns.append(timed(f"{policy}, {metrics}", run))
@@ -56,7 +59,7 @@ def main() -> None:
             turn()  # warms up
         print(f"{name}, {options.length:,} tokens, {torch.get_num_threads()} threads", flush=True)
         rounds = interleaved(turns, options.rounds)
-        for policy in (Full(), *POLICIES):
+        for policy in (Full(), *policies):
             ratio(rounds, f"{policy}, kl", f"{policy}, nll")
         print(f"  {full.kept.vector_BTE.nbytes / 1e6:.1f} MB are kept of full", flush=True)
 

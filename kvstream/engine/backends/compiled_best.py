@@ -1,6 +1,5 @@
 """The highest logit of each token, whose it is, and how many are above a given one, in one compiled pass.
 
-
 Shape legend: T tokens, V a block of the vocabulary.
 """
 
