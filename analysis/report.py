@@ -25,7 +25,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.charts import drawing, figures
+from analysis.charts import drawing, figures, pictures
 from analysis.charts.marks import unchecked
 from analysis.numbers import database
 from analysis.page.build import page
@@ -136,13 +136,14 @@ def build(records: Records, out: Path, thresholds: Thresholds, readme: Path | No
         write_table(out / "tables", name, frames[name], found[name].schema)
     frames = {name: visible(rows) for name, rows in frames.items()}
     drawn = figures.drawn(frames)
-    files = drawing.draw(drawn, out / "charts", stands_on(frames), whiskers(frames))
+    count, files = drawing.begin(drawn, out / "charts", stands_on(frames), whiskers(frames))
     (out / "index.html").write_text(page(records, frames, drawn, thresholds, out), encoding="utf-8")
     summary = summarise(records, frames)
     (out / "summary.md").write_text(f"# kvstream: {in_markdown(title_of(records))}\n\n{summary}\n", encoding="utf-8")
+    pictures.finish(files)
     written = [
         f"{out / 'index.html'}",
-        f"{out / 'charts'}: {len(files)} charts as SVG and PNG",
+        f"{out / 'charts'}: {count} charts as SVG and PNG",
         f"{out / 'tables'}: {len(TABLES)} tables as CSV and Parquet",
         f"{out / 'summary.md'}",
     ]

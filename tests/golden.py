@@ -419,7 +419,7 @@ def quick_report(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The same in this process, but for the charts' SVG and PNG, which take three quarters of its time."""
     out, err = io.StringIO(), io.StringIO()
     command = [str(argument) for argument in arguments]
-    with patch.object(drawing, "draw", lambda *_: []), redirect_stdout(out), redirect_stderr(err):
+    with patch.object(drawing, "begin", lambda *_: (0, [])), redirect_stdout(out), redirect_stderr(err):
         try:
             code = report.main(command)
         except SystemExit as ended:

@@ -1,6 +1,6 @@
 """A locked-down DuckDB over checked records, and the only way to run a query from `queries/`.
 
-It reaches no file, loads no extension and lets no setting be changed: rows come to it as Arrow tables. Its tables are
+It reaches no file but the rows that were committed, loads no extension and lets no setting be changed. Its tables are
 `commits` (quality), `latency_commits`, `contenders`, `policies` and `environment` from the commit records, `samples`
 and those of `OF_ROWS` from the rows of cells, `published_*` from other people's numbers, the prepared queries, and from
 the statistics `intervals`, `rival_intervals`, `control_intervals` and `round_intervals`.
@@ -13,7 +13,6 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.dataset
 
 from analysis.numbers.rounds import round_intervals
 from analysis.numbers.series import policies_table
@@ -56,11 +55,10 @@ LIMITS: dict[str, Any] = {
 WITHIN, QUALITY_WITHIN, MEMORY = 5.0, 1.0, 10.0  # thresholds of the recommendations, in percent
 METRICS = ("ppl", "kl", "top1")  # of quality, by which they are made: see queries/costs.sql
 # What is read of rows.
-READ: dict[str, dict[str, pa.DataType]] = {
-    "quality": texts("cell")
-    | {"position": pa.int32(), "token": pa.int32(), "nll_nats": pa.float32(), "correct": pa.bool_()}
-    | {"kl_nats": pa.float32(), "same_top": pa.bool_()},  # null in rows of before they were measured
-    "latency": texts("cell", "policy", "phase") | {"round": pa.int32(), "seconds": pa.float64()},
+READ = {
+    "quality": {"cell": "VARCHAR", "position": "INTEGER", "token": "INTEGER", "nll_nats": "FLOAT", "correct": "BOOLEAN"}
+    | {"kl_nats": "FLOAT", "same_top": "BOOLEAN"},  # null in rows of before they were measured
+    "latency": {"cell": "VARCHAR", "policy": "VARCHAR", "phase": "VARCHAR", "round": "INTEGER", "seconds": "DOUBLE"},
 }
 
 
@@ -87,7 +85,8 @@ def open_database(
     quality_within: the same where quality comes first; memory: the share of full's KV bytes where memory is limited, in
     percent.
     """
-    connection = open_locked()
+    files = [rows_file(records, commit) for kind in READ for commit in records.commits[kind]]
+    connection = open_locked(files)
     load(connection, "commits", commits_table(records, "quality"))
     load(connection, "latency_commits", commits_table(records, "latency"))
     load(connection, "contenders", contenders_table(records))
@@ -103,10 +102,9 @@ def open_database(
     create(connection, NAMED)
     for name, which in OF_ROWS.items():
         cells = {cell for (cell,) in connection.sql(which).fetchall()}
-        connection.register("tokens", rows_of(records, "quality", cells))
+        show_rows(connection, "tokens", records, "quality", cells)
         create(connection, [name])
-        connection.unregister("tokens")
-    load(connection, "samples", rows_of(records, "latency"))
+    show_rows(connection, "samples", records, "latency")
     create(connection, PREPARED)
     documents = connection.sql("FROM documents ORDER BY setting, length, policy, document").to_arrow_table()
     load(connection, "intervals", intervals(documents.to_pylist()))
@@ -118,20 +116,40 @@ def open_database(
     return connection
 
 
-def open_locked() -> duckdb.DuckDBPyConnection:
-    """An empty database that reaches nothing outside itself, with no way to change that."""
+def open_locked(files: Iterable[str] = ()) -> duckdb.DuckDBPyConnection:
+    """An empty database that reaches nothing outside itself but `files`, with no way to change that."""
     connection = duckdb.connect(config=LIMITS)
+    connection.execute(f"SET allowed_paths = [{', '.join(map(quoted, files))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
 
 
-def rows_of(records: Records, kind: str, cells: set[str] | None = None) -> Any:
-    """The rows of these cells of a kind, or of all, as they are read."""
-    schema = pa.schema(READ[kind])
+def show_rows(
+    connection: duckdb.DuckDBPyConnection, name: str, records: Records, kind: str, cells: set[str] | None = None
+) -> None:
+    """Let `name` stand for the rows of these cells of a kind, or of all: they are read when a query asks for them.
+
+    DuckDB reads them itself, since from Arrow every name of a cell is a string of its own, which makes joins slow.
+    """
     wanted = [one for one in records.commits[kind] if cells is None or one["cell"] in cells]
-    files = [str(records.folder / commit["file"]) for commit in wanted]
-    return pyarrow.dataset.dataset(files, schema=schema, format="parquet") if files else schema.empty_table()
+    source, there = "(SELECT 0 LIMIT 0)", set()
+    if wanted:
+        files = ", ".join(quoted(rows_file(records, one)) for one in wanted)
+        source = f"read_parquet([{files}], union_by_name = true)"
+        there = {column for column, *_ in connection.sql(f"DESCRIBE FROM {source}").fetchall()}
+    columns = ", ".join(f"{one if one in there else 'NULL'}::{its} AS {one}" for one, its in READ[kind].items())
+    connection.execute(f"CREATE OR REPLACE VIEW {name} AS SELECT {columns} FROM {source}")
+
+
+def rows_file(records: Records, commit: dict[str, Any]) -> str:
+    """Where a committed cell's rows are."""
+    return str((records.folder / commit["file"]).resolve())
+
+
+def quoted(text: str) -> str:
+    """A string of SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def create(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -> None:

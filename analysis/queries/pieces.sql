@@ -1,7 +1,9 @@
 -- What do loss, correct guesses and divergence from full add up to in each short piece of each run?
 -- The one pass over all tokens; what follows adds up pieces. None crosses a bin's edge, nor the end of a prefix that is
 -- reported: prefix counts the reported lengths that end before the piece. Runs and settings go by numbers here, as
--- comparing names takes twice the time for millions of tokens. distance: of tokens that repeat a stretch of their text.
+-- comparing names takes twice the time for millions of tokens. Each token has its run and spot: only left joins, which DuckDB
+-- leaves in their order, as it would else join those two first and look each token up among millions. distance: of tokens that
+-- repeat a stretch of their text.
 WITH runs AS (
     SELECT cells.cell, setting, number, max(tokens) OVER (PARTITION BY setting) AS longest,
         greatest(64, (2 ** ceil(log2(longest / 64)))::BIGINT) AS width,
@@ -28,8 +30,8 @@ WITH runs AS (
         count(*) FILTER (isfinite(kl_nats) AND same_top) AS same_top,
         count(*) FILTER (isfinite(kl_nats) AND kl_nats > 1) AS far
     FROM tokens
-    JOIN runs USING (cell)
-    JOIN spots USING (place, position)
+    LEFT JOIN runs USING (cell)
+    LEFT JOIN spots USING (place, position)
     LEFT JOIN repeated USING (number, position)
     GROUP BY run, bin, prefix, distance
 )

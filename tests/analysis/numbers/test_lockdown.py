@@ -1,4 +1,4 @@
-"""DuckDB reaches no file that is none of its business, and nothing in records becomes SQL."""
+"""DuckDB reaches no file but committed rows, and nothing in records becomes SQL."""
 
 import inspect
 import re
@@ -25,7 +25,8 @@ def locked(tmp_path_factory):
     [
         "SELECT * FROM read_text('/etc/passwd')",
         "SELECT * FROM glob('/etc/*')",
-        "FROM '{records}/{cell}.parquet'",
+        "FROM '{records}/sweep.json'",
+        "FROM '{records}/*.parquet'",
         "COPY (SELECT 1) TO '{records}/copied.csv'",
         "COPY (SELECT 1) TO '{records}/{cell}.parquet' (FORMAT parquet)",
         "EXPORT DATABASE '{records}/exported'",
