@@ -1,6 +1,6 @@
 """Where texts come from: a name, and then pairs of document name and text, in order and lazily.
 
-`kjv` (embedded: the books of the King James Bible) · `pg19` or `pg19@revision` (the test set of PG-19) ·
+`kjv` (embedded: the books of the King James Bible) · `kjv:whole` (all of them as one document) · `pg19` or `pg19@revision` (the test set of PG-19) ·
 `hub:owner/name@revision` (every Parquet file of a small dataset) · a local .txt, .jsonl or .parquet file, a folder with
 all below it, or a glob. `:column` after the last two names the text column, else it is `text`; of the others only those
 that name documents are read. A row is a document; joined, all rows of a file or of a dataset's split are one. Local
@@ -20,7 +20,8 @@ from kvstream.inputs.text_files import local_files, read_rows
 
 # A Parquet copy of deepmind/pg19's test set, 100 books; the original ships a loading script, which nothing here runs.
 PG19 = ("emozilla/pg19-test", "c5e39bf32e33f9111323aa68d7d9000d22722035")
-KINDS = "kjv, pg19, hub:owner/name@revision, recall:, or a local .txt, .jsonl or .parquet file, folder or glob"
+WHOLE = "kjv:whole"
+KINDS = "kjv, kjv:whole, pg19, hub:owner/name@revision, recall:, or a local .txt, .jsonl or .parquet file, folder or glob"
 SHARD = re.compile(r"-\d{5}-of-(\d{5}).*")
 
 
@@ -59,6 +60,8 @@ def read(spec: str, *, join_rows: bool = False) -> Iterator[tuple[str, Text]]:
         raise ValueError(f"join_rows: {spec!r} holds whole texts, no rows of one; leave --join-rows out")
     if spec == "kjv":
         yield from _kjv()
+    elif spec == WHOLE:
+        yield WHOLE, "\n\n".join(text for _, text in _kjv())
     else:
         yield from _files(spec, *_found(spec), join_rows)
 
@@ -66,7 +69,7 @@ def read(spec: str, *, join_rows: bool = False) -> Iterator[tuple[str, Text]]:
 def has_rows(spec: str) -> bool:
     """Whether a source has files of rows, which can be joined."""
     spec = recall.split(spec)[1]
-    return spec != "kjv" and not all(file.suffix.lower() == ".txt" for file in _found(spec)[0])
+    return spec not in ("kjv", WHOLE) and not all(file.suffix.lower() == ".txt" for file in _found(spec)[0])
 
 
 def _found(spec: str) -> tuple[list[Path], str]:
