@@ -21,7 +21,9 @@ from kvstream.inputs.text_files import local_files, read_rows
 # A Parquet copy of deepmind/pg19's test set, 100 books; the original ships a loading script, which nothing here runs.
 PG19 = ("emozilla/pg19-test", "c5e39bf32e33f9111323aa68d7d9000d22722035")
 WHOLE = "kjv:whole"
-KINDS = "kjv, kjv:whole, pg19, hub:owner/name@revision, recall:, or a local .txt, .jsonl or .parquet file, folder or glob"
+KINDS = (
+    "kjv, kjv:whole, pg19, hub:owner/name@revision, recall:, or a local .txt, .jsonl or .parquet file, folder or glob"
+)
 SHARD = re.compile(r"-\d{5}-of-(\d{5}).*")
 
 
