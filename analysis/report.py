@@ -47,6 +47,8 @@ OTHERS = ("cards", "published", "published_latency")  # tables of which there is
 TABLES = (*STORED, *figures.QUERIES, *OTHERS)
 WORDS = ("overview", "environment", "models", "invalid", "answer", "speed")  # asked for sentences, not tables
 Thresholds = tuple[float, float, float, str]
+DEFAULTS: Thresholds = (database.WITHIN, database.QUALITY_WITHIN, database.MEMORY, database.METRICS[0])
+Frames = dict[str, list[dict[str, Any]]]
 BY_SETTING = ("answer", "speed", *(name for name in TABLES if not name.startswith("published")))
 
 
@@ -119,17 +121,7 @@ def percentage(text: str) -> float:
 def build(records: Records, out: Path, thresholds: Thresholds, readme: Path | None = None) -> list[str]:
     """Write the whole report into `out` and say what was written; thresholds as `database.open_database` takes them."""
     around = readme_words.readme_parts(readme) if readme else None
-    connection = database.open_database(records, *thresholds)
-    found = {name: ask(connection, name) for name in (*TABLES, *WORDS)}
-    frames = {name: table.to_pylist() for name, table in found.items()}
-    if thresholds[-1] != database.METRICS[0] and frames["perplexity"] and not frames["divergence"]:
-        raise RecordsError(
-            f"--quality-metric: {thresholds[-1]!r} needs records with divergence from full; "
-            "sweep with --metrics kl, or leave it out"
-        )
-    rank = {setting: place for place, setting in enumerate(frames["overview"][0]["settings"])}
-    for name in BY_SETTING:
-        frames[name].sort(key=lambda row: rank[row["setting"]])  # stable: inside a setting the query's order stays
+    found, frames = asked(records, thresholds)
     for folder in ("charts", "tables"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for name in TABLES:
@@ -150,6 +142,22 @@ def build(records: Records, out: Path, thresholds: Thresholds, readme: Path | No
     if readme and around:
         written += rewrite(readme, around, records, frames, out / "charts" / "tradeoff_kv.png")
     return written
+
+
+def asked(records: Records, thresholds: Thresholds = DEFAULTS) -> tuple[dict[str, pa.Table], Frames]:
+    """All tables of these records, and their rows with smaller models first."""
+    connection = database.open_database(records, *thresholds)
+    found = {name: ask(connection, name) for name in (*TABLES, *WORDS)}
+    frames = {name: table.to_pylist() for name, table in found.items()}
+    if thresholds[-1] != database.METRICS[0] and frames["perplexity"] and not frames["divergence"]:
+        raise RecordsError(
+            f"--quality-metric: {thresholds[-1]!r} needs records with divergence from full; "
+            "sweep with --metrics kl, or leave it out"
+        )
+    rank = {setting: place for place, setting in enumerate(frames["overview"][0]["settings"])}
+    for name in BY_SETTING:
+        frames[name].sort(key=lambda row: rank[row["setting"]])  # stable: inside a setting the query's order stays
+    return found, frames
 
 
 def write_table(folder: Path, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

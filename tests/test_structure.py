@@ -55,7 +55,7 @@ def test_folders_are_those_of_the_house():
         there = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
         assert there == set.union(*floors), package
     assert {path.name for path in (ROOT / "kvstream").glob("*.py")} == {"__init__.py", "__main__.py"}
-    assert {path.name for path in (ROOT / "analysis").glob("*.py")} == {"__init__.py", "report.py"}
+    assert {path.name for path in (ROOT / "analysis").glob("*.py")} == {"__init__.py", "report.py", "results.py"}
 
 
 @pytest.mark.parametrize("package", FLOORS)
@@ -145,7 +145,7 @@ def test_the_readme_is_an_introduction():
 
 
 def test_every_link_of_a_document_leads_somewhere():
-    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     links = [(path, link) for path in documents for link in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())]
     assert len(links) > 10
     assert [(path.name, link) for path, link in links if not (path.parent / link).exists()] == []

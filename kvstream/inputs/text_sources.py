@@ -1,11 +1,12 @@
 """Where texts come from: a name, and then pairs of document name and text, in order and lazily.
 
-`kjv` (embedded: the books of the King James Bible) · `kjv:whole` (all of them as one document) · `pg19` or `pg19@revision` (the test set of PG-19) ·
-`hub:owner/name@revision` (every Parquet file of a small dataset) · a local .txt, .jsonl or .parquet file, a folder with
-all below it, or a glob. `:column` after the last two names the text column, else it is `text`; of the others only those
-that name documents are read. A row is a document; joined, all rows of a file or of a dataset's split are one. Local
-names use no network. Knows no tokens. PG-19: https://arxiv.org/abs/1911.05507 · `recall:` and `recall:strings`, alone
-or before `:` and another source: texts to plant facts in, see `recall`
+`kjv` (embedded: the books of the King James Bible) · `kjv:whole` (all of them as one document) · `pg19` or
+`pg19@revision` (the test set of PG-19) · `hub:owner/name@revision` (every Parquet file of a small dataset) · a local
+.txt, .jsonl or .parquet file, a folder with all below it, or a glob. `:column` after the last two names the text
+column, else it is `text`; of the others only those that name documents are read. A row is a document; joined, all rows
+of a file or of a dataset's split are one. Local names use no network. Knows no tokens. PG-19:
+https://arxiv.org/abs/1911.05507 · `recall:` and `recall:strings`, alone or before `:` and another source: texts to
+plant facts in, see `recall`
 """
 
 import itertools

@@ -72,6 +72,16 @@ def test_kjv_books_in_canonical_order():
     assert all(text == text.strip() and text for text in books.values())
 
 
+def test_all_books_are_one_text_where_it_is_asked_for():
+    [(name, whole)] = text_sources.read("kjv:whole")
+    books = [text for _, text in text_sources.read("kjv")]
+    assert name == "kjv:whole"
+    assert whole == "\n\n".join(books)
+    assert len(books) == 66
+    with pytest.raises(ValueError, match=r"^join_rows: 'kjv:whole' holds whole texts"):
+        next(text_sources.read("kjv:whole", join_rows=True))
+
+
 def test_txt_is_one_document(tmp_path):
     (tmp_path / "book.txt").write_text(f"{long('a', 2)}\n\n{long('b', 2)}\n")
     (document,) = load(tmp_path / "book.txt")

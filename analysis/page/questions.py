@@ -1,0 +1,191 @@
+"""The questions of `docs/results`, and the page of each: answer, chart, table, command, machine, limits, what is open.
+
+To add one: a sweep in `sweeps/`, an entry in `QUESTIONS`, its sentences and table in `words/findings.py`; then
+`python analysis/results.py --keep NAME RECORDS`. A page holds no number that is typed here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from analysis.charts.figures import CHARTS
+from analysis.words import divergence, finding_tables, findings, protection, recall, wording
+from analysis.words.finding_tables import Table
+from analysis.words.findings import Frames
+from analysis.words.summary import place_of, texts_of
+from analysis.words.visible import in_markdown
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question: its title, whose records answer it, the sentences and the table that do, and its chart.
+
+    limits: what the answer does not cover. unknown: what was asked and is not answered. notes: what else to know.
+    """
+
+    title: str
+    sweep: str
+    answer: Callable[[Frames], list[str]]
+    table: Callable[[Frames], Table]
+    chart: str
+    limits: str
+    unknown: str
+    notes: str = ""
+
+    @property
+    def tables(self) -> set[str]:
+        """The report's tables that its page is made from."""
+        return {"perplexity", CHARTS[self.chart].query, *NEEDED.get(self.sweep, ())}
+
+
+ONE = "One small model (135 million weights) and one kind of text. "
+NEEDED = {  # beside what its charts draw
+    "budgets": ("divergence",),
+    "sinks": ("equal_budget",),
+    "seed": ("published",),
+}
+QUESTIONS = {
+    "budgets": Question(
+        "Which policy at which budget?",
+        "budgets",
+        findings.budgets,
+        finding_tables.budgets_table,
+        "equal_budget",
+        ONE + "Ties are judged at 95 %, without a correction for comparing many.",
+        "Whether a larger model, or one trained on longer texts, ranks the policies alike.",
+        "Tokens are scored one by one as decoding would see them; policies that choose by attention get no look ahead.",
+    ),
+    "sinks": Question(
+        "How many attention sinks does a budget need?",
+        "sinks",
+        findings.sinks,
+        finding_tables.sinks_table,
+        "sinks",
+        ONE + "Sinks are the first tokens of a text, whatever they are.",
+        "Models whose training gave them a sink of their own.",
+        "Every sink takes the place of a recent token, so the comparison is at equal memory.",
+    ),
+    "positions": Question(
+        "Which position do cached keys have?",
+        "positions",
+        findings.positions,
+        finding_tables.positions_table,
+        "position_modes",
+        ONE + "The texts are shorter than the trained context, within which a key’s place in the text is as good.",
+        "What each way costs beyond the trained context.",
+        "A plain window of the newest tokens is the same under “cache” and “absolute”, as RoPE sees distances alone.",
+    ),
+    "protection": Question(
+        "Does it matter how tokens are scored, once the ends are protected?",
+        "protection",
+        lambda frames: protection.sentences(frames["protection"], several=False),
+        finding_tables.protection_table,
+        "protection",
+        ONE + "One budget, one length. “l2” is `sink_l2`, “random” `sink_random`.",
+        "Larger budgets, at which less is contested.",
+        "Random without sinks loses most as it throws the first tokens out, while a scorer may keep them by itself. "
+        "[arXiv:2605.18053](https://arxiv.org/abs/2605.18053) asks the same, and finds the choice of scorer "
+        "secondary once the ends are protected.",
+    ),
+    "length": Question(
+        "Does a policy lose more as the text grows longer?",
+        "budgets",
+        findings.length,
+        finding_tables.length_table,
+        "length",
+        ONE + "Lengths are prefixes of the same texts.",
+        "Texts beyond the trained context, for which the full cache is no yardstick any more: `sweeps/stream.py`.",
+    ),
+    "recall": Question(
+        "Who still recalls a fact once it has left the window?",
+        "recall",
+        lambda frames: recall.sentences(frames["recall"], several=False),
+        finding_tables.recall_table,
+        "recall",
+        "One small model, which does not recall all near facts itself, and one kind of fact. Answers are taken not "
+        "to depend on one another.",
+        "Models that recall everything with the full cache; questions asked before the text, which tell a policy "
+        "what to keep.",
+        "A fact reads “The green lion is number 48213.”, and so many tokens later the text asks for it again; an "
+        "answer is right if each of its tokens is the most likely one. When a policy has to choose, the question has "
+        "not come: that eviction loses what is asked for later is known of needles and passkeys "
+        "([RULER](https://arxiv.org/abs/2404.06654)).",
+    ),
+    "tail": Question(
+        "What does perplexity hide: how far are the worst tokens from the full cache?",
+        "budgets",
+        lambda frames: divergence.sentences(frames["divergence"], several=False),
+        finding_tables.tail_table,
+        "tail",
+        ONE + "KL is over the whole vocabulary, of each token, teacher-forced; quantiles are of all documents’ tokens.",
+        "How often a generated text takes another turn: one other token changes all that follow.",
+    ),
+    "seed": Question(
+        "What did the seed report measure, and what comes out as the papers mean it?",
+        "seed",
+        findings.seed,
+        finding_tables.seed_table,
+        "position_modes",
+        "On the demo model and the King James Bible, so that none of the seed’s numbers, which are of Pythia-70M on "
+        "PG-19, can be compared. On a connected machine `python sweeps/seed.py` measures those.",
+        "The seed’s numbers themselves, and its latency.",
+        "The seed’s own model has six layers, of which it let two never evict; this one has thirty.",
+    ),
+}
+
+
+def page(name: str, frames: Frames, about: dict[str, str]) -> str:
+    """The Markdown page of a question, from the kept tables of its sweep and what is known of their making."""
+    question = QUESTIONS[name]
+    frames = in_markdown(frames)
+    first, *further = question.answer(frames)
+    headings, rows, texts = question.table(frames)
+    overview = frames["overview"][0]
+    of_all = f" of {about['planned']}" if about["cells"] != about["planned"] else ""
+    cells = f"{about['cells']}{of_all} cells"
+    table = wording.table(headings, rows, texts, [])
+    ends = f"In brackets: {CHARTS[question.chart].whiskers or about['whiskers']}.\n"
+    facts = {
+        "Command": f"`{about['command']}`, then `python analysis/report.py --records {about['records']}`",
+        "Model, text": f"{wording.listed(overview['models'])}, {place_of(overview)}; {texts_of(overview)}; {cells}",
+        "Full cache’s perplexity": findings.levels(frames),
+        "Machine": about["machine"],
+        "Limits": question.limits,
+        "Open": question.unknown,
+    }
+    lines = [
+        f"# {question.title}\n",
+        f"**{first}**\n",
+        *(f"{line}\n" for line in further),
+        f"![{CHARTS[question.chart].heading}]({name}.png)\n",
+        f"{CHARTS[question.chart].caption}\n",
+        *table,
+        "",
+        *([ends] if any("[" in line for line in table) else []),
+        *([f"{question.notes}\n"] if question.notes else []),
+        "| | |\n|---|---|",
+        *(f"| {what} | {told} |" for what, told in facts.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def index(answers: dict[str, str]) -> str:
+    """The list of all questions with their answers."""
+    lines = [
+        "# Results\n",
+        "Each page has the question, the answer with its interval, a chart, a table, and the command that measured "
+        "it. All of",
+        "them are written by `python analysis/results.py` from what `kept/` holds of the records; no number is "
+        "typed.\n",
+    ]
+    for name, answer in answers.items():
+        lines.append(f"- [{QUESTIONS[name].title}]({name}.md) {answer}")
+    return "\n".join(lines) + "\n"
+
+
+def in_short(frames: dict[str, Frames]) -> str:
+    """The README's sentences, from the frames of each sweep."""
+    return (
+        f"**Found so far:** {findings.without_sinks(frames['sinks'])} {findings.budgets(frames['budgets'])[0]} "
+        f"{findings.forgotten(frames['recall'])} That is of one small model, SmolLM2-135M, on the King James Bible: "
+        "[all results](docs/results/README.md), each with its interval, its command and its limits."
+    )

@@ -1,0 +1,115 @@
+"""The tables of the pages in `docs/results`: headings, rows, and how many columns are text. Decides nothing."""
+
+from typing import Any
+
+from analysis.words.findings import Frames, by, code, lost
+from analysis.words.wording import between, bracketed, change, fixed, nats, percent, whole
+
+Row = dict[str, Any]
+Table = tuple[list[str], list[list[str]], int]
+
+
+def budgets_table(frames: Frames) -> Table:
+    """A line a policy, a pair of columns a budget."""
+    sizes = by(frames["equal_budget"], "budget")
+    series = by(frames["equal_budget"], "series")
+    cells = {(row["series"], row["budget"]): row for row in frames["equal_budget"]}
+    ranked = sorted(series, key=lambda name: min(row["ppl_change_percent"] for row in series[name]))
+    rows = [
+        [
+            code(name),
+            *(lost(cells[name, size]) + mark(cells[name, size]) if (name, size) in cells else "–" for size in sizes),
+        ]
+        for name in ranked
+    ]
+    return ["Policy", *(f"{whole(size)} tokens" for size in sizes)], rows, 1
+
+
+def sinks_table(frames: Frames) -> Table:
+    """A line a number of sinks, a column a budget."""
+    sizes = by(frames["sinks"], "budget")
+    cells = {(row["start_size"], row["budget"]): row for row in frames["sinks"]}
+    starts = sorted({row["start_size"] for row in frames["sinks"]})
+    rows = [
+        [str(start), *(lost(cells[start, size]) if (start, size) in cells else "–" for size in sizes)]
+        for start in starts
+    ]
+    return ["Sinks", *(f"{whole(size)} tokens" for size in sizes)], rows, 0
+
+
+def positions_table(frames: Frames) -> Table:
+    """A line a policy and way of numbering."""
+    rows = [
+        [code(row["base"]), row["variant"], lost(row), percent(row["kv_percent"])] for row in frames["position_modes"]
+    ]
+    return ["Policy", "Positions", "Perplexity against full", "KV memory of full’s"], rows, 2
+
+
+def length_table(frames: Frames) -> Table:
+    """A line a policy, a column a length; a dash where nothing has been evicted yet."""
+    lengths = sorted({row["length"] for row in frames["length"]})
+    beyond = [row for row in frames["length"] if row["length"] > row["budget"]]
+    cells = {(row["policy"], row["length"]): lost(row) for row in beyond}
+    rows = [
+        [code(policy), *(cells.get((policy, size), "–") for size in lengths)]
+        for policy in by(frames["length"], "policy")
+    ]
+    return ["Policy", *(f"{whole(size)} tokens" for size in lengths)], rows, 1
+
+
+def tail_table(frames: Frames) -> Table:
+    """A line a policy: how far its predictions are from full's, on average and in the tail."""
+    rows = [
+        [
+            code(row["policy"]),
+            change(row["ppl_change_percent"]),
+            bracketed(nats(row["kl_nats"]), between(row["kl_nats_low"], row["kl_nats_high"], nats)),
+            *(nats(row[name]) for name in ("kl_median_nats", "kl_p99_nats", "kl_p999_nats")),
+            percent(row["same_top_percent"]),
+        ]
+        for row in frames["divergence"]
+    ]
+    return ["Policy", "PPL", "KL, mean", "median", "99 %", "99.9 %", "Same top token"], rows, 1
+
+
+def protection_table(frames: Frames) -> Table:
+    """A line a number of sinks and share of newest tokens, a column a scorer."""
+    scorers = list(by(frames["protection"], "scorer"))
+    rows = []
+    for (sinks_kept, share), mine in by(frames["protection"], "start_size", "recent_percent").items():
+        shown = {row["scorer"]: change(row["ppl_change_percent"]) for row in mine}
+        rows.append([str(sinks_kept), f"{share:.3g} %", *(shown.get(scorer, "–") for scorer in scorers)])
+    return ["Sinks", "Newest", *scorers], rows, 0
+
+
+def recall_table(frames: Frames) -> Table:
+    """A line a policy, a column a distance: how many answers are right."""
+    distances = sorted({row["distance"] for row in frames["recall"]})
+    rows = []
+    for policy, mine in by(frames["recall"], "policy").items():
+        right = {row["distance"]: f"{row['recalled']} of {row['answers']}" for row in mine}
+        rows.append([code(policy), *(right.get(distance, "–") for distance in distances)])
+    return ["Right answers", *map(whole, distances)], rows, 1
+
+
+def seed_table(frames: Frames) -> Table:
+    """A line a number of the seed's: what it printed, the nearest of ours, and the verdict."""
+    rows = [
+        [
+            row["method"] + (f", {row['start_size']} sinks" if row["start_size"] else ""),
+            row["metric"],
+            code(row["policy"]) if row["policy"] else "–",
+            f"{row['verdict']}: {row['reason']}",
+            whole(row["budget"]),
+            fixed(2)(row["published"]),
+            bracketed(fixed(2)(row["ours"]), between(row["ours_low"], row["ours_high"], fixed(2))),
+        ]
+        for row in frames["published"]
+        if row["source"].startswith("seed")
+    ]
+    return ["Method", "Metric", "Our run", "Verdict", "Budget", "Seed", "Ours"], rows, 4
+
+
+def mark(row: Row) -> str:
+    """The best of a budget, and what cannot be told from it."""
+    return " **best**" if row["best"] else " tie" if row["tied_with_best"] else ""

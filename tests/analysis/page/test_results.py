@@ -1,0 +1,129 @@
+"""docs/results says what is kept of the records, which is what was kept; its sentences follow from its tables."""
+
+import json
+import math
+import re
+import shutil
+from collections import defaultdict
+
+import pyarrow.parquet as pq
+import pytest
+from golden import PLANS, ROOT, built
+
+from analysis import results
+from analysis.page.questions import QUESTIONS, page
+from analysis.read.records import read_records
+from analysis.report import asked
+from analysis.words import findings
+
+KEPT = ROOT / "docs" / "results" / "kept"
+SWEEPS = sorted(path.name for path in KEPT.iterdir())
+
+
+def test_every_page_is_what_is_kept_and_all_of_it_is_small(capsys):
+    assert results.main(["--check"]) == 0, capsys.readouterr().out
+    pages = {path.stem for path in (ROOT / "docs" / "results").glob("*.md")} - {"README"}
+    assert pages == {name for name, question in QUESTIONS.items() if question.sweep in SWEEPS}
+    assert all((ROOT / "docs" / "results" / f"{name}.png").exists() for name in pages)
+    assert sum(path.stat().st_size for path in KEPT.rglob("*")) < 10e6
+
+
+def test_a_page_that_is_out_of_date_and_a_table_that_was_changed_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "docs" / "results")
+    shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
+    shutil.copy(ROOT / "README.md", tmp_path / "README.md")
+    assert results.main(["--check"]) == 0
+    page = tmp_path / "docs" / "results" / "sinks.md"
+    page.write_text(page.read_text().replace("cached tokens", "tokens"))
+    assert results.main(["--check"]) == 1
+    assert "sinks.md is out of date" in capsys.readouterr().out
+    table = tmp_path / "docs" / "results" / "kept" / "sinks" / "sinks.parquet"
+    table.write_bytes(table.read_bytes()[:-1])
+    assert results.main(["--check"]) == 2
+    assert "is not what was kept" in capsys.readouterr().err
+    assert results.main(["--keep", "sunk", str(tmp_path)]) == 2
+    assert "--keep: 'sunk' is the sweep of no page" in capsys.readouterr().err
+
+
+def changes_of(sweep: str) -> dict[tuple[str, int], float]:
+    """Each policy's change of perplexity against full in per cent, by length, from what is kept of each document."""
+    documents = pq.read_table(KEPT / sweep / "documents.parquet").to_pylist()
+    sums = defaultdict(lambda: [0.0, 0, 0.0, 0])
+    for row in documents:
+        if row["paired"]:
+            own = sums[row["policy"], row["length"]]
+            for place, name in enumerate(("nll_sum", "n", "full_nll_sum", "full_n")):
+                own[place] += row[name]
+    return {key: 100 * math.expm1(nll / n - full / full_n) for key, (nll, n, full, full_n) in sums.items()}
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_changes_are_those_of_the_documents(sweep):
+    own = changes_of(sweep)
+    checked = 0
+    for path in (KEPT / sweep).glob("*.parquet"):
+        for row in pq.read_table(path).to_pylist():
+            if row.get("policy") not in (None, "full") and row.get("ppl_change_percent") is not None:
+                assert own[row["policy"], row["length"]] == pytest.approx(row["ppl_change_percent"], rel=1e-9, abs=1e-9)
+                checked += 1
+    assert checked or sweep == "recall"
+
+
+@pytest.mark.parametrize("name", sorted(QUESTIONS))
+def test_each_number_of_an_answer_stands_in_the_rows(name):
+    """What a sentence prints with an interval is a row of the tables, printed so."""
+    if QUESTIONS[name].sweep not in SWEEPS:
+        pytest.skip("not kept yet")
+    frames, about = results.kept(KEPT / QUESTIONS[name].sweep)
+    shown = {findings.lost(row) for rows in frames.values() for row in rows if "ppl_change_low_percent" in row}
+    text = page(name, frames, about)
+    said = re.findall(r"[+−][\d,.]+\u00a0% \[[^]]+\]", text)
+    assert set(said) <= shown
+    for setting in re.findall(r"`([a-z0-9_]+\([^`]*\))`", text):
+        assert any(row.get("policy") == setting or row.get("base") == setting for row in frames["perplexity"])
+
+
+@pytest.mark.parametrize("plan", ["golden", "quick", "protection", "recall"])
+def test_a_page_can_be_made_of_other_records(plan, tmp_path, tmp_path_factory, monkeypatch):
+    """Also of ranges in place of intervals, of several models, and where a policy is missing at a budget."""
+    records, _ = built(plan, tmp_path_factory)
+    _, frames = asked(read_records(records))
+    about = {"command": "c", "records": "r", "machine": "m", "cells": 1, "planned": 2, "whiskers": "range"}
+    made = 0
+    for name, question in QUESTIONS.items():
+        if all(frames.get(table) for table in question.tables if table != "published"):
+            text = page(name, frames, about)
+            assert text.startswith(f"# {question.title}\n\n**")
+            assert "1 of 2 cells" in text
+            assert not re.search(r"\bNone\b|\bnan\b", text)
+            made += 1
+    assert made
+    assert plan in PLANS
+
+
+def test_more_sinks_than_gain_anything_are_told_from_those_that_do():
+    def row(sinks, lost, low, high, spread="interval"):
+        return {
+            "budget": 64, "start_size": sinks, "policy": f"s({sinks})", "ppl_change_percent": lost, "spread": spread,
+            "ppl_change_low_percent": low, "ppl_change_high_percent": high,
+        }  # fmt: skip
+
+    rows = [row(0, 90.0, 80.0, 99.0), row(4, 5.0, 4.0, 6.0), row(8, 4.9, 4.0, 6.0)]
+    told = {0: (False, False), 4: (False, True), 8: (True, False)}
+    near = [{"policy": f"s({sinks})", "best": best, "tied_with_best": tied} for sinks, (best, tied) in told.items()]
+    assert "more than 4 sinks gain nothing measurable" in findings.sinks({"sinks": rows, "equal_budget": near})[0]
+    near[1]["tied_with_best"] = False
+    assert "8 sinks lost least, measurably less than fewer" in findings.sinks({"sinks": rows, "equal_budget": near})[0]
+    few = [one | {"spread": "range"} for one in rows]
+    assert (
+        "8 sinks lost least, over too few documents to tell" in findings.sinks({"sinks": few, "equal_budget": near})[0]
+    )
+
+
+def test_about_says_what_was_computed():
+    for sweep in SWEEPS:
+        about = json.loads((KEPT / sweep / "about.json").read_text())
+        assert about["command"].startswith(f"python sweeps/{sweep}.py")
+        assert about["cells"] <= about["planned"]
+        assert re.search(r"kvstream at `[0-9a-f]{12}", about["machine"])
