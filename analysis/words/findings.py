@@ -55,8 +55,8 @@ def budgets(frames: Frames) -> list[str]:
         beside = f", {code(own['policy'])} is at {lost(own)}" if own is not best else ""
         ties = f" Not to be told from the best: {listed(tied)}." if tied else ""
         told.append(
-            f"With {whole(budget)} of {whole(best['length'])} tokens {code(best['policy'])} is closest, at {lost(best)} "
-            f"perplexity{beside}; the furthest is {code(worst['policy'])} at {lost(worst)}.{ties}"
+            f"With {whole(budget)} of {whole(best['length'])} tokens {code(best['policy'])} is closest, at "
+            f"{lost(best)} perplexity{beside}; the furthest is {code(worst['policy'])} at {lost(worst)}.{ties}"
         )
     return [capital(line) for line in told]
 
