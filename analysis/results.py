@@ -1,9 +1,9 @@
 """Records of the questions' sweeps → docs/results: what is kept of them, and the pages that are made from that.
 
-    python analysis/results.py                                  writes every page anew from docs/results/kept
-    python analysis/results.py --check                          exit code 1 where a page is not what it would write
-    python analysis/results.py --keep sinks records/sinks       first takes the report's tables of these records
-    python analysis/results.py --keep sinks records/sinks --command "python sweeps/sinks.py --documents 20"
+    python analysis/results.py              writes every page anew from docs/results/kept
+    python analysis/results.py --check      exit code 1 where a page is not what it would write
+    python analysis/results.py --keep sinks records/sinks --command "python sweeps/sinks.py"
+                                            first takes the report's tables of these records, which that command made
 
 Records of tokens are too large for git. Kept are the tables of the report that a page is made from, and the sums of
 each policy on each document, `documents`, each with its sha256 in about.json.
@@ -20,6 +20,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.charts import pictures
@@ -37,6 +38,8 @@ RESULTS = ROOT / "docs" / "results"
 BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"  # what is between them in the README
 ALWAYS = ("documents", "overview")
 Frames = dict[str, list[dict[str, Any]]]
+About = dict[str, Any]
+Kept = tuple[Frames, About]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,53 +47,74 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="results.py", description="Write the pages of docs/results.")
     sweeps = sorted({question.sweep for question in QUESTIONS.values()})
     parser.add_argument("--keep", nargs=2, metavar=("SWEEP", "RECORDS"), help=f"take records as {', '.join(sweeps)}")
-    parser.add_argument("--command", help="how these records were made (default: python sweeps/SWEEP.py)")
+    parser.add_argument("--command", help="the command that made the records to keep, as the page will print it")
     parser.add_argument("--check", action="store_true", help="write nothing, and say which pages are out of date")
     options = parser.parse_args(arguments)
+    if bool(options.keep) != bool(options.command):
+        parser.error("--keep and --command: one needs the other; pass both, or none")
+    if options.keep and options.keep[0] not in sweeps:
+        parser.error(f"--keep: {options.keep[0]!r} is the sweep of no page; choose among {', '.join(sweeps)}")
     try:
+        held = {path.name: kept(path) for path in sorted((RESULTS / "kept").glob("*/"))}
+        taken: dict[str, pa.Table] = {}
         if options.keep:
             sweep, folder = options.keep
-            if sweep not in sweeps:
-                raise RecordsError(f"--keep: {sweep!r} is the sweep of no page; choose among {', '.join(sweeps)}")
-            keep(sweep, Path(folder), options.command or f"python sweeps/{sweep}.py", RESULTS / "kept" / sweep)
-        written = {RESULTS / name: text for name, text in pages(RESULTS / "kept").items()}
-        written[ROOT / "README.md"] = readme(ROOT / "README.md", RESULTS / "kept")
+            taken, about = take(sweep, Path(folder), options.command)
+            held[sweep] = {name: table.to_pylist() for name, table in taken.items()}, about
+        written = {RESULTS / name: text for name, text in pages(held).items()}
+        written[ROOT / "README.md"] = readme(ROOT / "README.md", held)
+        old = [path for path, text in written.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+        if options.check:
+            print("\n".join(f"results: {path} is out of date; run python analysis/results.py" for path in old))
+            return 1 if old else 0
+        if taken:
+            store(taken, about, RESULTS / "kept" / sweep)
+        for path in old:
+            path.write_text(written[path], encoding="utf-8")
+        draw(held)
     except (RecordsError, OSError) as problem:
         print(f"results: {problem}", file=sys.stderr)
         return 2
-    old = [path for path, text in written.items() if not same(path, text)]
-    if options.check:
-        print("\n".join(f"results: {path} is out of date; run python analysis/results.py" for path in old))
-        return 1 if old else 0
-    for path in old:
-        path.write_text(written[path], encoding="utf-8")
-    draw(RESULTS)
     print("\n".join(f"wrote {path}" for path in written))
     return 0
 
 
-def same(path: Path, text: str) -> bool:
-    """Whether a file holds just this."""
-    return path.exists() and path.read_text(encoding="utf-8") == text
+def take(sweep: str, folder: Path, command: str) -> tuple[dict[str, pa.Table], About]:
+    """Of these records the tables that the sweep's pages are made from, and what is known of their making.
 
-
-def keep(sweep: str, folder: Path, command: str, place: Path) -> None:
-    """Take of these records the tables that the sweep's pages are made from."""
+    RecordsError where they are another sweep's, of several models, or say nothing on one of its questions.
+    """
     records = read_records(folder)
+    if (name := records.sweep.get("name")) != sweep:
+        raise RecordsError(f"--keep: '{folder}' holds the sweep {name!r}, not {sweep!r}; pass the records of {sweep!r}")
     found, frames = asked(records)
+    if len(settings := frames["overview"][0]["settings"]) > 1:
+        raise RecordsError(f"--keep: '{folder}' holds {', '.join(settings)}; a page is of one, sweep one of them alone")
+    mine = {page: question for page, question in QUESTIONS.items() if question.sweep == sweep}
+    for page_name, question in mine.items():
+        if not (frames[CHARTS[question.chart].query] and question.answer(frames)):
+            raise RecordsError(
+                f"--keep: '{folder}' says nothing for {page_name}.md; run python sweeps/{sweep}.py whole"
+            )
+    names = sorted({*ALWAYS, *(table for question in mine.values() for table in question.tables)})
+    about = made(records) | {"command": command, "records": str(folder)}
+    about |= {"stands_on": stands_on(visible(frames)), "whiskers": whiskers(frames)}
+    return {table: found[table] for table in names}, about
+
+
+def store(tables: dict[str, pa.Table], about: About, place: Path) -> None:
+    """Keep these tables, each with its sha256, in place of what was there."""
     place.mkdir(parents=True, exist_ok=True)
     for path in place.glob("*.parquet"):
         path.unlink()
-    names = {name for one in QUESTIONS.values() if one.sweep == sweep for name in one.tables}
-    for name in sorted({*names, *ALWAYS}):
-        pq.write_table(found[name], place / f"{name}.parquet", compression="zstd")
+    for name, table in tables.items():
+        pq.write_table(table, place / f"{name}.parquet", compression="zstd")
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(place.glob("*.parquet"))}
-    about = made(records) | {"command": command, "records": str(folder), "stands_on": stands_on(visible(frames))}
-    about |= {"whiskers": whiskers(frames), "sha256": sums}
-    (place / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(about | {"sha256": sums}, indent=1, ensure_ascii=False)
+    (place / "about.json").write_text(f"{text}\n", encoding="utf-8")
 
 
-def made(records: Records) -> dict[str, Any]:
+def made(records: Records) -> About:
     """When, where and with what cells were computed, and how many of those planned."""
     commits = [*records.commits["quality"], *records.commits["latency"]]
     environments = [commit.get("environment") or {} for commit in commits]
@@ -106,7 +130,7 @@ def made(records: Records) -> dict[str, Any]:
     return {"cells": len(commits), "planned": planned, "machine": machine}
 
 
-def kept(place: Path) -> tuple[Frames, dict[str, Any]]:
+def kept(place: Path) -> Kept:
     """The tables that are kept of a sweep, checked by their sha256, and what is known of their making."""
     about = json.loads((place / "about.json").read_text(encoding="utf-8"))
     for name, sha256 in about["sha256"].items():
@@ -115,41 +139,36 @@ def kept(place: Path) -> tuple[Frames, dict[str, Any]]:
     return {Path(name).stem: pq.read_table(place / name).to_pylist() for name in about["sha256"]}, about
 
 
-def pages(place: Path) -> dict[str, str]:
+def answered(held: dict[str, Kept]) -> dict[str, Kept]:
+    """The questions whose sweep is kept, and what is kept for each."""
+    return {name: held[question.sweep] for name, question in QUESTIONS.items() if question.sweep in held}
+
+
+def pages(held: dict[str, Kept]) -> dict[str, str]:
     """The text of each page whose sweep is kept, and of their list, by file name."""
-    texts, answers = {}, {}
-    for name, question in QUESTIONS.items():
-        if (place / question.sweep).is_dir():
-            frames, about = kept(place / question.sweep)
-            texts[f"{name}.md"] = page(name, frames, about)
-            answers[name] = texts[f"{name}.md"].split("**")[1]
-    return texts | {"README.md": index(answers)}
+    texts = {f"{name}.md": page(name, *own) for name, own in answered(held).items()}
+    return texts | {"README.md": index({name: texts[f"{name}.md"].split("**")[1] for name in answered(held)})}
 
 
-def readme(path: Path, place: Path) -> str:
-    """The README with what was found in short, once all that takes is kept."""
+def readme(path: Path, held: dict[str, Kept]) -> str:
+    """The README with what was found in short between its markers, if it has them."""
     text = path.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
-    sweeps = ("sinks", "budgets", "recall")
-    if not found or not all((place / sweep).is_dir() for sweep in sweeps):
-        return text
-    short = in_short({sweep: kept(place / sweep)[0] for sweep in sweeps})
-    return f"{before}{BEGIN}{short}{END}{after}"
+    short = in_short({sweep: frames for sweep, (frames, _) in held.items()})
+    return f"{before}{BEGIN}{short}{END}{after}" if found else text
 
 
-def draw(place: Path) -> None:
+def draw(held: dict[str, Kept]) -> None:
     """The chart of each page whose sweep is kept."""
     specs = {}
-    for name, question in QUESTIONS.items():
-        if (place / "kept" / question.sweep).is_dir():
-            frames, about = kept(place / "kept" / question.sweep)
-            chart = CHARTS[question.chart]
-            rows = visible(frames[chart.query])
-            with looks({row["series"] for row in rows if "series" in row}):
-                figure = chart.draw(rows)
-            line = f"{about['stands_on']} · whiskers: {chart.whiskers or about['whiskers']}"
-            specs[place / name] = for_file(figure, chart.heading, line)
+    for name, (frames, about) in answered(held).items():
+        chart = CHARTS[QUESTIONS[name].chart]
+        rows = visible(frames[chart.query])
+        with looks({row["series"] for row in rows if "series" in row}):
+            figure = chart.draw(rows)
+        line = f"{about['stands_on']} · whiskers: {chart.whiskers or about['whiskers']}"
+        specs[RESULTS / name] = for_file(figure, chart.heading, line)
     pictures.finish(pictures.begin(specs))
     for path in specs:
         path.with_suffix(".svg").unlink()

@@ -3,7 +3,7 @@
 Hypothesis: within the trained context the place in the cache and the place in the text cost the same; keys frozen at
 the position that the cache had when they came in, a known bug of cache code, lose more; layers that never evict hide
 what eviction costs, and cost the memory. https://arxiv.org/abs/2309.17453
-Cost: 90 quality cells of 2,048 tokens on ten books, about ten minutes on two CPU cores; `--dry-run` prints the
+Cost: 90 quality cells of 2,048 tokens on ten books, about six minutes on two CPU cores; `--dry-run` prints the
 estimate. Its report: python analysis/report.py --records records/positions
 
     python sweeps/positions.py

@@ -2,7 +2,7 @@
 
 Hypothesis: without sinks perplexity explodes; one repairs most of it, four all, and more gain nothing, as each takes
 the place of a recent token. https://arxiv.org/abs/2309.17453
-Cost: 130 quality cells of 2,048 tokens on ten books, about a quarter of an hour on two CPU cores; `--dry-run` prints
+Cost: 130 quality cells of 2,048 tokens on ten books, about ten minutes on two CPU cores; `--dry-run` prints
 the estimate. Its report: python analysis/report.py --records records/sinks
 
     python sweeps/sinks.py

@@ -14,20 +14,24 @@ import vl_convert
 
 ROOT = Path(__file__).parent.parent.parent
 SCALE = 2  # pixels of a PNG for each of the SVG
+CHARTS_EACH = 3  # at least, of a process
 Spec = dict[str, Any]
 Drawing = list[subprocess.Popen[str]]
 
 
 def begin(specs: dict[Path, Spec]) -> Drawing:
-    """Begin to draw specs, by the path of their files without its ending, with as many processes as there are cores."""
+    """Begin to draw specs, by the path of their files without its ending, in some processes side by side."""
     by_size = sorted(((str(path.resolve()), spec) for path, spec in specs.items()), key=lambda one: len(str(one)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Starting one takes as long as two or three charts, and a converter's memory: each has to have some to draw.
+    count = min(cores, -(-len(by_size) // CHARTS_EACH))
     processes = []
-    for first in range(min(os.cpu_count() or 1, len(by_size))):
+    for first in range(count):
         command = [sys.executable, "-m", "analysis.charts.pictures"]
         child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True, encoding="utf-8")
         assert child.stdin
         with child.stdin as given:
-            json.dump(dict(by_size[first :: os.cpu_count() or 1]), given)
+            json.dump(dict(by_size[first::count]), given)
         processes.append(child)
     return processes
 

@@ -1,11 +1,12 @@
 """The questions of `docs/results`, and the page of each: answer, chart, table, command, machine, limits, what is open.
 
 To add one: a sweep in `sweeps/`, an entry in `QUESTIONS`, its sentences and table in `words/findings.py`; then
-`python analysis/results.py --keep NAME RECORDS`. A page holds no number that is typed here.
+`python analysis/results.py --keep …`. No measured number is typed here.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from analysis.charts.figures import CHARTS
 from analysis.words import divergence, finding_tables, findings, protection, recall, wording
@@ -20,6 +21,7 @@ class Question:
     """A question: its title, whose records answer it, the sentences and the table that do, and its chart.
 
     limits: what the answer does not cover. unknown: what was asked and is not answered. notes: what else to know.
+    also: tables its sentences need beside those of its chart.
     """
 
     title: str
@@ -30,19 +32,15 @@ class Question:
     limits: str
     unknown: str
     notes: str = ""
+    also: tuple[str, ...] = ()
 
     @property
     def tables(self) -> set[str]:
         """The report's tables that its page is made from."""
-        return {"perplexity", CHARTS[self.chart].query, *NEEDED.get(self.sweep, ())}
+        return {"perplexity", CHARTS[self.chart].query, *self.also}
 
 
 ONE = "One small model (135 million weights) and one kind of text. "
-NEEDED = {  # beside what its charts draw
-    "budgets": ("divergence",),
-    "sinks": ("equal_budget",),
-    "seed": ("published",),
-}
 QUESTIONS = {
     "budgets": Question(
         "Which policy at which budget?",
@@ -63,6 +61,7 @@ QUESTIONS = {
         ONE + "Sinks are the first tokens of a text, whatever they are.",
         "Models whose training gave them a sink of their own.",
         "Every sink takes the place of a recent token, so the comparison is at equal memory.",
+        also=("equal_budget",),
     ),
     "positions": Question(
         "Which position do cached keys have?",
@@ -118,6 +117,7 @@ QUESTIONS = {
         "tail",
         ONE + "KL is over the whole vocabulary, of each token, teacher-forced; quantiles are of all documents’ tokens.",
         "How often a generated text takes another turn: one other token changes all that follow.",
+        also=("divergence",),
     ),
     "seed": Question(
         "What did the seed report measure, and what comes out as the papers mean it?",
@@ -129,11 +129,12 @@ QUESTIONS = {
         "PG-19, can be compared. On a connected machine `python sweeps/seed.py` measures those.",
         "The seed’s numbers themselves, and its latency.",
         "The seed’s own model has six layers, of which it let two never evict; this one has thirty.",
+        also=("published",),
     ),
 }
 
 
-def page(name: str, frames: Frames, about: dict[str, str]) -> str:
+def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
     """The Markdown page of a question, from the kept tables of its sweep and what is known of their making."""
     question = QUESTIONS[name]
     frames = in_markdown(frames)
@@ -183,9 +184,13 @@ def index(answers: dict[str, str]) -> str:
 
 
 def in_short(frames: dict[str, Frames]) -> str:
-    """The README's sentences, from the frames of each sweep."""
+    """The README's sentences, from the frames of each sweep that is kept."""
+    told = (
+        findings.without_sinks(frames["sinks"]) if "sinks" in frames else "",
+        findings.budgets(frames["budgets"])[0] if "budgets" in frames else "",
+        findings.forgotten(frames["recall"]) if "recall" in frames else "",
+    )
     return (
-        f"**Found so far:** {findings.without_sinks(frames['sinks'])} {findings.budgets(frames['budgets'])[0]} "
-        f"{findings.forgotten(frames['recall'])} That is of one small model, SmolLM2-135M, on the King James Bible: "
-        "[all results](docs/results/README.md), each with its interval, its command and its limits."
+        f"**Found so far:** {' '.join(filter(None, told))} That is of one small model, SmolLM2-135M, on the King James "
+        "Bible: [all results](docs/results/README.md), each with its interval, its command and its limits."
     )

@@ -70,12 +70,10 @@ def against_plain(budget: int, rows: list[Row]) -> str:
             f"with {whole(budget)} cached tokens nothing is measurably closer to the full cache in perplexity than "
             "attention sinks and the newest tokens"
         )
-    known = own and own["tied_with_best"] is not None
-    against = f" against {change(own['ppl_change_percent'])} of these" if own else ""
-    closer = (
-        f"{'measurably closer' if known else 'closest'}, at {change(best['ppl_change_percent'])} perplexity{against}"
-    )
-    return f"with {whole(budget)} {code(best['policy'])} is {closer}"
+    closer = "measurably closer" if own and own["tied_with_best"] is not None else "closest"
+    against = f" against {change(own['ppl_change_percent'])} with {code(own['policy'])}" if own else ""
+    found = f"{change(best['ppl_change_percent'])} perplexity{against}"
+    return f"with {whole(budget)} {code(best['policy'])} is {closer}, at {found}"
 
 
 def plain(row: Row) -> bool:
@@ -108,9 +106,11 @@ def sinks(frames: Frames) -> list[str]:
 
 
 def without_sinks(frames: Frames) -> str:
-    """What the smallest budget costs without sinks and with StreamingLLM's four, in a sentence."""
+    """What the smallest budget costs without sinks and with StreamingLLM's four, in a sentence, if both were run."""
     rows = {row["start_size"]: row for row in frames["sinks"] if row["budget"] == frames["sinks"][0]["budget"]}
-    bare, kept = rows[0], rows[4]
+    bare, kept = rows.get(0), rows.get(4)
+    if not (bare and kept):
+        return ""
     return (
         f"A cache of the newest {whole(bare['budget'])} of {whole(bare['length'])} tokens costs {lost(bare)} "
         f"perplexity, one that keeps the first four in place of as many {lost(kept)}."
@@ -132,6 +132,8 @@ def length(frames: Frames) -> list[str]:
     beyond = [row for row in frames["length"] if row["length"] > row["budget"]]
     spans = [(rows[0], rows[-1]) for rows in by([row for row in beyond if plain(row)], "budget").values() if rows[1:]]
     more = [first for first, last in spans if ends(first)[1] < ends(last)[0]]
+    if not spans:
+        return []
     told = [
         f"At {len(more)} of {counted(len(spans), 'budget')} what {code(PLAIN)} loses grows measurably with the text: "
         "its interval at the longest length lies above that at the first at which tokens leave."
@@ -151,10 +153,12 @@ def ends(row: Row) -> tuple[float, float]:
 
 
 def forgotten(frames: Frames) -> str:
-    """What the best policy recalls beyond the smallest budget, beside the full cache, in a sentence."""
+    """What the best policy recalls beyond the smallest budget, if full recalls there, in a sentence."""
     budget = min(row["budget"] for row in frames["recall"])
     far = [row for row in frames["recall"] if row["budget"] == budget < row["distance"] and row["full_recalls"]]
     right = {policy: sum(row["recalled"] for row in rows) for policy, rows in by(far, "policy").items()}
+    if set(right) <= {"full"}:
+        return ""
     answers = sum(row["answers"] for row in far if row["policy"] == "full")
     best = max((policy for policy in right if policy != "full"), key=lambda policy: right[policy])
     return (
