@@ -43,7 +43,7 @@ STORED = (
     "divergence",
     "worst",
 )  # tables of the database, the others are queries
-OTHERS = ("cards", "published", "published_latency")  # tables of which there is no chart
+OTHERS = ("cards", "parts", "published", "published_latency")  # tables of which there is no chart
 TABLES = (*STORED, *figures.QUERIES, *OTHERS)
 WORDS = ("overview", "environment", "models", "invalid", "answer", "speed")  # asked for sentences, not tables
 Thresholds = tuple[float, float, float, str]

@@ -98,6 +98,7 @@ class Plan:
     environment: dict[str, str] = field(default_factory=lambda: dict(ENVIRONMENT))
     answers: tuple[tuple[int, int, int], ...] = ()  # position, length and distance, by position
     recalls: float = 0.9  # share of answers that are right within the budget
+    part: int = 0  # tokens of each part in which texts were computed
     diverges: bool = False  # whether tokens are compared with full's predictions; in older records they are not
 
 
@@ -274,8 +275,18 @@ def fields_of(plan: Plan, model: tuple[str, str | None, int], document: str, pol
         **({"scorer": policy.scorer} if policy.scorer else {}),
         **({"metrics": "kl"} if plan.diverges else {}),
         **({"attention_loss": attended(document, policy)} if plan.diverges and policy.budget else {}),
+        **({"parts": parts_of(plan, policy)} if plan.part else {}),
         **({"answers": [list(answer) for answer in plan.answers]} if plan.answers else {}),
     }  # fmt: skip
+
+
+def parts_of(plan: Plan, policy: P) -> list[dict[str, Any]]:
+    """The parts of a text: each takes a little more memory than the one before."""
+    ends = [*range(plan.part, plan.tokens - 1, plan.part), plan.tokens - 1]
+    return [
+        {"tokens": end, "seconds": (end - plan.part * number) / 100, "peak_bytes": 10**6 * (policy.budget + number)}
+        for number, end in enumerate(ends)
+    ]
 
 
 def fields_in(policy: P) -> dict[str, Any]:
@@ -476,7 +487,17 @@ RECALL = replace(
     lengths=(600,),
     answers=tuple((270 + 20 * place, 4, (64, 128, 256)[place % 3]) for place in range(15)),
 )
+# One long text in three parts and no full cache; positions in the text cost more and more beyond the trained context.
+STREAM = replace(
+    PLAIN,
+    policies=(streaming(4, 60, 0.1), streaming(4, 60, 1.0, "absolute")),
+    documents=("whole",),
+    tokens=2500,
+    lengths=(512, 2500),
+    part=1024,
+)
 PLANS = {"golden": GOLDEN, "quick": QUICK, "shapes": SHAPES, "protection": protection(), "recall": RECALL}
+PLANS |= {"stream": STREAM}
 
 
 def built(name: str, tmp_path_factory: Any) -> tuple[Path, Path]:

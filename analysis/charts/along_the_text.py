@@ -78,6 +78,24 @@ def overview(rows: list[Row]) -> Figure:
     return Figure(panels, [], 1)
 
 
+def stream(rows: list[Row]) -> Figure:
+    """Loss itself, of texts on which full was not run, a panel a budget; a rule where the trained context ends."""
+    legend = marks.legend_of(rows)
+    tooltip = marks.tips(marks.POLICY, ("position:Q", "position", ",d"), ("nll_nats:Q", "nats per token", ".3f"))
+    panels = []
+    for setting, size, mine, whole in marks.by_budgets(rows):
+        context, last = mine[0]["trained_context"], max(row["position"] for row in whole)
+        y = alt.Y("nll_nats:Q", title="loss, nats per token", scale=roomy(ends(whole, "nll_nats"), 2))
+        layers = [marks.lines(mine, position_x(), y, legend, tooltip)]
+        layers += marks.points(sparse(mine), position_x(), y, legend, tooltip, size=55, clip=True)
+        if context < last:
+            layers += marks.rule(alt.X, "position", context, "trained context ends", context > last / 2)
+        zoom = {"zoom_from": 0, "zoom_to": round(1.01 * last)}
+        about = "loss along the text, by policy"
+        panels.append(marks.panel(setting, marks.budget_title(size), layers, about, signals=zoom))
+    return Figure(panels, legend, marks.most_budgets(rows))
+
+
 def length(rows: list[Row]) -> Figure:
     """Perplexity of the first L tokens against full's, at each length asked for."""
     legend = marks.legend_of(rows)

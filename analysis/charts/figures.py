@@ -166,6 +166,14 @@ CHARTS: dict[str, Chart] = {
         "several lengths",
         QUALITY + " --lengths 512,1024,2048,4096",
     ),
+    "stream": Chart(
+        "text",
+        along_the_text.stream,
+        "Loss along a stream",
+        "The loss itself, as no full cache was run on this text. Hard and easy passages are so for all policies.",
+        "a text without the full cache",
+        "python sweeps/stream.py --models {models}",
+    ),
     "peak_memory": Chart(
         "speed",
         speed.peak_memory,

@@ -21,7 +21,7 @@ class Question:
     """A question: its title, whose records answer it, the sentences and the table that do, and its chart.
 
     limits: what the answer does not cover. unknown: what was asked and is not answered. notes: what else to know.
-    also: tables its sentences need beside those of its chart.
+    also: tables its sentences need beside those of its chart. brackets: what stands in them, if no interval does.
     """
 
     title: str
@@ -33,6 +33,7 @@ class Question:
     unknown: str
     notes: str = ""
     also: tuple[str, ...] = ()
+    brackets: str = ""
 
     @property
     def tables(self) -> set[str]:
@@ -94,6 +95,20 @@ QUESTIONS = {
         ONE + "Lengths are prefixes of the same texts.",
         "Texts beyond the trained context, for which the full cache is no yardstick any more: `sweeps/stream.py`.",
     ),
+    "stream": Question(
+        "Does a stream of a quarter of a million tokens stay as good as its beginning, in as much memory?",
+        "stream",
+        findings.stream,
+        finding_tables.stream_table,
+        "stream",
+        ONE + "One text, whose passages are not equally hard: a part’s loss says nothing without the other policy’s "
+        "on the same tokens. No memory holds the full cache, so there is no KL.",
+        "What a model would lose that had been trained on texts as long.",
+        "Memory is the most that a part took "
+        "beyond what the process held before it: cache, activations and scores of its tokens.",
+        also=("parts",),
+        brackets="the least and the most over stretches of 4,096 tokens",
+    ),
     "recall": Question(
         "Who still recalls a fact once it has left the window?",
         "recall",
@@ -144,7 +159,7 @@ def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
     of_all = f" of {about['planned']}" if about["cells"] != about["planned"] else ""
     cells = f"{about['cells']}{of_all} cells"
     table = wording.table(headings, rows, texts, [])
-    ends = f"In brackets: {CHARTS[question.chart].whiskers or about['whiskers']}.\n"
+    ends = f"In brackets: {question.brackets or CHARTS[question.chart].whiskers or about['whiskers']}.\n"
     facts = {
         "Command": f"`{about['command']}`, then `python analysis/report.py --records {about['records']}`",
         "Model, text": f"{wording.listed(overview['models'])}, {place_of(overview)}; {texts_of(overview)}; {cells}",
@@ -164,7 +179,7 @@ def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
         *([ends] if any("[" in line for line in table) else []),
         *([f"{question.notes}\n"] if question.notes else []),
         "| | |\n|---|---|",
-        *(f"| {what} | {told} |" for what, told in facts.items()),
+        *(f"| {what} | {told} |" for what, told in facts.items() if told),
     ]
     return "\n".join(lines) + "\n"
 

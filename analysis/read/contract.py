@@ -45,6 +45,7 @@ POLICY |= texts("skip_layers", "scorer")
 NUMBERS = {"position": pa.int64(), "kl_nats": pa.float64(), "nll_nats": pa.float64()}
 LAYERS = pa.list_(pa.list_(pa.float64()))  # a number for each layer and query head
 WORST = pa.struct(NUMBERS | texts("before", "token", "after"))  # a token at which a policy is furthest from full
+PART = pa.struct(counts("tokens", "peak_bytes") | {"seconds": pa.float64()})  # of a long text, up to so many tokens
 FIELDS: dict[str, dict[str, pa.DataType]] = {
     "quality": MODEL
     | POLICY
@@ -54,6 +55,7 @@ FIELDS: dict[str, dict[str, pa.DataType]] = {
         "answers": pa.list_(pa.list_(pa.int64())),  # position, tokens and distance of each
         "worst": pa.list_(WORST),
         "attention_loss": LAYERS,
+        "parts": pa.list_(PART),
     },
     "latency": MODEL | PLACE | counts("context", "batch", "prefills", "rounds", "steps", "threads", "vocab_size"),
 }
@@ -75,6 +77,7 @@ ADDED = {
     "answers",
     "worst",
     "metrics",
+    "parts",
 }  # which older records do not have
 NULLABLE = {"model_note", "strategy", "position_mode", "budget", "start_size", "of", "peak_bytes"} | ADDED
 PREFILLED = {"policy", "again", "dynamic"}  # roles with a TTFT; a twin that does not evict has steps only

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from analysis.words.findings import Frames, by, code, lost
+from analysis.words.findings import Frames, by, code, level, lost
 from analysis.words.wording import between, bracketed, change, fixed, nats, percent, whole
 
 Row = dict[str, Any]
@@ -80,6 +80,22 @@ def protection_table(frames: Frames) -> Table:
         shown = {row["scorer"]: change(row["ppl_change_percent"]) for row in mine}
         rows.append([str(sinks_kept), f"{share:.3g} %", *(shown.get(scorer, "–") for scorer in scorers)])
     return ["Sinks", "Newest", *scorers], rows, 0
+
+
+def stream_table(frames: Frames) -> Table:
+    """A line a policy and part of the text: its loss, pace and memory."""
+    rows = [
+        [
+            code(row["policy"]),
+            f"{whole(row['since'])} to {whole(row['until'])}",
+            level(row),
+            whole(row["tokens_per_s"]),
+            whole(row["peak_mb"]),
+            fixed(1)(row["kv_mb"]),
+        ]
+        for row in frames["parts"]
+    ]
+    return ["Policy", "Tokens", "Nats per token", "Tokens/s", "MB beyond the model", "of which KV cache"], rows, 2
 
 
 def recall_table(frames: Frames) -> Table:

@@ -146,6 +146,34 @@ def length(frames: Frames) -> list[str]:
     return told
 
 
+def stream(frames: Frames) -> list[str]:
+    """What the first and the last part of a long text cost: loss, and the memory beyond the model."""
+    told = []
+    runs = [rows for rows in by(frames["parts"], "policy", "document").values() if rows[1:]]
+    for rows in sorted(runs, key=lambda rows: float(rows[-1]["nll_nats"])):
+        first, last = rows[0], rows[-1]
+        told.append(
+            f"Over {whole(last['tokens'])} tokens, {whole(last['tokens'] / last['trained_context'])} times the trained "
+            f"context, {code(last['policy'])} loses {level(first)} nats a token in the first {whole(first['until'])} "
+            f"tokens and {level(last)} in the last {whole(last['until'] - last['since'])}{held(rows)}."
+        )
+    return told
+
+
+def held(rows: list[Row]) -> str:
+    """How much memory the parts of a text took beyond the model, where that was measured."""
+    peaks = [row["peak_mb"] for row in rows if row["peak_mb"] is not None]
+    if not peaks:
+        return ""
+    low, high = whole(min(peaks)), whole(max(peaks))
+    return f", with {low if low == high else f'{low} to {high}'} MB beyond the model in each of {len(peaks)} parts"
+
+
+def level(row: Row) -> str:
+    """A loss per token, with the least and the most over the bins of its part."""
+    return bracketed(*(fixed(2)(row["nll_nats"]), between(row["nll_nats_low"], row["nll_nats_high"], fixed(2))))
+
+
 def ends(row: Row) -> tuple[float, float]:
     """The interval of a change of perplexity; of nothing known all numbers."""
     low, high = row["ppl_change_low_percent"], row["ppl_change_high_percent"]

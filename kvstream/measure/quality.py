@@ -30,12 +30,14 @@ class Evaluated:
     """The rows of a cell's text or of a part of it, one per predicted token, and the seconds it took to compute them.
 
     state: of the cache after this part, if another follows. attention_loss: by layer and query head, if asked for.
+    peak_bytes: the most memory this part took beyond what was held before it, of texts in several parts.
     """
 
     rows: pa.Table
     seconds: float
     state: State | None = None
     attention_loss: list[list[float]] | None = None
+    peak_bytes: int | None = None
 
     @property
     def perplexity(self) -> float:

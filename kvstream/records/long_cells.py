@@ -1,6 +1,6 @@
 """The finished parts of a long cell, so that a sweep that is killed goes on from the last of them.
 
-    <key>.parts.json                         the parts so far: files, sha256, tokens and seconds
+    <key>.parts.json                         the parts so far: files, sha256, tokens, seconds and memory
     <key>.<tokens>.<sha256>.part.parquet     rows of the part that ends after so many tokens
     <key>.<tokens>.<sha256>.state            the cache after the last part, as safetensors
 
@@ -62,7 +62,7 @@ class Parts:
         assert evaluated.state is not None, "the last part is committed with the cell"
         rows, stem = parquet([evaluated.rows]), f"{self.key}.{tokens}"
         file, sha256 = self.records.write_named(stem, "part.parquet", rows)
-        part = {"file": file, "sha256": sha256, "tokens": tokens, "seconds": evaluated.seconds, "where": where}
+        part = {"file": file, "sha256": sha256, "where": where} | cost(evaluated, tokens)
         self.parts, self.rows = [*self.parts, part], [*self.rows, rows]
         data = save({name: held.contiguous() for name, held in evaluated.state.items()})
         state, sha256 = self.records.write_named(stem, "state", data)
@@ -77,6 +77,10 @@ class Parts:
         tables = [pq.read_table(pa.BufferReader(rows)) for rows in self.rows]
         return [*tables, last.rows], seconds + last.seconds
 
+    def costs(self, last: Evaluated, tokens: int) -> list[dict[str, Any]]:
+        """What each part cost, `last` included, which ends after `tokens` tokens."""
+        return [{name: part.get(name) for name in COST} for part in self.parts] + [cost(last, tokens)]
+
     def places(self, last: dict[str, Any]) -> list[dict[str, Any]]:
         """Where the parts were computed, each place once, the last part's at the end."""
         found = [part["where"] for part in self.parts]
@@ -90,6 +94,14 @@ class Parts:
         for name in self.records.storage.names():
             if name.startswith(f"{self.key}.") and unwanted(name):
                 self.records.storage.remove(name)
+
+
+COST = ("tokens", "seconds", "peak_bytes")
+
+
+def cost(part: Evaluated, tokens: int) -> dict[str, Any]:
+    """What a part that ends after `tokens` tokens took: seconds, and bytes beyond those held before it."""
+    return dict(zip(COST, (tokens, part.seconds, part.peak_bytes), strict=True))
 
 
 def tidy(records: Records, finished: set[str], planned: set[str]) -> int:

@@ -23,6 +23,7 @@ from kvstream.inputs.weights import from_arrays, to_arrays
 from kvstream.measure.environment import environment
 from kvstream.measure.latency import Measured, Progress, Protocol
 from kvstream.measure.latency import evaluate as evaluate_latency
+from kvstream.measure.peak_memory import peak_bytes
 from kvstream.measure.quality import Evaluated, evaluate_attention, evaluate_windows
 from kvstream.measure.quality import evaluate as evaluate_quality
 from kvstream.measure.scores import Begun, FullRun, begin, run_full
@@ -139,7 +140,16 @@ class Worker:
             if first is None or first.tokens < shared:
                 first = self._first_tokens(ids_BN[:, : common + 1])
             begun = first.first(shared)
-        found = evaluate_quality(model, begun=begun, device=self.device, full=full, **stretch)
+        found: list[Evaluated] = []
+
+        def evaluate() -> None:
+            found.extend(evaluate_quality(model, begun=begun, device=self.device, full=full, **stretch))
+
+        if stretch["start"] or stretch["goes_on"]:  # whether memory stays flat, a text of several parts tells
+            peak = peak_bytes(self.device, evaluate)
+            found = [replace(one, peak_bytes=peak) for one in found]
+        else:
+            evaluate()
         if attended:
             lost = [evaluate_attention(model, ids, stretch["policy"], self.device) for ids in ids_BN]
             found = [replace(one, attention_loss=own) for one, own in zip(found, lost)]

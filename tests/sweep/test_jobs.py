@@ -153,6 +153,7 @@ def test_a_cell_goes_on_from_its_last_part(begun_cell):
     [whole] = evaluated(model, IDS[:1], STREAMING)
     assert np.concatenate([table["nll_nats"] for table in tables]).tolist() == whole.rows["nll_nats"].to_pylist()
     assert seconds > last.seconds > 0
+    assert [part["tokens"] for part in again.costs(last, 1299)] == [512, 1024, 1299]
     assert [place["cpu"] for place in again.places({"cpu": "there"})] == ["here", "there"]
     again.records.commit(again.key, {}, tables, seconds, {})
     again.clear()

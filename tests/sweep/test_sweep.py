@@ -191,6 +191,9 @@ def test_a_long_text_goes_on_from_its_last_part(ray_here, world, tmp_path, monke
     assert digest(cut) == digest(whole)
     assert not list(cut.glob("*.part*")) + list(cut.glob("*.state"))
     assert [record["rows"] for record in records_in(cut)] == [1299, 1299]
+    for record in (*records_in(cut), *records_in(whole)):
+        assert [part["tokens"] for part in record["fields"]["parts"]] == [512, 1024, 1299]
+        assert all(part["seconds"] > 0 and part["peak_bytes"] > 0 for part in record["fields"]["parts"])
 
 
 class DeadlyOnce(FixSizeL2):

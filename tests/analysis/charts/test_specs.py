@@ -4,7 +4,7 @@
 
 Kept are the panels of the figure's first setting as the page draws them, of budgets the first, a line a layer, and what
 a file puts around them; rows are replaced by their count and fields. Of the golden records, or those of protection,
-recall or quick.
+recall, quick or stream.
 """
 
 import json
@@ -24,7 +24,7 @@ from analysis.charts.figures import CHARTS
 from analysis.charts.specs import for_file, for_page
 
 KEPT = Path(__file__).parent / "specs"
-NAMES = ("recall", "protection", "quick", "golden")  # whose figures count, the last ones first
+NAMES = ("stream", "recall", "protection", "quick", "golden")  # whose figures count, the last ones first
 
 
 def figures_of(report):

@@ -110,3 +110,34 @@ def test_documents_csv(case):
         n, loss, hits, invalid = run.sums(1, int(row["length"]))
         assert (int(row["n"]), int(row["correct"]), int(row["invalid"])) == (n, hits, invalid)
         assert float(row["nll_sum"]) == pytest.approx(loss, rel=1e-12)
+
+
+def test_losses_of_a_text_without_full_and_of_its_parts(tmp_path_factory):
+    """By bins of 64 tokens, a part's least and most among them; a part ends where its record says."""
+    records, report = built("stream", tmp_path_factory)
+    oracle = Oracle(records)
+    [model], runs = oracle.models, {policy: run for (_, policy, _), run in oracle.runs.items()}
+    losses = {}
+    for place, row in enumerate(rows_of(report, "stream")):
+        first = place % 40 * 64  # of 2,500 tokens
+        count, total, *_ = runs[row["policy"]].sums(first, first + 64)
+        losses[row["policy"], first] = total / count
+        assert (row["setting"], int(row["position"])) == (model, min(first + 32, 2500))
+        assert float(row["nll_nats"]) == pytest.approx(total / count, rel=1e-12)
+    assert len(losses) == 2 * 40
+    parts = rows_of(report, "parts")
+    assert [(int(row["since"]), int(row["until"])) for row in parts] == 2 * [(0, 1024), (1024, 2048), (2048, 2499)]
+    for row in parts:
+        since, until = int(row["since"]), int(row["until"])
+        run = runs[row["policy"]]
+        count, total, *_ = run.sums(since, until + (until == 2499))  # of bins, the last of which ends with the text
+        bins = [nll for (policy, first), nll in losses.items() if policy == row["policy"] and since <= first < until]
+        expected = {"n": count, "nll_nats": total / count, "nll_nats_low": min(bins), "nll_nats_high": max(bins)}
+        expected |= {"tokens_per_s": 100.0, "peak_mb": 64.0 + since // 1024, "kv_mb": run.fields["kv_bytes"] / 1e6}
+        assert_close(row, expected, expected)
+
+
+def test_a_text_with_full_is_no_stream_and_in_one_part_has_none(case):
+    _, report = case
+    assert not rows_of(report, "stream")
+    assert not rows_of(report, "parts")

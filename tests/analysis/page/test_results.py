@@ -115,7 +115,16 @@ def test_changes_are_those_of_the_documents(sweep):
             if row.get("policy") not in (None, "full") and row.get("ppl_change_percent") is not None:
                 assert own[row["policy"], row["length"]] == pytest.approx(row["ppl_change_percent"], rel=1e-9, abs=1e-9)
                 checked += 1
-    assert checked or sweep == "recall"
+    assert checked or sweep in ("recall", "stream")
+
+
+def test_losses_of_a_streams_parts_are_those_of_the_whole():
+    if "stream" in SWEEPS:
+        longest = {row["policy"]: row for row in pq.read_table(KEPT / "stream" / "documents.parquet").to_pylist()}
+        summed = defaultdict(float)
+        for part in pq.read_table(KEPT / "stream" / "parts.parquet").to_pylist():
+            summed[part["policy"]] += part["nll_nats"] * part["n"]
+        assert summed == pytest.approx({policy: row["nll_sum"] for policy, row in longest.items()}, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", [name for name in QUESTIONS if QUESTIONS[name].sweep in SWEEPS])
@@ -126,12 +135,12 @@ def test_each_number_of_an_answer_stands_in_the_rows(name):
     text = page(name, frames, about)
     said = re.findall(r"[+−][\d,.]+\u00a0% \[[^]]+\]", text)
     assert set(said) <= shown
-    assert said or name in ("protection", "recall", "tail")  # which print no such interval
+    assert said or name in ("protection", "recall", "stream", "tail")  # which print no such interval
     for setting in re.findall(r"`([a-z0-9_]+\([^`]*\))`", text):
         assert any(row.get("policy") == setting or row.get("base") == setting for row in frames["perplexity"])
 
 
-@pytest.mark.parametrize("plan", ["golden", "quick", "protection", "recall"])
+@pytest.mark.parametrize("plan", ["golden", "quick", "protection", "recall", "stream"])
 def test_a_page_can_be_made_of_other_records(plan, tmp_path, tmp_path_factory, monkeypatch):
     """Also of ranges in place of intervals, of several models, and where a policy is missing at a budget."""
     records, _ = built(plan, tmp_path_factory)

@@ -1,0 +1,16 @@
+-- What does each policy lose along a text on which no full cache was run, such as one that no memory would hold?
+WITH runs AS (
+    SELECT cell, setting, policy, document, budget, trained_context, tokens,
+        series || CASE WHEN variant = 'cache' THEN '' ELSE ', ' || variant END AS series
+    FROM cells
+    WHERE every IS NULL AND budget < tokens AND usual_ends
+        AND (setting, document) NOT IN (SELECT (setting, document) FROM cells WHERE policy_name = 'full')
+    QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+)
+SELECT setting, budget, series, policy, least(bin * width + width // 2, max(tokens)) AS position,
+    fsum(nll_sum) / sum(n) AS nll_nats, width, trained_context
+FROM runs
+JOIN pieces USING (cell)
+WHERE n > 0
+GROUP BY setting, budget, series, policy, bin, width, trained_context
+ORDER BY setting, budget, series, policy, position
