@@ -104,7 +104,8 @@ SELECT source, model, text, documents, method || coalesce(' ' || strategy, '') A
     CASE
         WHEN metric NOT IN ('PPL', 'PPL, mean of documents', 'accuracy, %', 'PPL change, %', 'accuracy change, %')
             THEN 'no such measure in these records'
-        WHEN ours IS NULL THEN 'no such policy and budget in these records'
+        WHEN policy IS NULL THEN 'no such policy and budget in these records'
+        WHEN ours IS NULL THEN 'nothing to compare with: no full cache, or it guessed no token right'
         WHEN verdict = 'not comparable' THEN apart || besides
         WHEN in_interval THEN 'within our interval' || besides
         WHEN verdict = 'reproduced' THEN 'within ' || tolerance_words || besides

@@ -3,92 +3,42 @@
 A stand-in server plays the hub, for models and for datasets alike. The client's own waits are cut short here.
 """
 
-import hashlib
-import http.server
-import json
 import socket
-import threading
 import time
 from itertools import cycle
 from types import SimpleNamespace
-from urllib.parse import unquote, urlsplit
 
 import huggingface_hub.constants
 import huggingface_hub.utils._http
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from standins.hub import COMMIT, SILENT, serving
 
 from kvstream.inputs import text_sources
 from kvstream.inputs.documents import load_documents
 from kvstream.inputs.model_loading import load_model
 from kvstream.inputs.models import resolve
 
-SILENT = (None,)
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Answers(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does, a listing of `server.files`, a tree of them, the files; or as `server.fault` says."""
-
-    def do_GET(self):
-        path, files = unquote(urlsplit(self.path).path), self.server.files
-        self.server.asked.append(path)
-        stage = "listing" if "/revision/" in path else "tree" if "/tree/" in path else "file"
-        if self.server.fault and stage == self.server.fault_at:
-            if self.server.fault == SILENT:
-                return time.sleep(1)
-            return self.send(*self.server.fault)
-        if stage == "listing":
-            content = {"id": "o/n", "sha": self.server.sha, "siblings": [{"rfilename": name} for name in files]}
-            return self.send(200, json.dumps(content).encode())
-        if stage == "tree":
-            listed = [
-                {"type": "file", "path": name, "size": len(files[name]), "oid": oid(files[name])} for name in files
-            ]
-            return self.send(200, json.dumps(listed).encode())
-        name = path.partition(f"/resolve/{COMMIT}/")[2]
-        return self.send(200, files[name], {"ETag": f'"{oid(files[name])}"', "X-Repo-Commit": COMMIT})
-
-    do_HEAD = do_GET
-
-    def send(self, status, content=b"", headers=(), cut=None):
-        self.send_response(status)
-        for name, value in dict(headers).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content[:cut])
-        self.close_connection = True
-
-    def log_message(self, *args):
-        pass
-
-
-def oid(data):
-    return hashlib.sha1(data).hexdigest()
-
 
 @pytest.fixture
 def stand_in(monkeypatch, tmp_path):
     """A hub on this machine, and an empty cache."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    server.daemon_threads = True
-    server.asked, server.files, server.sha, server.fault, server.fault_at = [], {}, COMMIT, None, "listing"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
+    with serving() as server:
+        point_at(server.url, monkeypatch, tmp_path / "cache" / "hub")
+        yield server
+
+
+def point_at(url, monkeypatch, cache):
+    """Have the client of this process ask there, and wait for nothing."""
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", url)
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, "").partition("/{")[2]
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{url}/{{{template}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(
         huggingface_hub.utils._http, "time", SimpleNamespace(time=time.time, sleep=lambda seconds: None)
     )
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def model_files(world):
