@@ -140,8 +140,9 @@ def kept(place: Path) -> Kept:
 
 
 def answered(held: dict[str, Kept]) -> dict[str, Kept]:
-    """The questions whose sweep is kept, and what is kept for each."""
-    return {name: held[question.sweep] for name, question in QUESTIONS.items() if question.sweep in held}
+    """The questions of whose sweep enough is kept, and what is kept for each."""
+    found = {name: held[question.sweep] for name, question in QUESTIONS.items() if question.sweep in held}
+    return {name: own for name, own in found.items() if QUESTIONS[name].tables <= own[0].keys()}
 
 
 def pages(held: dict[str, Kept]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 Hypothesis: no policy that chooses older tokens by attention or by keys is measurably better than four sinks and the
 newest tokens, at any budget; what is lost shrinks as the budget grows, and does not grow with the text.
 https://arxiv.org/abs/2309.17453
-Cost: 410 quality cells of 8,192 tokens on ten books, about three hours on two CPU cores; `--dry-run` prints the
+Cost: 410 quality cells of 8,192 tokens on ten books, about four hours on two CPU cores; `--dry-run` prints the
 estimate. Its report: python analysis/report.py --records records/budgets
 
     python sweeps/budgets.py

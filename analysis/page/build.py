@@ -83,6 +83,7 @@ def page(
         diverged=divergence.sentences(frames["divergence"], len(overview["settings"]) > 1),
         worst=groups(frames["worst"], "setting", "policy"),
         recalled=recall.sentences(frames["recall"], len(overview["settings"]) > 1),
+        claims=claims.CLAIMS,
         claimed_here=(claimed := claims.measured(frames["published_latency"], frames["equal_budget"])),
         claims_measured=any(lines != claims.NOTHING for lines in claimed),
         min_rounds=MIN_ROUNDS,

@@ -88,7 +88,7 @@ QUESTIONS = {
     ),
     "length": Question(
         "Does a policy lose more as the text grows longer?",
-        "budgets",
+        "length",
         findings.length,
         finding_tables.length_table,
         "length",
@@ -145,6 +145,16 @@ QUESTIONS = {
         "The seed’s numbers themselves, and its latency.",
         "The seed’s own model has six layers, of which it let two never evict; this one has thirty.",
         also=("published",),
+    ),
+    "claims": Question(
+        "What is left of the seed report’s three claims?",
+        "seed",
+        findings.claims,
+        finding_tables.claims_table,
+        "equal_budget",
+        ONE + "Latency is of this model on this CPU; the seed’s was of Pythia-70M, on hardware that it does not name.",
+        "The same on Pythia-70M: `python sweeps/seed.py` on a connected machine.",
+        also=("published_latency",),
     ),
 }
 

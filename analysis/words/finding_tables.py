@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from analysis.words import claims
 from analysis.words.findings import Frames, by, code, level, lost
 from analysis.words.wording import between, bracketed, change, fixed, nats, percent, whole
 
@@ -124,6 +125,13 @@ def seed_table(frames: Frames) -> Table:
         if row["source"].startswith("seed")
     ]
     return ["Method", "Metric", "Our run", "Verdict", "Budget", "Seed", "Ours"], rows, 4
+
+
+def claims_table(frames: Frames) -> Table:
+    """A line a claim of the seed's: what it said, what is measured here, and why the two differ."""
+    found = claims.measured(frames["published_latency"], frames["equal_budget"])
+    rows = [[said, "<br>".join(lines), why] for (said, why), lines in zip(claims.CLAIMS, found, strict=True)]
+    return ["Claim", "Measured here", "Why it differs"], rows, 3
 
 
 def mark(row: Row) -> str:

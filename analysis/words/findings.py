@@ -225,6 +225,26 @@ def seed(frames: Frames) -> list[str]:
     return told
 
 
+def claims(frames: Frames) -> list[str]:
+    """Which of the seed's three claims hold here: on TTFT, on throughput, on who loses least at one budget."""
+    timed, equal = frames["published_latency"], frames["equal_budget"]
+    first, further = ([row for row in timed if row["metric"].startswith(name)] for name in ("TTFT", "throughput"))
+    methods = [row for row in equal if row["budget"] == equal[0]["budget"]] if equal else []
+    mine = next(filter(plain, methods), None)
+    if not (first and further and mine):
+        return []
+    falls = [all(row["high"] is not None and row["high"] < 1 for row in rows) for rows in (first, further)]
+    least = near(mine)
+    true = sum((*falls, least))
+    held = f"{true or 'None'} of the seed’s three claims hold{'s' if true == 1 else ''}"
+    ttft, throughput = ("falls" if fell else "does not measurably fall" for fell in falls)
+    place = "loses least" if mine["best"] else "cannot be told from what loses least" if least else "is beaten"
+    return [
+        f"{held} here: TTFT {ttft} with {code(PLAIN)}, throughput {throughput}, and at one budget of "
+        f"{whole(mine['budget'])} tokens {code(mine['policy'])} {place}."
+    ]
+
+
 def apart(pair: tuple[str, Row, Row]) -> float:
     """How many points of perplexity two ways of measuring a policy are apart."""
     return float(abs(pair[1]["ppl_change_percent"] - pair[2]["ppl_change_percent"]))
