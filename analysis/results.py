@@ -27,15 +27,20 @@ from analysis.charts import pictures
 from analysis.charts.figures import CHARTS
 from analysis.charts.specs import for_file
 from analysis.charts.theme import looks
-from analysis.page.questions import QUESTIONS, in_short, index, page
+from analysis.page.questions import QUESTIONS, index, page
 from analysis.read.records import Records, RecordsError, read_records
 from analysis.report import asked
+from analysis.words.in_short import in_short
 from analysis.words.summary import stands_on, whiskers
 from analysis.words.visible import visible
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"  # what is between them in the README
+FOUND = (
+    "**Found so far:** {} That is of one small model, SmolLM2-135M, on the King James Bible: "
+    "[all results](docs/results/README.md), each with its interval, its command and its limits."
+)
 ALWAYS = ("documents", "overview")
 Frames = dict[str, list[dict[str, Any]]]
 About = dict[str, Any]
@@ -156,7 +161,7 @@ def readme(path: Path, held: dict[str, Kept]) -> str:
     text = path.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
-    short = in_short({sweep: frames for sweep, (frames, _) in held.items()})
+    short = FOUND.format(in_short({sweep: frames for sweep, (frames, _) in held.items()}))
     return f"{before}{BEGIN}{short}{END}{after}" if found else text
 
 

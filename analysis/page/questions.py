@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.charts.figures import CHARTS
-from analysis.words import divergence, finding_tables, findings, protection, recall, wording
+from analysis.words import divergence, finding_tables, findings, protection, recall, seed_findings, wording
 from analysis.words.finding_tables import Table
 from analysis.words.findings import Frames
 from analysis.words.summary import place_of, texts_of
@@ -137,7 +137,7 @@ QUESTIONS = {
     "seed": Question(
         "What did the seed report measure, and what comes out as the papers mean it?",
         "seed",
-        findings.seed,
+        seed_findings.seed,
         finding_tables.seed_table,
         "position_modes",
         "On the demo model and the King James Bible, so that none of the seed’s numbers, which are of Pythia-70M on "
@@ -149,7 +149,7 @@ QUESTIONS = {
     "claims": Question(
         "What is left of the seed report’s three claims?",
         "seed",
-        findings.claims,
+        seed_findings.claims,
         finding_tables.claims_table,
         "equal_budget",
         ONE + "Latency is of this model on this CPU; the seed’s was of Pythia-70M, on hardware that it does not name.",
@@ -206,16 +206,3 @@ def index(answers: dict[str, str]) -> str:
     for name, answer in answers.items():
         lines.append(f"- [{QUESTIONS[name].title}]({name}.md) {answer}")
     return "\n".join(lines) + "\n"
-
-
-def in_short(frames: dict[str, Frames]) -> str:
-    """The README's sentences, from the frames of each sweep that is kept."""
-    told = (
-        findings.without_sinks(frames["sinks"]) if "sinks" in frames else "",
-        findings.budgets(frames["budgets"])[0] if "budgets" in frames else "",
-        findings.forgotten(frames["recall"]) if "recall" in frames else "",
-    )
-    return (
-        f"**Found so far:** {' '.join(filter(None, told))} That is of one small model, SmolLM2-135M, on the King James "
-        "Bible: [all results](docs/results/README.md), each with its interval, its command and its limits."
-    )

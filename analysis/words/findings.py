@@ -3,7 +3,6 @@
 Every number is one of the rows'. Which of two is better is said only where an interval tells.
 """
 
-import math
 from typing import Any
 
 from analysis.words.wording import (
@@ -15,7 +14,6 @@ from analysis.words.wording import (
     counted,
     fixed,
     listed,
-    percent,
     ppl,
     whole,
 )
@@ -97,52 +95,49 @@ def sinks(frames: Frames) -> list[str]:
         few = min(known, default=best["start_size"])
         if best["spread"] != "interval":
             said = f"{counted(best['start_size'], 'sink')} lost least, over too few documents to tell"
-        elif few < best["start_size"]:
-            said = f"more than {counted(few, 'sink')} gain nothing measurable"
+        elif few == max(row["start_size"] for row in rows):
+            said = f"{counted(few, 'sink')}, the most that were tried, lost measurably least"
         else:
-            said = f"{counted(few, 'sink')} lost least, measurably less than fewer"
+            said = f"{counted(few, 'sink')} {'is' if few == 1 else 'are'} enough, and more gain nothing measurable"
         told.append(f"With {whole(budget)} cached tokens {said}: perplexity against the full cache is {steps}.")
     return told
 
 
-def without_sinks(frames: Frames) -> str:
-    """What the smallest budget costs without sinks and with StreamingLLM's four, in a sentence, if both were run."""
-    rows = {row["start_size"]: row for row in frames["sinks"] if row["budget"] == frames["sinks"][0]["budget"]}
-    bare, kept = rows.get(0), rows.get(4)
-    if not (bare and kept):
-        return ""
-    return (
-        f"A cache of the newest {whole(bare['budget'])} of {whole(bare['length'])} tokens costs {lost(bare)} "
-        f"perplexity, one that keeps the first four in place of as many {lost(kept)}."
-    )
-
-
 def positions(frames: Frames) -> list[str]:
-    """What each way of numbering keys costs the same policy."""
+    """What each way of numbering keys costs the same policy, the dearest last; first of the policy that fares best."""
     told = []
     bases = by(frames["position_modes"], "base")
     for base, rows in sorted(bases.items(), key=lambda one: min(float(row["ppl_change_percent"]) for row in one[1])):
-        ways = listed(f"{lost(row)} with “{row['variant']}”{caveat(row['skip_layers'])}" for row in rows)
-        told.append(f"{code(base)} is at {ways} against the full cache.")
+        *others, worst = sorted(rows, key=lambda row: float(row["ppl_change_percent"]))
+        ways = listed(f"{lost(row)} with {way(row)}" for row in others)
+        told.append(f"{code(base)} is at {ways} against the full cache, and at {lost(worst)} with {way(worst)}.")
     return told
 
 
+def way(row: Row) -> str:
+    """How keys are numbered, and what to know of it."""
+    return f"“{row['variant']}”{caveat(row['skip_layers'])}"
+
+
 def length(frames: Frames) -> list[str]:
-    """Whether sinks and the newest tokens lose more as the text grows, from the first length at which they evict."""
-    beyond = [row for row in frames["length"] if row["length"] > row["budget"]]
-    spans = [(rows[0], rows[-1]) for rows in by([row for row in beyond if plain(row)], "budget").values() if rows[1:]]
-    more = [first for first, last in spans if ends(first)[1] < ends(last)[0]]
-    if not spans:
-        return []
-    told = [
-        f"At {len(more)} of {counted(len(spans), 'budget')} what {code(PLAIN)} loses grows measurably with the text: "
-        "its interval at the longest length lies above that at the first at which tokens leave."
-    ]
-    for first, last in spans:
-        budget, early, late = (whole(number) for number in (first["budget"], first["length"], last["length"]))
-        told.append(
-            f"With {budget} cached tokens it is at {lost(first)} after {early} tokens and at {lost(last)} after {late}."
-        )
+    """What sinks and the newest tokens lose as the text grows, once they evict, and how many policies lose more."""
+    told = []
+    for budget, rows in by([row for row in frames["length"] if row["length"] > row["budget"]], "budget").items():
+        runs = [mine for mine in by(rows, "policy").values() if mine[1:]]
+        more = [code(mine[-1]["policy"]) for mine in runs if (mine[-1]["growth_low_percent"] or 0) > 0]
+        if own := next((mine for mine in runs if plain(mine[0])), None):
+            steps = listed(f"{lost(row)} after {whole(row['length'])}" for row in own)
+            who = code(own[0]["policy"])
+            known = own[-1]["growth_low_percent"] is not None
+            grows = "grows measurably" if who in more else "does not measurably grow" if known else "changes"
+            told.append(
+                f"With {whole(budget)} cached tokens what {who} loses {grows} with the text: it is at {steps} tokens."
+            )
+        if runs[1:]:
+            spans = f"from {whole(runs[0][0]['length'])} to {whole(runs[0][-1]['length'])} tokens"
+            lose = "1 loses" if len(more) == 1 else f"{len(more) or 'none'} lose"
+            which = f": {listed(more)}" if more and len(more) < len(runs) else ""
+            told.append(f"Of {len(runs)} policies with {whole(budget)} tokens {lose} measurably more {spans}{which}.")
     return told
 
 
@@ -172,82 +167,6 @@ def held(rows: list[Row]) -> str:
 def level(row: Row) -> str:
     """A loss per token, with the least and the most over the bins of its part."""
     return bracketed(*(fixed(2)(row["nll_nats"]), between(row["nll_nats_low"], row["nll_nats_high"], fixed(2))))
-
-
-def ends(row: Row) -> tuple[float, float]:
-    """The interval of a change of perplexity; of nothing known all numbers."""
-    low, high = row["ppl_change_low_percent"], row["ppl_change_high_percent"]
-    return (-math.inf, math.inf) if low is None or high is None else (low, high)
-
-
-def forgotten(frames: Frames) -> str:
-    """What the best policy recalls beyond the smallest budget, if full recalls there, in a sentence."""
-    budget = min(row["budget"] for row in frames["recall"])
-    far = [row for row in frames["recall"] if row["budget"] == budget < row["distance"] and row["full_recalls"]]
-    right = {policy: sum(row["recalled"] for row in rows) for policy, rows in by(far, "policy").items()}
-    if set(right) <= {"full"}:
-        return ""
-    answers = sum(row["answers"] for row in far if row["policy"] == "full")
-    best = max((policy for policy in right if policy != "full"), key=lambda policy: right[policy])
-    return (
-        f"Asked for a fact further back than its {whole(budget)} tokens, the best of {len(right) - 1} policies, "
-        f"{code(best)}, is right {right[best]} of {answers} times, the full cache {right['full']} times."
-    )
-
-
-def seed(frames: Frames) -> list[str]:
-    """How far apart the seed's way of measuring and the papers' are, and how many of its numbers come out again."""
-    pairs = []
-    for base, rows in by(frames["position_modes"], "base").items():
-        meant = next((row for row in rows if row["variant"] == "cache"), None)
-        measured = next((row for row in rows if row["skip_layers"]), None)
-        if meant and measured:
-            pairs.append((base, measured, meant))
-    told = []
-    if pairs:
-        base, measured, meant = widest = max(pairs, key=apart)
-        more = max(one["kv_percent"] / other["kv_percent"] for _, one, other in pairs)
-        told.append(
-            "Measured as the seed did, with each key at its place in the text and layers that never evict, policies "
-            f"are at most {fixed(1)(apart(widest))} points of perplexity from what the papers mean ({code(base)}: "
-            f"{lost(measured)} and {lost(meant)} against the full cache), with up to {fixed(1)(more)} × the memory."
-        )
-    rows = [row for row in frames["published"] if row["source"].startswith("seed")]
-    verdicts = by(rows, "verdict")
-    told.append(
-        f"Of the seed’s {len(rows)} numbers {len(verdicts.get('reproduced', []))} are reproduced, "
-        f"{len(verdicts.get('differs', []))} differ and {len(verdicts.get('not comparable', []))} cannot be compared."
-    )
-    for base, measured, meant in pairs:
-        ways = ((measured, "as the seed measured"), (meant, "as the papers mean it"))
-        both = (f"{lost(row)} with {percent(row['kv_percent'])} of full’s KV memory {way}" for row, way in ways)
-        told.append(f"- {code(base)}: {'; '.join(both)}.")
-    return told
-
-
-def claims(frames: Frames) -> list[str]:
-    """Which of the seed's three claims hold here: on TTFT, on throughput, on who loses least at one budget."""
-    timed, equal = frames["published_latency"], frames["equal_budget"]
-    first, further = ([row for row in timed if row["metric"].startswith(name)] for name in ("TTFT", "throughput"))
-    methods = [row for row in equal if row["budget"] == equal[0]["budget"]] if equal else []
-    mine = next(filter(plain, methods), None)
-    if not (first and further and mine):
-        return []
-    falls = [all(row["high"] is not None and row["high"] < 1 for row in rows) for rows in (first, further)]
-    least = near(mine)
-    true = sum((*falls, least))
-    held = f"{true or 'None'} of the seed’s three claims hold{'s' if true == 1 else ''}"
-    ttft, throughput = ("falls" if fell else "does not measurably fall" for fell in falls)
-    place = "loses least" if mine["best"] else "cannot be told from what loses least" if least else "is beaten"
-    return [
-        f"{held} here: TTFT {ttft} with {code(PLAIN)}, throughput {throughput}, and at one budget of "
-        f"{whole(mine['budget'])} tokens {code(mine['policy'])} {place}."
-    ]
-
-
-def apart(pair: tuple[str, Row, Row]) -> float:
-    """How many points of perplexity two ways of measuring a policy are apart."""
-    return float(abs(pair[1]["ppl_change_percent"] - pair[2]["ppl_change_percent"]))
 
 
 def levels(frames: Frames) -> str:

@@ -1,6 +1,7 @@
 """Quality numbers by their definitions, from the Parquet files in plain Python: no DuckDB, no SQL, no shared code."""
 
 import math
+import statistics
 
 import pytest
 from golden import built
@@ -101,6 +102,32 @@ def test_loss_along_the_text(case):
                 for which in (policy, "full")
             )
             assert_close(row, {"nll_nats": loss, "excess_nats": loss - full}, ("nll_nats", "excess_nats"))
+
+
+def test_growth_with_the_text_is_that_of_each_document(case):
+    """Of the loss over full's, from the first length at which a policy evicts to the longest: about a t interval."""
+    oracle, report = case
+    grown = 0
+    for row in rows_of(report, "length"):
+        model, policy, length, budget = row["setting"], row["policy"], int(row["length"]), int(row["budget"])
+        names = oracle.documents(model, policy)
+        if not row["growth_low_percent"]:
+            assert length < oracle.longest or len(names) < 10 or budget >= 300
+            continue
+        assert length == oracle.longest
+        first = min(one for one in oracle.runs[model, policy, names[0]].fields["lengths"] if one > budget)
+
+        def excess(name, until, model=model, policy=policy):
+            own, full = (oracle.runs[model, one, name].sums(1, until) for one in (policy, "full"))
+            return own[1] / own[0] - full[1] / full[0]
+
+        changes = [excess(name, length) - excess(name, first) for name in names if (model, "full", name) in oracle.runs]
+        mean, half = statistics.mean(changes), 2.2 * statistics.stdev(changes) / math.sqrt(len(changes))
+        low, high = (math.log1p(float(row[f"growth_{end}_percent"]) / 100) for end in ("low", "high"))
+        assert abs((low + high) / 2 - mean) < half / 2
+        assert 0.6 * half < (high - low) / 2 < 1.5 * half
+        grown += 1
+    assert grown or len(oracle.runs) < 100  # the quick plan has two documents
 
 
 def test_documents_csv(case):

@@ -168,9 +168,15 @@ def test_more_sinks_than_gain_anything_are_told_from_those_that_do():
     rows = [row(0, 90.0, 80.0, 99.0), row(4, 5.0, 4.0, 6.0), row(8, 4.9, 4.0, 6.0)]
     told = {0: (False, False), 4: (False, True), 8: (True, False)}
     near = [{"policy": f"s({sinks})", "best": best, "tied_with_best": tied} for sinks, (best, tied) in told.items()]
-    assert "more than 4 sinks gain nothing measurable" in findings.sinks({"sinks": rows, "equal_budget": near})[0]
+    assert (
+        "4 sinks are enough, and more gain nothing measurable"
+        in findings.sinks({"sinks": rows, "equal_budget": near})[0]
+    )
     near[1]["tied_with_best"] = False
-    assert "8 sinks lost least, measurably less than fewer" in findings.sinks({"sinks": rows, "equal_budget": near})[0]
+    assert (
+        "8 sinks, the most that were tried, lost measurably least"
+        in findings.sinks({"sinks": rows, "equal_budget": near})[0]
+    )
     few = [one | {"spread": "range"} for one in rows]
     assert (
         "8 sinks lost least, over too few documents to tell" in findings.sinks({"sinks": few, "equal_budget": near})[0]

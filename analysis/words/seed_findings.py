@@ -1,0 +1,59 @@
+"""What a sweep found of the seed report: how it measured and what the papers mean, its numbers, its three claims."""
+
+from analysis.words.findings import PLAIN, Frames, Row, by, code, lost, near, plain
+from analysis.words.wording import fixed, percent, whole
+
+
+def seed(frames: Frames) -> list[str]:
+    """How far apart the seed's way of measuring and the papers' are, and how many of its numbers come out again."""
+    pairs = []
+    for base, rows in by(frames["position_modes"], "base").items():
+        meant = next((row for row in rows if row["variant"] == "cache"), None)
+        measured = next((row for row in rows if row["skip_layers"]), None)
+        if meant and measured:
+            pairs.append((base, measured, meant))
+    told = []
+    if pairs:
+        base, measured, meant = widest = max(pairs, key=apart)
+        more = max(one["kv_percent"] / other["kv_percent"] for _, one, other in pairs)
+        told.append(
+            "Measured as the seed did, with each key at its place in the text and layers that never evict, policies "
+            f"are at most {fixed(1)(apart(widest))} points of perplexity from what the papers mean ({code(base)}: "
+            f"{lost(measured)} and {lost(meant)} against the full cache), with up to {fixed(1)(more)} × the memory."
+        )
+    rows = [row for row in frames["published"] if row["source"].startswith("seed")]
+    verdicts = by(rows, "verdict")
+    told.append(
+        f"Of the seed’s {len(rows)} numbers {len(verdicts.get('reproduced', []))} are reproduced, "
+        f"{len(verdicts.get('differs', []))} differ and {len(verdicts.get('not comparable', []))} cannot be compared."
+    )
+    for base, measured, meant in pairs:
+        ways = ((measured, "as the seed measured"), (meant, "as the papers mean it"))
+        both = (f"{lost(row)} with {percent(row['kv_percent'])} of full’s KV memory {way}" for row, way in ways)
+        told.append(f"- {code(base)}: {'; '.join(both)}.")
+    return told
+
+
+def claims(frames: Frames) -> list[str]:
+    """Which of the seed's three claims hold here: on TTFT, on throughput, on who loses least at one budget."""
+    timed, equal = frames["published_latency"], frames["equal_budget"]
+    first, further = ([row for row in timed if row["metric"].startswith(name)] for name in ("TTFT", "throughput"))
+    methods = [row for row in equal if row["budget"] == equal[0]["budget"]] if equal else []
+    mine = next(filter(plain, methods), None)
+    if not (first and further and mine):
+        return []
+    falls = [all(row["high"] is not None and row["high"] < 1 for row in rows) for rows in (first, further)]
+    least = near(mine)
+    true = sum((*falls, least))
+    held = f"{true or 'None'} of the seed’s three claims hold{'s' if true == 1 else ''}"
+    ttft, throughput = ("falls" if fell else "does not measurably fall" for fell in falls)
+    place = "loses least" if mine["best"] else "cannot be told from what loses least" if least else "is beaten"
+    return [
+        f"{held} here: TTFT {ttft} with {code(PLAIN)}, throughput {throughput}, and at one budget of "
+        f"{whole(mine['budget'])} tokens {code(mine['policy'])} {place}."
+    ]
+
+
+def apart(pair: tuple[str, Row, Row]) -> float:
+    """How many points of perplexity two ways of measuring a policy are apart."""
+    return float(abs(pair[1]["ppl_change_percent"] - pair[2]["ppl_change_percent"]))
