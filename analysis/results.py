@@ -38,6 +38,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"  # what is between them in the README
 FOUND = (
+    "![Share of facts recalled, by how far back they stand](docs/results/recall.png)\n"
     "**Found so far:** {} That is of one small model, SmolLM2-135M, on the King James Bible: "
     "[all results](docs/results/README.md), each with its interval, its command and its limits."
 )
@@ -173,7 +174,7 @@ def draw(held: dict[str, Kept]) -> None:
         rows = visible(frames[chart.query])
         with looks({row["series"] for row in rows if "series" in row}):
             figure = chart.draw(rows)
-        line = f"{about['stands_on']} · whiskers: {chart.whiskers or about['whiskers']}"
+        line = chart.beneath(about["stands_on"], about["whiskers"])
         specs[RESULTS / name] = for_file(figure, chart.heading, line)
     pictures.finish(pictures.begin(specs))
     for path in specs:

@@ -33,7 +33,8 @@ LATENCY = "python sweeps/latency.py --models {models}"
 class Chart:
     """A chart: its section, drawing and heading, how to read it, what it needs, what command fills it, its query.
 
-    file: a control on the page is no file. whiskers: what they are, where they are none over documents or rounds.
+    file: a control on the page is no file. whiskers: what they are, where they are none over documents or rounds; None
+    where there are none.
     """
 
     section: str
@@ -44,7 +45,11 @@ class Chart:
     command: str = QUALITY
     query: str = ""  # that of its own name, if not given
     file: bool = True
-    whiskers: str = ""
+    whiskers: str | None = ""
+
+    def beneath(self, about: str, whiskers: str) -> str:
+        """The line beneath a file's title: what was measured, and what whiskers are, if it has any."""
+        return about if self.whiskers is None else f"{about} · whiskers: {self.whiskers or whiskers}"
 
 
 CHARTS: dict[str, Chart] = {
@@ -84,6 +89,7 @@ CHARTS: dict[str, Chart] = {
         "The tail: how many tokens are how far from the full cache",
         "Further down and left is better. Perplexity hides the right end: few tokens, at which the prediction changed.",
         "the full cache and another policy in one sweep, compared (--metrics kl)",
+        whiskers=None,
     ),
     "far": Chart(
         "divergence",
@@ -91,6 +97,7 @@ CHARTS: dict[str, Chart] = {
         "Where in the text the worst tokens lie",
         "The share of tokens whose prediction is more than a nat from the full cache’s.",
         "the full cache and another policy in one sweep, compared (--metrics kl)",
+        whiskers=None,
     ),
     "attention": Chart(
         "divergence",
@@ -100,6 +107,7 @@ CHARTS: dict[str, Chart] = {
         "Darker is more, on one scale for all panels of a model; behind the name the mean.",
         "records with attention loss",
         QUALITY + " --attention-loss",
+        whiskers=None,
     ),
     "sinks": Chart(
         "sinks",
@@ -157,6 +165,7 @@ CHARTS: dict[str, Chart] = {
         "Loss over the full cache’s on the same tokens: zero is the full cache. Hard and easy passages cancel out; "
         "what remains is the policy’s doing.",
         query="along_the_text",
+        whiskers=None,
     ),
     "length": Chart(
         "text",
@@ -173,6 +182,7 @@ CHARTS: dict[str, Chart] = {
         "The loss itself, as no full cache was run on this text. Hard and easy passages are so for all policies.",
         "a text without the full cache",
         "python sweeps/stream.py --models {models}",
+        whiskers=None,
     ),
     "peak_memory": Chart(
         "speed",
@@ -183,6 +193,7 @@ CHARTS: dict[str, Chart] = {
         "a latency cell",
         LATENCY,
         "context",
+        whiskers=None,
     ),
     "tpot": Chart(
         "speed",
