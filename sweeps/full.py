@@ -6,7 +6,7 @@ Cost: 1,470 quality cells of 8,192 tokens and 24 latency cells; `--dry-run` prin
 not fit a machine's memory are recorded as such, and the rest is run. On GPUs h2o, tova, snapkv, keydiff and l2_compress
 take tokens one by one in Python so far, which is slow and was not timed: name others by `--policies` there.
 
-    python sweeps/full.py                                                      needs the Hugging Face hub, once: docs/first_run.md
+    python sweeps/full.py                              needs the Hugging Face hub, once: docs/first_run.md
     python sweeps/full.py --models smollm2-135m --text kjv --documents 5       offline
     python sweeps/full.py --policies streaming_llm --budgets 256 --start-sizes 1,2,4,8
     ray start --head; python sweeps/full.py                                    on a Ray that runs

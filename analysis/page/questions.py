@@ -92,7 +92,7 @@ QUESTIONS = {
         findings.length,
         finding_tables.length_table,
         "length",
-        ONE + "Lengths are prefixes of the same texts.",
+        ONE + "One budget. Lengths are prefixes of the same texts.",
         "Texts beyond the trained context, for which the full cache is no yardstick any more: `sweeps/stream.py`.",
     ),
     "stream": Question(

@@ -138,7 +138,20 @@ def length(frames: Frames) -> list[str]:
             lose = "1 loses" if len(more) == 1 else f"{len(more) or 'none'} lose"
             which = f": {listed(more)}" if more and len(more) < len(runs) else ""
             told.append(f"Of {len(runs)} policies with {whole(budget)} tokens {lose} measurably more {spans}{which}.")
+            told.append(closest(rows))
     return told
+
+
+def closest(rows: list[Row]) -> str:
+    """Which policy of a budget is closest to full at each length, whether or not it can be told from the next."""
+    best = {
+        size: min(mine, key=lambda row: float(row["ppl_change_percent"]))["policy"]
+        for size, mine in sorted(by(rows, "length").items())
+    }
+    who = {policy: [whole(size) for size in best if best[size] == policy] for policy in dict.fromkeys(best.values())}
+    return (
+        f"Closest to full is {listed(f'{code(policy)} after {listed(sizes)}' for policy, sizes in who.items())} tokens."
+    )
 
 
 def stream(frames: Frames) -> list[str]:
