@@ -82,7 +82,8 @@ QUESTIONS = {
         "protection",
         ONE + "One budget, one length. “l2” is `sink_l2`, “random” `sink_random`.",
         "Larger budgets, at which less is contested.",
-        "Random without sinks loses most as it throws the first tokens out, while a scorer may keep them by itself. "
+        "Protected newest tokens alone do not save “random”, which throws the first tokens out; a scorer may keep them "
+        "by itself. With nothing protected h2o is the worst: it adds attention up, so tokens that have just come go first. "
         "[arXiv:2605.18053](https://arxiv.org/abs/2605.18053) asks the same, and finds the choice of scorer "
         "secondary once the ends are protected.",
     ),
