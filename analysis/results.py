@@ -40,7 +40,7 @@ BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"  # what is betwe
 FOUND = (
     "![Share of facts recalled, by how far back they stand](docs/results/recall.png)\n"
     "**Found so far:** {} That is of one small model, SmolLM2-135M, on the King James Bible: "
-    "[all results](docs/results/README.md), each with its interval, its command and its limits."
+    "[all results](docs/results/README.md), with intervals, commands and limits."
 )
 ALWAYS = ("documents", "overview")
 Frames = dict[str, list[dict[str, Any]]]

@@ -13,6 +13,7 @@ from analysis.charts.marks import Figure, Row
 from analysis.charts.theme import STYLES
 
 FIELD, TITLE = "excess_nats", "loss over full’s, nats per token"
+STRETCH = "stretch_change_percent"
 OVERVIEW_HEIGHT = 70
 
 
@@ -97,17 +98,18 @@ def stream(rows: list[Row]) -> Figure:
 
 
 def length(rows: list[Row]) -> Figure:
-    """Perplexity of the first L tokens against full's, at each length asked for."""
+    """Perplexity against full's on the tokens between each length asked for and the one before."""
     legend = marks.legend_of(rows)
-    tooltip = marks.tips(marks.POLICY, ("length:Q", "length", ",d"), marks.CORPUS, marks.CHANGE)
+    since, until = ("since:Q", "tokens since", ",d"), ("length:Q", "until", ",d")
+    tooltip = marks.tips(marks.POLICY, since, until, (f"{STRETCH}:Q", "PPL against full, %", "+.2f"))
     panels = []
     for setting, size, mine, whole in marks.by_budgets(rows):
-        x = log2_x("length", "length of the text, tokens (log scale)", mine)
-        y = change_axis(alt.Y, "ppl_change_percent", "perplexity against full", whole)
+        x = log2_x("length", "tokens up to here, since the length before (log scale)", mine)
+        y = change_axis(alt.Y, STRETCH, "perplexity against full", whole)
         layers = [marks.lines(mine, x, y, legend), *marks.points(mine, x, y, legend, tooltip)]
         context, longest = mine[0]["trained_context"], max(row["length"] for row in mine)
         if context < longest:
             layers += marks.rule(alt.X, "length", context, "trained context ends", leftward=True)
-        about = "perplexity of the first L tokens against the full cache’s, in per cent, over L"
+        about = "perplexity between one length and the next against the full cache’s, in per cent"
         panels.append(marks.panel(setting, marks.budget_title(size), layers, about))
     return Figure(panels, legend, marks.most_budgets(rows))

@@ -123,8 +123,9 @@ CHARTS: dict[str, Chart] = {
         "Position modes",
         "RoPE tells a model how far apart two tokens are; once tokens leave the cache, their numbers must be chosen. "
         "“cache” numbers kept keys by their place in the cache, as StreamingLLM is published. "
-        "“absolute” keeps their place in the text, which is what the seed report (see Published) measured. "
-        "“frozen” never renumbers, the bug of naive implementations.",
+        "“absolute” keeps their place in the text, which is what the seed report measured. “frozen” leaves each the "
+        "number it had in the cache when it came: once the cache is full all new ones have the same, a bug of naive "
+        "implementations.",
         "one policy in several position modes",
         QUALITY + " --positions cache,absolute,frozen",
     ),
@@ -143,8 +144,8 @@ CHARTS: dict[str, Chart] = {
         recall,
         "Recall by distance",
         "A fact stands in the text, and that many tokens later it is asked for. An answer is right if each of its "
-        "tokens is the most likely one. Beyond the budget a policy has had to choose what it keeps. Whiskers are 95 % "
-        "intervals (Wilson), for answers that do not depend on one another.",
+        "tokens is the most likely one. Beyond the budget the newest tokens alone cannot hold the fact. Whiskers are "
+        "95 % intervals (Wilson), for answers that do not depend on one another.",
         "texts with facts to recall",
         "python sweeps/recall.py --models {models}",
         whiskers="95 % interval over answers",
@@ -170,8 +171,9 @@ CHARTS: dict[str, Chart] = {
     "length": Chart(
         "text",
         along_the_text.length,
-        "Perplexity by length of text",
-        "The first L tokens of the same runs, against full. A line that rises keeps losing.",
+        "What a longer text costs",
+        "Perplexity against full on the tokens between one length and the next alone. A line that rises loses more the "
+        "longer the text, one that is level does not.",
         "several lengths",
         QUALITY + " --lengths 512,1024,2048,4096",
     ),

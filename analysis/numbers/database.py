@@ -3,7 +3,7 @@
 It reaches no file but the rows that were committed, loads no extension and lets no setting be changed. Its tables are
 `commits` (quality), `latency_commits`, `contenders`, `policies` and `environment` from the commit records, `samples`
 and those of `OF_ROWS` from the rows of cells, `published_*` from other people's numbers, the prepared queries, and from
-the statistics `intervals`, those of rivals, controls and growth, and `round_intervals`.
+the statistics `intervals`, those of rivals, controls, stretches and growth, and `round_intervals`.
 """
 
 from collections.abc import Iterable
@@ -45,6 +45,7 @@ RESULTS = (
     "latency",
     "pairs",
     "divergence",
+    "stretches",
 )
 LIMITS: dict[str, Any] = {
     "autoinstall_known_extensions": "false",
@@ -113,6 +114,7 @@ def open_database(
     create(connection, RESULTS)
     load(connection, "rival_intervals", intervals(rows(connection, "rivals")))
     load(connection, "control_intervals", intervals(rows(connection, "controls")))
+    load(connection, "stretch_intervals", intervals(rows(connection, "stretches")))
     load(connection, "growth_intervals", intervals(rows(connection, "grown")))
     return connection
 

@@ -51,7 +51,9 @@ QUESTIONS = {
         "equal_budget",
         ONE + "Ties are judged at 95 %, without a correction for comparing many.",
         "Whether a larger model, or one trained on longer texts, ranks the policies alike.",
-        "Tokens are scored one by one as decoding would see them; policies that choose by attention get no look ahead.",
+        "Tokens are scored one by one as decoding would see them; policies that choose by attention get no look ahead. "
+        "Whether one is measurably closer is told by the differences document by document, so intervals may overlap. "
+        "Longer texts: [length](length.md).",
     ),
     "sinks": Question(
         "How many attention sinks does a budget need?",
@@ -61,7 +63,9 @@ QUESTIONS = {
         "sinks",
         ONE + "Sinks are the first tokens of a text, whatever they are.",
         "Models whose training gave them a sink of their own.",
-        "Every sink takes the place of a recent token, so the comparison is at equal memory.",
+        "Every sink takes the place of a recent token, so the comparison is at equal memory. StreamingLLM keeps four, "
+        "as its authors found one or two not enough for the models they tried "
+        "([paper](https://arxiv.org/abs/2309.17453)).",
         also=("equal_budget",),
     ),
     "positions": Question(
@@ -81,10 +85,10 @@ QUESTIONS = {
         finding_tables.protection_table,
         "protection",
         ONE + "One budget, one length. “l2” is `sink_l2`, “random” `sink_random`.",
-        "Larger budgets, at which less is contested.",
-        "Protected newest tokens alone do not save “random”, which throws the first tokens out; a scorer may keep them "
-        "by itself. With nothing protected h2o is the worst: it adds attention up, so tokens that have just come go first. "
-        "[arXiv:2605.18053](https://arxiv.org/abs/2605.18053) asks the same, and finds the choice of scorer "
+        "Larger budgets, at which less is contested: see [budgets](budgets.md).",
+        "Sinks save “random”, which would throw the first tokens out; scorers keep those by themselves, and are saved "
+        "by protected newest tokens. Without these h2o is the worst, as it adds attention up: what has just come goes "
+        "first. [arXiv:2605.18053](https://arxiv.org/abs/2605.18053) asks the same, and finds the choice of scorer "
         "secondary once the ends are protected.",
     ),
     "length": Question(
@@ -93,7 +97,9 @@ QUESTIONS = {
         findings.length,
         finding_tables.length_table,
         "length",
-        ONE + "One budget. Lengths are prefixes of the same texts.",
+        ONE
+        + "One budget. The ten books are those of 8,192 tokens or more, not all those of the other pages. Texts may "
+        "be harder to tell at their ends than at their beginnings, for full as for all.",
         "Texts beyond the trained context, for which the full cache is no yardstick any more: `sweeps/stream.py`.",
     ),
     "stream": Question(
@@ -120,10 +126,9 @@ QUESTIONS = {
         "to depend on one another.",
         "Models that recall everything with the full cache; questions asked before the text, which tell a policy "
         "what to keep.",
-        "A fact reads “The green lion is number 48213.”, and so many tokens later the text asks for it again; an "
-        "answer is right if each of its tokens is the most likely one. When a policy has to choose, the question has "
-        "not come: that eviction loses what is asked for later is known of needles and passkeys "
-        "([RULER](https://arxiv.org/abs/2404.06654)).",
+        "A fact reads “The green lion is number 48213.”, and so many tokens later the text asks for it again. When a "
+        "policy has to choose, the question has not come: that eviction loses what is asked for later is known of "
+        "needles and passkeys ([RULER](https://arxiv.org/abs/2404.06654)).",
     ),
     "tail": Question(
         "What does perplexity hide: how far are the worst tokens from the full cache?",
@@ -133,6 +138,7 @@ QUESTIONS = {
         "tail",
         ONE + "KL is over the whole vocabulary, of each token, teacher-forced; quantiles are of all documents’ tokens.",
         "How often a generated text takes another turn: one other token changes all that follow.",
+        "Medians are near zero at large budgets as nothing differs before the cache is full.",
         also=("divergence",),
     ),
     "seed": Question(
@@ -144,7 +150,9 @@ QUESTIONS = {
         "On the demo model and the King James Bible, so that none of the seed’s numbers, which are of Pythia-70M on "
         "PG-19, can be compared. On a connected machine `python sweeps/seed.py` measures those.",
         "The seed’s numbers themselves, and its latency.",
-        "The seed’s own model has six layers, of which it let two never evict; this one has thirty.",
+        "The seed is the unpublished report that kvstream grew out of. Sentences and chart are of all tokens "
+        "together, the table, as the seed’s own, of means over documents. Its model has six layers, of which it let "
+        "two never evict; this one has thirty.",
         also=("published",),
     ),
     "claims": Question(

@@ -13,7 +13,9 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
     for setting, budget in dict.fromkeys((row["setting"], row["budget"]) for row in rows if row["budget"]):
         mine = [row for row in rows if (row["setting"], row["budget"]) == (setting, budget)]
         best = min(mine, key=lambda row: float(row["kl_nats"]))
-        closest = "stays closest to the full cache, with" if len(mine) > 1 else "is at"
+        closest = "is closest to the full cache, at" if len(mine) > 1 else "is at"
+        tail = min(mine, key=lambda row: float(row["kl_p999_nats"]))
+        beyond = f", with {tail['policy']} {fixed(2)(tail['kl_p999_nats'])}" if tail is not best else ""
         where = f"{setting}, " if several else ""
         kl = bracketed(nats(best["kl_nats"]), between(best["kl_nats_low"], best["kl_nats_high"], nats))
         other = 100 - best["same_top_percent"]
@@ -21,6 +23,6 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
             f"{where}{budget:,} tokens: {best['policy']}{caveat(best['skip_layers'])} {closest} "
             f"a mean KL of {kl} nats ({change(best['ppl_change_percent'])} perplexity). Its most likely next "
             f"token is another one at {percent(other)} of the tokens, and one token in a thousand is more than "
-            f"{fixed(2)(best['kl_p999_nats'])} nats away."
+            f"{fixed(2)(best['kl_p999_nats'])} nats away{beyond}."
         )
     return found

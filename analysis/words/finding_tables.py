@@ -3,7 +3,7 @@
 from typing import Any
 
 from analysis.words import claims
-from analysis.words.findings import Frames, by, code, level, lost
+from analysis.words.findings import Frames, by, code, level, lost, lost_since
 from analysis.words.wording import between, bracketed, change, fixed, nats, percent, whole
 
 Row = dict[str, Any]
@@ -47,15 +47,16 @@ def positions_table(frames: Frames) -> Table:
 
 
 def length_table(frames: Frames) -> Table:
-    """A line a policy, a column a length; a dash where nothing has been evicted yet."""
-    lengths = sorted({row["length"] for row in frames["length"]})
+    """A line a policy, a column a stretch between two lengths, of those beyond a budget, and one for all tokens."""
     beyond = [row for row in frames["length"] if row["length"] > row["budget"]]
-    cells = {(row["policy"], row["length"]): lost(row) for row in beyond}
-    rows = [
-        [code(policy), *(cells.get((policy, size), "–") for size in lengths)]
-        for policy in by(frames["length"], "policy")
-    ]
-    return ["Policy", *(f"{whole(size)} tokens" for size in lengths)], rows, 1
+    spans = sorted({(row["since"], row["length"]) for row in beyond})
+    cells = {(row["policy"], row["length"]): row for row in beyond}
+    last = spans[-1][1]
+    rows = []
+    for policy in by(beyond, "policy"):
+        mine = [cells.get((policy, until)) for _, until in spans]
+        rows.append([code(policy), *(lost_since(row) if row else "–" for row in mine), lost(cells[policy, last])])
+    return ["Policy", *(f"{whole(since)} to {whole(until)}" for since, until in spans), f"all {whole(last)}"], rows, 1
 
 
 def tail_table(frames: Frames) -> Table:

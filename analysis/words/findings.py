@@ -56,7 +56,21 @@ def budgets(frames: Frames) -> list[str]:
             f"With {whole(budget)} of {whole(best['length'])} tokens {code(best['policy'])} is closest, at "
             f"{lost(best)} perplexity{beside}; the furthest is {code(worst['policy'])} at {lost(worst)}.{ties}"
         )
+        if drawn := drawn_by_lot(rows):
+            told.append(drawn)
     return [capital(line) for line in told]
+
+
+def drawn_by_lot(rows: list[Row]) -> str:
+    """How many policies that choose by a score are further from full than one that draws lots, if that was run."""
+    lot = next((row for row in rows if row["policy"].startswith("sink_random(")), None)
+    choosing = [
+        row for row in rows if not plain(row) and not row["policy"].startswith(("sink_random(", "recent_only("))
+    ]
+    if not (lot and choosing):
+        return ""
+    worse = sum(row["ppl_change_percent"] > lot["ppl_change_percent"] for row in choosing)
+    return f"{code(lot['policy'])}, which draws lots, is closer than {worse} of {len(choosing)} that choose by a score."
 
 
 def against_plain(budget: int, rows: list[Row]) -> str:
@@ -120,38 +134,47 @@ def way(row: Row) -> str:
 
 
 def length(frames: Frames) -> list[str]:
-    """What sinks and the newest tokens lose as the text grows, once they evict, and how many policies lose more."""
+    """What sinks and the newest tokens lose between one length and the next, and how many policies lose more."""
     told = []
-    for budget, rows in by([row for row in frames["length"] if row["length"] > row["budget"]], "budget").items():
+    for budget, rows in by([row for row in frames["length"] if row["since"] >= row["budget"]], "budget").items():
         runs = [mine for mine in by(rows, "policy").values() if mine[1:]]
         more = [code(mine[-1]["policy"]) for mine in runs if (mine[-1]["growth_low_percent"] or 0) > 0]
         if own := next((mine for mine in runs if plain(mine[0])), None):
-            steps = listed(f"{lost(row)} after {whole(row['length'])}" for row in own)
+            steps = listed(f"{lost_since(row)} up to {whole(row['length'])}" for row in own)
             who = code(own[0]["policy"])
             known = own[-1]["growth_low_percent"] is not None
             grows = "grows measurably" if who in more else "does not measurably grow" if known else "changes"
             told.append(
-                f"With {whole(budget)} cached tokens what {who} loses {grows} with the text: it is at {steps} tokens."
+                f"With {whole(budget)} cached tokens what {who} loses {grows} with the text: on the tokens since the "
+                f"length before alone it is at {steps}."
             )
         if runs[1:]:
-            spans = f"from {whole(runs[0][0]['length'])} to {whole(runs[0][-1]['length'])} tokens"
+            first, last = (f"{whole(row['since'])} and {whole(row['length'])}" for row in (runs[0][0], runs[0][-1]))
             lose = "1 loses" if len(more) == 1 else f"{len(more) or 'none'} lose"
             which = f": {listed(more)}" if more and len(more) < len(runs) else ""
-            told.append(f"Of {len(runs)} policies with {whole(budget)} tokens {lose} measurably more {spans}{which}.")
+            told.append(
+                f"Of {len(runs)} policies with {whole(budget)} tokens {lose} measurably more between {last} tokens "
+                f"than between {first}{which}."
+            )
             told.append(closest(rows))
     return told
 
 
+def lost_since(row: Row) -> str:
+    """A change of perplexity on the tokens since the length before, with its interval."""
+    ends = between(row["stretch_change_low_percent"], row["stretch_change_high_percent"], change)
+    return bracketed(change(row["stretch_change_percent"]), ends)
+
+
 def closest(rows: list[Row]) -> str:
-    """Which policy of a budget is closest to full at each length, whether or not it can be told from the next."""
+    """Which policy of a budget is closest to full up to each length, whether or not it can be told from the next."""
     best = {
-        size: min(mine, key=lambda row: float(row["ppl_change_percent"]))["policy"]
+        size: min(mine, key=lambda row: float(row["stretch_change_percent"]))["policy"]
         for size, mine in sorted(by(rows, "length").items())
     }
     who = {policy: [whole(size) for size in best if best[size] == policy] for policy in dict.fromkeys(best.values())}
-    return (
-        f"Closest to full is {listed(f'{code(policy)} after {listed(sizes)}' for policy, sizes in who.items())} tokens."
-    )
+    found = listed(f"{code(policy)} up to {listed(sizes)}" for policy, sizes in who.items())
+    return f"Closest to full there, if not always measurably, is {found}."
 
 
 def stream(frames: Frames) -> list[str]:

@@ -1,5 +1,6 @@
 """Quality numbers by their definitions, from the Parquet files in plain Python: no DuckDB, no SQL, no shared code."""
 
+import itertools
 import math
 import statistics
 
@@ -104,24 +105,32 @@ def test_loss_along_the_text(case):
             assert_close(row, {"nll_nats": loss, "excess_nats": loss - full}, ("nll_nats", "excess_nats"))
 
 
-def test_growth_with_the_text_is_that_of_each_document(case):
-    """Of the loss over full's, from the first length at which a policy evicts to the longest: about a t interval."""
+def test_what_stretches_between_lengths_cost_and_whether_that_grows(case):
+    """Growth is of the loss over full's, from the first stretch beyond the budget to the last: about a t interval."""
     oracle, report = case
     grown = 0
     for row in rows_of(report, "length"):
-        model, policy, length, budget = row["setting"], row["policy"], int(row["length"]), int(row["budget"])
-        names = oracle.documents(model, policy)
+        model, policy, since, until = row["setting"], row["policy"], int(row["since"]), int(row["length"])
+        names = [name for name in oracle.documents(model, policy) if (model, "full", name) in oracle.runs]
+        lengths = [0, *oracle.runs[model, policy, names[0]].fields["lengths"]]
+        assert since == lengths[lengths.index(until) - 1]
+
+        def excess(names, since, until, model=model, policy=policy):
+            """Over full's, of these documents on the tokens that the first so many have beyond the first so many."""
+            sums = {
+                one: [oracle.runs[model, one, name].sums(since, until) for name in names] for one in (policy, "full")
+            }
+            nll, full = (math.fsum(one[1] for one in own) / sum(one[0] for one in own) for own in sums.values())
+            return nll - full
+
+        change = 100 * math.expm1(excess(names, since, until))
+        assert float(row["stretch_change_percent"]) == pytest.approx(change, rel=1e-9, abs=1e-9)
+        beyond = [pair for pair in itertools.pairwise(lengths) if pair[0] >= int(row["budget"])]
         if not row["growth_low_percent"]:
-            assert length < oracle.longest or len(names) < 10 or budget >= 300
+            assert until < oracle.longest or len(names) < 10 or len(beyond) < 2
             continue
-        assert length == oracle.longest
-        first = min(one for one in oracle.runs[model, policy, names[0]].fields["lengths"] if one > budget)
-
-        def excess(name, until, model=model, policy=policy):
-            own, full = (oracle.runs[model, one, name].sums(1, until) for one in (policy, "full"))
-            return own[1] / own[0] - full[1] / full[0]
-
-        changes = [excess(name, length) - excess(name, first) for name in names if (model, "full", name) in oracle.runs]
+        assert until == oracle.longest
+        changes = [excess([name], since, until) - excess([name], *beyond[0]) for name in names]
         mean, half = statistics.mean(changes), 2.2 * statistics.stdev(changes) / math.sqrt(len(changes))
         low, high = (math.log1p(float(row[f"growth_{end}_percent"]) / 100) for end in ("low", "high"))
         assert abs((low + high) / 2 - mean) < half / 2

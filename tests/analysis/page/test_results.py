@@ -119,6 +119,20 @@ def test_changes_are_those_of_the_documents(sweep):
     assert checked or sweep in ("recall", "stream")
 
 
+def test_losses_between_two_lengths_are_those_of_the_documents():
+    def sums(policy, length):
+        own = [row for row in documents if (row["policy"], row["length"]) == (policy, length) and row["paired"]]
+        names = ("nll_sum", "n", "full_nll_sum", "full_n")
+        return [sum(row[name] for row in own) if length else 0 for name in names]
+
+    documents = pq.read_table(KEPT / "length" / "documents.parquet").to_pylist()
+    for row in pq.read_table(KEPT / "length" / "length.parquet").to_pylist():
+        until, since = (sums(row["policy"], row[name]) for name in ("length", "since"))
+        nll, n, full_nll, full_n = (late - soon for late, soon in zip(until, since))
+        change = 100 * math.expm1(nll / n - full_nll / full_n)
+        assert row["stretch_change_percent"] == pytest.approx(change, rel=1e-9, abs=1e-9)
+
+
 def test_losses_of_a_streams_parts_are_those_of_the_whole():
     if "stream" in SWEEPS:
         longest = {row["policy"]: row for row in pq.read_table(KEPT / "stream" / "documents.parquet").to_pylist()}
@@ -133,6 +147,7 @@ def test_each_number_of_an_answer_stands_in_the_rows(name):
     """What a sentence prints with an interval is a row of the tables, printed so."""
     frames, about = results.kept(KEPT / QUESTIONS[name].sweep)
     shown = {findings.lost(row) for rows in frames.values() for row in rows if "ppl_change_low_percent" in row}
+    shown |= {findings.lost_since(row) for row in frames.get("length", ()) if "stretch_change_percent" in row}
     text = page(name, frames, about)
     said = re.findall(r"[+−][\d,.]+\u00a0% \[[^]]+\]", text)
     assert set(said) <= shown
