@@ -42,7 +42,7 @@ FOUND = (
     "**Found so far:** {} That is of one small model, SmolLM2-135M, on the King James Bible: "
     "[all results](docs/results/README.md), with intervals, commands and limits."
 )
-ALWAYS = ("documents", "overview")
+ALWAYS = ("documents", "overview", "perplexity")
 Frames = dict[str, list[dict[str, Any]]]
 About = dict[str, Any]
 Kept = tuple[Frames, About]
@@ -94,9 +94,10 @@ def take(sweep: str, folder: Path, command: str) -> tuple[dict[str, pa.Table], A
     if (name := records.sweep.get("name")) != sweep:
         raise RecordsError(f"--keep: '{folder}' holds the sweep {name!r}, not {sweep!r}; pass the records of {sweep!r}")
     found, frames = asked(records)
-    if len(settings := frames["overview"][0]["settings"]) > 1:
-        raise RecordsError(f"--keep: '{folder}' holds {', '.join(settings)}; a page is of one, sweep one of them alone")
     mine = {page: question for page, question in QUESTIONS.items() if question.sweep == sweep}
+    settings = frames["overview"][0]["settings"]
+    if len(settings) > 1 and not all(question.several for question in mine.values()):
+        raise RecordsError(f"--keep: '{folder}' holds {', '.join(settings)}; a page is of one, sweep one of them alone")
     for page_name, question in mine.items():
         if not (frames[CHARTS[question.chart].query] and question.answer(frames)):
             raise RecordsError(

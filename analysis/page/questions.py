@@ -9,10 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.charts.figures import CHARTS
-from analysis.words import divergence, finding_tables, findings, protection, recall, seed_findings, wording
+from analysis.words import (
+    divergence,
+    finding_tables,
+    findings,
+    latency_findings,
+    protection,
+    recall,
+    seed_findings,
+    wording,
+)
 from analysis.words.finding_tables import Table
 from analysis.words.findings import Frames
-from analysis.words.summary import place_of, texts_of
 from analysis.words.visible import in_markdown
 
 
@@ -22,6 +30,7 @@ class Question:
 
     limits: what the answer does not cover. unknown: what was asked and is not answered. notes: what else to know.
     also: tables its sentences need beside those of its chart. brackets: what stands in them, if no interval does.
+    several: whether the page may be of several models.
     """
 
     title: str
@@ -34,11 +43,12 @@ class Question:
     notes: str = ""
     also: tuple[str, ...] = ()
     brackets: str = ""
+    several: bool = False
 
     @property
     def tables(self) -> set[str]:
         """The report's tables that its page is made from."""
-        return {"perplexity", CHARTS[self.chart].query, *self.also}
+        return {CHARTS[self.chart].query, *self.also}
 
 
 ONE = "One small model (135 million weights) and one kind of text. "
@@ -155,6 +165,20 @@ QUESTIONS = {
         "two never evict; this one has thirty.",
         also=("published",),
     ),
+    "latency": Question(
+        "What does a bounded cache gain in time and memory?",
+        "latency",
+        latency_findings.latency,
+        latency_findings.latency_table,
+        "tpot",
+        "One text at a time where the batch says so; random weights of the published shapes, as a step takes as long "
+        "whatever the numbers are. A ratio holds for this machine.",
+        "Longer contexts, larger batches, GPUs.",
+        "All contenders take turns, step by step, in one process: [how](../latency.md). Peak is the most that a "
+        "request took beyond the weights.",
+        also=("latency",),
+        several=True,
+    ),
     "claims": Question(
         "What is left of the seed report’s three claims?",
         "seed",
@@ -174,14 +198,13 @@ def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
     frames = in_markdown(frames)
     first, *further = question.answer(frames)
     headings, rows, texts = question.table(frames)
-    overview = frames["overview"][0]
     of_all = f" of {about['planned']}" if about["cells"] != about["planned"] else ""
     cells = f"{about['cells']}{of_all} cells"
     table = wording.table(headings, rows, texts, [])
     ends = f"In brackets: {question.brackets or CHARTS[question.chart].whiskers or about['whiskers']}.\n"
     facts = {
         "Command": f"`{about['command']}`, then `python analysis/report.py --records {about['records']}`",
-        "Model, text": f"{wording.listed(overview['models'])}, {place_of(overview)}; {texts_of(overview)}; {cells}",
+        "Measured on": f"{about['stands_on']}; {cells}",
         "Full cache’s perplexity": findings.levels(frames),
         "Machine": about["machine"],
         "Limits": question.limits,

@@ -1,0 +1,78 @@
+"""What a bounded cache gains in time and memory, for its page in `docs/results`: sentences and the table."""
+
+from analysis.words.findings import PLAIN, Frames, Row, by, code
+from analysis.words.wording import between, bracketed, change, fixed, megabytes, percent, times, told, whole
+
+
+def latency(frames: Frames) -> list[str]:
+    """Of each model the smallest budget's sinks and newest tokens, at the longest context and the shortest."""
+    said = []
+    for setting, rows in by(timed(frames), "setting").items():
+        mine = [row for row in rows if row["policy_name"] == PLAIN and row["batch"] == rows[0]["batch"]]
+        if not mine:
+            continue
+        budget = min(row["budget"] for row in mine)
+        mine = sorted((row for row in mine if row["budget"] == budget), key=place)
+        near, far = mine[0], mine[-1]
+        full = next(row for row in rows if row["policy"] == "full" and place(row) == place(far))
+        memory = percent(100 * far["kv_mb"] / full["kv_mb"])
+        said.append(
+            f"{setting}: at {whole(far['context'])} tokens of context {code(far['policy'])} takes {paced(far, 'tpot')} "
+            f"the full cache’s time per token with {memory} of its KV memory, and {paced(far, 'ttft')} its time to the "
+            f"first token; at {whole(near['context'])} tokens {paced(near, 'tpot')} the time per token."
+        )
+    costs = [row for row in timed(frames) if row["eviction_percent"] is not None and row["filled"]]
+    if costs:
+        worst = max(costs, key=lambda row: float(row["eviction_percent"]))
+        said.append(
+            f"Eviction itself adds {change(min(row['eviction_percent'] for row in costs))} to "
+            f"{change(worst['eviction_percent'])} to a step, the most with {code(worst['policy'])}."
+        )
+    return said
+
+
+def timed(frames: Frames) -> list[Row]:
+    """The rows of policies, each context and batch of each model."""
+    return [row for row in frames["latency"] if row["role"] == "policy" and row["tpot_ratio"] is not None]
+
+
+def place(row: Row) -> tuple[int, int]:
+    """Where it was timed."""
+    return row["context"], row["batch"]
+
+
+def paced(row: Row, phase: str) -> str:
+    """A ratio of times against full's, with its interval, or that no difference can be told."""
+    text = times(row[f"{phase}_ratio"], row[f"{phase}_ratio_low"], row[f"{phase}_ratio_high"])
+    return told(text, row[f"{phase}_verdict"] == "same")
+
+
+def latency_table(frames: Frames) -> tuple[list[str], list[list[str]], int]:
+    """A line a model, context, batch and contender."""
+    rows = [
+        [
+            row["setting"],
+            code(row["contender"]),
+            whole(row["context"]),
+            whole(row["batch"]),
+            *(ratio(row, phase) for phase in ("ttft", "tpot")),
+            fixed(1)(row["throughput"]),
+            bracketed(
+                change(row["eviction_percent"]),
+                between(row["eviction_low_percent"], row["eviction_high_percent"], change),
+            ),
+            megabytes(row["kv_mb"]),
+            megabytes(row["peak_mb"]),
+        ]
+        for row in frames["latency"]
+        if row["role"] in ("policy", "dynamic")
+    ]
+    times_of = ["TTFT ÷ full’s", "TPOT ÷ full’s", "Tokens/s", "Eviction adds"]
+    return ["Model", "Contender", "Context", "Batch", *times_of, "KV cache, MB", "Peak, MB"], rows, 2
+
+
+def ratio(row: Row, phase: str) -> str:
+    """A ratio of times with its interval; a dash where none was measured."""
+    if row[f"{phase}_ratio"] is None:
+        return "–"
+    return times(row[f"{phase}_ratio"], row[f"{phase}_ratio_low"], row[f"{phase}_ratio_high"])
