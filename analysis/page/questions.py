@@ -121,7 +121,8 @@ QUESTIONS = {
         ONE + "One text, whose passages are not equally hard: a part’s loss says nothing without the other policy’s "
         "on the same tokens. No memory holds the full cache, so there is no KL.",
         "What a model would lose that had been trained on texts as long.",
-        "Memory is the most that a part took "
+        "With positions in the text the sinks are soon further away than any distance that the model was trained on; "
+        "within its trained context the two are alike ([positions](positions.md)). Memory is the most that a part took "
         "beyond what the process held before it: cache, activations and scores of its tokens.",
         also=("parts",),
         brackets="the least and the most over stretches of 4,096 tokens",

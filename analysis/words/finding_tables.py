@@ -85,19 +85,18 @@ def protection_table(frames: Frames) -> Table:
 
 
 def stream_table(frames: Frames) -> Table:
-    """A line a policy and part of the text: its loss, pace and memory."""
+    """A line a policy and part of the text: its loss and memory."""
     rows = [
         [
             code(row["policy"]),
             f"{whole(row['since'])} to {whole(row['until'])}",
             level(row),
-            whole(row["tokens_per_s"]),
             whole(row["peak_mb"]),
             fixed(1)(row["kv_mb"]),
         ]
         for row in frames["parts"]
     ]
-    return ["Policy", "Tokens", "Nats per token", "Tokens/s", "MB beyond the model", "of which KV cache"], rows, 2
+    return ["Policy", "Tokens", "Nats per token", "MB beyond the model", "of which KV cache"], rows, 2
 
 
 def recall_table(frames: Frames) -> Table:

@@ -185,8 +185,8 @@ def stream(frames: Frames) -> list[str]:
         first, last = rows[0], rows[-1]
         told.append(
             f"Over {whole(last['tokens'])} tokens, {whole(last['tokens'] / last['trained_context'])} times the trained "
-            f"context, {code(last['policy'])} loses {level(first)} nats a token in the first {whole(first['until'])} "
-            f"tokens and {level(last)} in the last {whole(last['until'] - last['since'])}{held(rows)}."
+            f"context, {code(last['policy'])} is at {level(first)} nats per token on the first {whole(first['until'])} "
+            f"tokens and at {level(last)} on the last {whole(last['until'] - last['since'])}{held(rows)}."
         )
     return told
 
