@@ -160,7 +160,7 @@ QUESTIONS = {
         "position_modes",
         "On the demo model and the King James Bible, so that none of the seed’s numbers, which are of Pythia-70M on "
         "PG-19, can be compared. On a connected machine `python sweeps/seed.py` measures those.",
-        "The seed’s numbers themselves, and its latency.",
+        "The seed’s numbers themselves; its latency is in [claims](claims.md).",
         "The seed is the unpublished report that kvstream grew out of. Sentences and chart are of all tokens "
         "together, the table, as the seed’s own, of means over documents. Its model has six layers, of which it let "
         "two never evict; this one has thirty.",

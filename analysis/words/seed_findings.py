@@ -3,6 +3,8 @@
 from analysis.words.findings import PLAIN, Frames, Row, by, code, lost, near, plain
 from analysis.words.wording import fixed, percent, whole
 
+FALLS = "falls"
+
 
 def seed(frames: Frames) -> list[str]:
     """How far apart the seed's way of measuring and the papers' are, and how many of its numbers come out again."""
@@ -42,16 +44,24 @@ def claims(frames: Frames) -> list[str]:
     mine = next(filter(plain, methods), None)
     if not (first and further and mine):
         return []
-    falls = [all(row["high"] is not None and row["high"] < 1 for row in rows) for rows in (first, further)]
+    ttft, throughput = map(moves, (first, further))
     least = near(mine)
-    true = sum((*falls, least))
+    true = sum((ttft == FALLS, throughput == FALLS, least))
     held = f"{true or 'None'} of the seed’s three claims hold{'s' if true == 1 else ''}"
-    ttft, throughput = ("falls" if fell else "does not measurably fall" for fell in falls)
     place = "loses least" if mine["best"] else "cannot be told from what loses least" if least else "is beaten"
     return [
         f"{held} here: TTFT {ttft} with {code(PLAIN)}, throughput {throughput}, and at one budget of "
         f"{whole(mine['budget'])} tokens {code(mine['policy'])} {place}."
     ]
+
+
+def moves(rows: list[Row]) -> str:
+    """Whether ratios against full are measurably below one, or above, all of them."""
+    known = all(row["low"] is not None for row in rows)
+    below, above = (
+        known and all(test) for test in ((row["high"] < 1 for row in rows), (row["low"] > 1 for row in rows))
+    )
+    return FALLS if below else "rises" if above else "does not measurably change"
 
 
 def apart(pair: tuple[str, Row, Row]) -> float:
