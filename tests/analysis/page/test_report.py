@@ -46,7 +46,8 @@ def test_writes_page_charts_tables_and_summary(tmp_path_factory):
     _, golden = built("golden", tmp_path_factory)
     assert {path.stem for path in (golden / "tables").glob("*.csv")} == set(command.TABLES)
     for name in command.TABLES:
-        plans = {"protection": "protection", "recall": "recall", "repeats": "recall"} | dict.fromkeys(DIVERGED, "quick")
+        plans = {"protection": "protection", "recall": "recall", "repeats": "recall", "stream": "stream"}
+        plans |= {"parts": "stream"} | dict.fromkeys(DIVERGED, "quick")
         report = built(plans.get(name, "golden"), tmp_path_factory)[1]
         table = pq.read_table(report / "tables" / f"{name}.parquet")
         printed = rows_of(report, name)
