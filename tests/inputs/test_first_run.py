@@ -26,7 +26,7 @@ COMMANDS = re.findall(r"^ {4}((?:HF_HUB_OFFLINE=1 )?python .*)$", DOCUMENT, re.M
 POLICIES = "full,streaming_llm(4,60),streaming_llm(4,60,position='absolute',skip_layers=(0,1))"
 SHORT = ["--documents", "1", "--lengths", "200"]
 LESS = {  # than a sweep computes, or one with these records
-    "full": [*SHORT, "--policies", POLICIES, "--contexts", "100", "--batches", "1"],
+    "full": [*SHORT, "--policies", POLICIES, "--contexts", "none"],
     "first": ["--lengths", "200", "--budgets", "64"],
     "seed": [*SHORT, "--contexts", "none"],
 }
