@@ -3,7 +3,7 @@
 Hypothesis: with four sinks and keys at their place in the cache the loss at the end is that at the beginning, thirty
 times beyond the trained context; with each key at its place in the text it explodes there. https://arxiv.org/abs/2309.17453
 Cost: 2 quality cells of 250,000 tokens of one text, about half an hour on two CPU cores; `--dry-run` prints the
-estimate. The full cache is not among them, as no memory holds it, hence no KL either.
+estimate. The full cache is not among them, as beyond its trained context it is no yardstick; hence no KL either.
 Its report: python analysis/report.py --records records/stream
 
     python sweeps/stream.py

@@ -59,7 +59,8 @@ QUESTIONS = {
         findings.budgets,
         finding_tables.budgets_table,
         "equal_budget",
-        ONE + "Ties are judged at 95 %, without a correction for comparing many.",
+        ONE + "Ties are judged at 95 %, without a correction for comparing many. Scorers have one setting, half of the "
+        "budget for the newest tokens. Averages hold the tokens before the cache is full, for all policies alike.",
         "Whether a larger model, or one trained on longer texts, ranks the policies alike.",
         "Tokens are scored one by one as decoding would see them; policies that choose by attention get no look ahead. "
         "Whether one is measurably closer is told by the differences document by document, so intervals may overlap. "
@@ -79,7 +80,7 @@ QUESTIONS = {
         also=("equal_budget",),
     ),
     "positions": Question(
-        "Which position do cached keys have?",
+        "How should kept keys be numbered once tokens are evicted?",
         "positions",
         findings.positions,
         finding_tables.positions_table,
@@ -107,9 +108,9 @@ QUESTIONS = {
         findings.length,
         finding_tables.length_table,
         "length",
-        ONE
-        + "One budget. The ten books are those of 8,192 tokens or more, not all those of the other pages. Texts may "
-        "be harder to tell at their ends than at their beginnings, for full as for all.",
+        ONE + "One budget; a stretch that begins at the budget has lost little yet. The ten books are those of 8,192 "
+        "tokens or more, not all those of the other pages. Texts may be harder to tell at their ends than at their "
+        "beginnings, for full as for all.",
         "Texts beyond the trained context, for which the full cache is no yardstick any more: `sweeps/stream.py`.",
     ),
     "stream": Question(
@@ -118,8 +119,9 @@ QUESTIONS = {
         findings.stream,
         finding_tables.stream_table,
         "stream",
-        ONE + "One text, whose passages are not equally hard: a part’s loss says nothing without the other policy’s "
-        "on the same tokens. No memory holds the full cache, so there is no KL.",
+        ONE
+        + "One text, whose passages are not equally hard: only differences on the same tokens are the policies’ doing. "
+        "The full cache was not run, as beyond its trained context it is no yardstick.",
         "What a model would lose that had been trained on texts as long.",
         "With positions in the text the sinks are soon further away than any distance that the model was trained on; "
         "within its trained context the two are alike ([positions](positions.md)). Memory is the most that a part took "
@@ -128,7 +130,7 @@ QUESTIONS = {
         brackets="the least and the most over stretches of 4,096 tokens",
     ),
     "recall": Question(
-        "Who still recalls a fact once it has left the window?",
+        "Which policy still recalls a fact once it has left the window?",
         "recall",
         lambda frames: recall.sentences(frames["recall"], several=False),
         finding_tables.recall_table,
@@ -161,9 +163,9 @@ QUESTIONS = {
         "On the demo model and the King James Bible, so that none of the seed’s numbers, which are of Pythia-70M on "
         "PG-19, can be compared. On a connected machine `python sweeps/seed.py` measures those.",
         "The seed’s numbers themselves; its latency is in [claims](claims.md).",
-        "The seed is the unpublished report that kvstream grew out of. Sentences and chart are of all tokens "
-        "together, the table, as the seed’s own, of means over documents. Its model has six layers, of which it let "
-        "two never evict; this one has thirty.",
+        "The seed is the unpublished report that kvstream grew out of. Sentences and chart are of all 3,000 tokens "
+        "together, the table, as the seed’s own, of means over documents and mostly of 2,024 tokens. Its model has "
+        "six layers, of which it let two never evict; this one has thirty.",
         also=("published",),
     ),
     "latency": Question(

@@ -1,4 +1,4 @@
--- What does each policy lose along a text on which no full cache was run, such as one that no memory would hold?
+-- What does each policy lose along a text on which no full cache was run, such as a stream beyond the trained context?
 WITH runs AS (
     SELECT cell, setting, policy, document, budget, trained_context, tokens,
         series || CASE WHEN variant = 'cache' THEN '' ELSE ', ' || variant END AS series

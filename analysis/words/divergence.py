@@ -13,9 +13,10 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
     for setting, budget in dict.fromkeys((row["setting"], row["budget"]) for row in rows if row["budget"]):
         mine = [row for row in rows if (row["setting"], row["budget"]) == (setting, budget)]
         best = min(mine, key=lambda row: float(row["kl_nats"]))
-        closest = "is closest to the full cache, at" if len(mine) > 1 else "is at"
+        closest = "has the least KL from the full cache, with" if len(mine) > 1 else "is at"
         tail = min(mine, key=lambda row: float(row["kl_p999_nats"]))
-        beyond = f", with {tail['policy']} {fixed(2)(tail['kl_p999_nats'])}" if tail is not best else ""
+        least = f"; the shortest tail has {tail['policy']}, {fixed(2)(tail['kl_p999_nats'])} nats"
+        beyond = least if tail is not best else ""
         where = f"{setting}, " if several else ""
         kl = bracketed(nats(best["kl_nats"]), between(best["kl_nats_low"], best["kl_nats_high"], nats))
         other = 100 - best["same_top_percent"]

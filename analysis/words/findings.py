@@ -70,7 +70,8 @@ def drawn_by_lot(rows: list[Row]) -> str:
     if not (lot and choosing):
         return ""
     worse = sum(row["ppl_change_percent"] > lot["ppl_change_percent"] for row in choosing)
-    return f"{code(lot['policy'])}, which draws lots, is closer than {worse} of {len(choosing)} that choose by a score."
+    of = f"{worse} of {len(choosing)} that choose by a score, tested or not"
+    return f"{code(lot['policy'])}, which draws lots, is below {of}."
 
 
 def against_plain(budget: int, rows: list[Row]) -> str:
@@ -140,18 +141,19 @@ def length(frames: Frames) -> list[str]:
         runs = [mine for mine in by(rows, "policy").values() if mine[1:]]
         more = [code(mine[-1]["policy"]) for mine in runs if (mine[-1]["growth_low_percent"] or 0) > 0]
         if own := next((mine for mine in runs if plain(mine[0])), None):
-            steps = listed(f"{lost_since(row)} up to {whole(row['length'])}" for row in own)
+            steps = listed(
+                f"{lost_since(row)} on tokens {whole(row['since'])} to {whole(row['length'])}" for row in own
+            )
             who = code(own[0]["policy"])
             known = own[-1]["growth_low_percent"] is not None
             grows = "grows measurably" if who in more else "does not measurably grow" if known else "changes"
-            told.append(
-                f"With {whole(budget)} cached tokens what {who} loses {grows} with the text: on the tokens since the "
-                f"length before alone it is at {steps}."
-            )
+            told.append(f"With {whole(budget)} cached tokens what {who} loses {grows} with the text: it is at {steps}.")
         if runs[1:]:
             first, last = (f"{whole(row['since'])} and {whole(row['length'])}" for row in (runs[0][0], runs[0][-1]))
             lose = "1 loses" if len(more) == 1 else f"{len(more) or 'none'} lose"
-            which = f": {listed(more)}" if more and len(more) < len(runs) else ""
+            others = [who for mine in runs if (who := code(mine[-1]["policy"])) not in more]
+            which = f": {listed(more)}" if more and others and len(more) <= len(others) else ""
+            which = f", all but {listed(others)}" if more and others and not which else which
             told.append(
                 f"Of {len(runs)} policies with {whole(budget)} tokens {lose} measurably more between {last} tokens "
                 f"than between {first}{which}."
@@ -173,8 +175,8 @@ def closest(rows: list[Row]) -> str:
         for size, mine in sorted(by(rows, "length").items())
     }
     who = {policy: [whole(size) for size in best if best[size] == policy] for policy in dict.fromkeys(best.values())}
-    found = listed(f"{code(policy)} up to {listed(sizes)}" for policy, sizes in who.items())
-    return f"Closest to full there, if not always measurably, is {found}."
+    found = listed(f"{code(policy)} on those up to {listed(sizes)}" for policy, sizes in who.items())
+    return f"Closest to full, if not always measurably, is {found}."
 
 
 def stream(frames: Frames) -> list[str]:
@@ -184,9 +186,10 @@ def stream(frames: Frames) -> list[str]:
     for rows in sorted(runs, key=lambda rows: float(rows[-1]["nll_nats"])):
         first, last = rows[0], rows[-1]
         told.append(
-            f"Over {whole(last['tokens'])} tokens, {whole(last['tokens'] / last['trained_context'])} times the trained "
-            f"context, {code(last['policy'])} is at {level(first)} nats per token on the first {whole(first['until'])} "
-            f"tokens and at {level(last)} on the last {whole(last['until'] - last['since'])}{held(rows)}."
+            f"Over {whole(last['tokens'])} tokens, {fixed(1)(last['tokens'] / last['trained_context'])} times the "
+            f"trained context, {code(last['policy'])} is at {level(first)} nats per token on the first "
+            f"{whole(first['until'])} tokens and at {level(last)} on the last {whole(last['until'] - last['since'])}"
+            f"{held(rows)}."
         )
     return told
 

@@ -21,8 +21,8 @@ def without_sinks(frames: Frames) -> str:
     if not (bare and kept):
         return ""
     return (
-        f"A cache of the newest {whole(bare['budget'])} of {whole(bare['length'])} tokens costs {lost(bare)} "
-        f"perplexity, one of the first four and the newest {whole(kept['budget'] - 4)} {lost(kept)}."
+        f"Keeping only the newest {whole(bare['budget'])} of {whole(bare['length'])} tokens costs {lost(bare)} "
+        f"perplexity; giving four of those places to the text’s first tokens cuts that to {lost(kept)}."
     )
 
 
@@ -37,28 +37,22 @@ def choosing(frames: Frames, longer: Frames) -> str:
     if not found:
         return ""
     none = [whole(budget) for budget, (own, _) in found.items() if near(own)]
-    some = [better(budget, *pair) for budget, pair in found.items() if not near(pair[0])]
-    others = len({row["series"] for row in equal}) - 1
-    nothing = f"none is measurably better with {listed(none)} tokens" if none else ""
-    told = (nothing, listed(some), *(at_the_end(longer.get("length", []), budget) for budget in found))
-    of = f"Of {others} other ways to choose what is kept of {whole(equal[0]['length'])} tokens"
-    return f"{of} {'; '.join(filter(None, told))}."
+    nothing = f"gains nothing measurable with {listed(none)} of {whole(equal[0]['length'])} tokens" if none else ""
+    some = [better(pair[0], pair[1], longer.get("length", [])) for pair in found.values() if not near(pair[0])]
+    return f"Choosing older tokens by a score {'; '.join(filter(None, (nothing, *some)))}."
 
 
-def better(budget: int, own: Row, best: Row) -> str:
-    """Who is closer to full than sinks and the newest tokens at a budget, and how much."""
-    who, ours, theirs = code(best["policy"].partition("(")[0]), best["ppl_change_percent"], own["ppl_change_percent"]
-    return f"with {whole(budget)} {who} is at {change(ours)} against {change(theirs)}"
-
-
-def at_the_end(rows: list[Row], budget: int) -> str:
-    """Who is closest to full at the end of longer texts with that budget."""
-    last = [row for row in rows if row["budget"] == budget and row["length"] == max(one["length"] for one in rows)]
-    if not last:
-        return ""
-    best = min(last, key=lambda row: float(row["stretch_change_percent"]))
-    where = f"between {whole(best['since'])} and {whole(best['length'])} tokens"
-    return f"{where} {code(best['policy'].partition('(')[0])} is closest with {whole(budget)}"
+def better(own: Row, best: Row, longer: list[Row]) -> str:
+    """Who is closer to full than sinks and the newest tokens at a budget, and whether that holds in a longer text."""
+    policy = best["policy"]
+    told = f"with {whole(best['budget'])} {code(policy.partition('(')[0])} is at {change(best['ppl_change_percent'])} "
+    told += f"against {change(own['ppl_change_percent'])} for sinks and the newest tokens"
+    last = {row["policy"]: row for row in longer if row["length"] == max(one["length"] for one in longer)}
+    if {policy, own["policy"]} <= last.keys():
+        theirs, ours = (change(last[one]["stretch_change_percent"]) for one in (policy, own["policy"]))
+        told += f", but on tokens {whole(last[policy]['since'])} to {whole(last[policy]['length'])} of longer texts "
+        told += f"at {theirs} against {ours}"
+    return told
 
 
 def forgotten(frames: Frames) -> str:
@@ -66,11 +60,11 @@ def forgotten(frames: Frames) -> str:
     budget = min(row["budget"] for row in frames["recall"])
     far = [row for row in frames["recall"] if row["budget"] == budget < row["distance"] and row["full_recalls"]]
     right = {policy: sum(row["recalled"] for row in rows) for policy, rows in by(far, "policy").items()}
-    asked = {policy: sum(row["answers"] for row in rows) for policy, rows in by(far, "policy").items()}
-    full, answers = right.pop("full", 0), asked.pop("full", 0)
+    answers = sum(row["answers"] for row in far if row["policy"] == "full")
+    full = right.pop("full", 0)
     if not right:
         return ""
     return (
-        f"Asked for a fact further back than their {whole(budget)} tokens, {len(right)} policies together are "
-        f"right {sum(right.values())} of {whole(sum(asked.values()))} times, the full cache {full} of {answers}."
+        f"No policy keeps distant facts: of {answers} that stand further back than its {whole(budget)} tokens none of "
+        f"{len(right)} recalls more than {max(right.values())}, the full cache {full}."
     )

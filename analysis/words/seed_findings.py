@@ -20,14 +20,18 @@ def seed(frames: Frames) -> list[str]:
         more = max(one["kv_percent"] / other["kv_percent"] for _, one, other in pairs)
         told.append(
             "Measured as the seed did, with each key at its place in the text and layers that never evict, policies "
-            f"are at most {fixed(1)(apart(widest))} points of perplexity from what the papers mean ({code(base)}: "
-            f"{lost(measured)} and {lost(meant)} against the full cache), with up to {fixed(1)(more)} × the memory."
+            f"are at most {fixed(1)(apart(widest))} percentage points of perplexity change from what the papers mean "
+            f"({code(base)}: {lost(measured)} and {lost(meant)} against the full cache), with up to {fixed(1)(more)} × "
+            "the memory."
         )
     rows = [row for row in frames["published"] if row["source"].startswith("seed")]
     verdicts = by(rows, "verdict")
+    others = len(verdicts.get("not comparable", []))
+    each = f"{len(verdicts.get('reproduced', []))} are reproduced, {len(verdicts.get('differs', []))} differ"
     told.append(
-        f"Of the seed’s {len(rows)} numbers {len(verdicts.get('reproduced', []))} are reproduced, "
-        f"{len(verdicts.get('differs', []))} differ and {len(verdicts.get('not comparable', []))} cannot be compared."
+        f"Not one of the seed’s {len(rows)} numbers can be compared."
+        if others == len(rows)
+        else f"Of the seed’s {len(rows)} numbers {each} and {others} cannot be compared."
     )
     for base, measured, meant in pairs:
         ways = ((measured, "as the seed measured"), (meant, "as the papers mean it"))
@@ -47,11 +51,13 @@ def claims(frames: Frames) -> list[str]:
     ttft, throughput = map(moves, (first, further))
     least = near(mine)
     true = sum((ttft == FALLS, throughput == FALLS, least))
-    held = f"{true or 'None'} of the seed’s three claims hold{'s' if true == 1 else ''}"
+    held = f"{true or 'no'} of the seed’s three claims hold{'s' if true == 1 else ''}"
     place = "loses least" if mine["best"] else "cannot be told from what loses least" if least else "is beaten"
+    few = min(row["n"] for row in first)
     return [
-        f"{held} here: TTFT {ttft} with {code(PLAIN)}, throughput {throughput}, and at one budget of "
-        f"{whole(mine['budget'])} tokens {code(mine['policy'])} {place}."
+        f"{held} here: with {code(PLAIN)} TTFT {ttft} (over {few} prefills), throughput {throughput}, and of the "
+        f"seed’s own {len(methods)} methods at one budget of {whole(mine['budget'])} tokens {code(mine['policy'])} "
+        f"{place}."
     ]
 
 

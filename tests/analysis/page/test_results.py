@@ -92,7 +92,7 @@ def test_records_are_kept_and_their_page_written(tmp_path, monkeypatch):
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before ")
     assert readme.endswith(" after")
-    assert "A cache of the newest 60 of 200 tokens costs" in readme
+    assert "Keeping only the newest 60 of 200 tokens costs" in readme
 
 
 def changes_of(sweep: str) -> dict[tuple[str, int], float]:
