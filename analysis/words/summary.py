@@ -136,7 +136,8 @@ def subtitle_of(frames: Frames) -> str:
     names = listed(dict.fromkeys(row["policy_name"] for row in bounded)) or "No policy with a budget"
     budgets = sorted({row["budget"] for row in bounded})
     at = f" at budgets of {listed(f'{size:,}' for size in budgets)} tokens" if budgets else ""
-    what = [f"{names}{at} against the full cache on {listed(overview['models'])}"]
+    against = " against the full cache" if any(row["policy_name"] == "full" for row in run) else ""
+    what = [f"{names}{at}{against} on {listed(overview['models'])}"]
     what += [f"quality on {texts_of(overview)}"] if overview["quality_cells"] else []
     if overview["contexts"]:
         what.append(f"speed after {listed(f'{size:,}' for size in sorted(overview['contexts']))} tokens")
