@@ -22,7 +22,7 @@ def without_sinks(frames: Frames) -> str:
         return ""
     return (
         f"Keeping only the newest {whole(bare['budget'])} of {whole(bare['length'])} tokens costs {lost(bare)} "
-        f"perplexity; giving four of those places to the text’s first tokens cuts that to {lost(kept)}."
+        f"perplexity; giving four of those places to the text’s first tokens {lost(kept)}."
     )
 
 
@@ -50,7 +50,7 @@ def better(own: Row, best: Row, longer: list[Row]) -> str:
     last = {row["policy"]: row for row in longer if row["length"] == max(one["length"] for one in longer)}
     if {policy, own["policy"]} <= last.keys():
         theirs, ours = (change(last[one]["stretch_change_percent"]) for one in (policy, own["policy"]))
-        told += f", but on tokens {whole(last[policy]['since'])} to {whole(last[policy]['length'])} of longer texts "
+        told += f", and on tokens {whole(last[policy]['since'])} to {whole(last[policy]['length'])} of longer texts "
         told += f"at {theirs} against {ours}"
     return told
 
@@ -65,6 +65,6 @@ def forgotten(frames: Frames) -> str:
     if not right:
         return ""
     return (
-        f"No policy keeps distant facts: of {answers} that stand further back than its {whole(budget)} tokens none of "
-        f"{len(right)} recalls more than {max(right.values())}, the full cache {full}."
+        f"Of {answers} facts further back than the {whole(budget)} tokens they hold none of {len(right)} policies "
+        f"recalls more than {max(right.values())}, the full cache {full}."
     )

@@ -51,7 +51,7 @@ def claims(frames: Frames) -> list[str]:
     ttft, throughput = map(moves, (first, further))
     least = near(mine)
     true = sum((ttft == FALLS, throughput == FALLS, least))
-    held = f"{true or 'no'} of the seed’s three claims hold{'s' if true == 1 else ''}"
+    held = f"{true} of the seed’s three claims hold{'s' if true == 1 else ''}"
     place = "loses least" if mine["best"] else "cannot be told from what loses least" if least else "is beaten"
     few = min(row["n"] for row in first)
     return [

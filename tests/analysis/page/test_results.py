@@ -134,12 +134,11 @@ def test_losses_between_two_lengths_are_those_of_the_documents():
 
 
 def test_losses_of_a_streams_parts_are_those_of_the_whole():
-    if "stream" in SWEEPS:
-        longest = {row["policy"]: row for row in pq.read_table(KEPT / "stream" / "documents.parquet").to_pylist()}
-        summed = defaultdict(float)
-        for part in pq.read_table(KEPT / "stream" / "parts.parquet").to_pylist():
-            summed[part["policy"]] += part["nll_nats"] * part["n"]
-        assert summed == pytest.approx({policy: row["nll_sum"] for policy, row in longest.items()}, rel=1e-9)
+    longest = {row["policy"]: row for row in pq.read_table(KEPT / "stream" / "documents.parquet").to_pylist()}
+    summed = defaultdict(float)
+    for part in pq.read_table(KEPT / "stream" / "parts.parquet").to_pylist():
+        summed[part["policy"]] += part["nll_nats"] * part["n"]
+    assert summed == pytest.approx({policy: row["nll_sum"] for policy, row in longest.items()}, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", sorted(ANSWERED))
