@@ -1,19 +1,27 @@
 """Each backend computes what the plain definition says: cpu against reference, and reference against softmax itself."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from exactness_cases import FLOAT32, FLOAT64
 
+from kvstream import H2O
 from kvstream.engine.attention import merge_partials
 from kvstream.engine.backends import backend_for
+from kvstream.engine.backends.compiled_attention import softmax
+from kvstream.engine.backends.compiled_scan import scan_compiled
 from kvstream.engine.backends.cpu import Cpu
 from kvstream.engine.backends.reference import Reference
+from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.chunk_choice import chunk_size_for, fitting_chunk
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.positions import Ranks
 from kvstream.engine.rope import Rotation
+from kvstream.engine.scanned_layer import Arriving, ScannedLayer
+from kvstream.engine.shared_tables import SharedTables
 
 B, H, G, T, S, D = 2, 3, 2, 5, 11, 8
 CPU = torch.device("cpu")
@@ -150,3 +158,49 @@ def test_the_engine_computes_the_same_on_the_reference(monkeypatch, policy_text,
         for one, other in zip(ours, plain):
             assert (one - other).abs().max() < 1e-9
             assert one.shape == other.shape
+
+
+@pytest.mark.parametrize("position", ["cache", "absolute"])
+@pytest.mark.parametrize("queries", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("rotated", [8, 4])
+def test_a_compiled_scan_does_what_the_plain_one_does_however_many_queries_share_a_key(position, queries, rotated):
+    policy, kept = H2O(6, 3, start_size=1, position=position), []
+    for scan in (scan_plainly, scan_compiled):
+        layer = ScannedLayer(SharedTables(None), policy, 0)
+        keys = drawn(B, H, 9, D, seed=1)
+        if position == "cache":
+            angles_SP = torch.arange(layer.full)[:, None] * torch.tensor([0.9, 0.5, 0.2, 0.1])[: rotated // 2].double()
+            cos, sin = angles_SP.cos().repeat(1, 2), torch.cat((-angles_SP.sin(), angles_SP.sin()), 1)
+            layer.tables.rope = SimpleNamespace(at=lambda *_, cos=cos, sin=sin: Rotation(cos, sin))
+        layer.lazy_initialization(keys, keys)
+        nothing = drawn(B, H, 9, 0), torch.zeros(B, H, 9, dtype=FLOAT64)
+        output = scan(layer, Arriving(drawn(B, H, queries, 9, D), keys, drawn(B, H, 9, D, seed=2), *nothing), 0.3)
+        kept.append((output, layer.order_BUS, layer.score_BHS))
+    (ours, order, score), (truth, true_order, true_score) = reversed(kept)
+    close(ours, truth, FLOAT64)
+    close(score, true_score, FLOAT64)
+    assert torch.equal(order, true_order)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+def test_the_compiled_softmax_is_exact_to_a_few_units_in_the_last_place(dtype, count):
+    scores = (np.random.default_rng(count).standard_normal(count) * 30).astype(dtype)
+    weights = np.append(scores, dtype(7))  # what is behind stays as it is
+    softmax(weights, weights.view(f"i{weights.itemsize}"), count)
+    wide = np.exp((scores - scores.max()).astype(np.longdouble))
+    truth, floor = wide / wide.sum(), np.exp(np.longdouble(-86 if dtype is np.float32 else -700))
+    assert (np.abs(weights[:count] - truth) <= np.finfo(dtype).eps * 8 * truth + 2 * floor).all()
+    assert weights[count] == 7
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_compiled_softmax_takes_the_farthest_scores_and_hides_no_nan(dtype):
+    for scores, truth in (
+        ([-3e38, 0, 3e38], [0, 0, 1]),
+        ([-np.inf, 2, 2], [0, 0.5, 0.5]),
+        ([0, np.nan, 1], [np.nan] * 3),
+    ):
+        weights = np.array(scores, dtype)
+        softmax(weights, weights.view(f"i{weights.itemsize}"), 3)
+        np.testing.assert_allclose(weights, truth, atol=1e-37)

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import torch
 
+from kvstream.engine.backends.compiled_attention import compiled, scores, scores_of_one, softmax, weighted_sums
 from kvstream.engine.backends.pace import PACE
 
 if TYPE_CHECKING:
     from kvstream.engine.scanned_layer import Arriving, ScannedLayer
 
 LANES = 32  # dimensions that a loop takes at a time on the widest CPUs; of fewer it takes one by one
-compiled: Any = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 
 
 def scan_compiled(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.Tensor:
     """Take no Python step per token; sets of kept tokens are spread over torch's threads: (B, H, G, T, D)."""
-    held, shared = views_of(layer)
+    held, shared = views_of(layer, new.q_BHGTD.shape[2])
     sets, K = held[0].shape[:2]
     output_BHGTD = torch.empty(new.q_BHGTD.shape, dtype=new.q_BHGTD.dtype)
     come = (new.q_BHGTD, new.k_BHTD, new.v_BHTD, new.own_BHTE, new.score_BHT, output_BHGTD)
@@ -43,7 +42,7 @@ def scan_compiled(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.T
     return output_BHGTD
 
 
-def views_of(layer: ScannedLayer) -> tuple[list[Any], list[Any]]:
+def views_of(layer: ScannedLayer, groups: int) -> tuple[list[Any], list[Any]]:
     """The layer as arrays, those of sets and the rotations that all share; kept while its tensors are these."""
     tensors = (layer.keys, layer.values, layer.own_BHSE, layer.sum_BHE, layer.score_BHS)
     orders = (layer.order_BUS, layer.token_BUS)
@@ -52,20 +51,26 @@ def views_of(layer: ScannedLayer) -> tuple[list[Any], list[Any]]:
         K = layer.keys.shape[:2].numel() // sets
         of_sets = [x.view(sets, K, *x.shape[2:]).numpy() for x in tensors]
         of_sets += [layer.order_BUS.view(sets, S).numpy().view(np.uint64), layer.token_BUS.view(sets, S).numpy()]
-        layer.views = (*tensors, *orders), of_sets, _rotations(layer)
+        layer.views = (*tensors, *orders), of_sets, _rotations(layer, groups)
     return layer.views[1], layer.views[2]
 
 
-def _rotations(layer: ScannedLayer) -> list[Any]:
-    """Cosines and sines by distance, (S, W), and how many dimensions are rotated; the others of W turn by nothing."""
+def _rotations(layer: ScannedLayer, groups: int) -> list[Any]:
+    """Cosines and sines by distance, how many dimensions are rotated, and an example of the integers as wide as a key.
+
+    Of each pair of dimensions where several queries share a key, (S, pairs); for one query of both, (S, W), as its
+    loops are long then: the others of W turn by nothing.
+    """
     dtype = layer.keys.numpy().dtype
+    integers = np.empty(0, f"i{dtype.itemsize}")
     if layer.distances is None:
-        return [np.empty((0, 0), dtype), np.empty((0, 0), dtype), 0]
-    size, D = layer.distances.cos.shape[-1], layer.keys.shape[3]
-    wide = min(-(-size // LANES) * LANES, D)
-    cos_SW, sin_SW = np.ones((layer.full, wide), dtype), np.zeros((layer.full, wide), dtype)
-    cos_SW[:, :size], sin_SW[:, :size] = layer.distances.cos.numpy(), layer.distances.sin.numpy()
-    return [cos_SW, sin_SW, size]
+        return [np.empty((0, 0), dtype), np.empty((0, 0), dtype), 0, integers]
+    cos_SW, sin_SW = layer.distances.cos.numpy(), layer.distances.sin.numpy()
+    size, D = cos_SW.shape[-1], layer.keys.shape[3]
+    if groups > 1:
+        return [cos_SW[:, : size // 2].copy(), sin_SW[:, size // 2 :].copy(), size, integers]
+    wide = ((0, 0), (0, min(-(-size // LANES) * LANES, D) - size))
+    return [np.pad(cos_SW, wide, constant_values=1), np.pad(sin_SW, wide), size, integers]
 
 
 @compiled
@@ -73,13 +78,16 @@ def _scan(
     q_UKGTD: Any, k_UKTD: Any, v_UKTD: Any, own_UKTE: Any, first_UKT: Any, out_UKGTD: Any, keys_UKSD: Any,
     values_UKSD: Any, own_UKSE: Any, sum_UKE: Any, score_UKS: Any, order_US: Any, token_US: Any, seen: int,
     held_before: int, left: int, sinks: int, recent: int, memory: float, heard: int, per_age: bool, pooled: int,
-    tie: float, scaling: float, cos_SW: Any, sin_SW: Any, rotated: int,
+    tie: float, scaling: float, cos_SW: Any, sin_SW: Any, rotated: int, integers: Any,
 ) -> None:  # fmt: skip
     """memory: as `attention_memory`, below 0 where attention does not score; heard: as `queries_heard`."""
-    sets, heads, groups, tokens, _ = q_UKGTD.shape
+    sets, heads, groups, tokens, D = q_UKGTD.shape
     full = order_US.shape[1]
     compares = own_UKTE.shape[3] > 0
-    weight_N, turned_W = np.empty(full, q_UKGTD.dtype), np.zeros(cos_SW.shape[1], q_UKGTD.dtype)
+    rows = groups if groups == 1 else (groups + 3) // 4 * 4  # `scores` takes four at a time
+    q_GD, weight_GN = np.zeros((rows, D), q_UKGTD.dtype), np.empty((rows, full), q_UKGTD.dtype)
+    bits_GN = weight_GN.view(integers.dtype)
+    turned_D, out_GD = np.zeros(D, q_UKGTD.dtype), np.empty((groups, D), q_UKGTD.dtype)
     half = rotated // 2
     heard_N, decides_N = np.empty(full), np.empty(full)
     for u in range(sets):
@@ -96,17 +104,20 @@ def _scan(
                 keys_UKSD[u, k, new] = k_UKTD[u, k, t]
                 values_UKSD[u, k, new] = v_UKTD[u, k, t]
                 score_UKS[u, k, new] = first_UKT[u, k, t]
-                heard_N[:held] = 0
+                q_GD[:groups] = q_UKGTD[u, k, :, t]
+                if groups > 1:
+                    scores(q_GD, keys_UKSD[u, k], order_S, held, scaling, cos_SW, sin_SW, weight_GN)
+                else:
+                    turned_D[:half], turned_D[half:rotated] = q_GD[0, half:rotated], q_GD[0, :half]
+                    scores_of_one(
+                        q_GD[0], turned_D, keys_UKSD[u, k], order_S, held, scaling, cos_SW, sin_SW, weight_GN[0]
+                    )
                 for g in range(groups):
-                    q_D = q_UKGTD[u, k, g, t]
-                    turned_W[:half], turned_W[half:rotated] = q_D[half:rotated], q_D[:half]
-                    top = _scores(q_D, turned_W, keys_UKSD[u, k], order_S, held, scaling, cos_SW, sin_SW, weight_N)
-                    _weigh(values_UKSD[u, k], order_S, held, top, weight_N, out_UKGTD[u, k, g, t])
-                    if counts:
-                        for n in range(held):
-                            heard_N[n] += weight_N[n]
+                    softmax(weight_GN[g], bits_GN[g], held)
+                weighted_sums(values_UKSD[u, k], order_S, held, weight_GN, out_GD)
+                out_UKGTD[u, k, :, t] = out_GD
                 if counts:
-                    _update(score_UKS[u, k], order_S, held, stays, groups, heard_N)
+                    _update(score_UKS[u, k], order_S, held, stays, groups, weight_GN, heard_N)
                 if compares:
                     own_UKSE[u, k, new] = own_UKTE[u, k, t]
                     _add(sum_UKE[u, k], own_UKTE[u, k, t], first_UKT[u, k, t])
@@ -133,53 +144,12 @@ def _scan(
 
 
 @compiled
-def _scores(
-    q_D: Any, turned_W: Any, keys_SD: Any, order_S: Any, held: int, scaling: float, cos_SW: Any, sin_SW: Any,
-    score_N: Any,
-) -> Any:  # fmt: skip
-    """Write a query's scores of the tokens held, by age; returns the highest. With ranks as positions: by distance.
-
-    What is turned is the query; turned_W: its halves swapped, as a rotation adds them.
-    """
-    wide, size = np.uint64(cos_SW.shape[1]), np.uint64(keys_SD.shape[1])
-    for n in range(held):
-        slot, away, total = order_S[n], np.uint64(held - 1 - n), scaling - scaling
-        for d in range(wide):
-            total += (q_D[d] * cos_SW[away, d] + turned_W[d] * sin_SW[away, d]) * keys_SD[slot, d]
-        for d in range(wide, size):
-            total += q_D[d] * keys_SD[slot, d]
-        score_N[n] = total * scaling
-    top = score_N[0]
-    for n in range(held):
-        top = max(top, score_N[n])
-    return top
-
-
-@compiled
-def _weigh(values_SD: Any, order_S: Any, held: int, top: float, weight_N: Any, out_D: Any) -> None:
-    """Make scores softmax weights, and write the values' weighted sum, of four at a time."""
-    total, size = top - top, np.uint64(values_SD.shape[1])
-    for n in range(held):
-        weight_N[n] = np.exp(weight_N[n] - top)
-        total += weight_N[n]
-    for n in range(held):
-        weight_N[n] /= total
-    out_D[:] = 0
-    for n in range(0, held - 3, 4):
-        w, x, y, z = weight_N[n], weight_N[n + 1], weight_N[n + 2], weight_N[n + 3]
-        first, second, third, fourth = order_S[n], order_S[n + 1], order_S[n + 2], order_S[n + 3]
-        for d in range(size):
-            out_D[d] += w * values_SD[first, d] + x * values_SD[second, d]
-            out_D[d] += y * values_SD[third, d] + z * values_SD[fourth, d]
-    for n in range(held // 4 * 4, held):
-        weight, slot = weight_N[n], order_S[n]
-        for d in range(size):
-            out_D[d] += weight * values_SD[slot, d]
-
-
-@compiled
-def _update(score_S: Any, order_S: Any, held: int, stays: float, groups: int, heard_N: Any) -> None:
+def _update(score_S: Any, order_S: Any, held: int, stays: float, groups: int, weight_GN: Any, heard_N: Any) -> None:
     """Add a query's attention, the mean of its heads', to what stays of the scores."""
+    heard_N[:held] = 0
+    for g in range(groups):
+        for n in range(held):
+            heard_N[n] += weight_GN[g, n]
     for n in range(held):
         score_S[order_S[n]] = stays * score_S[order_S[n]] + heard_N[n] / groups
 
@@ -222,8 +192,8 @@ def _lowest(decides_N: Any, first: int, end: int, tie: float) -> int:
     lowest = decides_N[first]
     for n in range(first, end):
         lowest = min(lowest, decides_N[n])
-    found = first
-    for n in range(first, end):
-        if decides_N[n] <= lowest + abs(lowest) * tie:
-            found = n
-    return found
+    limit = lowest + abs(lowest) * tie
+    last = end - 1
+    while last > first and not decides_N[last] <= limit:
+        last -= 1
+    return last
