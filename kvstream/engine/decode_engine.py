@@ -1,7 +1,8 @@
 """Serves one request: a prompt, then a token at a time, under a cache that lives as long as the engine.
 
-Steps run eagerly. What is asked of an engine (`prefill`, `step`, `rewind`) leaves room for one that replays a captured
-graph. Knows no clock and no text: `decode` feeds it a known one, latency cells what it predicts.
+On a GPU steps are recorded and repeated as soon as they are alike (`kvstream.engine.steady`); until then, and on other
+devices, the cache serves them one by one. Knows no clock and no text: `decode` feeds it a known one, latency cells what
+it predicts.
 
 Shape legend: B texts side by side, T tokens, V vocabulary.
 """
@@ -13,6 +14,8 @@ from transformers import PreTrainedModel
 
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.chunk_choice import chunk_size_for
+from kvstream.engine.steady.recorded import Recorded
+from kvstream.engine.steady.step import SteadyStep
 from kvstream.engine.wrappers import unwrapped
 from kvstream.policies import Full, Policy
 from kvstream.policies.sizes import kept_by_layer
@@ -21,16 +24,24 @@ from kvstream.policies.sizes import kept_by_layer
 class DecodeEngine:
     """A model and a `KVStreamCache` under `policy`; `capacity`: the most tokens that a request will have.
 
+    steady: whether steps that are alike are taken as such; None: where the device gains by it.
     Raises ValueError for models that `KVStreamCache` cannot serve.
     """
 
-    def __init__(self, model: PreTrainedModel, policy: Policy, *, capacity: int | None = None) -> None:
+    held = False  # whether each step takes the place of the last
+
+    def __init__(
+        self, model: PreTrainedModel, policy: Policy, *, capacity: int | None = None, steady: bool | None = None
+    ) -> None:
         self.model = unwrapped(model)
         self.cache = KVStreamCache(self.model, policy, capacity=capacity)
         self.prompt_tokens = 0
+        self.steady = self.cache.device.type == "cuda" if steady is None else steady
+        self.recorded: Recorded | None = None
 
     def prefill(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Begin a request with its prompt, chunk by chunk as replay does: logits after its last token, (B, V)."""
+        self._leave()
         self.cache.reset()
         self.prompt_tokens = ids_BT.shape[1]
         *before, last = ids_BT.split(chunk_size_for(self.model, len(ids_BT)), dim=1)
@@ -40,15 +51,27 @@ class DecodeEngine:
 
     def step(self, ids_B1: torch.Tensor) -> torch.Tensor:
         """Take one more token of each text: logits after it, (B, V)."""
-        return self._logits(ids_B1)
+        if self.recorded and not self.recorded.step.goes_on:
+            self._leave()
+        if self.steady and self.recorded is None and (found := SteadyStep.of(self.model, self.cache, held=self.held)):
+            self.recorded = Recorded(found, self.cache.device)
+        return self.recorded(ids_B1) if self.recorded else self._logits(ids_B1)
 
     def rewind(self) -> None:
         """Have the next steps cost what they do right after the prompt.
 
         Layers that still grow go back to its length; only their sizes do, as they may hold later tokens by now.
         """
+        if self.recorded and self.recorded.step.rewind(self.prompt_tokens):
+            return
+        self._leave()
         for layer in self.cache.own_layers():
             layer.rewind(self.prompt_tokens)
+
+    def _leave(self) -> None:
+        if self.recorded:
+            self.recorded.step.end()
+        self.recorded = None
 
     @torch.inference_mode()
     def _logits(self, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -63,10 +86,14 @@ class HeldDecodeEngine(DecodeEngine):
     Every step overwrites the last, so its steps cost what the policy's would if keeping within the budget were free.
     """
 
-    def __init__(self, model: PreTrainedModel, policy: Policy, *, prompt_tokens: int) -> None:
+    held = True
+
+    def __init__(
+        self, model: PreTrainedModel, policy: Policy, *, prompt_tokens: int, steady: bool | None = None
+    ) -> None:
         layers = unwrapped(model).config.num_hidden_layers
         self.kept = kept_by_layer(policy, layers, prompt_tokens)
-        super().__init__(model, Full(), capacity=max(self.kept) + 1)
+        super().__init__(model, Full(), capacity=max(self.kept) + 1, steady=steady)
 
     def prefill(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Fill the cache with the first tokens of a prompt: logits after the last of them, (B, V)."""

@@ -80,6 +80,8 @@ class Eviction:
         # Seats are first taken in order, so a seat's number is its first member's rank.
         self.rank_BHZ = torch.arange(self.layout.seats, device=keys_BHSD.device).repeat(*keys_BHSD.shape[:2], 1)
         self.score_BHZ = self._score(keys_BHSD[:, :, :0], values_BHSD[:, :, :0]).new_zeros(self.rank_BHZ.shape)
+        self.deciding = 1 if self.policy.shared_by_heads else keys_BHSD.shape[1]
+        self.draws_HN = self.rank_BHZ.new_zeros(self.deciding, FORESIGHT)
         self.forget()
 
     def forget(self) -> None:
@@ -104,6 +106,39 @@ class Eviction:
         self.score_BHZ.scatter_(2, seat_BH1, takeover.of("score_BHC"))
         self.rank_BHZ.sub_((self.rank_BHZ > takeover.of("left_BHC")).long())
         self.rank_BHZ.scatter_(2, seat_BH1, newest)
+
+    def prepare_draws(self, token: int) -> None:
+        """Lay the draws out on the device from which `play` takes those of this step and following, in the same place.
+
+        To be called before the first step played, and then whenever a step's number is a multiple of `FORESIGHT`.
+        """
+        start = token - token % FORESIGHT
+        drawn = self.policy.draws(self.layer, self.deciding, range(start, start + FORESIGHT))
+        if drawn is not None:
+            self.draws_HN.copy_(torch.from_numpy(drawn))
+
+    def play(self, key_BH1D: torch.Tensor, value_BH1D: torch.Tensor, token_1: torch.Tensor) -> torch.Tensor:
+        """Play a full region's contest at step `token_1`, on the device alone; returns the candidate's seat, (B, H, 1).
+
+        The outcome is `step`'s. Whom it asks is there already: the candidate sits in the spare seat, the youngest.
+        """
+        room, score_BH1 = self.layout.room, self._score(key_BH1D, value_BH1D)
+        self.score_BHZ[..., room:] = score_BH1
+        self.rank_BHZ[..., room:] = room
+        rank_BHZ, score_BHZ = self.rank_BHZ, self.score_BHZ
+        if self.policy.shared_by_heads:
+            rank_BHZ, score_BHZ = rank_BHZ[:, :1], score_BHZ.double().mean(1, keepdim=True)
+        if self.policy.scored_by == "nothing":
+            leaves_BHZ = rank_BHZ == self.draws_HN.index_select(1, token_1 % FORESIGHT)
+        else:
+            lowest_BH1 = score_BHZ.amin(-1, keepdim=True)
+            leaves_BHZ = score_BHZ <= lowest_BH1 + lowest_BH1.abs() * tie(score_BH1.dtype)
+        left_BH1, seat_BH1 = torch.where(leaves_BHZ, rank_BHZ, -1).max(-1, keepdim=True)
+        seat_BH1 = seat_BH1.expand_as(score_BH1)
+        self.rank_BHZ.sub_((self.rank_BHZ > left_BH1).long())
+        self.rank_BHZ.scatter_(2, seat_BH1, room - 1)
+        self.score_BHZ.scatter_(2, seat_BH1, score_BH1)
+        return seat_BH1
 
     def lifetimes(self, token: int, members: int, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor) -> Lifetimes:
         """Settle step `token` and following, one candidate each; what is held is then as after the last of them."""

@@ -13,7 +13,9 @@ kv-head, T tokens, D head size, E the same where keys are compared, else 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,11 +113,26 @@ class ScannedLayer(Layer):
         self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
         T = k_BHTD.shape[2]
+        by_index = partial(self.tables.rotation, self.seen, T, None, k_BHTD)
+        arriving = self.arriving(q_BHGTD, k_BHTD, v_BHTD, by_index, partial(self._rotation, T, k_BHTD))
+        output_BHGTD = self.backend.scan(self, arriving, scaling)
+        self.seen += T
+        return output_BHGTD
+
+    def arriving(
+        self,
+        q_BHGTD: torch.Tensor,
+        k_BHTD: torch.Tensor,
+        v_BHTD: torch.Tensor,
+        by_index: Callable[[], Rotation],
+        in_place: Callable[[], Rotation],
+    ) -> Arriving:
+        """Prepare tokens for a scan, given the rotations to their indices and to their positions, if asked for."""
         own_BHTE, score_BHT = k_BHTD[..., :0], k_BHTD.new_zeros(k_BHTD.shape[:3], dtype=torch.float64)
         if self.policy.scored_by == "similarity" or (self.policy.scored_by == "token" and self.positions.by_rank):
-            own_BHTE = self.tables.rotation(self.seen, T, None, k_BHTD)(k_BHTD)
+            own_BHTE = by_index()(k_BHTD)
         if not self.positions.by_rank:
-            rotate = self._rotation(T, k_BHTD)
+            rotate = in_place()
             q_BHGTD, k_BHTD = rotate(q_BHGTD), rotate(k_BHTD)
         if self.policy.scored_by == "token":
             score_BHT = self.policy.token_scores(own_BHTE if self.positions.by_rank else k_BHTD, v_BHTD).double()
@@ -124,10 +141,7 @@ class ScannedLayer(Layer):
             score_BHT = torch.where(norm_BHT > 0, 1 / norm_BHT, 0.0)
         else:
             own_BHTE = own_BHTE[..., :0]
-        arriving = Arriving(q_BHGTD, k_BHTD, v_BHTD, own_BHTE, score_BHT)
-        output_BHGTD = self.backend.scan(self, arriving, scaling)
-        self.seen += T
-        return output_BHGTD
+        return Arriving(q_BHGTD, k_BHTD, v_BHTD, own_BHTE, score_BHT)
 
     def _rotation(self, tokens: int, like: torch.Tensor) -> Rotation:
         """Rotate the next tokens to their positions: an index, or how many tokens were held when they came."""

@@ -13,6 +13,8 @@ from exactness_cases import TOLERANCE, assert_close, every_pair
 from oracle import Asked, Spec, oracle_trace
 
 from kvstream import decode, replay
+from kvstream.engine.decode_engine import DecodeEngine
+from kvstream.engine.scoring import score_logits
 from kvstream.policies import POLICIES
 from kvstream.policies.fields import axes_of, spanned
 
@@ -54,6 +56,17 @@ def test_replay_and_decode_are_the_oracles(tiny_model, tokens, place, policy):
     truth = oracle_trace(model, ids, Asked(policy.in_layers(3))).nll_nats
     assert_close(replay(model, ids, policy, chunk_size=13), truth, TOLERANCE[torch.float64], f"{policy} replayed")
     assert_close(decode(model, ids, policy).nll_nats, truth, TOLERANCE[torch.float64], f"{policy} decoded")
+    nll, alike = decoded_steadily(model, ids, policy)
+    assert_close(nll, truth, TOLERANCE[torch.float64], f"{policy} decoded by steps that are alike")
+    full_left = [policy.shed(regions) for regions in map(policy.in_layers(3).regions_of, range(3)) if regions]
+    assert alike == all(full - left == 1 for full, left in full_left)
+
+
+def decoded_steadily(model, ids, policy):
+    """What a GPU records and repeats, run as it is; and whether the last step was one of those."""
+    engine = DecodeEngine(model, policy, capacity=len(ids), steady=True)
+    logits = [engine.step(ids[None, token : token + 1]) for token in range(len(ids) - 1)]
+    return score_logits(torch.cat(logits), ids[1:]).nll_nats, engine.recorded is not None
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -20,12 +20,19 @@ if TYPE_CHECKING:
 
 def scan_plainly(layer: ScannedLayer, arriving: Arriving, scaling: float) -> torch.Tensor:
     """Take some Python steps per token, on any device and in any dtype, under any policy: (B, H, G, T, D)."""
-    steps = range(arriving.k_BHTD.shape[2])
-    return torch.stack([_step(layer, layer.seen + t, t, arriving, scaling) for t in steps], -2)
+    tokens = range(layer.seen, layer.seen + arriving.k_BHTD.shape[2])
+    outputs = [scan_step(layer, token, layer.held(token) + 1, t, arriving, scaling) for t, token in enumerate(tokens)]
+    return torch.stack(outputs, -2)
 
 
-def _step(layer: ScannedLayer, token: int, t: int, new: Arriving, scaling: float) -> torch.Tensor:
-    policy, N = layer.policy, layer.held(token) + 1  # the new one, the youngest, included
+def scan_step(
+    layer: ScannedLayer, token: int | torch.Tensor, N: int, t: int, new: Arriving, scaling: float
+) -> torch.Tensor:
+    """Take number t of the arriving, the token of that index, which makes N held: (B, H, G, D).
+
+    The index may be on the device: what is asked of it here is no question to the device.
+    """
+    policy = layer.policy
     slot_BUN = layer.order_BUS[:, :, :N]
     slot_BHN = slot_BUN.expand(-1, new.k_BHTD.shape[1], -1)
     slot_BHND = slot_BHN[..., None].expand(-1, -1, -1, new.k_BHTD.shape[-1])
@@ -34,7 +41,8 @@ def _step(layer: ScannedLayer, token: int, t: int, new: Arriving, scaling: float
     layer.values.scatter_(2, slot_BHND[:, :, -1:], new.v_BHTD[:, :, t, None])
     layer.own_BHSE.scatter_(2, slot_BHNE[:, :, -1:], new.own_BHTE[:, :, t, None])
     layer.score_BHS.scatter_(2, slot_BHN[:, :, -1:], new.score_BHT[:, :, t, None])
-    layer.token_BUS.scatter_(2, slot_BUN[:, :, -1:], token)
+    youngest_BU1 = slot_BUN[:, :, -1:]
+    layer.token_BUS.scatter_(2, youngest_BU1, torch.zeros_like(youngest_BU1) + token)
     layer.sum_BHE.add_(new.own_BHTE[:, :, t].double() * new.score_BHT[:, :, t, None])
 
     q_BHGD = new.q_BHGTD[..., t, :]
@@ -54,7 +62,7 @@ def _step(layer: ScannedLayer, token: int, t: int, new: Arriving, scaling: float
     return (weights_BHGN @ values_BHND.to(wide)).to(new.v_BHTD.dtype)
 
 
-def _shed(layer: ScannedLayer, token: int, slot_BUN: torch.Tensor, slot_BHN: torch.Tensor) -> None:
+def _shed(layer: ScannedLayer, token: int | torch.Tensor, slot_BUN: torch.Tensor, slot_BHN: torch.Tensor) -> None:
     """Have contested tokens leave, the lowest scores first, until as many are left as shall be."""
     policy, regions, N = layer.policy, layer.regions, slot_BUN.shape[2]
     order_BUN, score_BHN = slot_BUN.clone(), layer.score_BHS.gather(2, slot_BHN)

@@ -1,0 +1,70 @@
+"""Which token comes next, on the device, and what a step computes from that once for all layers.
+
+Shape legend: B batch, H kv-heads, S slots or positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from kvstream.engine.rope import Rope, Rotation
+from kvstream.engine.slot_layout import SlotLayout
+
+Found = TypeVar("Found")
+
+
+class Counter:
+    """The index of the token that comes next to the layers that have seen as many as each other: token_1, int64.
+
+    `begin` starts a step, `end` goes on to the next token. Between them each thing asked for is computed once.
+    """
+
+    def __init__(self, seen: int, rope: Rope, device: torch.device) -> None:
+        self.token_1 = torch.tensor([seen], device=device)
+        self.rope = rope
+        self.begin()
+
+    def begin(self) -> None:
+        """Know nothing of this step yet."""
+        self._known: dict[tuple[Any, ...], Any] = {}
+
+    def end(self) -> None:
+        """Go on to the next token."""
+        self.token_1.add_(1)
+
+    def count_from(self, seen: int) -> None:
+        """Go to another token."""
+        self.token_1.fill_(seen)
+
+    def _once(self, key: tuple[Any, ...], found: Callable[[], Found]) -> Found:
+        if key not in self._known:
+            self._known[key] = found()
+        return self._known[key]
+
+    def rotation(self, like: torch.Tensor, cap: int | None = None) -> Rotation:
+        """Rotate to the token's position, which is no higher than `cap`."""
+        positions = self.token_1 if cap is None else self.token_1.clamp(max=cap)
+        return self._once(("to", cap), lambda: self.rope.at(positions, like))
+
+    def rotation_back(self, behind: int, like: torch.Tensor) -> Rotation:
+        """Undo the rotation of the token that came so many before."""
+        return self._once(("back", behind), lambda: self.rope.at(behind - self.token_1, like))
+
+    def shifted(self, start: int, stop: int, budget: int, like: torch.Tensor) -> Rotation:
+        """Rotate to start … stop − 1, and on by as much as older keys are nearer to the token than by index."""
+        places_S = torch.arange(start, stop, device=self.token_1.device)
+        return self._once(("by", start, stop, budget), lambda: self.rope.at(places_S + self.token_1 - budget, like))
+
+    def slot(self, layout: SlotLayout, behind: int = 0) -> torch.Tensor:
+        """The slot in the ring of the token, or of the one so many before it: int64, (1,)."""
+        token_1 = self.token_1 - behind - layout.sinks
+        return self._once(("slot", layout, behind), lambda: layout.sinks + token_1 % (layout.recent + 1))
+
+    def seen_so_far(self, slots: int) -> torch.Tensor:
+        """Which of so many slots, a token's slot being its index, are held by the token or one before: bool, (1, S)."""
+        return self._once(
+            ("seen", slots), lambda: (torch.arange(slots, device=self.token_1.device) <= self.token_1)[None]
+        )

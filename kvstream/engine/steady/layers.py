@@ -1,0 +1,165 @@
+"""The layers of a `KVStreamCache` as a steady step takes its token through them, in their own slots.
+
+Shape legend: B batch, H kv-heads, G query heads per kv-head, T one token, D head size, S slots, Z seats.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from kvstream.engine.backends.scan import scan_step
+from kvstream.engine.bounded_layer import BoundedLayer
+from kvstream.engine.layer import Layer
+from kvstream.engine.scanned_layer import ScannedLayer
+from kvstream.engine.shared_tables import SharedTables
+from kvstream.engine.steady.counter import Counter
+from kvstream.engine.unbounded_layer import UnboundedLayer
+
+
+class SteadyLayer(Layer):
+    """One layer during steady steps, in the tensors of a cache's layer, `of`.
+
+    since, until: its steps are alike while that has seen at least, and less than, so many tokens.
+    """
+
+    since: int = 0
+    until: float = inf
+
+    def __init__(self, tables: SharedTables, of: Layer, counter: Counter) -> None:
+        super().__init__(tables)
+        self.of, self.counter, self.is_initialized = of, counter, True
+
+    def _filled(self, name: str) -> int:
+        raise NotImplementedError(f"{name}: a steady layer's state is that of the layer it is of")
+
+
+class Growing(SteadyLayer):
+    """A layer that holds all tokens so far, each in the slot of its index, and has room for more."""
+
+    def __init__(self, tables: SharedTables, of: Layer, counter: Counter, slots: int, cap: int | None) -> None:
+        super().__init__(tables, of, counter)
+        self.slots, self.until, self.cap = slots, slots, cap
+        self.since = of.layout.sinks if isinstance(of, BoundedLayer) else 0
+        for held in (of.keys, of.values):  # a weight of 0 would not hide what memory happened to hold
+            held[:, :, of.seen : slots] = 0
+
+    def _answer(
+        self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        rotate, slots = self.counter.rotation(k_BHTD, self.cap), self.slots
+        keys, values = self.of.keys[:, :, :slots], self.of.values[:, :, :slots]
+        keys.index_copy_(2, self.counter.token_1, rotate(k_BHTD))
+        values.index_copy_(2, self.counter.token_1, v_BHTD)
+        return attend(rotate(q_BHGTD), keys, values, scaling, self.counter.seen_so_far(slots))
+
+
+class Held(SteadyLayer):
+    """A layer each of whose tokens overwrites the last: as many keys at every step, and none evicted."""
+
+    def __init__(self, tables: SharedTables, of: Layer, counter: Counter) -> None:
+        super().__init__(tables, of, counter)
+        self.kept = of.seen
+
+    def _answer(
+        self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        rotate = self.counter.rotation(k_BHTD)
+        keys, values = (x[:, :, : self.kept + 1] for x in (self.of.keys, self.of.values))
+        keys[:, :, self.kept :] = rotate(k_BHTD)
+        values[:, :, self.kept :] = v_BHTD
+        return attend(rotate(q_BHGTD), keys, values, scaling)
+
+
+class Evicting(SteadyLayer):
+    """A full layer: the token overwrites the slot of one that left, is answered, and then one leaves.
+
+    As `bounded_step`, but that the contested keys stand where the one query finds them, and that each contest is played
+    on the device.
+    """
+
+    of: BoundedLayer
+
+    def __init__(self, tables: SharedTables, of: BoundedLayer, counter: Counter) -> None:
+        super().__init__(tables, of, counter)
+        self.since = of.layout.budget
+        self.first, self.end = of.layout.contested_at, of.layout.contested_at + of.layout.room
+
+    def _answer(
+        self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        of, counter, layout = self.of, self.counter, self.of.layout
+        rotate, slot_1 = counter.rotation(k_BHTD, of.positions.cap), counter.slot(layout)
+        of.keys.index_copy_(2, slot_1, rotate(k_BHTD))
+        of.values.index_copy_(2, slot_1, v_BHTD)
+        if of.eviction and of.ranks:
+            turn = counter.shifted(layout.sinks, layout.sinks + layout.room, layout.budget, k_BHTD)
+            of.keys[:, :, self.first : self.end] = turn.pick(of.eviction.rank_BHZ[:, :, : layout.room])(
+                of.plain_BHZD[:, :, : layout.room]
+            )
+        output = attend(rotate(q_BHGTD), of.keys[:, :, : self.end], of.values[:, :, : self.end], scaling)
+        if of.eviction:
+            self._contest()
+        return output
+
+    def _contest(self) -> None:
+        """Have the token that loses its protection take the seat of whoever leaves, which may be itself."""
+        of, layout, eviction = self.of, self.of.layout, self.of.eviction
+        assert eviction is not None, "asked where tokens are contested"
+        slot_1 = self.counter.slot(layout, behind=layout.recent)
+        key_BH1D, value_BH1D = of.keys.index_select(2, slot_1), of.values.index_select(2, slot_1)
+        seat_BH1 = eviction.play(key_BH1D, value_BH1D, self.counter.token_1)
+        seat_BH1D = seat_BH1[..., None].expand_as(key_BH1D)
+        if of.positions.by_rank:
+            back = self.counter.rotation_back(layout.recent, key_BH1D)
+            of.plain_BHZD.scatter_(2, seat_BH1D, back(key_BH1D))
+        else:
+            of.keys.scatter_(2, self.first + seat_BH1D, key_BH1D)
+        of.values.scatter_(2, self.first + seat_BH1D, value_BH1D)
+
+
+class Scanning(SteadyLayer):
+    """A full `ScannedLayer` from which one token leaves at each step."""
+
+    of: ScannedLayer
+
+    def __init__(self, tables: SharedTables, of: ScannedLayer, counter: Counter) -> None:
+        super().__init__(tables, of, counter)
+        self.since = of.left
+
+    def _answer(
+        self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        of, counter = self.of, self.counter
+        place = counter.rotation(k_BHTD, of.positions.cap)
+        new = of.arriving(q_BHGTD, k_BHTD, v_BHTD, lambda: counter.rotation(k_BHTD), lambda: place)
+        return scan_step(of, counter.token_1, of.full, 0, new, scaling)[..., None, :]
+
+
+def attend(
+    q_BHGTD: torch.Tensor,
+    keys_BHSD: torch.Tensor,
+    values_BHSD: torch.Tensor,
+    scaling: float,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Answer one token's queries by the fused attention there is: as many queries per kv-head as share it."""
+    output_BHGD = scaled_dot_product_attention(q_BHGTD[..., 0, :], keys_BHSD, values_BHSD, mask, scale=scaling)
+    return output_BHGD[..., None, :]
+
+
+def steady(layer: Layer, tables: SharedTables, counter: Counter) -> SteadyLayer | None:
+    """Take a layer as it now is; None where its steps still differ from each other."""
+    if isinstance(layer, UnboundedLayer):
+        return Growing(tables, layer, counter, layer.keys.shape[2], None) if layer.seen < layer.keys.shape[2] else None
+    if isinstance(layer, ScannedLayer):
+        singly = layer.full - layer.left == 1 and layer.seen >= layer.left
+        return Scanning(tables, layer, counter) if singly else None
+    assert isinstance(layer, BoundedLayer)
+    if layer.seen >= layer.layout.budget:
+        return Evicting(tables, layer, counter)
+    if layer.layout.sinks <= layer.seen < layer.layout.protected:
+        return Growing(tables, layer, counter, layer.layout.protected, layer.positions.cap)
+    return None

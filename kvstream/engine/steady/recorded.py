@@ -1,0 +1,69 @@
+"""Steady steps on a GPU: the first run as they are, then a CUDA graph of one is recorded and repeated.
+
+One launch in place of several hundred: at batch 1 a step of a small model is little else than launches.
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kvstream.engine.steady.step import SteadyStep
+
+WARM_UP = 3  # steps in which libraries choose their kernels and make room; torch asks for a few before recording
+refused: set[str] = set()  # reasons told already
+
+
+class Recorded:
+    """Calls a steady step. Where a device records nothing, or cannot record this one, each call computes it anew."""
+
+    def __init__(self, step: SteadyStep, device: torch.device) -> None:
+        self.step, self.device, self.calls = step, device, 0
+        self.records = device.type == "cuda"
+        self.graph: Any = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the next step costs what those after it do."""
+        return not self.records or self.graph is not None
+
+    def __call__(self, ids_B1: torch.Tensor) -> torch.Tensor:
+        """Take a token of each text: logits after it, (B, V), which stay as they are."""
+        self.calls += 1
+        if self.records and self.graph is None and self.calls > WARM_UP:
+            self._record(ids_B1)
+        if self.graph is None:
+            logits_BV = self._beside(ids_B1) if self.records else self.step.compute(ids_B1)
+        else:
+            self.ids_B1.copy_(ids_B1)
+            self.graph.replay()
+            logits_BV = self.logits_BV.clone()  # the next replay writes there
+        self.step.count()
+        return logits_BV
+
+    def _beside(self, ids_B1: torch.Tensor) -> torch.Tensor:
+        """Compute a step on a stream of its own, as those are that a graph is recorded from."""
+        stream: Any = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            logits_BV = self.step.compute(ids_B1)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        return logits_BV
+
+    def _record(self, ids_B1: torch.Tensor) -> None:
+        """Record a step without computing it; a model that asks the device something cannot be recorded."""
+        graph: Any = torch.cuda.CUDAGraph()
+        self.ids_B1 = ids_B1.clone()
+        try:
+            with torch.cuda.device(self.device), torch.cuda.graph(graph):
+                self.logits_BV = self.step.compute(self.ids_B1)
+        except RuntimeError as error:
+            self.records = False
+            reason = str(error).splitlines()[0]
+            if reason not in refused:
+                refused.add(reason)
+                print(f"decoding: no CUDA graph of a step, each is launched anew ({reason})", flush=True)
+        else:
+            self.graph = graph

@@ -1,0 +1,105 @@
+"""A model's next token under a cache whose layers are all steady: no decision on the host, no question to the device.
+
+Shape legend: B texts side by side, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from kvstream.engine.cache import KVStreamCache
+from kvstream.engine.eviction import FORESIGHT
+from kvstream.engine.layer import Layer
+from kvstream.engine.shared_tables import SharedTables
+from kvstream.engine.sink_rotation import groups_of
+from kvstream.engine.steady.counter import Counter
+from kvstream.engine.steady.layers import Evicting, Held, SteadyLayer, steady
+
+
+class SteadyStep(Cache):
+    """Steps of a model from where its cache stands, which moves along with them.
+
+    held: each is the step right after the tokens that the cache holds now, as `HeldDecodeEngine` asks.
+    """
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, cache: KVStreamCache, *, held: bool = False) -> SteadyStep | None:
+        """Make steps from where a cache stands, None where a layer's steps still differ from each other."""
+        if not cache.get_seq_length() or len({layer.keys.device for layer in cache.own_layers()}) > 1:
+            return None
+        tables = SharedTables(cache.tables.rope)
+        tables.model_rotates = False
+        counters: dict[tuple[int, type[Layer]], Counter] = {}
+        layers: list[SteadyLayer] = []
+        for layer in cache.own_layers():
+            known = layer.seen, type(layer)
+            if known not in counters:
+                counters[known] = Counter(layer.seen, cache.tables.rope, layer.keys.device)
+            found = Held(tables, layer, counters[known]) if held else steady(layer, tables, counters[known])
+            if found is None:
+                return None
+            layers.append(found)
+        return cls(model, cache, layers, held)
+
+    def __init__(self, model: PreTrainedModel, cache: KVStreamCache, layers: list[SteadyLayer], held: bool) -> None:
+        super().__init__(layers=list(layers))
+        self.model, self.cache, self.held, self.steady_layers = model, cache, held, layers
+        self.counters = list({id(layer.counter): layer.counter for layer in layers}.values())
+        self.evicting = [layer for layer in layers if isinstance(layer, Evicting)]
+        self.sinks = groups_of([layer.of for layer in self.evicting if layer.of.positions.by_rank])
+        cache.tables.sinks.forget()
+        self._draw()
+
+    @torch.inference_mode()
+    def compute(self, ids_B1: torch.Tensor) -> torch.Tensor:
+        """Take a token of each text: logits after it, (B, V). What is recorded and repeated is this."""
+        for counter in self.counters:
+            counter.begin()
+        for group in self.sinks:
+            first = group.layers[0]
+            group.turn_by(self.evicting[0].counter.shifted(0, 1, first.layout.budget, first.keys))
+        output: Any = self.model.base_model(
+            input_ids=ids_B1, position_ids=torch.zeros_like(ids_B1), past_key_values=self, use_cache=True
+        )
+        logits_BV: torch.Tensor = self.model.get_output_embeddings()(output.last_hidden_state[:, -1])
+        if not self.held:
+            for counter in self.counters:
+                counter.end()
+        return logits_BV
+
+    def count(self) -> None:
+        """Have the cache know of a step that was computed, and lay out what the next ones draw."""
+        if self.held:
+            return
+        for layer in self.steady_layers:
+            layer.of.seen += 1
+        if self.evicting and self.evicting[0].of.seen % FORESIGHT == 0:
+            self._draw()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another step is like those before."""
+        return all(layer.of.seen < layer.until for layer in self.steady_layers)
+
+    def rewind(self, tokens: int) -> bool:
+        """Do what `Layer.rewind` says; returns whether steps from there are like these, else it does nothing."""
+        if any(tokens < layer.since for layer in self.steady_layers):
+            return False
+        for layer in () if self.held else self.steady_layers:
+            layer.of.rewind(tokens)
+            layer.counter.count_from(layer.of.seen)
+        return True
+
+    def end(self) -> None:
+        """Have the cache's own steps go on from here."""
+        for layer in self.evicting:
+            layer.of.forget_plans()
+
+    def _draw(self) -> None:
+        for layer in self.evicting:
+            if layer.of.eviction:
+                layer.of.eviction.prepare_draws(layer.of.seen)
