@@ -4,6 +4,7 @@
     KVStreamCache(model, policy)  a bounded cache for model.generate and any other call
     replay(model, ids, policy)    the loss of every token under a policy, in nats: exact, and fast
     decode(model, ids, policy)    the same one token at a time, as generation runs, and the seconds of each step
+    generate(model, ids, policy)  new tokens under a policy, by the fastest steps that the device has
     recompute(model, ids, window)  the loss of a sample of tokens, each given the last tokens alone, from scratch: slow
     attention_loss(model, ids, policy)  the attention that a full cache pays to evicted tokens, by layer and head
     StreamingLLM(4, 252) …        the policies, one class each; parse_policy reads one from its label
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from kvstream.engine.cache import KVStreamCache as KVStreamCache
     from kvstream.engine.decode import Decoded as Decoded
     from kvstream.engine.decode import decode as decode
+    from kvstream.engine.generation import generate as generate
     from kvstream.engine.recompute import Recomputed as Recomputed
     from kvstream.engine.recompute import recompute as recompute
     from kvstream.engine.replay import replay as replay
@@ -35,6 +37,7 @@ _LATER = {
     "KVStreamCache": "engine.cache",
     "Decoded": "engine.decode",
     "decode": "engine.decode",
+    "generate": "engine.generation",
     "Recomputed": "engine.recompute",
     "recompute": "engine.recompute",
     "replay": "engine.replay",

@@ -150,20 +150,28 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     case = {"model": "70m", "dtype": "bfloat16", "texts": 8, "tokens_per_s": dict.fromkeys(labels, 1234.6)}
     case["of_plain"] = dict.fromkeys(labels, 1.5)
     report = {"card": "Some GPU", "torch": "2.11", "rounds": 9, "cases": [case, {**case, "texts": 1}]}
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{gpu.BEGIN}\nold\n{gpu.END}\nafter\n")
+    about = {"model": "70m", "dtype": "float32", "texts": 2, "context": 1100}
+    model = build_model("neox", torch.float32)
+    report["decoding"] = [found := gpu.decode(model, about, rounds=1, prefills=1, steps=1)]
+    assert sorted(found["step_ms"]) == sorted(gpu.CONTENDERS)
+    assert sorted(found["ttft_ms"]) == sorted(gpu.CONTENDERS[:4])
+    assert sorted(found["launched"]) == sorted(gpu.CONTENDERS)
+    page, old = tmp_path / "page.md", "<!-- {0}:begin -->\nold\n<!-- {0}:end -->\n"
+    page.write_text("".join(map(old.format, gpu.BLOCKS)))
     gpu.rewrite(page, report)
     text = page.read_text()
     assert f"| 70m, bfloat16, 8 texts side by side | 1,235 |{' 1,235 · 1.50 |' * 4}\n" in text
     assert "| 70m, bfloat16, one text |" in text
-    assert "Some GPU, torch 2.11" in text
+    assert text.count("Some GPU, torch 2.11") == 2
+    assert "| 70m, float32, 2 texts, 1,100 tokens | " in text
     assert "old" not in text
-    written = PAGE.read_text()
-    assert written.count(gpu.BEGIN) == written.count(gpu.END) == 1
+    for name in gpu.BLOCKS:
+        assert [PAGE.read_text().count(f"<!-- {name}:{end} -->") for end in ("begin", "end")] == [1, 1]
     page.write_text("nothing")
     with pytest.raises(ValueError, match="must hold one"):
         gpu.rewrite(page, report)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    capsys.readouterr()
     gpu.main()
     assert capsys.readouterr().out == "bench-gpu: no CUDA device here, nothing was measured\n"

@@ -41,7 +41,7 @@ class DecodeEngine:
 
     def prefill(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Begin a request with its prompt, chunk by chunk as replay does: logits after its last token, (B, V)."""
-        self._leave()
+        self.rest()
         self.cache.reset()
         self.prompt_tokens = ids_BT.shape[1]
         *before, last = ids_BT.split(chunk_size_for(self.model, len(ids_BT)), dim=1)
@@ -52,7 +52,7 @@ class DecodeEngine:
     def step(self, ids_B1: torch.Tensor) -> torch.Tensor:
         """Take one more token of each text: logits after it, (B, V)."""
         if self.recorded and not self.recorded.step.goes_on:
-            self._leave()
+            self.rest()
         if self.steady and self.recorded is None and (found := SteadyStep.of(self.model, self.cache, held=self.held)):
             self.recorded = Recorded(found, self.cache.device)
         return self.recorded(ids_B1) if self.recorded else self._logits(ids_B1)
@@ -64,11 +64,17 @@ class DecodeEngine:
         """
         if self.recorded and self.recorded.step.rewind(self.prompt_tokens):
             return
-        self._leave()
+        self.rest()
         for layer in self.cache.own_layers():
             layer.rewind(self.prompt_tokens)
 
-    def _leave(self) -> None:
+    @property
+    def settled(self) -> bool:
+        """Whether the next step costs what those after it do; asked after a step."""
+        return self.recorded is None or self.recorded.settled
+
+    def rest(self) -> None:
+        """Leave the cache as its own calls expect it; a later step begins anew."""
         if self.recorded:
             self.recorded.step.end()
         self.recorded = None

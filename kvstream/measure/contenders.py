@@ -53,7 +53,7 @@ class Contender(ABC):
 
     @abstractmethod
     def new_engine(self) -> Any:
-        """Make what serves a request: it has prefill, step and rewind, as `DecodeEngine` has, and a cache."""
+        """Make what serves a request: it has prefill, step, rewind and settled, as `DecodeEngine` has, and a cache."""
 
     def start(self, prompt_BT: torch.Tensor) -> None:
         """Take the prompt with a new cache, and choose the first token."""
@@ -67,6 +67,14 @@ class Contender(ABC):
     def rewind(self) -> None:
         """Go back to the prompt's length where the cache would otherwise grow."""
         self.engine.rewind()
+
+    def settle(self) -> None:
+        """Go back, and make steps until the next costs what those after it do: the first ones have more to do."""
+        self.rewind()
+        self.step()
+        while not self.engine.settled:
+            self.rewind()
+            self.step()
 
     def release(self) -> None:
         """Let go of the cache."""
@@ -136,6 +144,8 @@ class DynamicContender(Contender):
 
 class DynamicEngine:
     """A model with transformers' DynamicCache and its own prefill, all at once; shapes as in `DecodeEngine`."""
+
+    settled = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.cache, self.prompt_tokens = model, DynamicCache(config=model.config), 0

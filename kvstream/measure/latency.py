@@ -122,8 +122,7 @@ def measure(
                 for place in order.permutation(len(runners)):
                     runner = runners[place]
                     yield Progress(share, f"round {number + 1} of {protocol.rounds}, {runner.label}")
-                    runner.rewind()
-                    runner.step()  # not kept: the first step after going back may have more to do than the others
+                    runner.settle()
                 for step in range(protocol.steps):
                     for turn, place in enumerate(order.permutation(len(runners))):
                         samples.append((runners[place].label, "step", number, turn, step, clock(runners[place].step)))

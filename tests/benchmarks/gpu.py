@@ -1,7 +1,10 @@
-"""How fast is replay on this GPU, beside a plain forward pass of the same model that computes the loss?
+"""How fast are replay and decoding on this GPU?
+
+Replay beside a plain forward pass of the same model that computes the loss; decoding beside a full cache in
+preallocated memory, transformers' DynamicCache, and twins that do not evict (`kvstream.measure.contenders`).
 
     python tests/benchmarks/gpu.py                                            measures, and writes benchmarks/gpu.json
-    python tests/benchmarks/gpu.py --from benchmarks/gpu.json --page docs/benchmarks.md    writes the table of the page
+    python tests/benchmarks/gpu.py --from benchmarks/gpu.json --page docs/benchmarks.md    writes the tables of the page
 
 All take turns in one run, in another random order each round; a ratio is the median over rounds. Models have Pythia's
 shapes with random weights, texts are random tokens, linear products of float32 are IEEE's (TF32 off), the plain pass
@@ -25,8 +28,9 @@ from kvstream import FixSizeL2, Full, KVStreamCache, StreamingLLM
 from kvstream.engine.chunk_choice import chunk_size_for
 from kvstream.engine.replay import replay_windows, windows
 from kvstream.inputs.pythia_shapes import build
+from kvstream.measure.contenders import DYNAMIC, WITHOUT_EVICTION, Protocol, contenders
+from kvstream.measure.latency import measure as take_turns
 
-BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 TOKENS = 8192
 PLAIN = "plain forward pass with loss"
 POLICIES = [
@@ -35,6 +39,10 @@ POLICIES = [
     FixSizeL2(1024, 0.7, "keep_low", position="absolute"),
     FixSizeL2(1024, 0.7, "keep_low"),
 ]
+DECODED = [StreamingLLM(4, 1020), FixSizeL2(512, 0.7, "keep_low")]
+CONTENDERS = ["full", DYNAMIC, *(str(each) for each in DECODED), *(WITHOUT_EVICTION.format(each) for each in DECODED)]
+DECODING = [("70m", "bfloat16", 1, 8192), ("70m", "bfloat16", 1, 2048), ("70m", "bfloat16", 32, 2048),
+            ("410m", "bfloat16", 1, 8192), ("410m", "bfloat16", 8, 8192), ("70m", "float32", 1, 8192)]  # fmt: skip
 CASES = [("70m", "float32", 1), ("410m", "float32", 1), ("70m", "bfloat16", 1), ("70m", "bfloat16", 8)]
 
 
@@ -75,8 +83,47 @@ def measure(size: str, dtype: str, texts: int, rounds: int) -> dict:
     return {"model": size, "dtype": dtype, "texts": texts, "tokens_per_s": speeds, "of_plain": ratios}
 
 
+def decode(model, about: dict, rounds: int, prefills: int = 5, steps: int = 8) -> dict:
+    """Let a full cache, policies and their twins take turns, prefills and steps: medians in milliseconds."""
+    protocol = Protocol(about["context"], about["texts"], prefills, rounds, steps)
+    runners = [each for each in contenders(model, DECODED, protocol) if each.label in CONTENDERS]
+    prompt_BT = torch.randint(model.config.vocab_size, (about["texts"], about["context"])).to(model.device)
+    for runner in runners:
+        runner.serve(prompt_BT)
+    *_, rows = take_turns("bench", runners, prompt_BT, protocol)
+    frame = rows.to_pandas()
+    medians = 1e3 * frame.groupby(["phase", "policy"]).seconds.median()
+    launched = [each.label for each in runners if not getattr(getattr(each.engine, "recorded", None), "graph", None)]
+    found = about | {f"{phase}_ms": medians[phase].to_dict() for phase in ("step", "ttft")} | {"launched": launched}
+    for label, taken in found["step_ms"].items():
+        print(f"  {about}  {label}: {taken:.3f} ms a step", flush=True)
+    return found
+
+
+def decoding_block(report: dict) -> list[str]:
+    """The page's lines on decoding: a row for each way to run, a column for each contender."""
+    lines = [
+        f"| a step; first token | {' | '.join(f'`{label}`' for label in CONTENDERS)} |",
+        "|---|" + "---:|" * len(CONTENDERS),
+    ]
+    for found in report["decoding"]:
+        cells = []
+        for label in CONTENDERS:
+            step, ttft = found["step_ms"].get(label), found["ttft_ms"].get(label)
+            cells.append("–" if step is None else f"{step:.3f} ms · {step / found['step_ms']['full']:.2f}")
+            cells[-1] += "" if ttft is None else f"; {ttft:.1f} ms"
+        texts = "one text" if found["texts"] == 1 else f"{found['texts']} texts"
+        lines.append(
+            f"| {found['model']}, {found['dtype']}, {texts}, {found['context']:,} tokens | {' | '.join(cells)} |"
+        )
+    launched = sorted({label for found in report["decoding"] for label in found["launched"]})
+    graphs = f"Steps are CUDA graphs, but for {', '.join(launched)}." if launched else "Steps are CUDA graphs."
+    about = f"{report['card']}, torch {report['torch']}: medians, and times `full`'s step"
+    return [*lines, "", f"{about}, over {report['rounds']} rounds. {graphs} From `make bench-gpu`."]
+
+
 def block_of(report: dict) -> list[str]:
-    """The page's lines: a row for each way to run, a column for each policy."""
+    """The page's lines on replay: a row for each way to run, a column for each policy."""
     labels = [PLAIN, *map(str, POLICIES)]
     lines = [f"| {TOKENS:,} tokens | {' | '.join([PLAIN, *(f'`{label}`' for label in labels[1:])])} |"]
     lines.append("|---|" + "---:|" * len(labels))
@@ -90,13 +137,18 @@ def block_of(report: dict) -> list[str]:
     return [*lines, "", f"{about} forward pass's; {rounds}. From `make bench-gpu`."]
 
 
+BLOCKS = {"gpu": block_of, "gpu-decoding": decoding_block}
+
+
 def rewrite(page: Path, report: dict) -> None:
-    """Replace what the page says between its markers."""
+    """Replace what the page says between the markers of each block."""
     text = page.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"--page: {str(page)!r} must hold one {BEGIN} and after it one {END}; add these two lines")
-    block = "\n".join([BEGIN, *block_of(report), END])
-    page.write_text(text.split(BEGIN)[0] + block + text.split(END)[1], encoding="utf-8")
+    for name, lines in BLOCKS.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"--page: {str(page)!r} must hold one {begin} and after it one {end}; add these two lines")
+        text = text.split(begin)[0] + "\n".join([begin, *lines(report), end]) + text.split(end)[1]
+    page.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -116,6 +168,11 @@ def main() -> None:
     measuring.SILENCE_S = 60
     report = {"card": torch.cuda.get_device_name(), "torch": torch.__version__, "rounds": options.rounds}
     report["cases"] = [measure(*case, options.rounds) for case in CASES]
+    report["decoding"] = []
+    for size, dtype, texts, context in DECODING:
+        model = build(f"shape:pythia-{size}", getattr(torch, dtype)).cuda().eval()
+        about = {"model": size, "dtype": dtype, "texts": texts, "context": context}
+        report["decoding"].append(decode(model, about, options.rounds))
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1))
     print(f"wrote {options.out}")

@@ -9,14 +9,26 @@ import torch
 from exactness_cases import FLOAT32, FLOAT64, MODES, assert_close
 from tiny import build_model
 
-from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
+from kvstream import H2O, TOVA, FixSizeL2, Full, KeyDiff, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.chunk_choice import chunk_size_for
 from kvstream.engine.chunks import CHUNK_SIZE
+from kvstream.engine.decode_engine import DecodeEngine
 from kvstream.engine.replay import replay_windows
+from kvstream.engine.scoring import score_logits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 T, VOCAB = 700, 1009  # several tiles of any size
+RECORDED = [
+    Full(),
+    StreamingLLM(4, 60),
+    StreamingLLM(4, 60, skip_layers=(1,)),
+    FixSizeL2(70, 0.5, "keep_low"),
+    FixSizeL2(64, 0.7, "random", seed=3, position="absolute"),
+    H2O(64, 32, 4),
+    TOVA(64),
+    KeyDiff(64, 32, 4),
+]
 BOUNDED = [
     StreamingLLM(4, 60),
     StreamingLLM(0, 33),
@@ -112,3 +124,48 @@ def test_chunks_are_as_long_as_memory_is_worth(capsys):
     said = capsys.readouterr().out
     assert said.count(torch.cuda.get_device_name()) == 1
     assert chunk_size_for(on_gpu("neox", FLOAT64), 1) == CHUNK_SIZE
+
+
+@pytest.mark.parametrize("policy", RECORDED, ids=str)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_recorded_steps_are_the_steps_that_were_recorded(policy, rows):
+    """To the last digits that kernels of other sizes round: the graph against the same step launched anew."""
+    ids, model = torch.stack([text().roll(row) for row in range(rows)]).cuda(), on_gpu("llama", FLOAT32)
+    found = []
+    for steady in (True, False):
+        engine = DecodeEngine(model, policy, capacity=T, steady=steady)
+        engine.prefill(ids[:, :300])
+        found.append(torch.stack([engine.step(ids[:, t : t + 1]) for t in range(300, 420)]))
+        assert bool(engine.recorded and engine.recorded.graph) == steady
+        if steady:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                engine.step(ids[:, 420:421])  # waits for nothing
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            engine.rewind()
+            assert engine.settled
+    assert (found[0].log_softmax(-1) - found[1].log_softmax(-1)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("policy", RECORDED, ids=str)
+def test_recorded_steps_are_exact(policy):
+    ids = text(300)
+    truth = replay(build_model("llama", FLOAT64, VOCAB), ids, policy)
+    nll = decode(on_gpu("llama", FLOAT32), ids.cuda(), policy).nll_nats.cpu()
+    if policy.scored_by == "nothing":
+        assert_close(nll, truth, 2e-5)
+    else:  # of so many scores some are so close that their rounding decides
+        assert (nll - truth).abs().mean() < 1e-3
+
+
+@pytest.mark.parametrize("policy", [RecentOnly(150), H2O(96, 48, 4)], ids=str)
+def test_other_steps_between_recorded_ones(policy):
+    ids, model = text().cuda(), on_gpu("neox", FLOAT32)
+    engine = DecodeEngine(model, policy, capacity=T)
+    engine.prefill(ids[None, :200])
+    logits = [engine.step(ids[None, t : t + 1]) for t in range(200, 250)]
+    engine.rest()
+    logits += [engine.step(ids[None, t : t + 1]) for t in range(250, 300)]
+    truth = replay(model, ids[:301], policy)[200:]
+    assert (score_logits(torch.cat(logits), ids[201:301]).nll_nats - truth).abs().mean() < 1e-3

@@ -87,7 +87,7 @@ class Sleeper:
     def step(self) -> None:
         time.sleep(self.step_s)
 
-    def rewind(self) -> None:
+    def settle(self) -> None:
         time.sleep(0.02)  # must not be timed
 
 

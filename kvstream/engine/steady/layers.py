@@ -25,6 +25,7 @@ class SteadyLayer(Layer):
     since, until: its steps are alike while that has seen at least, and less than, so many tokens.
     """
 
+    row_tensors = ()  # all are the other's
     since: int = 0
     until: float = inf
 
@@ -32,8 +33,8 @@ class SteadyLayer(Layer):
         super().__init__(tables)
         self.of, self.counter, self.is_initialized = of, counter, True
 
-    def _filled(self, name: str) -> int:
-        raise NotImplementedError(f"{name}: a steady layer's state is that of the layer it is of")
+    def _filled(self, name: str) -> int:  # noqa: ARG002
+        return 0
 
 
 class Growing(SteadyLayer):
@@ -103,6 +104,11 @@ class Evicting(SteadyLayer):
         if of.eviction:
             self._contest()
         return output
+
+    def prepare_draws(self) -> None:
+        """Lay out what this step and following draw, where draws decide."""
+        if self.of.eviction:
+            self.of.eviction.prepare_draws(self.of.seen)
 
     def _contest(self) -> None:
         """Have the token that loses its protection take the seat of whoever leaves, which may be itself."""

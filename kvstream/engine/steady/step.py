@@ -50,18 +50,21 @@ class SteadyStep(Cache):
         self.model, self.cache, self.held, self.steady_layers = model, cache, held, layers
         self.counters = list({id(layer.counter): layer.counter for layer in layers}.values())
         self.evicting = [layer for layer in layers if isinstance(layer, Evicting)]
-        self.sinks = groups_of([layer.of for layer in self.evicting if layer.of.positions.by_rank])
+        by_rank = [layer for layer in self.evicting if layer.of.positions.by_rank]
+        counters = {id(layer.of): layer.counter for layer in by_rank}
+        self.sinks = [(group, counters[id(group.layers[0])]) for group in groups_of([layer.of for layer in by_rank])]
         cache.tables.sinks.forget()
-        self._draw()
+        for layer in self.evicting:
+            layer.prepare_draws()
 
     @torch.inference_mode()
     def compute(self, ids_B1: torch.Tensor) -> torch.Tensor:
         """Take a token of each text: logits after it, (B, V). What is recorded and repeated is this."""
         for counter in self.counters:
             counter.begin()
-        for group in self.sinks:
+        for group, counter in self.sinks:
             first = group.layers[0]
-            group.turn_by(self.evicting[0].counter.shifted(0, 1, first.layout.budget, first.keys))
+            group.turn_by(counter.shifted(0, 1, first.layout.budget, first.keys))
         output: Any = self.model.base_model(
             input_ids=ids_B1, position_ids=torch.zeros_like(ids_B1), past_key_values=self, use_cache=True
         )
@@ -77,8 +80,9 @@ class SteadyStep(Cache):
             return
         for layer in self.steady_layers:
             layer.of.seen += 1
-        if self.evicting and self.evicting[0].of.seen % FORESIGHT == 0:
-            self._draw()
+        for layer in self.evicting:
+            if layer.of.seen % FORESIGHT == 0:
+                layer.prepare_draws()
 
     @property
     def goes_on(self) -> bool:
@@ -98,8 +102,3 @@ class SteadyStep(Cache):
         """Have the cache's own steps go on from here."""
         for layer in self.evicting:
             layer.of.forget_plans()
-
-    def _draw(self) -> None:
-        for layer in self.evicting:
-            if layer.of.eviction:
-                layer.of.eviction.prepare_draws(layer.of.seen)

@@ -1,0 +1,213 @@
+"""Steps that are alike: what a GPU records and repeats is the same from step to step, asks nothing, and is exact.
+
+Against the oracle, for every policy: tests/policies/test_against_oracle.py. On a GPU itself: test_cuda.py.
+"""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from exactness_cases import FLOAT64, assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kvstream import H2O, TOVA, FixSizeL2, Full, KeyDiff, KVStreamCache, SinkL2, SnapKV, StreamingLLM, generate, replay
+from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
+from kvstream.engine.scoring import score_logits
+from kvstream.engine.steady import recorded
+from kvstream.engine.steady.recorded import WARM_UP
+
+POLICIES = [
+    Full(),
+    StreamingLLM(2, 6),
+    StreamingLLM(0, 9, position="frozen"),
+    StreamingLLM(2, 12, skip_layers=(1,), position="absolute"),
+    StreamingLLM(1, 8, layer_budgets="pyramid"),
+    FixSizeL2(9, 0.5, "keep_low"),
+    FixSizeL2(9, 0.0, "random", position="absolute"),
+    SinkL2(9, 3, 2),
+    H2O(9, 4, 2),
+    TOVA(9),
+    KeyDiff(9, 3, 1),
+]
+PROMPT, LENGTH = 21, 90  # FORESIGHT lies between
+PLAIN = pytest.mark.parametrize("policy", POLICIES, ids=str)
+ASKS = [f"'aten.{name}'" for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal")]
+
+
+class Operations(TorchDispatchMode):
+    """Writes down what is computed: each operation, the shapes it is given, and its numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str((function, shown(args), shown(kwargs or {}))))
+        return function(*args, **(kwargs or {}))
+
+
+def shown(value):
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.stride(), str(value.dtype)
+    if isinstance(value, (list, tuple)):
+        return [shown(each) for each in value]
+    return {name: shown(each) for name, each in value.items()} if isinstance(value, dict) else value
+
+
+def begun(model, policy, ids, steady=True, capacity=LENGTH):
+    engine = DecodeEngine(model, policy, capacity=capacity, steady=steady)
+    engine.prefill(ids[..., :PROMPT])
+    return engine
+
+
+def steps(engine, ids, first, stop):
+    return [engine.step(ids[..., token : token + 1]) for token in range(first, stop)]
+
+
+@PLAIN
+def test_each_step_is_the_same_operations_and_asks_nothing(policy, tiny_llama, tokens):
+    ids = tokens(LENGTH, 3)[None]
+    engine = begun(tiny_llama(), policy, ids)
+    steps(engine, ids, PROMPT, PROMPT + 1)
+    step, found = engine.recorded.step, []
+    where = [layer.keys.data_ptr() for layer in engine.cache.layers]
+    for token in range(PROMPT + 1, PROMPT + 4):
+        next_ids = ids[:, token : token + 1].clone()
+        with Operations() as operations:
+            step.compute(next_ids)
+        step.count()
+        found.append(operations.seen)
+    assert found[0] == found[1] == found[2]
+    assert not [each for each in found[0] for name in ASKS if name in each]
+    assert where == [layer.keys.data_ptr() for layer in engine.cache.layers]
+
+
+def test_a_question_would_be_noticed():
+    with Operations() as operations:
+        torch.ones(2).sum().item()
+    assert [each for each in operations.seen for name in ASKS if name in each]
+
+
+@PLAIN
+@pytest.mark.parametrize("rows", [1, 3])
+def test_steps_predict_what_the_caches_own_do(policy, rows, tiny_llama, tokens):
+    ids, model = torch.stack([tokens(LENGTH, seed) for seed in range(rows)]), tiny_llama(FLOAT64)
+    engine, plain = begun(model, policy, ids), begun(model, policy, ids, steady=False)
+    for first, stop in ((PROMPT, 40), (30, 50), (50, LENGTH - 1)):
+        if first == 30:
+            engine.rewind()
+            plain.rewind()
+        ours, theirs = steps(engine, ids, first, stop), steps(plain, ids, first, stop)
+        assert engine.recorded
+        assert not plain.recorded
+        assert_close(torch.cat(ours).flatten(), torch.cat(theirs).flatten(), 1e-9)
+    assert [layer.seen for layer in engine.cache.layers] == [layer.seen for layer in plain.cache.layers]
+
+
+@PLAIN
+def test_the_cache_goes_on_by_itself(policy, tiny_llama, tokens):
+    ids, model = tokens(LENGTH, 3)[None], tiny_llama(FLOAT64)
+    engine = begun(model, policy, ids)
+    steps(engine, ids, PROMPT, 60)
+    engine.rest()
+    cache = copy.deepcopy(engine.cache)
+    with torch.inference_mode():
+        after = model.get_output_embeddings()(cache.hidden_states(model, ids[:, 60:75])[0])
+    truth = replay(model, ids[0, :76], policy)
+    assert_close(score_logits(after, ids[0, 61:76]).nll_nats, truth[60:75], 1e-9, "a chunk")
+    more = steps(engine, ids, 60, 75)
+    assert_close(score_logits(torch.cat(more), ids[0, 61:76]).nll_nats, truth[60:75], 1e-9, "steps again")
+
+
+@PLAIN
+def test_the_twin_is_the_caches_own(policy, tiny_llama, tokens):
+    ids, found = tokens(LENGTH, 3)[None], []
+    for steady in (True, False):
+        twin = HeldDecodeEngine(tiny_llama(FLOAT64), policy, prompt_tokens=PROMPT, steady=steady)
+        twin.prefill(ids[:, :PROMPT])
+        found.append(torch.cat(steps(twin, ids, PROMPT, 30)).flatten())
+        twin.rewind()
+        assert bool(twin.recorded) == steady
+    assert_close(*found, 1e-9)
+
+
+def test_steps_that_differ_stay_the_caches_own(tiny_llama, tokens):
+    ids = tokens(LENGTH, 3)[None]
+    for policy in (SnapKV(9, 3, 3, 4), FixSizeL2(40, 0.2, "keep_low")):  # many leave at once; seats are still free
+        engine = begun(tiny_llama(), policy, ids)
+        steps(engine, ids, PROMPT, 30)
+        assert engine.recorded is None
+        assert engine.settled
+
+
+@pytest.mark.parametrize("policy", [Full(), StreamingLLM(2, 40)], ids=str)
+def test_room_that_ends_is_made(policy, tiny_llama, tokens):
+    ids, model = tokens(LENGTH, 3)[None], tiny_llama(FLOAT64)
+    engine = begun(model, policy, ids, capacity=30)
+    logits = steps(engine, ids, PROMPT, LENGTH - 1)
+    assert engine.recorded
+    assert_close(
+        score_logits(torch.cat(logits), ids[0, PROMPT + 1 :]).nll_nats, replay(model, ids[0], policy)[PROMPT:], 1e-9
+    )
+
+
+class Graph:
+    """Stands in for a CUDA graph: repeats the step on the ids that were recorded, into the same logits."""
+
+    def replay(self):
+        self.owner.logits_BV.copy_(self.owner.step.compute(self.owner.ids_B1))
+
+
+def recording(engine, monkeypatch, fails=False):
+    """Have an engine record as on a GPU."""
+    graphs = []
+
+    @contextlib.contextmanager
+    def record(graph):
+        if fails:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        graph.owner, step = engine.recorded, engine.recorded.step
+        graphs.append(graph)
+        compute = step.compute
+        step.compute = lambda ids: torch.zeros(ids.shape[0], engine.model.config.vocab_size, dtype=FLOAT64)
+        yield  # recording computes nothing
+        step.compute = compute
+
+    for name, value in (("CUDAGraph", Graph), ("graph", record), ("device", lambda _: contextlib.nullcontext())):
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(recorded.Recorded, "_beside", lambda self, ids: self.step.compute(ids))
+    monkeypatch.setattr(recorded, "refused", set())
+    engine.step(engine.first)
+    engine.recorded.records = True
+    return graphs
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_recorded_step_takes_each_token_and_its_logits_stay(fails, tiny_llama, tokens, monkeypatch, capsys):
+    ids, model, policy = tokens(LENGTH, 3)[None], tiny_llama(FLOAT64), StreamingLLM(2, 6)
+    engine = begun(model, policy, ids)
+    engine.first = ids[:, PROMPT : PROMPT + 1]
+    graphs = recording(engine, monkeypatch, fails)
+    assert not engine.settled
+    logits = steps(engine, ids, PROMPT + 1, 60)
+    assert engine.settled
+    assert len(graphs) == (not fails)
+    assert_close(
+        score_logits(torch.cat(logits), ids[0, PROMPT + 2 : 61]).nll_nats,
+        replay(model, ids[0, :61], policy)[PROMPT + 1 :],
+        1e-9,
+    )
+    said = capsys.readouterr().out
+    assert said.count("no CUDA graph of a step, each is launched anew (operation not permitted") == fails
+    assert engine.recorded.calls == 60 - PROMPT > WARM_UP
+    engine.rewind()
+    assert engine.settled
+
+
+@pytest.mark.parametrize("policy", [Full(), StreamingLLM(2, 6), SnapKV(9, 3, 3, 4)], ids=str)
+def test_generate_chooses_what_transformers_would(policy, tiny_llama, tokens):
+    ids, model = torch.stack([tokens(PROMPT, seed) for seed in (3, 4)]), tiny_llama(FLOAT64)
+    cache = KVStreamCache(model, policy)
+    theirs = model.generate(ids, past_key_values=cache, max_new_tokens=30, do_sample=False, eos_token_id=None)
+    assert torch.equal(generate(model, ids, policy, max_new_tokens=30), theirs[:, PROMPT:])
