@@ -150,6 +150,8 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     case = {"model": "70m", "dtype": "bfloat16", "texts": 8, "tokens_per_s": dict.fromkeys(labels, 1234.6)}
     case["of_plain"] = dict.fromkeys(labels, 1.5)
     report = {"card": "Some GPU", "torch": "2.11", "rounds": 9, "cases": [case, {**case, "texts": 1}]}
+    labels = [gpu.PLAIN, *map(str, gpu.SCANNED)]
+    report["scanned"] = [{**case, "tokens_per_s": dict.fromkeys(labels, 9.0), "of_plain": dict.fromkeys(labels, 0.5)}]
     about = {"model": "70m", "dtype": "float32", "texts": 2, "context": 1100}
     model = build_model("neox", torch.float32)
     report["decoding"] = [found := gpu.decode(model, about, rounds=1, prefills=1, steps=1)]
@@ -162,6 +164,7 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     text = page.read_text()
     assert f"| 70m, bfloat16, 8 texts side by side | 1,235 |{' 1,235 · 1.50 |' * 4}\n" in text
     assert "| 70m, bfloat16, one text |" in text
+    assert f"| 70m, bfloat16, 8 texts side by side | 9 |{' 9 · 0.50 |' * 4}\n" in text
     assert text.count("Some GPU, torch 2.11") == 2
     assert "| 70m, float32, 2 texts, 1,100 tokens | " in text
     assert "old" not in text

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import measuring
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from measuring import clocked, interleaved
 
-from kvstream import FixSizeL2, Full, KVStreamCache, StreamingLLM
+from kvstream import H2O, TOVA, FixSizeL2, Full, KeyDiff, KVStreamCache, Policy, SnapKV, StreamingLLM
 from kvstream.engine.chunk_choice import chunk_size_for
 from kvstream.engine.replay import replay_windows, windows
 from kvstream.inputs.pythia_shapes import build
@@ -39,6 +39,8 @@ POLICIES = [
     FixSizeL2(1024, 0.7, "keep_low", position="absolute"),
     FixSizeL2(1024, 0.7, "keep_low"),
 ]
+SCANNED = [H2O(512, 256, 4), TOVA(512), KeyDiff(512, 256, 4), SnapKV(512)]
+SIDE_BY_SIDE = 8
 DECODED = [StreamingLLM(4, 1020), FixSizeL2(512, 0.7, "keep_low")]
 CONTENDERS = ["full", DYNAMIC, *(str(each) for each in DECODED), *(WITHOUT_EVICTION.format(each) for each in DECODED)]
 DECODING = [("70m", "bfloat16", 1, 8192), ("70m", "bfloat16", 1, 2048), ("70m", "bfloat16", 32, 2048),
@@ -68,11 +70,11 @@ def replaying(model, policy, ids_BT: torch.Tensor) -> Callable[[], dict[str, flo
     return lambda: {str(policy): clocked(replay)}
 
 
-def measure(size: str, dtype: str, texts: int, rounds: int) -> dict:
+def measure(size: str, dtype: str, texts: int, rounds: int, policies: Sequence[Policy] = POLICIES) -> dict:
     """Let a plain forward pass and replay under each policy take turns on one model."""
     model = build(f"shape:pythia-{size}", getattr(torch, dtype)).cuda().eval()
     ids_BT = torch.randint(0, 50304, (texts, TOKENS), generator=torch.Generator().manual_seed(1)).cuda()
-    turns = [plain(model, ids_BT), *(replaying(model, policy, ids_BT) for policy in POLICIES)]
+    turns = [plain(model, ids_BT), *(replaying(model, policy, ids_BT) for policy in policies)]
     for turn in turns * 2:  # compiles
         turn()
     found = interleaved(turns, rounds)
@@ -124,17 +126,23 @@ def decoding_block(report: dict) -> list[str]:
 
 def block_of(report: dict) -> list[str]:
     """The page's lines on replay: a row for each way to run, a column for each policy."""
-    labels = [PLAIN, *map(str, POLICIES)]
+    lines = [*table_of(report["cases"], POLICIES), "", *table_of(report["scanned"], SCANNED)]
+    about = f"{report['card']}, torch {report['torch']}, TF32 off: tokens per second, and times the plain"
+    rounds = f"medians over {report['rounds']} rounds, of ratios within a round"
+    return [*lines, "", f"{about} forward pass's; {rounds}. From `make bench-gpu`."]
+
+
+def table_of(cases: list[dict], policies: Sequence[Policy]) -> list[str]:
+    """A row for each way to run, a column for each policy."""
+    labels = [PLAIN, *map(str, policies)]
     lines = [f"| {TOKENS:,} tokens | {' | '.join([PLAIN, *(f'`{label}`' for label in labels[1:])])} |"]
     lines.append("|---|" + "---:|" * len(labels))
-    for found in report["cases"]:
+    for found in cases:
         texts = "one text" if found["texts"] == 1 else f"{found['texts']} texts side by side"
         cells = [f"{found['tokens_per_s'][label]:,.0f}" for label in labels]
         cells[1:] = [f"{cell} · {found['of_plain'][label]:.2f}" for cell, label in zip(cells[1:], labels[1:])]
         lines.append(f"| {found['model']}, {found['dtype']}, {texts} | {' | '.join(cells)} |")
-    about = f"{report['card']}, torch {report['torch']}, TF32 off: tokens per second, and times the plain"
-    rounds = f"medians over {report['rounds']} rounds, of ratios within a round"
-    return [*lines, "", f"{about} forward pass's; {rounds}. From `make bench-gpu`."]
+    return lines
 
 
 BLOCKS = {"gpu": block_of, "gpu-decoding": decoding_block}
@@ -168,6 +176,7 @@ def main() -> None:
     measuring.SILENCE_S = 60
     report = {"card": torch.cuda.get_device_name(), "torch": torch.__version__, "rounds": options.rounds}
     report["cases"] = [measure(*case, options.rounds) for case in CASES]
+    report["scanned"] = [measure("70m", "float32", SIDE_BY_SIDE, min(options.rounds, 3), SCANNED)]
     report["decoding"] = []
     for size, dtype, texts, context in DECODING:
         model = build(f"shape:pythia-{size}", getattr(torch, dtype)).cuda().eval()

@@ -15,21 +15,39 @@ from conftest import NO_TRITON
 from exactness_cases import FLOAT32, FLOAT64, assert_close
 from tiny import build_model
 
-from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, replay
+from kvstream import (
+    H2O,
+    TOVA,
+    FixSizeL2,
+    Full,
+    KeyDiff,
+    KVStreamCache,
+    L2Compress,
+    RecentOnly,
+    SnapKV,
+    StreamingLLM,
+    replay,
+)  # fmt: skip
 from kvstream.engine.backends import backend_for
 from kvstream.engine.backends.reference import Reference
+from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.contest import leaving_offers, tie
 from kvstream.engine.lifetimes import Lifetimes
 from kvstream.engine.replay import replay_windows, windows
 from kvstream.engine.rope import Rotation
+from kvstream.engine.scanned_layer import Arriving, ScannedLayer
+from kvstream.engine.shared_tables import SharedTables
 from kvstream.policies.base import BoundedPolicy, Regions
 from kvstream.policies.draws import uniform_ranks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")]
 if not NO_TRITON:
+    from triton.runtime.errors import OutOfResources
+
     from kvstream.engine.backends.cuda import backend
     from kvstream.engine.backends.cuda.contest import NEVER, leaving, visible
     from kvstream.engine.backends.cuda.rotation import turned
+    from kvstream.engine.backends.cuda.scan import scan_in_kernel
     from kvstream.engine.backends.cuda.scoring import predicted
     from kvstream.engine.backends.cuda.tiles import MEASURED, Tiles, shrinking
 
@@ -85,9 +103,8 @@ CASES += [(replace(p, position=mode), "neox" if place % 2 else "llama") for plac
 
 def few_first(cases, step):
     """The interpreter takes seconds for each: one of so many in `make test`, all in `make test-faults` and on a GPU."""
-    return [
-        each if place % step == 0 else pytest.param(*each, marks=pytest.mark.long) for place, each in enumerate(cases)
-    ]
+    rows = [each if isinstance(each, tuple) else (each,) for each in cases]
+    return [pytest.param(*row, marks=[pytest.mark.long] * (place % step > 0)) for place, row in enumerate(rows)]
 
 
 @pytest.fixture
@@ -292,3 +309,76 @@ def test_tiles_shrink_until_a_card_holds_them(monkeypatch):
         assert backend._try(run, "band", torch.empty(1, device=DEVICE)) is found
         *_, last = shrinking(first)
         assert max(last.queries, last.keys) == 16
+
+
+SCANNED = [
+    H2O(6, 3, start_size=1),
+    TOVA(6),
+    KeyDiff(6, 2, 1),
+    SnapKV(9, 3, 3, 4),
+    H2O(6, 0, normalise="age", position="absolute"),
+    KeyDiff(6, 2, 1, position="frozen"),
+    L2Compress(0.5, 8),
+    TOVA(1),
+]
+
+
+@pytest.mark.parametrize("policy", few_first(SCANNED, 3), ids=str)
+def test_a_scan_keeps_and_answers_what_the_plain_one_does(policy):
+    """In calls of several tokens and of one, for two texts, two heads and three queries to a key."""
+    tokens, found = 17, []
+    drawn = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 2, *more, tokens, 8, generator=drawn).to(DEVICE) for more in ((3,), (), ()))
+    own, first = k[..., :0], torch.zeros(2, 2, tokens, dtype=FLOAT64, device=DEVICE)
+    if policy.scored_by == "similarity":
+        own, first = k, 1 / k.double().norm(dim=-1)
+    elif policy.scored_by == "token":
+        first = policy.token_scores(k, v).double()
+    for scan in (scan_plainly, scan_in_kernel):
+        layer = ScannedLayer(SharedTables(Turns()), policy, 0)
+        layer.lazy_initialization(k, k)
+        outputs = []
+        for start, stop in ((0, 5), (5, 6), (6, tokens)):
+            part = slice(start, stop)
+            new = Arriving(q[..., part, :], k[:, :, part], v[:, :, part], own[:, :, part], first[:, :, part])
+            outputs.append(scan(layer, new, 0.3))
+            layer.seen = stop
+        found.append((torch.cat(outputs, -2), layer.state(), layer.order_BUS))
+    (output, state, order), (truth, true_state, true_order) = reversed(found)
+    assert torch.equal(order, true_order)
+    assert (output - truth).abs().max() < 2e-6
+    assert state.keys() == true_state.keys()
+    for name, tensor in state.items():
+        assert (tensor - true_state[name]).abs().max() < 2e-6 if tensor.numel() else True, name
+
+
+class Turns:
+    """A rotation of four of a head's dimensions."""
+
+    def pairs(self, positions):
+        angles = positions[:, None] * torch.tensor([0.9, 0.3], device=positions.device)
+        return angles.cos(), angles.sin()
+
+    def at(self, positions, like):
+        cos, sin = self.pairs(positions)
+        return Rotation(cos.repeat(1, 2).to(like), torch.cat((-sin, sin), 1).to(like))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("policy", [H2O(9, 4, 2), KeyDiff(9, 3, 1, skip_layers=(1,))], ids=str)
+def test_scanned_replay_is_exact(policy, cuda):
+    ours = replay(model_on("llama", FLOAT32), text(T).to(DEVICE), policy, chunk_size=30).cpu()
+    assert_close(ours, truth("llama", policy), 2e-5)
+
+
+def test_a_card_that_takes_no_scan_is_told_once(monkeypatch, capsys):
+    def refused(*_):
+        raise OutOfResources(99, 48, "shared memory")
+
+    monkeypatch.setattr(backend, "scan_in_kernel", refused)
+    monkeypatch.setattr(backend, "told", [])
+    monkeypatch.setattr(Reference, "scan", lambda *_: "plainly")
+    layer = ScannedLayer(SharedTables(None), TOVA(6), 0)
+    layer.keys = torch.zeros(1)
+    assert [backend.Cuda(DEVICE).scan(layer, None, 1.0) for _ in range(2)] == ["plainly"] * 2
+    assert capsys.readouterr().out.count("no kernel for this card, tokens pass in Python") == 1

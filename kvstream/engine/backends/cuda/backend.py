@@ -1,6 +1,6 @@
 """The CUDA backend: a layer's whole chunk in a few kernels, and scores without a question to the device.
 
-Single tokens and scans are those of the reference, and so are chunks that the kernels cannot take (`_fits`).
+Single tokens are those of the reference, and so are chunks that the kernels cannot take (`_fits`).
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
 from kvstream.engine.backends.cuda.chunk import attend_bounded, attend_causal
 from kvstream.engine.backends.cuda.contest import MOST_SEATS
+from kvstream.engine.backends.cuda.scan import MOST_SLOTS, scan_in_kernel
 from kvstream.engine.backends.cuda.scoring import predicted
 from kvstream.engine.backends.cuda.tiles import Kind, Tiles, shrinking, tiles_of
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.vocabulary_blocks import Predicted
 
 MOST_OFFSET = 2**31 - 1  # kernels count the numbers of a row of the batch, and those between two rows, in 32 bits
+told: list[str] = []  # why a card takes no scan
 held: dict[tuple[Any, ...], Tiles] = {}  # what a card was found to hold
 
 
@@ -46,6 +49,20 @@ class Cuda(Reference):
         if layer.layout.room > MOST_SEATS or not _fits(layer, q_BHGTD, k_BHTD, v_BHTD):
             return super().bounded(*call)
         return _try(lambda tiles: attend_bounded(*call, tiles), "rank" if layer.ranks else "band", k_BHTD)
+
+    def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
+        """Take all tokens in one kernel, if the policy is one that it knows; see `Backend.scan`."""
+        known = layer.policy.scored_by != "attention" or layer.policy.attention_memory is not None
+        if not known or layer.full > MOST_SLOTS:
+            return super().scan(layer, arriving, scaling)
+        try:
+            with torch.cuda.device_of(layer.keys):
+                return scan_in_kernel(layer, arriving, scaling)
+        except (CompilationError, OutOfResources) as error:  # nothing was launched
+            if not told:
+                told.append(str(error).strip().splitlines()[-1])
+                print(f"{layer.policy}: no kernel for this card, tokens pass in Python, slowly ({told[0]})", flush=True)
+            return super().scan(layer, arriving, scaling)
 
     def predict(
         self,
