@@ -152,7 +152,7 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     report = {"card": "Some GPU", "torch": "2.11", "rounds": 9, "cases": [case, {**case, "texts": 1}]}
     labels = [gpu.PLAIN, *map(str, gpu.SCANNED)]
     report["scanned"] = [{**case, "tokens_per_s": dict.fromkeys(labels, 9.0), "of_plain": dict.fromkeys(labels, 0.5)}]
-    about = {"model": "70m", "dtype": "float32", "texts": 2, "context": 1100}
+    about = {"model": "70m", "dtype": "float32", "texts": 2, "context": 1100, "compiled": False}
     model = build_model("neox", torch.float32)
     report["decoding"] = [found := gpu.decode(model, about, rounds=1, prefills=1, steps=1)]
     assert sorted(found["step_ms"]) == sorted(gpu.CONTENDERS)

@@ -24,19 +24,27 @@ from kvstream.policies.sizes import kept_by_layer
 class DecodeEngine:
     """A model and a `KVStreamCache` under `policy`; `capacity`: the most tokens that a request will have.
 
-    steady: whether steps that are alike are taken as such; None: where the device gains by it.
+    steady: whether steps that are alike are taken as such; None: where the device gains by it. compiled: whether
+    torch.compile then makes fewer operations of them, which takes many seconds once for each request.
     Raises ValueError for models that `KVStreamCache` cannot serve.
     """
 
     held = False  # whether each step takes the place of the last
 
     def __init__(
-        self, model: PreTrainedModel, policy: Policy, *, capacity: int | None = None, steady: bool | None = None
+        self,
+        model: PreTrainedModel,
+        policy: Policy,
+        *,
+        capacity: int | None = None,
+        steady: bool | None = None,
+        compiled: bool = False,
     ) -> None:
         self.model = unwrapped(model)
         self.cache = KVStreamCache(self.model, policy, capacity=capacity)
         self.prompt_tokens = 0
-        self.steady = self.cache.device.type == "cuda" if steady is None else steady
+        self.steady = compiled or self.cache.device.type == "cuda" if steady is None else steady
+        self.compiled = compiled
         self.recorded: Recorded | None = None
 
     def prefill(self, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -54,7 +62,7 @@ class DecodeEngine:
         if self.recorded and not self.recorded.step.goes_on:
             self.rest()
         if self.steady and self.recorded is None and (found := SteadyStep.of(self.model, self.cache, held=self.held)):
-            self.recorded = Recorded(found, self.cache.device)
+            self.recorded = Recorded(found, self.cache.device, compiled=self.compiled)
         return self.recorded(ids_B1) if self.recorded else self._logits(ids_B1)
 
     def rewind(self) -> None:

@@ -33,10 +33,13 @@ def generate(
     *,
     max_new_tokens: int,
     choose: Choose = likeliest,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """Go on from prompts of one length, (B, T) or (T,), by so many tokens: their ids, (B, max_new_tokens) or without B.
 
     choose: next ids, (B,), from logits, (B, V). Each text gets as many tokens; cut them at your end of text.
+    compiled: have torch.compile fuse a step's operations once the budget is full; worth its many seconds for thousands
+        of tokens.
     Raises ValueError for a prompt without tokens, for ids that are none of the model's, for a number of tokens below 1,
     or a model that `KVStreamCache` cannot serve.
 
@@ -50,7 +53,7 @@ def generate(
         )
     ids_BT, model = torch.atleast_2d(input_ids), unwrapped(model)
     refuse_ids(ids_BT, vocabulary_of(model))
-    engine = DecodeEngine(model, policy, capacity=ids_BT.shape[1] + max_new_tokens)
+    engine = DecodeEngine(model, policy, capacity=ids_BT.shape[1] + max_new_tokens, compiled=compiled)
     chosen = [choose(engine.prefill(ids_BT))]
     for _ in range(max_new_tokens - 1):
         chosen.append(choose(engine.step(chosen[-1][:, None])))

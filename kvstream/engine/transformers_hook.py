@@ -79,9 +79,10 @@ def _attention(
     if kwargs.get("dropout"):
         raise ValueError(f"model: its attention drops out {kwargs['dropout']} of its weights; call model.eval() first")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # Between two compiled graphs: what a cache holds and where is decided in Python.
-    attend = torch.compiler.disable(_attend) if torch.compiler.is_compiling() else _attend
-    return attend(key, query, scaling, position_ids), None
+    if torch.compiler.is_compiling() and not getattr(key, "decides_nothing", False):
+        # Between two compiled graphs: what a cache holds and where is decided in Python.
+        return torch.compiler.disable(_attend)(key, query, scaling, position_ids), None
+    return _attend(key, query, scaling, position_ids), None
 
 
 def _attend(layer: CacheLayer, query: torch.Tensor, scaling: float, position_ids: torch.Tensor | None) -> torch.Tensor:

@@ -26,9 +26,10 @@ from measuring import clocked, interleaved
 
 from kvstream import H2O, TOVA, FixSizeL2, Full, KeyDiff, KVStreamCache, Policy, SnapKV, StreamingLLM
 from kvstream.engine.chunk_choice import chunk_size_for
+from kvstream.engine.decode_engine import DecodeEngine
 from kvstream.engine.replay import replay_windows, windows
 from kvstream.inputs.pythia_shapes import build
-from kvstream.measure.contenders import DYNAMIC, WITHOUT_EVICTION, Protocol, contenders
+from kvstream.measure.contenders import DYNAMIC, WITHOUT_EVICTION, PolicyContender, Protocol, contenders
 from kvstream.measure.latency import measure as take_turns
 
 TOKENS = 8192
@@ -43,8 +44,9 @@ SCANNED = [H2O(512, 256, 4), TOVA(512), KeyDiff(512, 256, 4), SnapKV(512)]
 SIDE_BY_SIDE = 8
 DECODED = [StreamingLLM(4, 1020), FixSizeL2(512, 0.7, "keep_low")]
 CONTENDERS = ["full", DYNAMIC, *(str(each) for each in DECODED), *(WITHOUT_EVICTION.format(each) for each in DECODED)]
-DECODING = [("70m", "bfloat16", 1, 8192), ("70m", "bfloat16", 1, 2048), ("70m", "bfloat16", 32, 2048),
-            ("410m", "bfloat16", 1, 8192), ("410m", "bfloat16", 8, 8192), ("70m", "float32", 1, 8192)]  # fmt: skip
+DECODING = [("70m", "bfloat16", 1, 8192, False), ("70m", "bfloat16", 1, 8192, True),
+            ("70m", "bfloat16", 32, 2048, False), ("410m", "bfloat16", 1, 8192, False),
+            ("410m", "bfloat16", 8, 8192, False), ("70m", "float32", 1, 8192, False)]  # fmt: skip
 CASES = [("70m", "float32", 1), ("410m", "float32", 1), ("70m", "bfloat16", 1), ("70m", "bfloat16", 8)]
 
 
@@ -85,10 +87,23 @@ def measure(size: str, dtype: str, texts: int, rounds: int, policies: Sequence[P
     return {"model": size, "dtype": dtype, "texts": texts, "tokens_per_s": speeds, "of_plain": ratios}
 
 
+class Compiled(PolicyContender):
+    """A policy's steps as torch.compile makes them."""
+
+    def new_engine(self) -> DecodeEngine:
+        return DecodeEngine(self.model, self.policy, capacity=self.protocol.context + 64, compiled=True)
+
+
 def decode(model, about: dict, rounds: int, prefills: int = 5, steps: int = 8) -> dict:
-    """Let a full cache, policies and their twins take turns, prefills and steps: medians in milliseconds."""
+    """Let a full cache, policies and their twins take turns, prefills and steps: medians in milliseconds.
+
+    about["compiled"]: the policies' steps compiled, the twins' not.
+    """
     protocol = Protocol(about["context"], about["texts"], prefills, rounds, steps)
     runners = [each for each in contenders(model, DECODED, protocol) if each.label in CONTENDERS]
+    if about["compiled"]:
+        runners = [each if type(each) is not PolicyContender else Compiled(each.label, model, protocol, each.policy)
+                   for each in runners]  # fmt: skip
     prompt_BT = torch.randint(model.config.vocab_size, (about["texts"], about["context"])).to(model.device)
     for runner in runners:
         runner.serve(prompt_BT)
@@ -178,10 +193,10 @@ def main() -> None:
     report["cases"] = [measure(*case, options.rounds) for case in CASES]
     report["scanned"] = [measure("70m", "float32", SIDE_BY_SIDE, min(options.rounds, 3), SCANNED)]
     report["decoding"] = []
-    for size, dtype, texts, context in DECODING:
+    for size, dtype, texts, context, compiled in DECODING:
         model = build(f"shape:pythia-{size}", getattr(torch, dtype)).cuda().eval()
-        about = {"model": size, "dtype": dtype, "texts": texts, "context": context}
-        report["decoding"].append(decode(model, about, options.rounds))
+        about = {"model": size, "dtype": dtype, "texts": texts, "context": context, "compiled": compiled}
+        report["decoding"].append(decode(model, about, options.rounds, 1 if compiled else 5))
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1))
     print(f"wrote {options.out}")

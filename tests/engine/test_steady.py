@@ -9,6 +9,7 @@ import copy
 import pytest
 import torch
 from exactness_cases import FLOAT64, assert_close
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvstream import H2O, TOVA, FixSizeL2, Full, KeyDiff, KVStreamCache, SinkL2, SnapKV, StreamingLLM, generate, replay
@@ -81,6 +82,26 @@ def test_each_step_is_the_same_operations_and_asks_nothing(policy, tiny_llama, t
     assert found[0] == found[1] == found[2]
     assert not [each for each in found[0] for name in ASKS if name in each]
     assert where == [layer.keys.data_ptr() for layer in engine.cache.layers]
+
+
+@pytest.mark.parametrize("policy", POLICIES[:2] + POLICIES[5:9:3], ids=str)
+def test_a_compiler_sees_one_graph(policy, tiny_llama, tokens):
+    ids, model = tokens(LENGTH, 3)[None], tiny_llama(FLOAT64)
+    engine, plain = begun(model, policy, ids), begun(model, policy, ids, steady=False)
+    steps(engine, ids, PROMPT, PROMPT + 1)
+    torch.compiler.reset()
+    counts = CompileCounter()
+    engine.recorded.compute = torch.compile(engine.recorded.step.compute, fullgraph=True, dynamic=False, backend=counts)
+    logits, theirs = steps(engine, ids, PROMPT + 1, 40), steps(plain, ids, PROMPT, 40)[1:]
+    assert_close(torch.cat(logits).flatten(), torch.cat(theirs).flatten(), 1e-9)
+    assert counts.frame_count == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("policy", [Full(), FixSizeL2(9, 0.5, "keep_low")], ids=str)
+def test_compiled_steps_choose_the_same_tokens(policy, tiny_neox, tokens):
+    ids, model = tokens(PROMPT, 3), tiny_neox(FLOAT64)
+    assert torch.equal(*(generate(model, ids, policy, max_new_tokens=40, compiled=each) for each in (True, False)))
 
 
 def test_a_question_would_be_noticed():
@@ -156,7 +177,7 @@ class Graph:
     """Stands in for a CUDA graph: repeats the step on the ids that were recorded, into the same logits."""
 
     def replay(self):
-        self.owner.logits_BV.copy_(self.owner.step.compute(self.owner.ids_B1))
+        self.owner.logits_BV.copy_(self.owner.compute(self.owner.ids_B1))
 
 
 def recording(engine, monkeypatch, fails=False):
@@ -167,12 +188,12 @@ def recording(engine, monkeypatch, fails=False):
     def record(graph):
         if fails:
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
-        graph.owner, step = engine.recorded, engine.recorded.step
+        graph.owner = engine.recorded
         graphs.append(graph)
-        compute = step.compute
-        step.compute = lambda ids: torch.zeros(ids.shape[0], engine.model.config.vocab_size, dtype=FLOAT64)
+        compute = graph.owner.compute
+        graph.owner.compute = lambda ids: torch.zeros(ids.shape[0], engine.model.config.vocab_size, dtype=FLOAT64)
         yield  # recording computes nothing
-        step.compute = compute
+        graph.owner.compute = compute
 
     for name, value in (("CUDAGraph", Graph), ("graph", record), ("device", lambda _: contextlib.nullcontext())):
         monkeypatch.setattr(torch.cuda, name, value)
@@ -211,3 +232,13 @@ def test_generate_chooses_what_transformers_would(policy, tiny_llama, tokens):
     cache = KVStreamCache(model, policy)
     theirs = model.generate(ids, past_key_values=cache, max_new_tokens=30, do_sample=False, eos_token_id=None)
     assert torch.equal(generate(model, ids, policy, max_new_tokens=30), theirs[:, PROMPT:])
+
+
+def test_generate_refuses_what_it_cannot_go_on_from(tiny_llama, tokens):
+    model = tiny_llama()
+    nothing, unknown = torch.zeros(0, dtype=torch.long), torch.tensor([10**6])
+    cases = (tokens(5, 3), 0, "max_new_tokens=0"), (nothing, 3, "at least one"), (unknown, 3, "no token")
+    for ids, new, words in cases:
+        with pytest.raises(ValueError, match=words):
+            generate(model, ids, Full(), max_new_tokens=new)
+    assert generate(model, tokens(5, 3), StreamingLLM(1, 2), max_new_tokens=1).shape == (1,)

@@ -29,6 +29,11 @@ class SteadyStep(Cache):
     @classmethod
     def of(cls, model: PreTrainedModel, cache: KVStreamCache, *, held: bool = False) -> SteadyStep | None:
         """Make steps from where a cache stands, None where a layer's steps still differ from each other."""
+        with torch.inference_mode(False):  # a compiler takes no tensors made in inference mode
+            return cls._of(model, cache, held)
+
+    @classmethod
+    def _of(cls, model: PreTrainedModel, cache: KVStreamCache, held: bool) -> SteadyStep | None:
         if not cache.get_seq_length() or len({layer.keys.device for layer in cache.own_layers()}) > 1:
             return None
         tables = SharedTables(cache.tables.rope)
@@ -57,7 +62,7 @@ class SteadyStep(Cache):
         for layer in self.evicting:
             layer.prepare_draws()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def compute(self, ids_B1: torch.Tensor) -> torch.Tensor:
         """Take a token of each text: logits after it, (B, V). What is recorded and repeated is this."""
         for counter in self.counters:
@@ -65,7 +70,9 @@ class SteadyStep(Cache):
         for group, counter in self.sinks:
             first = group.layers[0]
             group.turn_by(counter.shifted(0, 1, first.layout.budget, first.keys))
-        output: Any = self.model.base_model(
+        base = self.model.base_model
+        call = base.forward if torch.compiler.is_compiling() else base  # hooks of calls are Python's, between graphs
+        output: Any = call(
             input_ids=ids_B1, position_ids=torch.zeros_like(ids_B1), past_key_values=self, use_cache=True
         )
         logits_BV: torch.Tensor = self.model.get_output_embeddings()(output.last_hidden_state[:, -1])
