@@ -18,7 +18,7 @@ class Column:
 
 DOCUMENTS = "Documents; of these, shared with full"
 DIVERGENCE = "Mean KL(full ‖ policy) of the predictions, over the whole vocabulary"
-INVALID = "Tokens whose loss was NaN or infinite: counted, kept out of every mean"
+INVALID = "Tokens whose loss, or KL from full, was NaN or infinite: counted, that number kept out of every mean"
 ADDED = "What eviction adds to a step, against as many cached keys of which none leaves"
 COLUMNS: tuple[Column, ...] = (
     Column("policy", "Policy", "", plain),

@@ -1,4 +1,4 @@
--- In which runs did a token's loss come out as NaN or infinite?
+-- In which runs did a token's loss, or its KL from full, come out as NaN or infinite?
 SELECT setting, policy, document, sum(pieces.invalid)::BIGINT AS invalid, min(first_invalid) AS first_position
 FROM pieces
 JOIN cells USING (cell)

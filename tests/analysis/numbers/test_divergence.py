@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import golden
 import numpy as np
 import pytest
 from golden import QUICK, built, quick_report, write
@@ -183,3 +184,24 @@ def test_a_metric_that_was_not_measured_is_refused(tmp_path, tmp_path_factory):
     done = quick_report("--records", records, "--out", tmp_path, "--quality-metric", "kl")
     assert done.returncode == 2
     assert "--quality-metric: 'kl' needs records with divergence from full; sweep with --metrics kl" in done.stderr
+
+
+def test_an_infinite_divergence_is_counted_and_in_no_mean(tmp_path, monkeypatch):
+    plan = replace(QUICK, documents=QUICK.documents[:1], policies=QUICK.policies[:3], tokens=600, lengths=(600,))
+    real = golden.compared
+
+    def compared(plan, model, document, policy):
+        found = real(plan, model, document, policy)
+        found["kl_nats"][-5:-3] = (np.inf, np.nan) if policy == plan.policies[1] else 0
+        return found
+
+    monkeypatch.setattr(golden, "compared", compared)
+    records = write(plan, tmp_path / "records")
+    assert quick_report("--records", records, "--out", tmp_path).returncode == 0
+    found = {row["policy"]: row for row in rows_of(tmp_path, "perplexity")}
+    assert {label: row["invalid"] for label, row in found.items() if row["invalid"] != "0"} == {
+        plan.policies[1].label: "2"
+    }
+    assert all(row["scored"] == "599" for row in found.values())  # the losses are there
+    assert math.isfinite(float(found[plan.policies[1].label]["kl_nats"]))
+    assert '<li class="badge">2 invalid rows</li>' in page_of(tmp_path)
