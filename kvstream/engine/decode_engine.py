@@ -20,6 +20,9 @@ from kvstream.engine.wrappers import unwrapped
 from kvstream.policies import Full, Policy
 from kvstream.policies.sizes import kept_by_layer
 
+ROOM = 1024  # tokens that a full cache grows by before steps are recorded anew: each reads all of its slots
+WORTH = 32  # steps alike for which one is recorded
+
 
 class DecodeEngine:
     """A model and a `KVStreamCache` under `policy`; `capacity`: the most tokens that a request will have.
@@ -61,8 +64,16 @@ class DecodeEngine:
         """Take one more token of each text: logits after it, (B, V)."""
         if self.recorded and not self.recorded.step.goes_on:
             self.rest()
-        if self.steady and self.recorded is None and (found := SteadyStep.of(self.model, self.cache, held=self.held)):
-            self.recorded = Recorded(found, self.cache.device, compiled=self.compiled)
+        if self.steady and self.recorded is None:
+            effort = self.compiled or self.cache.device.type == "cuda"
+            found = SteadyStep.of(
+                self.model,
+                self.cache,
+                held=self.held,
+                room=None if self.compiled else ROOM,
+                fewest=WORTH if effort else 1,
+            )
+            self.recorded = Recorded(found, self.cache.device, compiled=self.compiled) if found else None
         return self.recorded(ids_B1) if self.recorded else self._logits(ids_B1)
 
     def rewind(self) -> None:

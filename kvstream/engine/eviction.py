@@ -133,6 +133,7 @@ class Eviction:
         else:
             lowest_BH1 = score_BHZ.amin(-1, keepdim=True)
             leaves_BHZ = score_BHZ <= lowest_BH1 + lowest_BH1.abs() * tie(score_BH1.dtype)
+            leaves_BHZ |= ~leaves_BHZ.any(-1, keepdim=True) & (rank_BHZ == 0)  # −∞ is below no bar
         left_BH1, seat_BH1 = torch.where(leaves_BHZ, rank_BHZ, -1).max(-1, keepdim=True)
         seat_BH1 = seat_BH1.expand_as(score_BH1)
         self.rank_BHZ.sub_((self.rank_BHZ > left_BH1).long())

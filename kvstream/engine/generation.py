@@ -47,15 +47,22 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: generate at least 1")
-    if input_ids.ndim not in (1, 2) or not input_ids.numel():
-        raise ValueError(
-            f"input_ids: shape {tuple(input_ids.shape)}; give prompts of at least one token, (B, T) or (T,)"
-        )
+    if not isinstance(input_ids, torch.Tensor) or input_ids.ndim not in (1, 2) or not input_ids.numel():
+        given = tuple(input_ids.shape) if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
+        raise ValueError(f"input_ids: {given}; give prompts of at least one token as a tensor, (B, T) or (T,)")
     ids_BT, model = torch.atleast_2d(input_ids), unwrapped(model)
     refuse_ids(ids_BT, vocabulary_of(model))
     engine = DecodeEngine(model, policy, capacity=ids_BT.shape[1] + max_new_tokens, compiled=compiled)
-    chosen = [choose(engine.prefill(ids_BT))]
+    chosen = [_chosen(choose, engine.prefill(ids_BT))]
     for _ in range(max_new_tokens - 1):
-        chosen.append(choose(engine.step(chosen[-1][:, None])))
+        chosen.append(_chosen(choose, engine.step(chosen[-1][:, None])))
     new_BT = torch.stack(chosen, 1)
     return new_BT if input_ids.ndim == 2 else new_BT[0]
+
+
+def _chosen(choose: Choose, logits_BV: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode(False):
+        next_B = choose(logits_BV.clone())  # its own, to be written on
+    if next_B.shape != logits_BV.shape[:1]:
+        raise ValueError(f"choose: it gave shape {tuple(next_B.shape)}; give one id for each text, ({len(logits_BV)},)")
+    return next_B

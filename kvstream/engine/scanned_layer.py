@@ -96,7 +96,8 @@ class ScannedLayer(Layer):
         self.token_BUS = torch.zeros_like(self.order_BUS)
         self.distances: Rotation | None = None  # rotations to 0 … S − 1, where ranks are positions
         if self.positions.by_rank:
-            self.distances = self.tables.rope.at(torch.arange(S), key_states)
+            wide = torch.promote_types(key_states.dtype, torch.float32)
+            self.distances = self.tables.rope.at(torch.arange(S), key_states.new_empty(0, dtype=wide))
         # Equal tokens have equal keys in the first layer, but for rounding in their dtype: see `contest.tie`.
         of_keys = torch.promote_types(key_states.dtype, torch.float32)
         self.tie = tie(of_keys if self.policy.scored_by == "token" else torch.float64)

@@ -376,9 +376,9 @@ def test_a_card_that_takes_no_scan_is_told_once(monkeypatch, capsys):
         raise OutOfResources(99, 48, "shared memory")
 
     monkeypatch.setattr(backend, "scan_in_kernel", refused)
-    monkeypatch.setattr(backend, "told", [])
+    monkeypatch.setattr(backend, "refused", set())
     monkeypatch.setattr(Reference, "scan", lambda *_: "plainly")
     layer = ScannedLayer(SharedTables(None), TOVA(6), 0)
-    layer.keys = torch.zeros(1)
+    layer.keys = torch.zeros(1, 1, 7, 8)
     assert [backend.Cuda(DEVICE).scan(layer, None, 1.0) for _ in range(2)] == ["plainly"] * 2
     assert capsys.readouterr().out.count("no kernel for this card, tokens pass in Python") == 1

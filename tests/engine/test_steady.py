@@ -5,6 +5,7 @@ Against the oracle, for every policy: tests/policies/test_against_oracle.py. On 
 
 import contextlib
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
 from kvstream.engine.scoring import score_logits
 from kvstream.engine.steady import recorded
 from kvstream.engine.steady.recorded import WARM_UP
+from kvstream.policies.base import BoundedPolicy, Regions
 
 POLICIES = [
     Full(),
@@ -182,10 +184,11 @@ class Graph:
 
 def recording(engine, monkeypatch, fails=False):
     """Have an engine record as on a GPU."""
-    graphs = []
+    graphs, streams = [], []
 
     @contextlib.contextmanager
-    def record(graph):
+    def record(graph, capture_error_mode):
+        assert capture_error_mode == "thread_local"
         if fails:
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
         graph.owner = engine.recorded
@@ -195,13 +198,14 @@ def recording(engine, monkeypatch, fails=False):
         yield  # recording computes nothing
         graph.owner.compute = compute
 
-    for name, value in (("CUDAGraph", Graph), ("graph", record), ("device", lambda _: contextlib.nullcontext())):
+    for name, value in (("CUDAGraph", Graph), ("graph", record), ("device", lambda _: contextlib.nullcontext()),
+                        ("current_stream", lambda _: "before"), ("set_stream", streams.append)):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(recorded.Recorded, "_beside", lambda self, ids: self.step.compute(ids))
     monkeypatch.setattr(recorded, "refused", set())
     engine.step(engine.first)
     engine.recorded.records = True
-    return graphs
+    return graphs, streams
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -209,11 +213,11 @@ def test_a_recorded_step_takes_each_token_and_its_logits_stay(fails, tiny_llama,
     ids, model, policy = tokens(LENGTH, 3)[None], tiny_llama(FLOAT64), StreamingLLM(2, 6)
     engine = begun(model, policy, ids)
     engine.first = ids[:, PROMPT : PROMPT + 1]
-    graphs = recording(engine, monkeypatch, fails)
+    graphs, streams = recording(engine, monkeypatch, fails)
     assert not engine.settled
     logits = steps(engine, ids, PROMPT + 1, 60)
     assert engine.settled
-    assert len(graphs) == (not fails)
+    assert (len(graphs), streams) == ((0, ["before"]) if fails else (1, []))
     assert_close(
         score_logits(torch.cat(logits), ids[0, PROMPT + 2 : 61]).nll_nats,
         replay(model, ids[0, :61], policy)[PROMPT + 1 :],
@@ -242,3 +246,79 @@ def test_generate_refuses_what_it_cannot_go_on_from(tiny_llama, tokens):
         with pytest.raises(ValueError, match=words):
             generate(model, ids, Full(), max_new_tokens=new)
     assert generate(model, tokens(5, 3), StreamingLLM(1, 2), max_new_tokens=1).shape == (1,)
+
+
+def test_layers_that_go_back_differently_count_apart(tiny_llama, tokens):
+    """Of layers that had seen as many tokens a full one stays where it is, and one that grows goes back."""
+    policy, ids, model = StreamingLLM(2, 16, layer_budgets="pyramid"), tokens(LENGTH, 3)[None], tiny_llama(FLOAT64)
+    budgets = [policy.in_layers(3).regions_of(layer).budget for layer in range(3)]
+    assert budgets[0] > PROMPT + 4 > PROMPT > budgets[1]
+    engine, plain = begun(model, policy, ids), begun(model, policy, ids, steady=False)
+    for _ in range(12):
+        ours, theirs = (torch.cat(steps(each, ids, PROMPT, PROMPT + 4)).flatten() for each in (engine, plain))
+        assert engine.recorded
+        assert_close(ours, theirs, 1e-9)
+        engine.rewind()
+        plain.rewind()
+        assert [layer.seen for layer in engine.cache.layers] == [layer.seen for layer in plain.cache.layers]
+
+
+def test_trying_in_vain_makes_nothing(tiny_llama, tokens, monkeypatch):
+    monkeypatch.setattr("kvstream.engine.steady.step.Counter", None)
+    ids = tokens(LENGTH, 3)[None]
+    engine = begun(tiny_llama(), SnapKV(9, 3, 3, 4, skip_layers=(0,)), ids)
+    steps(engine, ids, PROMPT, 25)
+    assert engine.recorded is None
+
+
+def test_full_caches_are_given_room_little_by_little(tiny_llama, tokens, monkeypatch):
+    monkeypatch.setattr("kvstream.engine.decode_engine.ROOM", 16)
+    ids, model = tokens(LENGTH, 3)[None], tiny_llama(FLOAT64)
+    engine, found = begun(model, Full(), ids), []
+    logits = []
+    for token in range(PROMPT, LENGTH - 1):
+        logits += steps(engine, ids, token, token + 1)
+        found.append(engine.recorded.step.steady_layers[0].slots)
+    assert sorted(set(found)) == [32, 48, 64, 80, 90]
+    truth = replay(model, ids[0], Full())[PROMPT:]
+    assert_close(score_logits(torch.cat(logits), ids[0, PROMPT + 1 :]).nll_nats, truth, 1e-9)
+
+
+@dataclass(frozen=True)
+class Outcast(BoundedPolicy):
+    """Some tokens are to leave before all others."""
+
+    name = "outcast"
+
+    @property
+    def regions(self):
+        return Regions(1, 5, 3)
+
+    @property
+    def scored_by(self):
+        return "token"
+
+    def token_scores(self, keys_BHSD, values_BHSD):
+        first = keys_BHSD[..., 0]
+        return torch.where(first > 0, -torch.inf, first)
+
+
+def test_of_infinitely_low_scores_the_oldest_leaves_as_in_the_caches_own_steps(tiny_llama, tokens):
+    ids, model = tokens(LENGTH, 3)[None], tiny_llama(FLOAT64)
+    engine, plain = begun(model, Outcast(), ids), begun(model, Outcast(), ids, steady=False)
+    ours, theirs = (torch.cat(steps(each, ids, PROMPT, 60)).flatten() for each in (engine, plain))
+    assert_close(ours, theirs, 1e-9)
+
+
+def test_choosing_may_write_on_its_logits_and_gives_an_id_a_text(tiny_llama, tokens):
+    model, prompt = tiny_llama(), tokens(PROMPT, 3)
+
+    def second(logits):
+        logits.scatter_(1, logits.argmax(-1, keepdim=True), -torch.inf)
+        return logits.argmax(-1)
+
+    assert generate(model, prompt, StreamingLLM(2, 6), max_new_tokens=9, choose=second).shape == (9,)
+    with pytest.raises(ValueError, match=r"choose: it gave shape \(1, 1\); give one id for each text"):
+        generate(model, prompt, Full(), max_new_tokens=2, choose=lambda logits: logits.argmax(-1, keepdim=True))
+    with pytest.raises(ValueError, match="input_ids: list"):
+        generate(model, [1, 2], Full(), max_new_tokens=2)

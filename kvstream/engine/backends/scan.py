@@ -1,8 +1,9 @@
 """Tokens through a `ScannedLayer`, one after another, on any device: `compiled_scan` does the same, faster, on CPUs.
 
 Each token takes a free slot, is answered, and may change the scores of all. Once the layer is full contested tokens
-leave: the lowest score, of equals the youngest. Both ways write the layer's slots, scores and order in place. The same
-code takes one token or many, so decoding and replay decide alike.
+leave: the lowest score, of equals the youngest. All ways write the layer's slots, scores and order in place. One token
+and many go the same way, so decoding and replay decide alike; but on GPUs, where a kernel takes many, only as far as
+rounding lets them.
 
 Shape legend: B batch, H kv-heads, U sets of kept tokens, N tokens held, by age, C contested ones, G query heads per
 kv-head, T tokens, D head size, E the same where keys are compared, else 0.
@@ -46,12 +47,12 @@ def scan_step(
     layer.sum_BHE.add_(new.own_BHTE[:, :, t].double() * new.score_BHT[:, :, t, None])
 
     q_BHGD = new.q_BHGTD[..., t, :]
-    keys_BHND, values_BHND = layer.keys.gather(2, slot_BHND), layer.values.gather(2, slot_BHND)
+    wide = torch.promote_types(q_BHGD.dtype, torch.float32)
+    keys_BHND, values_BHND = layer.keys.gather(2, slot_BHND).to(wide), layer.values.gather(2, slot_BHND)
     if layer.distances:
         keys_BHND = layer.distances.window(0, N)(keys_BHND)
-        q_BHGD = layer.distances.window(N - 1, N)(q_BHGD)
-    wide = torch.promote_types(q_BHGD.dtype, torch.float32)
-    weights_BHGN = (q_BHGD.to(wide) @ keys_BHND.to(wide).mT * scaling).softmax(-1)
+        q_BHGD = layer.distances.window(N - 1, N)(q_BHGD.to(wide))
+    weights_BHGN = (q_BHGD.to(wide) @ keys_BHND.mT * scaling).softmax(-1)
     to_go = layer.full - N  # queries until tokens leave
     if policy.scored_by == "attention" and (not policy.queries_heard or to_go < policy.queries_heard):
         begins = policy.queries_heard and to_go == policy.queries_heard - 1
@@ -82,6 +83,7 @@ def _shed(layer: ScannedLayer, token: int | torch.Tensor, slot_BUN: torch.Tensor
         among_BUC = decides_BUC <= lowest_BU1 + lowest_BU1.abs() * layer.tie
         rank_N = torch.arange(N, device=layer.device)
         place_BU1 = (among_BUC * (1 + rank_N[: among_BUC.shape[-1]])).amax(-1, keepdim=True) - 1
+        place_BU1 = place_BU1.clamp(min=0)  # −∞ is below no bar, NaN below none either
         if compared:
             slot_BH1 = order_BUN.gather(2, regions.sinks + place_BU1).expand(*score_BHN.shape[:2], 1)
             own_BHE = layer.own_BHSE.gather(2, slot_BH1[..., None].expand(-1, -1, -1, own_BHNE.shape[-1]))[:, :, 0]

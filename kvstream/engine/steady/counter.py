@@ -46,8 +46,9 @@ class Counter:
 
     def rotation(self, like: torch.Tensor, cap: int | None = None) -> Rotation:
         """Rotate to the token's position, which is no higher than `cap`."""
-        positions = self.token_1 if cap is None else self.token_1.clamp(max=cap)
-        return self._once(("to", cap), lambda: self.rope.at(positions, like))
+        return self._once(
+            ("to", cap), lambda: self.rope.at(self.token_1 if cap is None else self.token_1.clamp(max=cap), like)
+        )
 
     def rotation_back(self, behind: int, like: torch.Tensor) -> Rotation:
         """Undo the rotation of the token that came so many before."""
@@ -55,13 +56,17 @@ class Counter:
 
     def shifted(self, start: int, stop: int, budget: int, like: torch.Tensor) -> Rotation:
         """Rotate to start … stop − 1, and on by as much as older keys are nearer to the token than by index."""
-        places_S = torch.arange(start, stop, device=self.token_1.device)
-        return self._once(("by", start, stop, budget), lambda: self.rope.at(places_S + self.token_1 - budget, like))
+        return self._once(
+            ("by", start, stop, budget), lambda: self.rope.at(self._from_token(start, stop) - budget, like)
+        )
 
     def slot(self, layout: SlotLayout, behind: int = 0) -> torch.Tensor:
         """The slot in the ring of the token, or of the one so many before it: int64, (1,)."""
-        token_1 = self.token_1 - behind - layout.sinks
-        return self._once(("slot", layout, behind), lambda: layout.sinks + token_1 % (layout.recent + 1))
+        first, slots = layout.sinks, layout.recent + 1
+        return self._once(("slot", layout, behind), lambda: first + (self.token_1 - behind - first) % slots)
+
+    def _from_token(self, start: int, stop: int) -> torch.Tensor:
+        return torch.arange(start, stop, device=self.token_1.device) + self.token_1
 
     def seen_so_far(self, slots: int) -> torch.Tensor:
         """Which of so many slots, a token's slot being its index, are held by the token or one before: bool, (1, S)."""

@@ -157,16 +157,28 @@ def attend(
     return output_BHGD[..., None, :]
 
 
-def steady(layer: Layer, tables: SharedTables, counter: Counter) -> SteadyLayer | None:
-    """Take a layer as it now is; None where its steps still differ from each other."""
+def steady_until(layer: Layer, room: int | None) -> float | None:
+    """How many tokens a layer can see while its steps are alike; None where they differ from each other as it is now.
+
+    room: a layer that never evicts is given slots for so many tokens more at a time; None: all that it has.
+    """
     if isinstance(layer, UnboundedLayer):
-        return Growing(tables, layer, counter, layer.keys.shape[2], None) if layer.seen < layer.keys.shape[2] else None
+        slots = layer.keys.shape[2] if room is None else min(layer.keys.shape[2], (layer.seen // room + 1) * room)
+        return slots if layer.seen < slots else None
     if isinstance(layer, ScannedLayer):
-        singly = layer.full - layer.left == 1 and layer.seen >= layer.left
-        return Scanning(tables, layer, counter) if singly else None
+        return inf if layer.full - layer.left == 1 and layer.seen >= layer.left else None
     assert isinstance(layer, BoundedLayer)
     if layer.seen >= layer.layout.budget:
-        return Evicting(tables, layer, counter)
-    if layer.layout.sinks <= layer.seen < layer.layout.protected:
-        return Growing(tables, layer, counter, layer.layout.protected, layer.positions.cap)
-    return None
+        return inf
+    return layer.layout.protected if layer.layout.sinks <= layer.seen < layer.layout.protected else None
+
+
+def steady_layer(layer: Layer, tables: SharedTables, counter: Counter, until: float) -> SteadyLayer:
+    """Make of a layer what takes it to `until`, as `steady_until` said."""
+    if isinstance(layer, ScannedLayer):
+        return Scanning(tables, layer, counter)
+    if isinstance(layer, BoundedLayer):
+        if until == inf:
+            return Evicting(tables, layer, counter)
+        return Growing(tables, layer, counter, int(until), layer.positions.cap)
+    return Growing(tables, layer, counter, int(until), None)

@@ -6,6 +6,8 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,6 +18,13 @@ WARM_UP = 3  # steps in which libraries choose their kernels and make room; torc
 refused: set[str] = set()  # reasons told already
 
 
+def compiled_step(step: SteadyStep) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Have a step compiled by itself: torch counts compilations of the same function, and gives up after a few."""
+    known = signature(torch.compile).parameters
+    apart: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+    return torch.compile(step.compute, fullgraph=True, dynamic=False, **apart)
+
+
 class Recorded:
     """Calls a steady step. Where a device records nothing, or cannot record this one, each call computes it anew.
 
@@ -24,7 +33,7 @@ class Recorded:
 
     def __init__(self, step: SteadyStep, device: torch.device, *, compiled: bool = False) -> None:
         self.step, self.device, self.calls = step, device, 0
-        self.compute = torch.compile(step.compute, fullgraph=True, dynamic=False) if compiled else step.compute
+        self.compute = compiled_step(step) if compiled else step.compute
         self.records = device.type == "cuda"
         self.graph: Any = None
 
@@ -60,10 +69,13 @@ class Recorded:
         """Record a step without computing it; a model that asks the device something cannot be recorded."""
         graph: Any = torch.cuda.CUDAGraph()
         self.ids_B1 = ids_B1.clone()
+        before = torch.cuda.current_stream(self.device)
         try:
-            with torch.cuda.device(self.device), torch.cuda.graph(graph):
+            # Other threads, such as Ray's, may go on allocating meanwhile.
+            with torch.cuda.device(self.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.logits_BV = self.compute(self.ids_B1)
         except RuntimeError as error:
+            torch.cuda.set_stream(before)  # which torch leaves as it was while recording
             self.records = False
             reason = str(error).splitlines()[0]
             if reason not in refused:

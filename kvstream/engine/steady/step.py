@@ -5,6 +5,7 @@ Shape legend: B texts side by side, V vocabulary.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from kvstream.engine.layer import Layer
 from kvstream.engine.shared_tables import SharedTables
 from kvstream.engine.sink_rotation import groups_of
 from kvstream.engine.steady.counter import Counter
-from kvstream.engine.steady.layers import Evicting, Held, SteadyLayer, steady
+from kvstream.engine.steady.layers import Evicting, Held, SteadyLayer, steady_layer, steady_until
 
 
 class SteadyStep(Cache):
@@ -27,28 +28,37 @@ class SteadyStep(Cache):
     """
 
     @classmethod
-    def of(cls, model: PreTrainedModel, cache: KVStreamCache, *, held: bool = False) -> SteadyStep | None:
-        """Make steps from where a cache stands, None where a layer's steps still differ from each other."""
-        with torch.inference_mode(False):  # a compiler takes no tensors made in inference mode
-            return cls._of(model, cache, held)
+    def of(
+        cls,
+        model: PreTrainedModel,
+        cache: KVStreamCache,
+        *,
+        held: bool = False,
+        room: int | None = None,
+        fewest: int = 1,
+    ) -> SteadyStep | None:
+        """Make steps from where a cache stands; None where fewer than so many from here on are alike.
 
-    @classmethod
-    def _of(cls, model: PreTrainedModel, cache: KVStreamCache, held: bool) -> SteadyStep | None:
-        if not cache.get_seq_length() or len({layer.keys.device for layer in cache.own_layers()}) > 1:
+        room: see `steady_until`.
+        """
+        layers = cache.own_layers()
+        if not cache.get_seq_length() or len({layer.keys.device for layer in layers}) > 1:
             return None
-        tables = SharedTables(cache.tables.rope)
-        tables.model_rotates = False
-        counters: dict[tuple[int, type[Layer]], Counter] = {}
-        layers: list[SteadyLayer] = []
-        for layer in cache.own_layers():
-            known = layer.seen, type(layer)
-            if known not in counters:
-                counters[known] = Counter(layer.seen, cache.tables.rope, layer.keys.device)
-            found = Held(tables, layer, counters[known]) if held else steady(layer, tables, counters[known])
-            if found is None:
-                return None
-            layers.append(found)
-        return cls(model, cache, layers, held)
+        until = [inf if held else steady_until(layer, room) for layer in layers]
+        if any(each is None or each - layer.seen < fewest for each, layer in zip(until, layers)):
+            return None
+        with torch.inference_mode(False):  # a compiler takes no tensors made in inference mode
+            tables = SharedTables(cache.tables.rope)
+            tables.model_rotates = False
+            counters: dict[tuple[int, type[Layer]], Counter] = {}
+            made: list[SteadyLayer] = []
+            for layer, each in zip(layers, until):
+                known = layer.seen, type(layer)
+                if known not in counters:
+                    counters[known] = Counter(layer.seen, cache.tables.rope, layer.keys.device)
+                new = Held(tables, layer, counters[known])
+                made.append(new if held else steady_layer(layer, tables, counters[known], each or 0))
+            return cls(model, cache, made, held)
 
     def __init__(self, model: PreTrainedModel, cache: KVStreamCache, layers: list[SteadyLayer], held: bool) -> None:
         super().__init__(layers=list(layers))
@@ -59,6 +69,8 @@ class SteadyStep(Cache):
         counters = {id(layer.of): layer.counter for layer in by_rank}
         self.sinks = [(group, counters[id(group.layers[0])]) for group in groups_of([layer.of for layer in by_rank])]
         cache.tables.sinks.forget()
+        for group, counter in self.sinks:
+            group.turn_by(counter.shifted(0, 1, group.layers[0].layout.budget, group.layers[0].keys))
         for layer in self.evicting:
             layer.prepare_draws()
 
@@ -97,11 +109,17 @@ class SteadyStep(Cache):
         return all(layer.of.seen < layer.until for layer in self.steady_layers)
 
     def rewind(self, tokens: int) -> bool:
-        """Do what `Layer.rewind` says; returns whether steps from there are like these, else it does nothing."""
+        """Do what `Layer.rewind` says; returns whether steps from there are like these, else they must not go on."""
         if any(tokens < layer.since for layer in self.steady_layers):
             return False
-        for layer in () if self.held else self.steady_layers:
+        if self.held:
+            return True
+        for layer in self.steady_layers:
             layer.of.rewind(tokens)
+        seen = {(id(layer.counter), layer.of.seen) for layer in self.steady_layers}
+        if len(seen) > len(self.counters):  # of layers that had seen as many some went back, and others not
+            return False
+        for layer in self.steady_layers:
             layer.counter.count_from(layer.of.seen)
         return True
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from triton.compiler.errors import CompilationError
+from triton.errors import TritonError
 from triton.runtime.errors import OutOfResources
 
 from kvstream.engine.backends.cuda.chunk import attend_bounded, attend_causal
@@ -22,7 +22,7 @@ from kvstream.engine.backends.reference import Reference
 from kvstream.engine.vocabulary_blocks import Predicted
 
 MOST_OFFSET = 2**31 - 1  # kernels count the numbers of a row of the batch, and those between two rows, in 32 bits
-told: list[str] = []  # why a card takes no scan
+refused: set[tuple[Any, ...]] = set()  # scans that a card does not take
 held: dict[tuple[Any, ...], Tiles] = {}  # what a card was found to hold
 
 
@@ -53,15 +53,16 @@ class Cuda(Reference):
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take all tokens in one kernel, if the policy is one that it knows; see `Backend.scan`."""
         known = layer.policy.scored_by != "attention" or layer.policy.attention_memory is not None
-        if not known or layer.full > MOST_SLOTS:
+        kind = layer.policy.name, layer.full, layer.keys.shape[3], layer.keys.dtype
+        if not known or layer.full > MOST_SLOTS or kind in refused:
             return super().scan(layer, arriving, scaling)
         try:
             with torch.cuda.device_of(layer.keys):
                 return scan_in_kernel(layer, arriving, scaling)
-        except (CompilationError, OutOfResources) as error:  # nothing was launched
-            if not told:
-                told.append(str(error).strip().splitlines()[-1])
-                print(f"{layer.policy}: no kernel for this card, tokens pass in Python, slowly ({told[0]})", flush=True)
+        except TritonError as error:  # nothing was launched
+            refused.add(kind)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            print(f"{layer.policy}: no kernel for this card, tokens pass in Python, slowly ({reason})", flush=True)
             return super().scan(layer, arriving, scaling)
 
     def predict(

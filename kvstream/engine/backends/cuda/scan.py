@@ -173,15 +173,16 @@ def scan_in_kernel(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.
     rank_BUS = torch.empty_like(layer.order_BUS).scatter_(2, layer.order_BUS, place_BUS).int()
     weight_BUS = rank_BUS.new_empty(rank_BUS.shape, dtype=torch.float32)
     decides_BUS = rank_BUS.new_empty(rank_BUS.shape, dtype=torch.float64)
-    cos, sin = weight_BUS, weight_BUS  # not looked at where keys stand where they came
+    cos, sin, half = weight_BUS, weight_BUS, 1  # not looked at where keys stand where they came
     if layer.positions.by_rank:
         cos, sin = layer.tables.pairs(0, layer.full, None, layer.device)
+        half = cos.shape[-1]
     slots = triton.next_power_of_2(layer.full)
     _scan[(B * sets,)](
         *come, output_BHGTD, layer.keys, layer.values, layer.own_BHSE, layer.sum_BHE, layer.score_BHS, rank_BUS,
         layer.token_BUS, weight_BUS, decides_BUS, cos, -sin, T, layer.full, layer.seen, layer.held(layer.seen),
         layer.left, regions.sinks, regions.recent, policy.queries_heard, policy.attention_memory or 0.0, layer.tie,
-        scaling, HEADS=H // sets, GROUPS=G, HALF=cos.shape[-1], D=D, BLOCK_D=max(16, triton.next_power_of_2(D)),
+        scaling, HEADS=H // sets, GROUPS=G, HALF=half, D=D, BLOCK_D=max(16, triton.next_power_of_2(D)),
         BLOCK_S=slots, BN=AT_ONCE, BY_RANK=layer.positions.by_rank, BY_ATTENTION=policy.scored_by == "attention",
         COMPARES=layer.own_BHSE.shape[-1] > 0, PER_AGE=policy.per_age, POOLED=policy.pooled,
         num_warps=min(max(slots // 128, 4), 16),
