@@ -60,7 +60,7 @@ class Sinks:
         if self.groups is None:
             self.groups = groups_of(layers)
         for group in self.groups:
-            group.turn(rotation_of)
+            group.turn([layers[place] for place in group.places], rotation_of)
 
     def __getstate__(self) -> dict[str, Any]:
         """Take nothing along: slots are views of the layers' keys, and those of a copy are others."""
@@ -72,35 +72,38 @@ class Sinks:
 
 
 class Group:
-    """The sinks of layers that are turned by one operation: on one device, as many, under one budget."""
+    """The sinks of layers that are turned by one operation: on one device, as many, under one budget.
 
-    def __init__(self, layers: Sequence[Anchored]) -> None:
-        self.layers = layers
+    Knows them by their places: layers held here would hold themselves, and their memory be freed late.
+    """
+
+    def __init__(self, places: list[int]) -> None:
+        self.places = places
         self.shift = 0
         self.anchors: torch.Tensor | None = None
 
-    def turn(self, rotation_of: RotationOf) -> None:
-        """Have the sinks stand where the next token's query finds them."""
-        shift = self.layers[0].shift
+    def turn(self, layers: Sequence[Anchored], rotation_of: RotationOf) -> None:
+        """Have the sinks of these layers, the group's, stand where the next token's query finds them."""
+        shift = layers[0].shift
         if self.shift != shift:
-            self.turn_by(rotation_of((shift,), self.layers[0].keys))
+            self.turn_by(layers, rotation_of((shift,), layers[0].keys))
             self.shift = shift
 
-    def turn_by(self, rotation: Rotation) -> None:
+    def turn_by(self, layers: Sequence[Anchored], rotation: Rotation) -> None:
         """Have them stand that far from where they first stood."""
         if self.anchors is None:
-            stacked_LBHSD = torch.stack([layer.anchors_BHSD for layer in self.layers])
+            stacked_LBHSD = torch.stack([layer.anchors_BHSD for layer in layers])
             # As they first stood, and the same with swapped halves: both (L, B, H, S, rotated size).
             self.anchors, self.swapped = rotation.parts(stacked_LBHSD)
             size = self.anchors.shape[-1]  # the rest of a head is never turned
-            self.slots = [layer.keys[:, :, : layer.layout.sinks, :size] for layer in self.layers]
+            self.slots = [layer.keys[:, :, : layer.layout.sinks, :size] for layer in layers]
         torch._foreach_copy_(self.slots, list(rotation.of_parts(self.anchors, self.swapped).unbind()))
 
 
 def groups_of(layers: Sequence[Anchored]) -> list[Group]:
     """Put together what can be turned together."""
-    alike: dict[tuple[object, ...], list[Anchored]] = {}
-    for layer in layers:
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for place, layer in enumerate(layers):
         if layer.layout.sinks:
-            alike.setdefault((layer.keys.device, layer.layout.sinks, layer.layout.budget), []).append(layer)
-    return [Group(each) for each in alike.values()]
+            alike.setdefault((layer.keys.device, layer.layout.sinks, layer.layout.budget), []).append(place)
+    return [Group(places) for places in alike.values()]

@@ -30,7 +30,7 @@ class SteadyLayer(Layer):
     since: int = 0
     until: float = inf
 
-    def __init__(self, tables: SharedTables, of: Layer, counter: Counter) -> None:
+    def __init__(self, of: Layer, tables: SharedTables, counter: Counter) -> None:
         super().__init__(tables)
         self.of, self.counter, self.is_initialized = of, counter, True
 
@@ -41,8 +41,8 @@ class SteadyLayer(Layer):
 class Growing(SteadyLayer):
     """A layer that holds all tokens so far, each in the slot of its index, and has room for more."""
 
-    def __init__(self, tables: SharedTables, of: Layer, counter: Counter, slots: int, cap: int | None) -> None:
-        super().__init__(tables, of, counter)
+    def __init__(self, of: Layer, tables: SharedTables, counter: Counter, slots: int, cap: int | None) -> None:
+        super().__init__(of, tables, counter)
         self.slots, self.until, self.cap = slots, slots, cap
         self.since = of.layout.sinks if isinstance(of, BoundedLayer) else 0
         for held in (of.keys, of.values):  # a weight of 0 would not hide what memory happened to hold
@@ -61,8 +61,8 @@ class Growing(SteadyLayer):
 class Held(SteadyLayer):
     """A layer each of whose tokens overwrites the last: as many keys at every step, and none evicted."""
 
-    def __init__(self, tables: SharedTables, of: Layer, counter: Counter) -> None:
-        super().__init__(tables, of, counter)
+    def __init__(self, of: Layer, tables: SharedTables, counter: Counter) -> None:
+        super().__init__(of, tables, counter)
         self.kept = of.seen
 
     def _answer(
@@ -84,8 +84,8 @@ class Evicting(SteadyLayer):
 
     of: BoundedLayer
 
-    def __init__(self, tables: SharedTables, of: BoundedLayer, counter: Counter) -> None:
-        super().__init__(tables, of, counter)
+    def __init__(self, of: BoundedLayer, tables: SharedTables, counter: Counter) -> None:
+        super().__init__(of, tables, counter)
         self.since = of.layout.budget
         self.first, self.end = of.layout.contested_at, of.layout.contested_at + of.layout.room
 
@@ -132,8 +132,8 @@ class Scanning(SteadyLayer):
 
     of: ScannedLayer
 
-    def __init__(self, tables: SharedTables, of: ScannedLayer, counter: Counter) -> None:
-        super().__init__(tables, of, counter)
+    def __init__(self, of: ScannedLayer, tables: SharedTables, counter: Counter) -> None:
+        super().__init__(of, tables, counter)
         self.since = of.left
 
     def _answer(
@@ -176,9 +176,9 @@ def steady_until(layer: Layer, room: int | None) -> float | None:
 def steady_layer(layer: Layer, tables: SharedTables, counter: Counter, until: float) -> SteadyLayer:
     """Make of a layer what takes it to `until`, as `steady_until` said."""
     if isinstance(layer, ScannedLayer):
-        return Scanning(tables, layer, counter)
+        return Scanning(layer, tables, counter)
     if isinstance(layer, BoundedLayer):
         if until == inf:
-            return Evicting(tables, layer, counter)
-        return Growing(tables, layer, counter, int(until), layer.positions.cap)
-    return Growing(tables, layer, counter, int(until), None)
+            return Evicting(layer, tables, counter)
+        return Growing(layer, tables, counter, int(until), layer.positions.cap)
+    return Growing(layer, tables, counter, int(until), None)

@@ -44,8 +44,8 @@ class SteadyStep(Cache):
         layers = cache.own_layers()
         if not cache.get_seq_length() or len({layer.keys.device for layer in layers}) > 1:
             return None
-        until = [inf if held else steady_until(layer, room) for layer in layers]
-        if any(each is None or each - layer.seen < fewest for each, layer in zip(until, layers)):
+        until = [inf if held else steady_until(layer, room) or 0 for layer in layers]
+        if any(each - layer.seen < fewest for each, layer in zip(until, layers)):
             return None
         with torch.inference_mode(False):  # a compiler takes no tensors made in inference mode
             tables = SharedTables(cache.tables.rope)
@@ -56,8 +56,8 @@ class SteadyStep(Cache):
                 known = layer.seen, type(layer)
                 if known not in counters:
                     counters[known] = Counter(layer.seen, cache.tables.rope, layer.keys.device)
-                new = Held(tables, layer, counters[known])
-                made.append(new if held else steady_layer(layer, tables, counters[known], each or 0))
+                new = layer, tables, counters[known]
+                made.append(Held(*new) if held else steady_layer(*new, each))
             return cls(model, cache, made, held)
 
     def __init__(self, model: PreTrainedModel, cache: KVStreamCache, layers: list[SteadyLayer], held: bool) -> None:
@@ -65,12 +65,10 @@ class SteadyStep(Cache):
         self.model, self.cache, self.held, self.steady_layers = model, cache, held, layers
         self.counters = list({id(layer.counter): layer.counter for layer in layers}.values())
         self.evicting = [layer for layer in layers if isinstance(layer, Evicting)]
-        by_rank = [layer for layer in self.evicting if layer.of.positions.by_rank]
-        counters = {id(layer.of): layer.counter for layer in by_rank}
-        self.sinks = [(group, counters[id(group.layers[0])]) for group in groups_of([layer.of for layer in by_rank])]
+        self.by_rank = [layer for layer in self.evicting if layer.of.positions.by_rank]
+        self.sinks = groups_of([layer.of for layer in self.by_rank])
         cache.tables.sinks.forget()
-        for group, counter in self.sinks:
-            group.turn_by(counter.shifted(0, 1, group.layers[0].layout.budget, group.layers[0].keys))
+        self._turn_sinks()
         for layer in self.evicting:
             layer.prepare_draws()
 
@@ -79,9 +77,7 @@ class SteadyStep(Cache):
         """Take a token of each text: logits after it, (B, V). What is recorded and repeated is this."""
         for counter in self.counters:
             counter.begin()
-        for group, counter in self.sinks:
-            first = group.layers[0]
-            group.turn_by(counter.shifted(0, 1, first.layout.budget, first.keys))
+        self._turn_sinks()
         base = self.model.base_model
         call = base.forward if torch.compiler.is_compiling() else base  # hooks of calls are Python's, between graphs
         output: Any = call(
@@ -127,3 +123,9 @@ class SteadyStep(Cache):
         """Have the cache's own steps go on from here."""
         for layer in self.evicting:
             layer.of.forget_plans()
+
+    def _turn_sinks(self) -> None:
+        for group in self.sinks:
+            layers = [self.by_rank[place] for place in group.places]
+            by = layers[0].counter.shifted(0, 1, layers[0].of.layout.budget, layers[0].of.keys)
+            group.turn_by([layer.of for layer in layers], by)
