@@ -55,7 +55,7 @@ bench-replay: $(READY) ## Time replay: share of the machine's peak, against toke
 	$(BIN)/python tests/benchmarks/replay.py
 
 .PHONY: bench-gpu
-bench-gpu: $(READY) ## Time replay on a GPU against a plain forward pass with loss (without one says so)
+bench-gpu: $(READY) ## Time replay and decoding on a GPU (without one says so)
 	$(BIN)/python tests/benchmarks/gpu.py
 
 .PHONY: check

@@ -41,7 +41,7 @@ def generate(
     compiled: have torch.compile fuse a step's operations once the budget is full; worth its many seconds for thousands
         of tokens.
     Raises ValueError for a prompt without tokens, for ids that are none of the model's, for a number of tokens below 1,
-    or a model that `KVStreamCache` cannot serve.
+    for another shape from `choose`, or a model that `KVStreamCache` cannot serve.
 
     >>> generate(model, tokenizer("Call me", return_tensors="pt").input_ids, StreamingLLM(4, 252), max_new_tokens=1000)
     """

@@ -5,6 +5,7 @@ Shape legend: B batch, H kv-heads, G query heads per kv-head, T one token, D hea
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 
 import torch
@@ -140,8 +141,8 @@ class Scanning(SteadyLayer):
         self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
         of, counter = self.of, self.counter
-        place = counter.rotation(k_BHTD, of.positions.cap)
-        new = of.arriving(q_BHGTD, k_BHTD, v_BHTD, lambda: counter.rotation(k_BHTD), lambda: place)
+        by_index, in_place = partial(counter.rotation, k_BHTD), partial(counter.rotation, k_BHTD, of.positions.cap)
+        new = of.arriving(q_BHGTD, k_BHTD, v_BHTD, by_index, in_place)
         return scan_step(of, counter.token_1, of.full, 0, new, scaling)[..., None, :]
 
 
@@ -157,20 +158,19 @@ def attend(
     return output_BHGD[..., None, :]
 
 
-def steady_until(layer: Layer, room: int | None) -> float | None:
-    """How many tokens a layer can see while its steps are alike; None where they differ from each other as it is now.
+def steady_until(layer: Layer, room: int | None) -> float:
+    """How many tokens a layer can see while its steps are alike; 0 where they differ from each other as it is now.
 
     room: a layer that never evicts is given slots for so many tokens more at a time; None: all that it has.
     """
     if isinstance(layer, UnboundedLayer):
-        slots = layer.keys.shape[2] if room is None else min(layer.keys.shape[2], (layer.seen // room + 1) * room)
-        return slots if layer.seen < slots else None
+        return layer.keys.shape[2] if room is None else min(layer.keys.shape[2], (layer.seen // room + 1) * room)
     if isinstance(layer, ScannedLayer):
-        return inf if layer.full - layer.left == 1 and layer.seen >= layer.left else None
+        return inf if layer.full - layer.left == 1 and layer.seen >= layer.left else 0
     assert isinstance(layer, BoundedLayer)
     if layer.seen >= layer.layout.budget:
         return inf
-    return layer.layout.protected if layer.layout.sinks <= layer.seen < layer.layout.protected else None
+    return layer.layout.protected if layer.layout.sinks <= layer.seen < layer.layout.protected else 0
 
 
 def steady_layer(layer: Layer, tables: SharedTables, counter: Counter, until: float) -> SteadyLayer:

@@ -44,7 +44,7 @@ class SteadyStep(Cache):
         layers = cache.own_layers()
         if not cache.get_seq_length() or len({layer.keys.device for layer in layers}) > 1:
             return None
-        until = [inf if held else steady_until(layer, room) or 0 for layer in layers]
+        until = [inf if held else steady_until(layer, room) for layer in layers]
         if any(each - layer.seen < fewest for each, layer in zip(until, layers)):
             return None
         with torch.inference_mode(False):  # a compiler takes no tensors made in inference mode
