@@ -10,10 +10,12 @@ from analysis.charts.axes import log_scale
 from analysis.charts.marks import Figure, Row
 
 SHARE, FAR = "share_percent", "far_percent"
+FEWEST = 10  # tokens that a share in the tail is of at least: that of fewer is chance, and lines cross
 
 
 def tail(rows: list[Row]) -> Figure:
     """The share of tokens whose KL exceeds so many nats, both axes logarithmic; a panel a budget."""
+    rows = [row for row in rows if row["n"] >= FEWEST] or rows
     legend = marks.legend_of(rows)
     tooltip = marks.tips(
         marks.POLICY,

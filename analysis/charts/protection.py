@@ -5,30 +5,28 @@ import altair as alt
 from analysis.charts import marks
 from analysis.charts.axes import change_axis
 from analysis.charts.marks import Figure, Row
-from analysis.charts.theme import SCORER_STYLES, Style, style
+from analysis.charts.theme import style
 from analysis.words.wording import counted
 
 FIELD = "ppl_change_percent"
 UNSCORED = "unscored_change_percent"
-
-
-def look(scorer: str) -> Style:
-    """That of its own, where there is one."""
-    return SCORER_STYLES.get(scorer) or style(scorer)
+APART = 1.2  # per cent of the budget between the lines of two scorers, else their whiskers hide one another
 
 
 def protection(rows: list[Row]) -> Figure:
     """A panel for each budget and number of sinks; across it, what the same budget costs if nothing is scored."""
-    rows = [row | {"series": row["scorer"]} for row in rows]
-    legend = [(name, look(name)) for name in dict.fromkeys(sorted((row["series"] for row in rows), key=order))]
+    looks = {row["scorer"]: style(row["policy"].partition("(")[0]) for row in rows}
+    legend = sorted(looks.items(), key=lambda one: order(one[0]))
+    offsets = {name: APART * (place - (len(legend) - 1) / 2) for place, (name, _) in enumerate(legend)}
+    rows = [row | {"series": row["scorer"], "across": row["recent_percent"] + offsets[row["scorer"]]} for row in rows]
     over = ("over_random_percent:Q", "PPL against random, %", "+.2f")
     ends = [(f"over_random_{end}_percent:Q", word, "+.2f") for end, word in (("low", "from"), ("high", "to"))]
     tooltip = marks.tips(marks.POLICY, marks.CORPUS, marks.CHANGE, over, *ends)
     panels = []
     for (setting,), whole in marks.groups(rows, "setting"):
         for (budget, sinks), mine in marks.groups(whole, "budget", "start_size"):
-            x = alt.X("recent_percent:Q", title="newest tokens that always stay, % of the budget")
-            x = x.scale(domain=[0, 100], nice=False).axis(values=[0, 25, 50, 75, 100])
+            x = alt.X("across:Q", title="newest tokens that always stay, % of the budget")
+            x = x.scale(domain=[-3, 100], nice=False).axis(values=[0, 25, 50, 75, 100])
             also = [{FIELD: row[UNSCORED]} for row in whole if row[UNSCORED] is not None]
             y = change_axis(alt.Y, FIELD, "perplexity against full", whole + also)
             layers = [marks.lines(mine, x, y, legend), *marks.points(mine, x, y, legend, tooltip)]

@@ -1,6 +1,7 @@
 """How series look: colour, shape and dash of each policy, and the Vega theme. Colours hold on white and on near-black.
 
-STYLES holds preferred looks and decides nothing else: a policy that is not in it gets a look of its own.
+STYLES and POLICIES hold preferred looks and decide nothing else: a policy in neither gets a look of its own. A colour
+means the same policy in every chart, on the page and in docs/results.
 
 Hues follow Okabe and Ito's palette for colour-blind readers (https://jfly.uni-koeln.de/color/), shifted until each
 has a contrast of about 3:1 on both grounds; shape and dash repeat the distinction without colour.
@@ -38,22 +39,26 @@ STYLES: dict[str, Style] = {
     "fix_size_l2 keep_high": Style("#a97b00", "triangle-down", (5, 3)),
     "fix_size_l2 random": Style("#c2609a", "cross", (2, 2)),
 }
-SPARE = ("#8f63c9", "#b04a4a", "#5c8a2e", "#1f8f8f", "#c2547c", "#8b8418", "#a06f3d", "#7a78d6")  # for any other policy
+# Of these policies all series have one colour, and the first the shape and dash, too.
+POLICIES: dict[str, Style] = {
+    "h2o": Style("#b04a4a", "triangle-up", (4, 1)),
+    "tova": Style("#5c8a2e", "triangle-right", (5, 2, 1, 2)),
+    "snapkv": Style("#8b8418", "triangle-left", (2, 3)),
+    "keydiff": Style("#8f63c9", "cross", (7, 1)),
+    "sink_l2": Style("#1f8f8f", "diamond", (3, 3)),
+    "sink_random": Style("#c2547c", "triangle-down", (2, 1)),
+    "l2_compress": Style("#a06f3d", "square", (11, 3)),
+}
+SPARE = ("#7a78d6", "#4f8c6b", "#a0628a", "#b5764a", "#5f7fa8", "#7d7f45", "#a3566b")  # for any other policy
 SPARE_DASHES = ((3, 1), (5, 1, 1, 1), (1, 2), (6, 1), (10, 3))
 BUDGET_SHAPES = {"circle": (1, 0), "diamond": (4, 2), "square": (8, 2), "triangle-up": (2, 2), "cross": (8, 2, 2, 2)}
 BUDGET_STYLES = tuple(
     Style(("#6f7680", "#8d949e")[place % 2], shape, dash) for place, (shape, dash) in enumerate(BUDGET_SHAPES.items())
 )
-SCORER_STYLES = {
-    "random": Style("#868b94", "cross", (2, 2)),
-    "l2": Style("#009e73", "diamond", (7, 2, 2, 2)),
-    "keydiff": Style("#8f63c9", "triangle-up", (4, 2)),
-    "h2o": Style("#d55e00", "square", (9, 2)),
-}
 VARIANT_STYLES = {
-    "cache": Style("#2273c3", "circle"),
-    "absolute": Style("#009e73", "diamond"),
-    "frozen": Style("#d55e00", "square"),
+    "cache": Style("#6f7680", "circle"),
+    "absolute": Style("#8d949e", "diamond"),
+    "frozen": Style("#868b94", "square"),
 }
 INK, MUTED, GRID, RULE = "#22262b", "#5b626c", "#e4e7eb", "#868b94"
 FONT = "Helvetica, Arial, sans-serif"
@@ -65,7 +70,7 @@ _met: ContextVar[tuple[str, ...]] = ContextVar("met", default=())
 @contextmanager
 def looks(series: Iterable[str]) -> Iterator[None]:
     """Within, each of these series that STYLES does not know has a look of its own, the same in every chart."""
-    before = _met.set(tuple(sorted({name for name in series if name not in STYLES})))
+    before = _met.set(tuple(sorted({name for name in series if name not in STYLES}, key=order)))
     try:
         yield
     finally:
@@ -73,20 +78,32 @@ def looks(series: Iterable[str]) -> Iterator[None]:
 
 
 def style(series: str) -> Style:
-    """The style of a policy series: that of STYLES, else one that no other series met in `looks` has."""
+    """The style of a policy series: that of STYLES or of its policy, else one that no other series in `looks` has."""
     if series in STYLES:
         return STYLES[series]
-    met = _met.get()
-    place = met.index(series) if series in met else sum(map(ord, series))
+    met, policy = _met.get(), policy_of(series)
+    if policy in POLICIES:
+        look = POLICIES[policy]
+        alike = [name for name in met if policy_of(name) == policy]
+        turn = alike.index(series) if series in alike else 0
+        return replace(look, shape=SHAPES[(SHAPES.index(look.shape) + turn) % len(SHAPES)])
+    unknown = [name for name in met if policy_of(name) not in POLICIES]
+    place = unknown.index(series) if series in unknown else sum(map(ord, series))
     turn = place + place // len(SPARE)  # the same colour again comes with another shape
     return Style(SPARE[place % len(SPARE)], SHAPES[-1 - turn % len(SHAPES)], SPARE_DASHES[turn % len(SPARE_DASHES)])
 
 
+def policy_of(series: str) -> str:
+    """The name of a series' policy: `h2o` of `h2o, 4 sinks`."""
+    return series.partition(",")[0].partition(" ")[0]
+
+
 def order(series: str) -> tuple[int, list[int], str]:
-    """Sort key that lists series as STYLES does, unknown ones last, and counts sinks as numbers."""
-    listed = list(STYLES)
+    """Sort key that lists series as STYLES and POLICIES do, unknown ones last, and counts sinks as numbers."""
+    listed = [*STYLES, *POLICIES]
+    known = series if series in STYLES else policy_of(series)
     numbers = [int(number) for number in re.findall(r"\d+", series)]
-    return listed.index(series) if series in listed else len(listed), numbers, series
+    return listed.index(known) if known in listed else len(listed), numbers, series
 
 
 def variant_style(variant: str) -> Style:

@@ -3,7 +3,7 @@
 It reaches no file but the rows that were committed, loads no extension and lets no setting be changed. Its tables are
 `commits` (quality), `latency_commits`, `contenders`, `policies` and `environment` from the commit records, `samples`
 and those of `OF_ROWS` from the rows of cells, `published_*` from other people's numbers, the prepared queries, and from
-the statistics `intervals`, those of rivals, controls, stretches and growth, and `round_intervals`.
+the statistics `intervals`, those of `PAIRED`, and `round_intervals`.
 """
 
 from collections.abc import Iterable
@@ -44,9 +44,17 @@ RESULTS = (
     "noise",
     "latency",
     "pairs",
-    "divergence",
     "stretches",
 )
+# Intervals over documents of what one policy loses against another, by the query that pairs them.
+PAIRED = {
+    "rivals": "rival_intervals",
+    "controls": "control_intervals",
+    "modes": "mode_intervals",
+    "kl_rivals": "kl_rival_intervals",
+    "stretches": "stretch_intervals",
+    "grown": "growth_intervals",
+}
 LIMITS: dict[str, Any] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -112,10 +120,9 @@ def open_database(
     rounds = connection.sql("FROM rounds ORDER BY cell, phase, label, round").to_arrow_table()
     load(connection, "round_intervals", round_intervals(rounds.to_pylist()))
     create(connection, RESULTS)
-    load(connection, "rival_intervals", intervals(rows(connection, "rivals")))
-    load(connection, "control_intervals", intervals(rows(connection, "controls")))
-    load(connection, "stretch_intervals", intervals(rows(connection, "stretches")))
-    load(connection, "growth_intervals", intervals(rows(connection, "grown")))
+    for name, table in PAIRED.items():
+        load(connection, table, intervals(rows(connection, name)))
+    create(connection, ["divergence"])
     return connection
 
 

@@ -75,13 +75,14 @@ def tail_table(frames: Frames) -> Table:
 
 
 def protection_table(frames: Frames) -> Table:
-    """A line a number of sinks and share of newest tokens, a column a scorer."""
+    """A line a number of sinks and share of newest tokens, a column a scorer, and one for all but sinks the newest."""
     scorers = list(by(frames["protection"], "scorer"))
     rows = []
     for (sinks_kept, share), mine in by(frames["protection"], "start_size", "recent_percent").items():
-        shown = {row["scorer"]: change(row["ppl_change_percent"]) for row in mine}
-        rows.append([str(sinks_kept), f"{share:.3g} %", *(shown.get(scorer, "–") for scorer in scorers)])
-    return ["Sinks", "Newest", *scorers], rows, 0
+        shown = {row["scorer"]: lost(row) for row in mine}
+        none = change(mine[0]["unscored_change_percent"])
+        rows.append([str(sinks_kept), f"{share:.3g} %", *(shown.get(scorer, "–") for scorer in scorers), none])
+    return ["Sinks", "Newest", *scorers, "no scorer"], rows, 0
 
 
 def stream_table(frames: Frames) -> Table:

@@ -5,6 +5,7 @@ Every number is one of the rows'. Which of two is better is said only where an i
 
 from typing import Any
 
+from analysis.words.by_document import in_documents
 from analysis.words.wording import (
     between,
     bracketed,
@@ -47,7 +48,7 @@ def budgets(frames: Frames) -> list[str]:
     sizes = by(frames["equal_budget"], "budget")
     told = ["; ".join(against_plain(budget, rows) for budget, rows in sizes.items()) + "."]
     for budget, rows in sizes.items():
-        best, worst = rows[0], rows[-1]
+        best, worst, ranked = rows[0], rows[-1], [row["policy"] for row in rows]
         own = next(filter(plain, rows), best)
         tied = [code(row["policy"]) for row in rows if row["tied_with_best"]]
         beside = f", {code(own['policy'])} is at {lost(own)}" if own is not best else ""
@@ -56,8 +57,7 @@ def budgets(frames: Frames) -> list[str]:
             f"With {whole(budget)} of {whole(best['length'])} tokens {code(best['policy'])} is closest, at "
             f"{lost(best)} perplexity{beside}; the furthest is {code(worst['policy'])} at {lost(worst)}.{ties}"
         )
-        if drawn := drawn_by_lot(rows):
-            told.append(drawn)
+        told += filter(None, (in_documents(frames["documents"], ranked, own["policy"]), drawn_by_lot(rows)))
     return [capital(line) for line in told]
 
 
@@ -119,14 +119,33 @@ def sinks(frames: Frames) -> list[str]:
 
 
 def positions(frames: Frames) -> list[str]:
-    """What each way of numbering keys costs the same policy, the dearest last; first of the policy that fares best."""
+    """What each way of numbering keys costs the same policy beside “cache”; first of the policy that fares best."""
     told = []
     bases = by(frames["position_modes"], "base")
     for base, rows in sorted(bases.items(), key=lambda one: min(float(row["ppl_change_percent"]) for row in one[1])):
-        *others, worst = sorted(rows, key=lambda row: float(row["ppl_change_percent"]))
-        ways = listed(f"{lost(row)} with {way(row)}" for row in others)
-        told.append(f"{code(base)} is at {ways} against the full cache, and at {lost(worst)} with {way(worst)}.")
+        own = next((row for row in rows if row["variant"] == "cache"), None)
+        others = sorted((row for row in rows if row is not own), key=lambda row: float(row["ppl_change_percent"]))
+        verdicts: dict[str, list[str]] = {}
+        for row in others:
+            verdicts.setdefault(beside_cache(row), []).append(f"{way(row)}, {lost(row)}")
+        first = f"at {lost(own)} against the full cache with “cache”" if own else "against the full cache"
+        parts = [first, *(f"{verdict}{listed(ways)}" for verdict, ways in verdicts.items())]
+        told.append(f"{code(base)} is {'; '.join(parts)}.")
     return told
+
+
+def beside_cache(row: Row) -> str:
+    """What the interval of a way of numbering against “cache” tells, to be followed by the ways."""
+    low, high = row["over_cache_low_percent"], row["over_cache_high_percent"]
+    if low is None or high is None:
+        return "with "
+    return (
+        "measurably worse with "
+        if low > 0
+        else "measurably better with "
+        if high < 0
+        else "not to be told from it with "
+    )
 
 
 def way(row: Row) -> str:

@@ -2,26 +2,35 @@
 
 from typing import Any
 
-from analysis.words.wording import between, change, counted
+from analysis.words.wording import change, counted
 
 Row = dict[str, Any]
-HALF = 50  # per cent of the budget: the share for the newest tokens nearest to it stands for "protected"
+FEW = 3  # are named one by one
 
 
 def sentences(rows: list[Row], several: bool) -> list[str]:
-    """What protection does to the gap between scorers, and what the best is worth against random."""
+    """What protection does to the gap between scorers, and whether any is worth more than drawing lots."""
     found = []
     for setting, budget in dict.fromkeys((row["setting"], row["budget"]) for row in rows):
         mine = [row for row in rows if (row["setting"], row["budget"]) == (setting, budget)]
         places = sorted({(row["start_size"], row["recent_percent"]) for row in mine})
         sinks = places[-1][0]
-        bare, kept = places[0], min((place for place in places if place[0] == sinks), key=lambda p: abs(p[1] - HALF))
-        before, after = (at(mine, place) for place in (bare, kept))
+        bare, kept = places[0], [place for place in places if place[0] == sinks and place[1]]
+        protected = sorted((row for row in mine if (row["start_size"], row["recent_percent"]) in kept), key=lost)
         where = f"{setting}, " if several else ""
-        told = f"{where}{budget:,} tokens: with {named(bare)}, perplexity is {span(before)} against the full cache"
-        protected = f"; with {named(kept)}, {span(after)}" if kept != bare else ""
-        found.append(f"{told}{protected}. {against_random(after)}")
+        told = f"{where}{budget:,} tokens: with {named(bare)}, perplexity is {span(at(mine, bare))} against the full "
+        told += f"cache; with {shares(kept)}, {span(protected, of_shares=True)}"
+        alone = protected[0]["unscored_change_percent"]
+        told += f", and {change(alone)} if all but the sinks are the newest" if alone is not None else ""
+        found.append(f"{told}. {against_random(protected)}")
     return found
+
+
+def shares(places: list[tuple[int, float]]) -> str:
+    """The sinks and all shares of newest tokens at which scorers were tried, in words."""
+    (sinks, first), (_, last) = places[0], places[-1]
+    span = f"{first:.3g}" + (f" to {last:.3g}" if last != first else "")
+    return f"{counted(sinks, 'sink')} and {span}\u00a0% of the budget for the newest"
 
 
 def at(rows: list[Row], place: tuple[int, float]) -> list[Row]:
@@ -42,26 +51,43 @@ def named(place: tuple[int, float]) -> str:
     return f"{counted(sinks, 'sink')} and {recents:.3g}\u00a0% of the budget for the newest"
 
 
-def span(rows: list[Row]) -> str:
-    """From the best scorer to the worst."""
-    best, worst = rows[0], rows[-1]
-    return f"{change(lost(best))} ({best['scorer']}) to {change(lost(worst))} ({worst['scorer']})"
+def span(rows: list[Row], of_shares: bool = False) -> str:
+    """From the best scorer to the worst; of_shares: and at which share of newest tokens."""
+    ends = []
+    for row in (rows[0], rows[-1]):
+        share = f", {row['recent_percent']:.3g}\u00a0%" if of_shares else ""
+        ends.append(f"{change(lost(row))} ({row['scorer']}{share})")
+    return " to ".join(ends)
 
 
 def against_random(rows: list[Row]) -> str:
-    """The best scorer against its control, with the interval that says whether that is a difference."""
+    """How many scorers, at how many shares, are measurably better or worse than keeping as many at random."""
     scored = [row for row in rows if row["over_random_percent"] is not None]
     if not scored:
         return "No scorer was measured beside random on the same documents."
-    best = scored[0]
-    low, high = best["over_random_low_percent"], best["over_random_high_percent"]
-    worth = change(best["over_random_percent"])
-    over = f"{best['scorer']}, the best scorer there, is at {worth} against keeping random tokens"
-    if low is None:
-        return f"{over}."
-    over += f" ({between(low, high, change)}{' over documents' if best['over_random_spread'] == 'range' else ''})"
-    if best["over_random_spread"] == "range":
-        return f"{over}; too few documents for an interval."
-    if low <= 0 <= high:
-        return f"{over}: no measurable difference."
-    return f"{over}: {'better' if high < 0 else 'worse'}."
+    told = [row for row in scored if row["over_random_spread"] == "interval"]
+    if not told:
+        below = sum(row["over_random_percent"] < 0 for row in scored)
+        return (
+            f"Of {len(scored)} pairs of scorer and share there {below or 'none'} lost less than keeping random tokens; "
+            "too few documents for an interval."
+        )
+    better = [row for row in told if row["over_random_high_percent"] < 0]
+    worse = [row for row in told if row["over_random_low_percent"] > 0]
+    return (
+        f"Of {counted(len(told), 'pair')} of scorer and share there {verdict(better, 'better')} than keeping random "
+        f"tokens{which(better)}, and {verdict(worse, 'worse')}{which(worse)}."
+    )
+
+
+def verdict(rows: list[Row], word: str) -> str:
+    """How many are measurably so."""
+    return f"{len(rows) or 'none'} {'are' if rows[1:] else 'is'} measurably {word}"
+
+
+def which(rows: list[Row]) -> str:
+    """Which these are with their difference, if they are few."""
+    named = (
+        f"{row['scorer']} at {row['recent_percent']:.3g}\u00a0%: {change(row['over_random_percent'])}" for row in rows
+    )
+    return f" ({', '.join(named)})" if 0 < len(rows) <= FEW else ""

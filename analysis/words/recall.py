@@ -24,6 +24,9 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
             far = [row for row in mine if row["budget"] == budget and row["distance"] > budget]
             if far:
                 found.append(f"{where}{beyond(budget, far)}")
+            near = [row for row in mine if row["budget"] == budget > row["distance"] and row["full_recalls"]]
+            if near:
+                found.append(f"{where}{within(near)}")
     return found
 
 
@@ -48,16 +51,26 @@ def beyond(budget: int, far: list[Row]) -> str:
         )
     distances = sorted({row["distance"] for row in known})
     span = f"at {listed(f'{distance:,}' for distance in distances)} tokens"
+    return f"Beyond a budget of {budget:,}, {span}: {'; '.join(right(known))}."
+
+
+def within(near: list[Row]) -> str:
+    """What policies of a budget recall at distances within it, which the newest tokens alone would hold."""
+    distances = listed(f"{distance:,}" for distance in sorted({row["distance"] for row in near}))
+    return f"Within it, at {distances}: {'; '.join(right(near))}."
+
+
+def right(known: list[Row]) -> list[str]:
+    """How many answers each policy has right of how many, by the number of answers."""
     told: dict[tuple[int, int], list[tuple[int, str]]] = {}  # by the number of answers, and how many full has right
     for policy in dict.fromkeys(row["policy"] for row in known if row["policy"] != "full"):
         mine = [row for row in known if row["policy"] == policy]
-        answers, full, right = (added(mine, name) for name in ("answers", "full_recalled", "recalled"))
-        told.setdefault((answers, full), []).append((right, policy))
-    parts = [
+        answers, full, own = (added(mine, name) for name in ("answers", "full_recalled", "recalled"))
+        told.setdefault((answers, full), []).append((own, policy))
+    return [
         f"of {answers:,} answers, {full:,} of them right with the full cache, {by_count(policies)}"
         for (answers, full), policies in told.items()
     ]
-    return f"Beyond a budget of {budget:,}, {span}: {'; '.join(parts)}."
 
 
 def by_count(policies: list[tuple[int, str]]) -> str:

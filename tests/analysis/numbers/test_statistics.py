@@ -15,6 +15,7 @@ from scipy import stats as scipy_stats
 from scipy.signal import lfilter
 
 from analysis.numbers import database, rounds, stats
+from analysis.words import divergence, findings
 
 REPETITIONS = 500  # bounds of ±2 points are 2 standard errors of 95 %; a true 90 % is found out in 99 of 100 cases
 RESAMPLES = 1999  # ends of an interval move by a fiftieth of its width against the report's 4,999
@@ -150,3 +151,40 @@ def test_too_few_documents_leave_a_tie_open(tmp_path):
     plan = replace(QUICK, policies=SINKS, documents=("Job", "Ruth"), tokens=300, lengths=(300,))
     rows = database.rows(database_of(plan, tmp_path), "equal_budget")
     assert {row["best"]: row["tied_with_best"] for row in rows} == {True: False, False: None}
+
+
+def test_a_tie_with_the_least_divergence_is_told_from_a_larger_one(tmp_path):
+    books = tuple(f"book {number:02}" for number in range(12))
+    policies = (*SINKS, recent(64, 0.13), l2(64, "keep_low", 0.9))
+    plan = replace(QUICK, policies=policies, documents=books, tokens=300, lengths=(300,))
+    rows = database.rows(database_of(plan, tmp_path), "divergence")
+    assert [row["least"] for row in rows] == [True, False, False, False]
+    assert rows[0]["kl_nats"] == min(row["kl_nats"] for row in rows)
+    ties = {row["policy"]: row["tied_with_least"] for row in rows}
+    assert {ties["streaming_llm(4,60)"], ties["streaming_llm(1,63)"]} == {True, False}
+    assert not ties["fix_size_l2(64,0.7,keep_low)"]
+    assert not ties["recent_only(64)"]
+    said = divergence.sentences(rows, several=False)[0]
+    [tied] = [policy for policy, tie in ties.items() if tie]
+    assert said.endswith(f" Not to be told from it: {tied}.")
+
+
+def test_ways_of_numbering_keys_are_compared_with_cache_document_by_document(tmp_path):
+    books = tuple(f"book {number:02}" for number in range(12))
+    policies = (FULL, streaming(4, 60, 0.1), streaming(4, 60, 0.1, "absolute"), streaming(4, 60, 0.9, "frozen"))
+    plan = replace(QUICK, policies=policies, documents=books, tokens=300, lengths=(300,))
+    connection = database_of(plan, tmp_path)
+    rows = {row["variant"]: row for row in database.rows(connection, "position_modes")}
+    assert rows["cache"]["over_cache_low_percent"] is None
+    assert rows["absolute"]["over_cache_low_percent"] < 0 < rows["absolute"]["over_cache_high_percent"]
+    losses = {
+        variant: {row["document"]: row["nll_sum"] / row["n"] for row in database.rows(connection, "documents")
+                  if row["policy"] == rows[variant]["policy"] and row["length"] == 300}
+        for variant in ("cache", "frozen")
+    }  # fmt: skip
+    each = [100 * (np.exp(losses["frozen"][name] - losses["cache"][name]) - 1) for name in books]
+    low, high = (rows["frozen"][f"over_cache_{end}_percent"] for end in ("low", "high"))
+    assert min(each) < low < high < max(each)
+    [said] = findings.positions({"position_modes": list(rows.values())})
+    assert "with “cache”; not to be told from it with “absolute”" in said
+    assert "; measurably worse with “frozen”" in said

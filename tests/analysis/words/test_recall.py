@@ -131,12 +131,19 @@ def test_ordinary_texts_have_no_answers_and_still_repeats(tmp_path):
 
 def test_the_sentence_says_who_recalls_nothing_beyond_its_budget(case):
     oracle, report = case
-    first, second = sentences_of(report)
+    first, near, second, _ = sentences_of(report)
     answers, right, full = (sum(each) for each in zip(*(counted(oracle, L2, d)[:3] for d in (128, 256))))
     assert 0 < right < full
     assert first == (
         f"{FAR} 96, at 128 and 256 tokens: of {answers} answers, {full} of them right with the full cache, "
         f"{L2} recalls {right} and streaming_llm(4,92) recalls nothing."
+    )
+    of_each = {policy: counted(oracle, policy, 64)[:3] for policy in (L2, "streaming_llm(4,92)")}
+    assert {(answers, full) for answers, _, full in of_each.values()} == {(60, of_each[L2][2])}
+    ranked = sorted(of_each, key=lambda policy: -of_each[policy][1])
+    assert near == (
+        f"Within it, at 64: of 60 answers, {of_each[L2][2]} of them right with the full cache, "
+        f"{' and '.join(f'{policy} recalls {of_each[policy][1]}' for policy in ranked)}."
     )
     answers, right, full, _ = counted(oracle, "streaming_llm(4,188)", 256)
     assert right == 0
@@ -152,7 +159,7 @@ L2 = "fix_size_l2(96,0.7,keep_low)"
 
 def test_it_says_so_only_if_the_numbers_do(tmp_path):
     some = replace(RECALL, policies=(FULL, replace(streaming(4, 92, 0.1), recalls=0.1)))
-    [first] = sentences_of(report_of(some, tmp_path))
+    first, _ = sentences_of(report_of(some, tmp_path))
     assert "recalls nothing" not in first
     assert "streaming_llm(4,92) recalls " in first
 
@@ -178,7 +185,7 @@ def test_few_answers_show_recall_only_where_their_interval_does(tmp_path, docume
     assert (int(row["recalled"]), int(row["answers"])) == (right, documents)
     shown = wilson(right, documents)[0] > 0.1
     assert row["full_recalls"] == str(shown)
-    assert [UNABLE in told for told in sentences_of(report)] == ([] if shown else [True])
+    assert [UNABLE in told for told in sentences_of(report)] == ([False] * 2 if shown else [True])
 
 
 def test_where_full_itself_fades_nothing_follows(tmp_path, monkeypatch):
@@ -194,7 +201,8 @@ def test_where_full_itself_fades_nothing_follows(tmp_path, monkeypatch):
 
     monkeypatch.setattr(golden, "repeat", fading)
     report = report_of(RECALL, tmp_path)
-    first, second = sentences_of(report)
+    first, near, second, _ = sentences_of(report)
+    assert near.startswith("Within it, at 64: of 60 answers")
     assert first.startswith(f"{FAR} 96, at 128 tokens: of 60 answers")
     assert second == (
         "Beyond 192 tokens the full cache itself recalls next to nothing, 0 of 60 answers: nothing follows about "

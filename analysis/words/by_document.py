@@ -1,0 +1,40 @@
+"""Whether one document decides: in how many the closest policy is closest, and who would be without one of them."""
+
+from typing import Any
+
+Row = dict[str, Any]
+Sums = dict[str, Row]  # by document
+
+
+def in_documents(documents: list[Row], ranked: list[str], own: str) -> str:
+    """In how many documents the first of these policies is closer to full than `own`, or than the next if it is that.
+
+    documents: rows of the table `documents`; counted is its greatest length. Nothing is said where one of the policies
+    was run on other documents than the first.
+    """
+    longest = max(row["length"] for row in documents)
+    runs: dict[str, Sums] = {}
+    for row in documents:
+        if row["length"] == longest:
+            runs.setdefault(row["policy"], {})[row["document"]] = row
+    best, other = ranked[0], own if own != ranked[0] else ranked[1]
+    names = sorted(runs[best])
+    if len(names) < 2 or any(sorted(runs[policy]) != names for policy in ranked):
+        return ""
+    closer = sum(loss(runs[best], [name]) < loss(runs[other], [name]) for name in names)
+    told = f"`{best}` is closer than `{other}` in {closer} of {len(names)} documents"
+    for name in names:
+        leading = closest(runs, ranked, [one for one in names if one != name])
+        if leading != best:
+            told += f"; without {name} `{leading}` would be closest"
+    return f"{told}."
+
+
+def closest(runs: dict[str, Sums], policies: list[str], names: list[str]) -> str:
+    """Which of the policies lost least over these documents, the first of several."""
+    return min(policies, key=lambda policy: loss(runs[policy], names))
+
+
+def loss(sums: Sums, names: list[str]) -> float:
+    """The loss per token over these documents, in nats."""
+    return float(sum(sums[name]["nll_sum"] for name in names) / sum(sums[name]["n"] for name in names))
