@@ -8,6 +8,9 @@ TESTED := $(VENV)/.tested
 RECORDS ?= records
 REPORT  ?= report
 
+# The processes of a sweep and of the tests should not compile kvstream's modules anew each, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE =
+
 # Ray must not rebuild worker environments when it is started through `uv run`.
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
 

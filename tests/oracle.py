@@ -63,6 +63,9 @@ def oracle_trace(model, input_ids, spec: Spec) -> Trace:
     layers, heads = len(net.layers), net.kv_heads
     keys = [[[] for _ in range(heads)] for _ in range(layers)]  # [layer][head][j] → (E,), never rotated, never removed
     values = [[[] for _ in range(heads)] for _ in range(layers)]
+    turned = [
+        [{} for _ in range(heads)] for _ in range(layers)
+    ]  # [layer][head][j, place] → key j rotated to that place
     written_at = [[] for _ in range(layers)]  # [layer][j] → the n that held when key j was written
     cache = [[[] for _ in range(heads)] for _ in range(layers)]  # C_{t-1}
     arrived = [[[] for _ in range(heads)] for _ in range(layers)]  # [layer][head][j] → key j as it was when it came
@@ -89,7 +92,10 @@ def oracle_trace(model, input_ids, spec: Spec) -> Trace:
                 places = [_position(spec.position, rank, j, written_at[i]) for rank, j in enumerate(cache[i][g])]
                 seen, places = [*cache[i][g], t], [*places, query_position]
                 q = net.rotate(q_HE[h], query_position)
-                scores = [q @ net.rotate(keys[i][g][j], p) / math.sqrt(len(q)) for j, p in zip(seen, places)]
+                for j, place in zip(seen, places):
+                    if (j, place) not in turned[i][g]:
+                        turned[i][g][j, place] = net.rotate(keys[i][g][j], place)
+                scores = [q @ turned[i][g][one] / math.sqrt(len(q)) for one in zip(seen, places)]
                 attention[i].append(_softmax(np.array(scores)))
                 heard.append(attention[i][h] @ np.array([values[i][g][j] for j in seen]))
             x = layer.combine(x, np.concatenate(heard))

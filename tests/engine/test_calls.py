@@ -590,7 +590,7 @@ def test_a_model_without_a_cache_passes_at_once(llama):
 # The recipes in docs/caches.md.
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_recipes_work(capsys):
     page = (Path(__file__).parent.parent.parent / "docs" / "caches.md").read_text()
     there = {}

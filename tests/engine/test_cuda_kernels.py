@@ -145,7 +145,7 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-@pytest.mark.parametrize(("policy", "family"), few_first(CASES, 4), ids=str)
+@pytest.mark.parametrize(("policy", "family"), few_first(CASES, 8), ids=str)
 def test_replay_is_exact(policy, family, cuda):
     """In chunks whose ends lie within blocks, and where a chunk is one token, which the reference takes."""
     expected, model = truth(family, policy), model_on(family, FLOAT32)
@@ -154,7 +154,8 @@ def test_replay_is_exact(policy, family, cuda):
         assert_close(ours.cpu(), expected, 2e-5, f"by {size}")
 
 
-@pytest.mark.parametrize("policy", few_first([StreamingLLM(3, 9), Full(), FixSizeL2(11, 0.5, "keep_low")], 3), ids=str)
+@pytest.mark.long
+@pytest.mark.parametrize("policy", [StreamingLLM(3, 9), Full(), FixSizeL2(11, 0.5, "keep_low")], ids=str)
 def test_half_precision_differs_by_its_rounding(policy, cuda):
     # Triton's interpreter multiplies bfloat16 as if its bits were whole numbers (3.9, tl.dot).
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
@@ -323,7 +324,7 @@ SCANNED = [
 ]
 
 
-@pytest.mark.parametrize("policy", few_first(SCANNED, 3), ids=str)
+@pytest.mark.parametrize("policy", few_first(SCANNED, 4), ids=str)
 def test_a_scan_keeps_and_answers_what_the_plain_one_does(policy):
     """In calls of several tokens and of one, for two texts, two heads and three queries to a key."""
     tokens, found = 17, []

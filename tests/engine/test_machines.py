@@ -46,7 +46,9 @@ def many_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", *(pytest.param(dtype, marks=pytest.mark.long) for dtype in ("float32", "float16"))]
+)
 def test_the_demo_model_is_accepted_and_computes_what_it_does(dtype, many_threads):
     """Its hidden states reach 24,800, so that its own rounding is coarse."""
     model, tokenizer = load_model("smollm2-135m", dtype=dtype)

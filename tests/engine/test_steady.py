@@ -86,7 +86,11 @@ def test_each_step_is_the_same_operations_and_asks_nothing(policy, tiny_llama, t
     assert where == [layer.keys.data_ptr() for layer in engine.cache.layers]
 
 
-@pytest.mark.parametrize("policy", POLICIES[:2] + POLICIES[5:9:3], ids=str)
+@pytest.mark.parametrize(
+    "policy",
+    [POLICIES[5], *(pytest.param(policy, marks=pytest.mark.long) for policy in (*POLICIES[:2], POLICIES[8]))],
+    ids=str,
+)
 def test_a_compiler_sees_one_graph(policy, tiny_llama, tokens):
     ids, model = tokens(LENGTH, 3)[None], tiny_llama(FLOAT64)
     engine, plain = begun(model, policy, ids), begun(model, policy, ids, steady=False)
