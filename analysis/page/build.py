@@ -45,9 +45,8 @@ def page(
     out: Path,
 ) -> str:
     """The HTML page; thresholds as `database.open_database` takes them, `out` the folder that it will stand in."""
-    vega: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     ours = "\n".join((TEMPLATE / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    scripts = [vega.replace("\r\n", "\n"), f'"use strict";\n{ours}']
+    scripts = [vega(), f'"use strict";\n{ours}']
     overview = frames["overview"][0]
     fields = fields_of(records)
     template = environment().get_template("page.html")
@@ -99,6 +98,13 @@ def page(
         scripts=[Markup(text) for text in scripts],
         hashes=" ".join(map(script_hash, scripts)),
     )
+
+
+@cache
+def vega() -> str:
+    """The scripts that draw charts in a browser; bundling them takes a second."""
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    return bundle.replace("\r\n", "\n")
 
 
 @cache
