@@ -138,7 +138,8 @@ QUESTIONS = {
         "One small model, which does not recall all near facts itself, and one kind of fact. Answers are taken not "
         "to depend on one another.",
         "Models that recall everything with the full cache; questions asked before the text, which tell a policy "
-        "what to keep.",
+        "what to keep. Why some policies have more near answers right than full: most of its wrong ones seem to be "
+        "numbers of other facts, which a bounded cache has forgotten.",
         "A fact reads “The green lion is number 48213.”, and so many tokens later the text asks for it again. When a "
         "policy has to choose, the question has not come: that eviction loses what is asked for later is known of "
         "needles and passkeys ([RULER](https://arxiv.org/abs/2404.06654)).",

@@ -17,7 +17,7 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
         tail = min(mine, key=lambda row: float(row["kl_p999_nats"]))
         least = f"; the shortest tail has {tail['policy']}, {fixed(2)(tail['kl_p999_nats'])} nats"
         beyond = least if tail is not best else ""
-        tied = [row["policy"] for row in mine if row["tied_with_least"]]
+        tied = [row["policy"] for row in mine if row.get("tied_with_least")]
         ties = f" Not to be told from it: {listed(tied)}." if tied else ""
         where = f"{setting}, " if several else ""
         kl = bracketed(nats(best["kl_nats"]), between(best["kl_nats_low"], best["kl_nats_high"], nats))

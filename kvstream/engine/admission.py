@@ -122,6 +122,13 @@ class Told:
         self.count: int | None = 0  # None: some call showed none
         self.ids_BN: torch.Tensor | None = None
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what was copied or pickled, so that it can be written outside inference mode as well."""
+        vars(self).update(state)
+        if self.ids_BN is not None and self.ids_BN.is_inference():
+            with torch.inference_mode(False):
+                self.ids_BN = self.ids_BN.clone()
+
     def add(self, ids_BT: torch.Tensor | None, seen: int) -> None:
         """Remember a call's ids, which follow `seen` tokens; on their own device, so that nothing waits for it."""
         if ids_BT is None or self.count != seen:
