@@ -39,13 +39,15 @@ def far(rows: list[Row]) -> Figure:
     tooltip = marks.tips(marks.POLICY, ("position:Q", "position", ",d"), (f"{FAR}:Q", "tokens, %", ".2f"))
     panels = []
     for setting, size, mine, whole in marks.by_budgets(rows):
-        last = max(row["position"] for row in whole)
+        context, last = mine[0]["trained_context"], max(row["position"] for row in whole)
         axis = alt.Axis(tickCount=5, grid=True, labelExpr="datum.value + ' %'")
-        scale = roomy([0.0, *(row[FAR] for row in whole)], 2)
+        scale = roomy([0.0, *(row[FAR] for row in whole)], 3.5 if context < last else 2)
         y = alt.Y(f"{FAR}:Q", title="tokens more than a nat away", scale=scale, axis=axis)
         layers = [marks.lines(mine, position_x(), y, legend, tooltip)]
         layers += marks.points(sparse(mine), position_x(), y, legend, size=55, clip=True)
         layers += marks.rule(alt.X, "position", size, "budget full", size > last / 2)
+        if context < last:
+            layers += marks.rule(alt.X, "position", context, "trained context ends", context > last / 2, line_of_text=1)
         zoom = {"zoom_from": 0, "zoom_to": round(1.01 * last)}
         about = "the share of tokens more than a nat from the full cache, along the text, by policy"
         panels.append(marks.panel(setting, marks.budget_title(size), layers, about, signals=zoom))
