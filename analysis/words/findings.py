@@ -10,7 +10,6 @@ from analysis.words.wording import (
     between,
     bracketed,
     capital,
-    caveat,
     change,
     counted,
     fixed,
@@ -127,7 +126,7 @@ def positions(frames: Frames) -> list[str]:
         others = sorted((row for row in rows if row is not own), key=lambda row: float(row["ppl_change_percent"]))
         verdicts: dict[str, list[str]] = {}
         for row in others:
-            verdicts.setdefault(beside_cache(row), []).append(f"{way(row)}, {lost(row)}")
+            verdicts.setdefault(beside_cache(row), []).append(way(row))
         first = f"at {lost(own)} against the full cache with “cache”" if own else "against the full cache"
         parts = [first, *(f"{verdict}{listed(ways)}" for verdict, ways in verdicts.items())]
         told.append(f"{code(base)} is {'; '.join(parts)}.")
@@ -149,8 +148,9 @@ def beside_cache(row: Row) -> str:
 
 
 def way(row: Row) -> str:
-    """How keys are numbered, and what to know of it."""
-    return f"“{row['variant']}”{caveat(row['skip_layers'])}"
+    """How keys are numbered, what that costs, and what to know of it."""
+    grows = "memory grows with the text; " if row["skip_layers"] else ""
+    return f"“{row['variant']}” ({grows}{lost(row)})"
 
 
 def length(frames: Frames) -> list[str]:
