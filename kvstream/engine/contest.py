@@ -79,7 +79,8 @@ def takeovers(leaves_RN: Any, seats_RM: Any, room: int) -> Any:
     by_age = np.empty(room + 1, np.int64)
     for row in range(rows):
         count = members
-        by_age[:members] = np.arange(members)
+        for token in range(members):
+            by_age[token] = token
         for offer in range(tokens - members):
             candidate = members + offer
             by_age[count] = candidate

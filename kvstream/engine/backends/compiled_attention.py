@@ -19,6 +19,13 @@ as_written: Any = numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"
 
 
 @compiled
+def copy(from_D: Any, to_D: Any) -> None:
+    """Write one vector over another: numba takes seconds to compile an assignment of slices, whose error is a string."""
+    for d in range(np.uint64(to_D.shape[0])):
+        to_D[d] = from_D[d]
+
+
+@compiled
 def scores(
     q_GD: Any, keys_SD: Any, order_S: Any, held: int, scaling: float, cos_SP: Any, sin_SP: Any, score_GN: Any
 ) -> None:
@@ -131,7 +138,9 @@ def _exp(x_N: Any, bits_N: Any, count: int, top: Any) -> None:
 def weighted_sums(values_SD: Any, order_S: Any, held: int, weight_GN: Any, out_GD: Any) -> None:
     """Write the values' weighted sums, of four at a time."""
     groups, size = out_GD.shape[0], np.uint64(values_SD.shape[1])
-    out_GD[:] = 0
+    for g in range(groups):
+        for d in range(size):
+            out_GD[g, d] = 0
     for n in range(0, held - 3, 4):
         first, second, third, fourth = order_S[n], order_S[n + 1], order_S[n + 2], order_S[n + 3]
         for g in range(groups):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from kvstream.engine.backends.compiled_attention import compiled, scores, scores_of_one, softmax, weighted_sums
+from kvstream.engine.backends.compiled_attention import compiled, copy, scores, scores_of_one, softmax, weighted_sums
 from kvstream.engine.backends.pace import PACE
 
 if TYPE_CHECKING:
@@ -99,27 +99,31 @@ def _scan(
             token_S[new] = seen + t
             counts = memory >= 0 and (heard == 0 or full - held < heard)
             stays = 0.0 if heard > 0 and full - held == heard - 1 else memory
-            decides_N[:held] = 0
+            for n in range(held):
+                decides_N[n] = 0
             for k in range(heads):
-                keys_UKSD[u, k, new] = k_UKTD[u, k, t]
-                values_UKSD[u, k, new] = v_UKTD[u, k, t]
+                copy(k_UKTD[u, k, t], keys_UKSD[u, k, new])
+                copy(v_UKTD[u, k, t], values_UKSD[u, k, new])
                 score_UKS[u, k, new] = first_UKT[u, k, t]
-                q_GD[:groups] = q_UKGTD[u, k, :, t]
+                for g in range(groups):
+                    copy(q_UKGTD[u, k, g, t], q_GD[g])
                 if groups > 1:
                     scores(q_GD, keys_UKSD[u, k], order_S, held, scaling, cos_SW, sin_SW, weight_GN)
                 else:
-                    turned_D[:half], turned_D[half:rotated] = q_GD[0, half:rotated], q_GD[0, :half]
+                    for d in range(half):
+                        turned_D[d], turned_D[half + d] = q_GD[0, half + d], q_GD[0, d]
                     scores_of_one(
                         q_GD[0], turned_D, keys_UKSD[u, k], order_S, held, scaling, cos_SW, sin_SW, weight_GN[0]
                     )
                 for g in range(groups):
                     softmax(weight_GN[g], bits_GN[g], held)
                 weighted_sums(values_UKSD[u, k], order_S, held, weight_GN, out_GD)
-                out_UKGTD[u, k, :, t] = out_GD
+                for g in range(groups):
+                    copy(out_GD[g], out_UKGTD[u, k, g, t])
                 if counts:
                     _update(score_UKS[u, k], order_S, held, stays, groups, weight_GN, heard_N)
                 if compares:
-                    own_UKSE[u, k, new] = own_UKTE[u, k, t]
+                    copy(own_UKTE[u, k, t], own_UKSE[u, k, new])
                     _add(sum_UKE[u, k], own_UKTE[u, k, t], first_UKT[u, k, t])
                 if held == full:
                     _decide(score_UKS[u, k], own_UKSE[u, k], sum_UKE[u, k], order_S, held, decides_N)
@@ -146,8 +150,9 @@ def _scan(
 @compiled
 def _update(score_S: Any, order_S: Any, held: int, stays: float, groups: int, weight_GN: Any, heard_N: Any) -> None:
     """Add a query's attention, the mean of its heads', to what stays of the scores."""
-    heard_N[:held] = 0
-    for g in range(groups):
+    for n in range(held):
+        heard_N[n] = weight_GN[0, n]
+    for g in range(1, groups):
         for n in range(held):
             heard_N[n] += weight_GN[g, n]
     for n in range(held):
@@ -178,7 +183,7 @@ def _decide(score_S: Any, own_SE: Any, sum_E: Any, order_S: Any, held: int, deci
 @compiled
 def _pool(decides_N: Any, first: int, end: int, pooled: int, before_N: Any) -> None:
     """Average each of first … end − 1 with its neighbours among these; past the ends are zeros."""
-    before_N[first:end] = decides_N[first:end]
+    copy(decides_N[first:end], before_N[first:end])
     for n in range(first, end):
         total = 0.0
         for near in range(max(first, n - pooled // 2), min(end, n + pooled // 2 + 1)):

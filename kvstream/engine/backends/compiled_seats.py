@@ -35,10 +35,12 @@ def seat_compiled(
             rank_BHZ[b, h, seat] = newest
             score_BHZ[b, h, seat] = score_BHC[b, h, offer]
             slot = contested_at + seat
-            keys_BHSD[b, h, slot] = keys_BHSD[b, h, source]
-            values_BHSD[b, h, slot] = values_BHSD[b, h, source]
+            for d in range(keys_BHSD.shape[3]):
+                keys_BHSD[b, h, slot, d] = keys_BHSD[b, h, source, d]
+                values_BHSD[b, h, slot, d] = values_BHSD[b, h, source, d]
             if plain_BHZD.shape[2] > 0:
-                plain_BHZD[b, h, seat, size:] = keys_BHSD[b, h, source, size:]
+                for d in range(size, keys_BHSD.shape[3]):
+                    plain_BHZD[b, h, seat, d] = keys_BHSD[b, h, source, d]
                 _rotate(keys_BHSD, b, h, source, back_cos_1R, back_sin_1R, 0, plain_BHZD, seat)
             for z in range(members):
                 rank = rank_BHZ[b, h, z]
