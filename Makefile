@@ -38,7 +38,7 @@ test: $(TESTED) ## Run the tests, but for the long ones of faults
 test-faults: export KVSTREAM_KILLS = 100
 test-faults: export OMP_WAIT_POLICY = PASSIVE
 test-faults: $(TESTED) ## Run the long tests: kills, clusters, full disks, other processors' rounding
-	$(BIN)/python -m pytest -m "long or kills" -vv --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m "long or kills" -vv --numprocesses 3 --dist worksteal
 
 .PHONY: test-gpu
 test-gpu: $(READY) ## Run what needs an NVIDIA GPU: exactness, memory, kernels, a sweep (without one says so)

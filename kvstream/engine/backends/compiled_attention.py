@@ -20,7 +20,7 @@ as_written: Any = numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"
 
 @compiled
 def copy(from_D: Any, to_D: Any) -> None:
-    """Write one vector over another: numba takes seconds to compile an assignment of slices, whose error is a string."""
+    """Write one vector over another; numba takes seconds to compile an assignment of slices, for its error's text."""
     for d in range(np.uint64(to_D.shape[0])):
         to_D[d] = from_D[d]
 
