@@ -29,6 +29,14 @@ NO_TRITON = find_spec("triton") is None
 
 
 SHARED = re.compile(r"^def \w+\(.*\b(ray_here|start)\b", re.MULTILINE)
+LONG = (  # which of the long tests take minutes
+    *(
+        "test_each_command_does_what_it_says",
+        "test_kills_at_random_moments_change_no_row",
+        "test_ray_up_and_ray_submit",
+    ),
+    *("test_ten_million_rows", "test_a_driver_that_is_stopped", "test_a_cell_that_fills_the_memory", "test_machines"),
+)
 LONGEST = ("test_exactness", "test_against_oracle", "test_browser", "test_calls", "test_report", "test_evictions")
 
 
@@ -56,9 +64,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the groups that take longest, else one of two processes ends with one of them alone."""
+    """Begin with what takes longest, else one of several processes ends with that alone."""
     first = {name: place for place, name in enumerate(LONGEST, 1)}
     items.sort(key=lambda item: 0 if group_of(str(item.path)) == "ray" else first.get(item.path.stem, 9))
+    items.sort(key=lambda item: next((place for place, name in enumerate(LONG) if name in item.nodeid), len(LONG)))
 
 
 @pytest.fixture(scope="session")
