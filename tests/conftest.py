@@ -29,15 +29,9 @@ NO_TRITON = find_spec("triton") is None
 
 
 SHARED = re.compile(r"^def \w+\(.*\b(ray_here|start)\b", re.MULTILINE)
-LONG = (  # which of the long tests take minutes
-    *(
-        "test_each_command_does_what_it_says",
-        "test_kills_at_random_moments_change_no_row",
-        "test_ray_up_and_ray_submit",
-    ),
-    *("test_ten_million_rows", "test_a_driver_that_is_stopped", "test_a_cell_that_fills_the_memory", "test_machines"),
-)
+COMPUTES = ("engine", "policies", "inputs")  # folders of tests for which the engine's functions are compiled
 LONGEST = ("test_exactness", "test_against_oracle", "test_browser", "test_calls", "test_report", "test_evictions")
+LONG = ("test_each_command_does", "test_ten_million", "test_kills_at_random", "test_ray_up", "test_a_driver_that_is")
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -60,14 +54,31 @@ def pytest_xdist_make_scheduler(config, log):
         def _split_scope(self, nodeid):
             return group_of(str(config.rootpath / nodeid.partition("::")[0]))
 
+        def _assign_work_unit(self, node):
+            if node is self.nodes[-1]:
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._assign_work_unit(node)
+
     return ByGroup(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
-def pytest_collection_modifyitems(items):
-    """Begin with what takes longest, else one of several processes ends with that alone."""
-    first = {name: place for place, name in enumerate(LONGEST, 1)}
-    items.sort(key=lambda item: 0 if group_of(str(item.path)) == "ray" else first.get(item.path.stem, 9))
-    items.sort(key=lambda item: next((place for place, name in enumerate(LONG) if name in item.nodeid), len(LONG)))
+def pytest_collection_modifyitems(config, items):
+    """Have what takes longest begin first, else one of several processes ends with that alone.
+
+    Of the two of `make test` one takes files from the front and one from the back. The engine's are at the front, so
+    that its functions are compiled by one alone.
+    """
+    if "not long" not in config.option.markexpr:
+        items.sort(key=lambda item: next((at for at, name in enumerate(LONG) if name in item.name), len(LONG)))
+        return
+    rank = {name: at for at, name in enumerate(LONGEST)}
+
+    def place(item):
+        at = rank.get(item.path.stem, len(LONGEST))
+        in_front = item.path.parent.name in COMPUTES and group_of(str(item.path)) != "ray"
+        return at if in_front else 2 * len(LONGEST) + (1 if group_of(str(item.path)) == "ray" else -at)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
