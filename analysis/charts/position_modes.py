@@ -10,7 +10,7 @@ from analysis.charts.theme import variant_style
 from analysis.words.wording import with_caveat
 
 FIELD = "ppl_change_percent"
-MODES = {"cache": "as the paper means it", "absolute": "as the seed measured", "frozen": "the bug"}
+MODES = {"cache": "place in the cache, as published", "absolute": "place in the text", "frozen": "never numbered anew"}
 
 
 def mode_name(variant: str) -> str:

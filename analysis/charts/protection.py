@@ -26,7 +26,7 @@ def protection(rows: list[Row]) -> Figure:
     for (setting,), whole in marks.groups(rows, "setting"):
         for (budget, sinks), mine in marks.groups(whole, "budget", "start_size"):
             x = alt.X("across:Q", title="newest tokens that always stay, % of the budget")
-            x = x.scale(domain=[-3, 100], nice=False).axis(values=[0, 25, 50, 75, 100])
+            x = x.scale(domain=[2 * min(offsets.values()), 100], nice=False).axis(values=[0, 25, 50, 75, 100])
             also = [{FIELD: row[UNSCORED]} for row in whole if row[UNSCORED] is not None]
             y = change_axis(alt.Y, FIELD, "perplexity against full", whole + also)
             layers = [marks.lines(mine, x, y, legend), *marks.points(mine, x, y, legend, tooltip)]

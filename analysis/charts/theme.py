@@ -39,7 +39,7 @@ STYLES: dict[str, Style] = {
     "fix_size_l2 keep_high": Style("#a97b00", "triangle-down", (5, 3)),
     "fix_size_l2 random": Style("#c2609a", "cross", (2, 2)),
 }
-# Of these policies all series have one colour, and the first the shape and dash, too.
+# Of these policies all series have one colour, and the first shape and dash, too.
 POLICIES: dict[str, Style] = {
     "h2o": Style("#b04a4a", "triangle-up", (4, 1)),
     "tova": Style("#5c8a2e", "triangle-right", (5, 2, 1, 2)),
@@ -49,7 +49,7 @@ POLICIES: dict[str, Style] = {
     "sink_random": Style("#c2547c", "triangle-down", (2, 1)),
     "l2_compress": Style("#a06f3d", "square", (11, 3)),
 }
-SPARE = ("#7a78d6", "#4f8c6b", "#a0628a", "#b5764a", "#5f7fa8", "#7d7f45", "#a3566b")  # for any other policy
+SPARE = ("#7a78d6", "#4f8c6b", "#a0628a", "#b5764a", "#5f7fa8", "#7d7f45", "#a3566b", "#4c86a8")  # for any other policy
 SPARE_DASHES = ((3, 1), (5, 1, 1, 1), (1, 2), (6, 1), (10, 3))
 BUDGET_SHAPES = {"circle": (1, 0), "diamond": (4, 2), "square": (8, 2), "triangle-up": (2, 2), "cross": (8, 2, 2, 2)}
 BUDGET_STYLES = tuple(
@@ -60,6 +60,7 @@ VARIANT_STYLES = {
     "absolute": Style("#8d949e", "diamond"),
     "frozen": Style("#868b94", "square"),
 }
+SKIPPING = {"cache": "triangle-right", "absolute": "triangle-up", "frozen": "triangle-down"}  # where layers never evict
 INK, MUTED, GRID, RULE = "#22262b", "#5b626c", "#e4e7eb", "#868b94"
 FONT = "Helvetica, Arial, sans-serif"
 
@@ -82,11 +83,14 @@ def style(series: str) -> Style:
     if series in STYLES:
         return STYLES[series]
     met, policy = _met.get(), policy_of(series)
+    if series == policy and series not in met:  # a policy by its name: as its first series
+        series = next((name for name in met if policy_of(name) == policy), series)
     if policy in POLICIES:
         look = POLICIES[policy]
         alike = [name for name in met if policy_of(name) == policy]
         turn = alike.index(series) if series in alike else 0
-        return replace(look, shape=SHAPES[(SHAPES.index(look.shape) + turn) % len(SHAPES)])
+        dash = SPARE_DASHES[turn % len(SPARE_DASHES)] if turn else look.dash
+        return replace(look, shape=SHAPES[(SHAPES.index(look.shape) + turn) % len(SHAPES)], dash=dash)
     unknown = [name for name in met if policy_of(name) not in POLICIES]
     place = unknown.index(series) if series in unknown else sum(map(ord, series))
     turn = place + place // len(SPARE)  # the same colour again comes with another shape
@@ -110,7 +114,7 @@ def variant_style(variant: str) -> Style:
     """The style of a position mode, whatever follows its name."""
     mode, _, rest = variant.partition(",")
     look = VARIANT_STYLES.get(mode, Style(SPARE[0], "cross"))
-    return replace(look, shape="triangle-up", dash=(4, 2)) if rest else look
+    return replace(look, shape=SKIPPING.get(mode, "triangle-left"), dash=(4, 2)) if rest else look
 
 
 @alt.theme.register("kvstream", enable=True)

@@ -59,9 +59,12 @@ QUESTIONS = {
         findings.budgets,
         finding_tables.budgets_table,
         "equal_budget",
-        ONE + "Ties are judged at 95 %, without a correction for comparing many. Scorers have one setting, half of the "
-        "budget for the newest tokens. Averages hold the tokens before the cache is full, for all policies alike.",
-        "Whether a larger model, or one trained on longer texts, ranks the policies alike.",
+        ONE + "Ties are judged at 95 %, without a correction for comparing many. Each policy has one setting: `h2o`, "
+        "`keydiff`, `sink_l2` and `sink_random` always keep the newest half of their budget, `fix_size_l2` 70 %, "
+        "`snapkv` an eighth, `tova` and `l2_compress` none. Averages hold the tokens before the cache is full, where "
+        "nothing is lost: they make large budgets look better, for all policies alike.",
+        "Whether a larger model, or one trained on longer texts, ranks the policies alike; whether scorers gain with "
+        "more of the budget for the newest, as they do at 128 tokens ([protection](protection.md)).",
         "Tokens are scored one by one as decoding would see them; policies that choose by attention get no look ahead. "
         "Whether one is measurably closer is told by the differences document by document, so intervals may overlap. "
         "Longer texts: [length](length.md).",
@@ -72,8 +75,8 @@ QUESTIONS = {
         findings.sinks,
         finding_tables.sinks_table,
         "sinks",
-        ONE + "Sinks are the first tokens of a text, whatever they are.",
-        "Models whose training gave them a sink of their own.",
+        ONE + "Sinks are the first tokens of a text, whatever they are: these texts begin without a BOS token.",
+        "Why one sink suffices here and not in the paper. Models whose training gave them a sink of their own.",
         "Every sink takes the place of a recent token, so the comparison is at equal memory. StreamingLLM keeps four, "
         "as its authors found one or two not enough for the models they tried "
         "([paper](https://arxiv.org/abs/2309.17453)).",
@@ -96,11 +99,14 @@ QUESTIONS = {
         finding_tables.protection_table,
         "protection",
         ONE + "One budget, one length. “l2” is `sink_l2`, “random” `sink_random`.",
-        "Larger budgets, at which less is contested: see [budgets](budgets.md).",
-        "Sinks save “random”, which would throw the first tokens out; scorers keep those by themselves, and are saved "
-        "by protected newest tokens. Without these h2o is the worst, as it adds attention up: what has just come goes "
-        "first. [arXiv:2605.18053](https://arxiv.org/abs/2605.18053) asks the same, and finds the choice of scorer "
-        "secondary once the ends are protected.",
+        "Other shares at larger budgets, of which [budgets](budgets.md) has one. Why scorers fail on single books, and "
+        "l2 without protected newest tokens. Intervals against all but the sinks newest.",
+        "At each step “random” throws out one unprotected token, drawn by lot: old ones have mostly gone, new ones "
+        "mostly stay, a window with a soft end. Sinks save it, as it would throw the first tokens out; scorers keep "
+        "those by themselves, and are saved by protected newest tokens. Without these h2o, which adds attention up, "
+        "throws out what has just come. “better”, “worse”: measurably, than random at the same protection. "
+        "[arXiv:2605.18053](https://arxiv.org/abs/2605.18053) asks the same, and finds the choice of scorer secondary "
+        "once the ends are protected.",
     ),
     "length": Question(
         "Does a policy lose more as the text grows longer?",
@@ -138,11 +144,13 @@ QUESTIONS = {
         "One small model, which does not recall all near facts itself, and one kind of fact. Answers are taken not "
         "to depend on one another.",
         "Models that recall everything with the full cache; questions asked before the text, which tell a policy "
-        "what to keep. Why some policies have more near answers right than full: most of its wrong ones seem to be "
-        "numbers of other facts, which a bounded cache has forgotten.",
+        "what to keep. Distances between half of the budget and all of it. Why some policies have more near answers "
+        "right than full, if that is no chance: perhaps as other facts, which they have forgotten, confuse it.",
         "A fact reads “The green lion is number 48213.”, and so many tokens later the text asks for it again. When a "
         "policy has to choose, the question has not come: that eviction loses what is asked for later is known of "
-        "needles and passkeys ([RULER](https://arxiv.org/abs/2404.06654)).",
+        "needles and passkeys ([RULER](https://arxiv.org/abs/2404.06654)). What recalls seems to be the newest tokens "
+        "that a policy always keeps: `h2o`, `keydiff` and `sink_l2` keep half of their budget so, `snapkv` an eighth, "
+        "`tova` none, and recalls little within its budget either.",
     ),
     "tail": Question(
         "What does perplexity hide: how far are the worst tokens from the full cache?",

@@ -15,7 +15,7 @@ def in_documents(documents: list[Row], ranked: list[str], own: str) -> str:
     longest = max(row["length"] for row in documents)
     runs: dict[str, Sums] = {}
     for row in documents:
-        if row["length"] == longest:
+        if row["length"] == longest and row["paired"]:
             runs.setdefault(row["policy"], {})[row["document"]] = row
     best, other = ranked[0], own if own != ranked[0] else ranked[1]
     names = sorted(runs[best])
@@ -26,7 +26,7 @@ def in_documents(documents: list[Row], ranked: list[str], own: str) -> str:
     for name in names:
         leading = closest(runs, ranked, [one for one in names if one != name])
         if leading != best:
-            told += f"; without {name} `{leading}` would be closest"
+            told += f"; without “{name}” `{leading}` would be closest"
     return f"{told}."
 
 

@@ -69,7 +69,7 @@ def drawn_by_lot(rows: list[Row]) -> str:
     if not (lot and choosing):
         return ""
     worse = sum(row["ppl_change_percent"] > lot["ppl_change_percent"] for row in choosing)
-    of = f"{worse} of {len(choosing)} that choose by a score, tested or not"
+    of = f"{worse} of {len(choosing)} that choose by a score, if not each measurably"
     return f"{code(lot['policy'])}, which draws lots, is below {of}."
 
 

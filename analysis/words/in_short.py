@@ -39,7 +39,8 @@ def choosing(frames: Frames, longer: Frames) -> str:
     none = [whole(budget) for budget, (own, _) in found.items() if near(own)]
     nothing = f"gains nothing measurable with {listed(none)} of {whole(equal[0]['length'])} tokens" if none else ""
     some = [better(pair[0], pair[1], longer.get("length", [])) for pair in found.values() if not near(pair[0])]
-    return f"Choosing older tokens by a score {'; '.join(filter(None, (nothing, *some)))}."
+    told = "; ".join(filter(None, (nothing, *some)))
+    return f"Choosing older tokens by a score, in the settings that were tried, {told}."
 
 
 def better(own: Row, best: Row, longer: list[Row]) -> str:

@@ -18,8 +18,11 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
         bare, kept = places[0], [place for place in places if place[0] == sinks and place[1]]
         protected = sorted((row for row in mine if (row["start_size"], row["recent_percent"]) in kept), key=lost)
         where = f"{setting}, " if several else ""
-        told = f"{where}{budget:,} tokens: with {named(bare)}, perplexity is {span(at(mine, bare))} against the full "
-        told += f"cache; with {shares(kept)}, {span(protected, of_shares=True)}"
+        told = f"{where}{budget:,} tokens: "
+        if bare not in kept:
+            told += f"with {named(bare)}, perplexity is {span(at(mine, bare))} against the full cache; "
+        told += f"with {shares(kept)}, {span(protected, of_shares=True)}"
+        told += " against the full cache" if bare in kept else ""
         alone = protected[0]["unscored_change_percent"]
         told += f", and {change(alone)} if all but the sinks are the newest" if alone is not None else ""
         found.append(f"{told}. {against_random(protected)}")
@@ -65,11 +68,14 @@ def against_random(rows: list[Row]) -> str:
     scored = [row for row in rows if row["over_random_percent"] is not None]
     if not scored:
         return "No scorer was measured beside random on the same documents."
-    told = [row for row in scored if row["over_random_spread"] == "interval"]
+    told = [
+        row for row in scored if row["over_random_spread"] == "interval" and row["over_random_low_percent"] is not None
+    ]
     if not told:
         below = sum(row["over_random_percent"] < 0 for row in scored)
         return (
-            f"Of {len(scored)} pairs of scorer and share there {below or 'none'} lost less than keeping random tokens; "
+            f"Of {counted(len(scored), 'pair')} of scorer and share there {below or 'none'} lost less than keeping "
+            "random tokens; "
             "too few documents for an interval."
         )
     better = [row for row in told if row["over_random_high_percent"] < 0]

@@ -25,8 +25,8 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
             if far:
                 found.append(f"{where}{beyond(budget, far)}")
             near = [row for row in mine if row["budget"] == budget > row["distance"] and row["full_recalls"]]
-            if near:
-                found.append(f"{where}{within(near)}")
+            if any(row["policy"] != "full" for row in near):
+                found.append(f"{where}{within(budget, near)}")
     return found
 
 
@@ -54,10 +54,10 @@ def beyond(budget: int, far: list[Row]) -> str:
     return f"Beyond a budget of {budget:,}, {span}: {'; '.join(right(known))}."
 
 
-def within(near: list[Row]) -> str:
+def within(budget: int, near: list[Row]) -> str:
     """What policies of a budget recall at distances within it, which the newest tokens alone would hold."""
     distances = listed(f"{distance:,}" for distance in sorted({row["distance"] for row in near}))
-    return f"Within it, at {distances}: {'; '.join(right(near))}."
+    return f"Within a budget of {budget:,}, at {distances} tokens: {'; '.join(right(near))}."
 
 
 def right(known: list[Row]) -> list[str]:
@@ -68,17 +68,17 @@ def right(known: list[Row]) -> list[str]:
         answers, full, own = (added(mine, name) for name in ("answers", "full_recalled", "recalled"))
         told.setdefault((answers, full), []).append((own, policy))
     return [
-        f"of {answers:,} answers, {full:,} of them right with the full cache, {by_count(policies)}"
+        f"of {answers:,} answers full has {full:,} right, {by_count(policies)}"
         for (answers, full), policies in told.items()
     ]
 
 
 def by_count(policies: list[tuple[int, str]]) -> str:
-    """Who has how many right, the most first; who has none recalls nothing."""
+    """Who has how many right, the most first."""
     ranked = sorted(policies, key=lambda one: -one[0])
-    some = [f"{policy} recalls {right:,}" for right, policy in ranked if right]
+    some = [f"{policy} {right:,}" for right, policy in ranked if right]
     none = [policy for right, policy in ranked if not right]
-    return listed([*some, *([f"{listed(none)} {'recall' if len(none) > 1 else 'recalls'} nothing"] if none else [])])
+    return listed([*some, *([f"{listed(none)} none"] if none else [])])
 
 
 def added(rows: Any, name: str) -> int:

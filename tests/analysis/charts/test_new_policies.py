@@ -64,3 +64,20 @@ def test_thirty_unknown_series_and_all_known_ones_differ_without_colour():
     assert len({(look.shape, look.dash) for look in found}) == len(found)
     grey = found[30].colour
     assert grey not in {look.colour for look in found[:30]}
+
+
+def test_series_of_one_policy_share_its_colour_and_differ_otherwise():
+    names = [f"h2o, {sinks} sinks" for sinks in range(20)]
+    with looks([*names, "mine, 4 sinks", "mine, 8 sinks", "yours"]):
+        found = [style(name) for name in names]
+        assert style("h2o") == found[0]
+        assert style("mine") == style("mine, 4 sinks") != style("mine, 8 sinks")
+    assert len({look.colour for look in found}) == 1
+    assert len({(look.shape, look.dash) for look in found}) == len(found)
+
+
+def test_a_colour_comes_again_with_another_shape_alone():
+    names = [f"method {number}" for number in range(30)]
+    with looks(names):
+        found = [style(name) for name in names]
+    assert len({(look.colour, look.shape) for look in found}) == len(found)

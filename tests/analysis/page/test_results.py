@@ -16,6 +16,7 @@ from analysis.page.questions import QUESTIONS, page
 from analysis.read.records import read_records
 from analysis.report import asked
 from analysis.words import findings
+from analysis.words.by_document import in_documents
 
 KEPT = ROOT / "docs" / "results" / "kept"
 SWEEPS = sorted(path.name for path in KEPT.iterdir())
@@ -203,6 +204,21 @@ def test_more_sinks_than_gain_anything_are_told_from_those_that_do():
     assert (
         "8 sinks lost least, over too few documents to tell" in findings.sinks({"sinks": few, "equal_budget": near})[0]
     )
+
+
+def test_a_document_that_decides_is_named():
+    def rows(policy, length=100, **losses):
+        found = [{"policy": policy, "document": name, "nll_sum": loss, "n": 10} for name, loss in losses.items()]
+        return [row | {"length": length, "paired": True} for row in found]
+
+    documents = rows("a", x=10, y=10, z=10) + rows("b", x=9, y=9, z=30) + rows("b", length=50, x=1)
+    unpaired = {"policy": "a", "document": "w", "length": 100, "nll_sum": 0.0, "n": 0, "paired": False}
+    for given in (documents, [unpaired, *documents]):
+        assert in_documents(given, ["a", "b"], "b") == (
+            "`a` is closer than `b` in 1 of 3 documents; without “z” `b` would be closest."
+        )
+    assert in_documents(documents, ["a", "b"], "a").startswith("`a` is closer than `b` in 1 of 3")
+    assert in_documents(documents[:-2], ["a", "b"], "b") == "", "they were not run on the same documents"
 
 
 def test_about_says_what_was_computed():
