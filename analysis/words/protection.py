@@ -18,14 +18,12 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
         bare, kept = places[0], [place for place in places if place[0] == sinks and place[1]]
         protected = sorted((row for row in mine if (row["start_size"], row["recent_percent"]) in kept), key=lost)
         where = f"{setting}, " if several else ""
-        told = f"{where}{budget:,} tokens: "
-        if bare not in kept:
-            told += f"with {named(bare)}, perplexity is {span(at(mine, bare))} against the full cache; "
-        told += f"with {shares(kept)}, {span(protected, of_shares=True)}"
-        told += " against the full cache" if bare in kept else ""
+        told = f"{where}{budget:,} tokens, {shares(kept)}: {against_random(protected)} "
+        told += f"Perplexity there is {span(protected, of_shares=True)} against the full cache"
         alone = protected[0]["unscored_change_percent"]
         told += f", and {change(alone)} if all but the sinks are the newest" if alone is not None else ""
-        found.append(f"{told}. {against_random(protected)}")
+        told += f"; with {named(bare)}, {span(at(mine, bare))}" if bare not in kept else ""
+        found.append(f"{told}.")
     return found
 
 
@@ -67,21 +65,21 @@ def against_random(rows: list[Row]) -> str:
     """How many scorers, at how many shares, are measurably better or worse than keeping as many at random."""
     scored = [row for row in rows if row["over_random_percent"] is not None]
     if not scored:
-        return "No scorer was measured beside random on the same documents."
+        return "no scorer was measured beside random on the same documents."
     told = [
         row for row in scored if row["over_random_spread"] == "interval" and row["over_random_low_percent"] is not None
     ]
     if not told:
         below = sum(row["over_random_percent"] < 0 for row in scored)
         return (
-            f"Of {counted(len(scored), 'pair')} of scorer and share there {below or 'none'} lost less than keeping "
+            f"of {counted(len(scored), 'pair')} of scorer and share {below or 'none'} lost less than keeping "
             "random tokens; "
             "too few documents for an interval."
         )
     better = [row for row in told if row["over_random_high_percent"] < 0]
     worse = [row for row in told if row["over_random_low_percent"] > 0]
     return (
-        f"Of {counted(len(told), 'pair')} of scorer and share there {verdict(better, 'better')} than keeping random "
+        f"of {counted(len(told), 'pair')} of scorer and share {verdict(better, 'better')} than keeping random "
         f"tokens{which(better)}, and {verdict(worse, 'worse')}{which(worse)}."
     )
 

@@ -74,7 +74,7 @@ def verdicts(report):
         which = f" ({', '.join(names)})" if 0 < len(rows) <= 3 else ""
         number = f"{len(rows)} {'is' if len(rows) == 1 else 'are'}" if rows else "none is"
         parts.append(f"{number} measurably {word}{which}")
-    text = f"Of {len(told)} pairs of scorer and share there {parts[0]}, and {parts[1]}."
+    text = f": of {len(told)} pairs of scorer and share {parts[0]}, and {parts[1]}. Perplexity there is "
     return text, len(better), len(worse)
 
 
@@ -86,16 +86,16 @@ def test_the_sentence_says_what_the_rows_do(case):
         for row in rows_of(report, "protection")
         if (row["start_size"], row["recent_percent"]) == ("0", "0.0")
     ]
-    assert f"64 tokens: with nothing protected, perplexity is {shown(min(map(float, bare)))} (" in section
+    assert f"; with nothing protected, {shown(min(map(float, bare)))} (" in section
     kept = protected(report)
     shares = sorted({float(row["recent_percent"]) for row in kept})
-    assert f"with 4 sinks and {shares[0]:g}" in section
+    assert f"64 tokens, 4 sinks and {shares[0]:g}" in section
     ends = [
         f"{shown(row['ppl_change_percent'])} ({row['scorer']}, {float(row['recent_percent']):g}\u00a0%)"
         for row in (kept[0], kept[-1])
     ]
-    assert f"% of the budget for the newest, {ends[0]} to {ends[1]}, and " in section
-    assert f", and {shown(kept[0]['unscored_change_percent'])} if all but the sinks are the newest. " in section
+    assert f"Perplexity there is {ends[0]} to {ends[1]} against the full cache, and " in section
+    assert f", and {shown(kept[0]['unscored_change_percent'])} if all but the sinks are the newest; " in section
     text, better, _ = verdicts(report)
     assert better
     assert text in section
