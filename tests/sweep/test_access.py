@@ -11,9 +11,13 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 from apart import family
 from driving import ROOT, labelled
+from ray._private import ray_constants
 from standins.head import Head
+
+from kvstream.sweep import cluster
 
 CANARY = "hf_canary0Zx7QmWv"
 
@@ -160,3 +164,19 @@ def test_a_sweep_says_so_too(world, folder, closed):
     assert told.returncode == 2
     [line] = told.stderr.splitlines()
     assert f"RAY_ADDRESS: no Ray answers at {closed!r}" in line
+
+
+def test_a_ray_that_does_not_start_is_one_clear_line(monkeypatch):
+    """A busy machine may take longer than the half minute for which Ray waits; what it raises then is plain."""
+
+    def too_slow(**_):
+        raise Exception("The current node timed out during startup.\nSee the logs.")  # noqa: TRY002: as Ray does
+
+    monkeypatch.setenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", too_slow)
+    with pytest.raises(
+        ValueError, match=r"^ray: none could be started .* \(The current node timed out during startup\.\)$"
+    ):
+        cluster.connect(None)
