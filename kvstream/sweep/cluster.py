@@ -92,7 +92,7 @@ def connect(where: str | None) -> list[Node]:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray would kill its head first, then abort
             # Asked for last, so done first when the program ends: a Ctrl-C must not tear Ray's end in two either.
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    except Exception as error:  # noqa: BLE001: Ray raises plain ones where a busy machine starts it too slowly
+    except Exception as error:  # Ray raises plain ones where a busy machine starts it too slowly
         why = str(error).strip().splitlines()[0]
         if where is None:
             raise ValueError(f"ray: none could be started on this machine ({why})") from None

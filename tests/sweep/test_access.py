@@ -170,7 +170,7 @@ def test_a_ray_that_does_not_start_is_one_clear_line(monkeypatch):
     """A busy machine may take longer than the half minute for which Ray waits; what it raises then is plain."""
 
     def too_slow(**_):
-        raise Exception("The current node timed out during startup.\nSee the logs.")  # noqa: TRY002: as Ray does
+        raise Exception("The current node timed out during startup.\nSee the logs.")
 
     monkeypatch.setenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
