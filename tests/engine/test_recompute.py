@@ -8,9 +8,11 @@ from kvstream import Full, recompute, replay
 
 def plainly(model, ids, window, position):
     """−ln p of one token and whether it is the likeliest, from the model's own forward on the tokens before it."""
+    before = model.config._attn_implementation  # the model is shared by all tests
     model.set_attn_implementation("eager")
     with torch.inference_mode():
         logits = model(ids[None, max(0, position - window) : position]).logits[0, -1].double()
+    model.set_attn_implementation(before)
     return -float(logits.log_softmax(-1)[ids[position]]), int(logits.argmax()) == int(ids[position])
 
 
