@@ -38,7 +38,9 @@ const watcher = new IntersectionObserver(
 places.forEach((place) => watcher.observe(place));
 
 // Draws what can be reached by scrolling, one chart at a time, so that no reader waits and a print has them all.
-const whenIdle = window.requestIdleCallback ?? ((work) => setTimeout(() => work(), 50));
+// A busy machine may never be idle, so it waits a second at most.
+const whenIdle = (work) =>
+  window.requestIdleCallback ? requestIdleCallback(work, { timeout: 1000 }) : setTimeout(work, 50);
 function drawNext() {
   const next = places.find((place) => !views.has(place) && place.offsetParent);
   if (!next) return;
