@@ -63,9 +63,7 @@ def oracle_trace(model, input_ids, spec: Spec) -> Trace:
     layers, heads = len(net.layers), net.kv_heads
     keys = [[[] for _ in range(heads)] for _ in range(layers)]  # [layer][head][j] → (E,), never rotated, never removed
     values = [[[] for _ in range(heads)] for _ in range(layers)]
-    turned = [
-        [{} for _ in range(heads)] for _ in range(layers)
-    ]  # [layer][head][j, place] → key j rotated to that place
+    turned = [[{} for _ in range(heads)] for _ in range(layers)]  # [layer][head][j, place] → key j rotated so far
     written_at = [[] for _ in range(layers)]  # [layer][j] → the n that held when key j was written
     cache = [[[] for _ in range(heads)] for _ in range(layers)]  # C_{t-1}
     arrived = [[[] for _ in range(heads)] for _ in range(layers)]  # [layer][head][j] → key j as it was when it came

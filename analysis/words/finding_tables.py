@@ -4,10 +4,12 @@ from typing import Any
 
 from analysis.words import claims
 from analysis.words.findings import Frames, by, code, level, lost, lost_since
+from analysis.words.protection import beside_random
 from analysis.words.wording import between, bracketed, change, fixed, nats, percent, whole
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]], int]
+VERDICTS = {"better": " **better**", "worse": " worse"}  # behind what a scorer loses, beside random
 
 
 def budgets_table(frames: Frames) -> Table:
@@ -79,18 +81,10 @@ def protection_table(frames: Frames) -> Table:
     scorers = list(by(frames["protection"], "scorer"))
     rows = []
     for (sinks_kept, share), mine in by(frames["protection"], "start_size", "recent_percent").items():
-        shown = {row["scorer"]: lost(row) + beside_random(row) for row in mine}
+        shown = {row["scorer"]: lost(row) + VERDICTS.get(beside_random(row), "") for row in mine}
         none = change(mine[0]["unscored_change_percent"])
         rows.append([str(sinks_kept), f"{share:.3g} %", *(shown.get(scorer, "–") for scorer in scorers), none])
     return ["Sinks", "Newest", *scorers, "no scorer"], rows, 0
-
-
-def beside_random(row: Row) -> str:
-    """Whether a scorer is measurably better or worse than keeping as many at random."""
-    low, high = row["over_random_low_percent"], row["over_random_high_percent"]
-    if row["over_random_spread"] != "interval" or low is None:
-        return ""
-    return " **better**" if high < 0 else " worse" if low > 0 else ""
 
 
 def stream_table(frames: Frames) -> Table:

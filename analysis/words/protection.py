@@ -66,22 +66,26 @@ def against_random(rows: list[Row]) -> str:
     scored = [row for row in rows if row["over_random_percent"] is not None]
     if not scored:
         return "no scorer was measured beside random on the same documents."
-    told = [
-        row for row in scored if row["over_random_spread"] == "interval" and row["over_random_low_percent"] is not None
-    ]
+    told = [row for row in scored if beside_random(row)]
     if not told:
         below = sum(row["over_random_percent"] < 0 for row in scored)
         return (
-            f"of {counted(len(scored), 'pair')} of scorer and share {below or 'none'} lost less than keeping "
-            "random tokens; "
-            "too few documents for an interval."
+            f"of {counted(len(scored), 'pair')} of scorer and share {below or 'none'} lost less than keeping random "
+            "tokens; too few documents for an interval."
         )
-    better = [row for row in told if row["over_random_high_percent"] < 0]
-    worse = [row for row in told if row["over_random_low_percent"] > 0]
+    better, worse = ([row for row in told if beside_random(row) == word] for word in ("better", "worse"))
     return (
         f"of {counted(len(told), 'pair')} of scorer and share {verdict(better, 'better')} than keeping random "
         f"tokens{which(better)}, and {verdict(worse, 'worse')}{which(worse)}."
     )
+
+
+def beside_random(row: Row) -> str:
+    """What the interval of a scorer against random tells: better, worse, the same; nothing where there is none."""
+    low, high = row["over_random_low_percent"], row["over_random_high_percent"]
+    if row["over_random_spread"] != "interval" or low is None or high is None:
+        return ""
+    return "better" if high < 0 else "worse" if low > 0 else "same"
 
 
 def verdict(rows: list[Row], word: str) -> str:

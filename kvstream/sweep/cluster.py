@@ -93,9 +93,11 @@ def connect(where: str | None) -> list[Node]:
             # Asked for last, so done first when the program ends: a Ctrl-C must not tear Ray's end in two either.
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     except Exception as error:  # Ray raises plain ones where a busy machine starts it too slowly
-        why = str(error).strip().splitlines()[0]
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if where is None:
-            raise ValueError(f"ray: none could be started on this machine ({why})") from None
+            raise ValueError(
+                f"ray: none could be started on this machine ({why}); if it is busy, try again later"
+            ) from None
         raise ValueError(
             f"ray: the cluster at {where} lets nobody in ({why}); a sweep runs on one of its machines, with its "
             "version of Ray, and with RAY_AUTH_MODE=token if it asks for a token"

@@ -177,6 +177,7 @@ def test_a_ray_that_does_not_start_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", too_slow)
     with pytest.raises(
-        ValueError, match=r"^ray: none could be started .* \(The current node timed out during startup\.\)$"
+        ValueError,
+        match=r"^ray: none could be started .* \(The current node timed out during startup\.\); if it is busy",
     ):
         cluster.connect(None)
