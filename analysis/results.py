@@ -133,7 +133,7 @@ def made(records: Records) -> About:
     machine = f"{most('gpu') or most('cpu')}, {most('cores')} cores; {computed:,.0f} minutes of cells, on all workers "
     machine += f"together; kvstream at `{most('commit')}`, torch {most('torch')}, transformers {most('transformers')}; "
     machine += max(commit.get("written_at") or "" for commit in commits)[:10]
-    planned = len(records.sweep.get("cells", [])) or len(commits)
+    planned = len({*records.sweep.get("cells", []), *(commit["cell"] for commit in commits)})  # several commands, maybe
     return {"cells": len(commits), "planned": planned, "machine": machine}
 
 

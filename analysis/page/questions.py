@@ -183,9 +183,9 @@ QUESTIONS = {
         latency_findings.latency,
         latency_findings.latency_table,
         "tpot",
-        "One text at a time where the batch says so; random weights of the published shapes, as a step takes as long "
-        "whatever the numbers are. A ratio holds for this machine.",
-        "Longer contexts, larger batches, GPUs.",
+        "Random weights of the published shapes, as a step takes as long whatever the numbers are. A ratio holds for "
+        "this machine. Policies that hold a whole context are left out there: they are full.",
+        "GPUs; the contexts, up to 32,768, and batches, up to 32, that the table lacks.",
         "All contenders take turns, step by step, in one process: [how](../latency.md). Peak is the most that a "
         "request took beyond the weights.",
         also=("latency",),

@@ -21,6 +21,7 @@ def latency(frames: Frames) -> list[str]:
             f"the full cache’s time per token with {memory} of its KV memory, and {paced(far, 'ttft')} its time to the "
             f"first token; at {whole(near['context'])} tokens {paced(near, 'tpot')} the time per token."
         )
+        said += side_by_side([row for row in rows if row["policy"] == far["policy"]])
     costs = [row for row in timed(frames) if row["eviction_percent"] is not None and row["filled"]]
     if costs:
         worst = max(costs, key=lambda row: float(row["eviction_percent"]))
@@ -29,6 +30,25 @@ def latency(frames: Frames) -> list[str]:
             f"{change(worst['eviction_percent'])} to a step, the most with {code(worst['policy'])}."
         )
     return said
+
+
+def side_by_side(mine: list[Row]) -> list[str]:
+    """Of one policy, how many more tokens than full it puts out with the most texts at once, and with the fewest."""
+    together = max(mine, key=lambda row: (row["batch"], row["context"]))
+    fewest = min((row for row in mine if row["context"] == together["context"]), key=place)
+    if fewest["batch"] == together["batch"]:
+        return []
+    beside = "one alone" if fewest["batch"] == 1 else f"{fewest['batch']} at once"
+    many = f"{together['batch']} texts at once, each after {whole(together['context'])} tokens"
+    gain = f"{code(together['policy'])} puts out {put_out(together)} the full cache’s tokens per second"
+    return [f"{together['setting']}: with {many}, {gain}; {beside}, {put_out(fewest)}."]
+
+
+def put_out(row: Row) -> str:
+    """Tokens per second as a multiple of full's: the other way round than times."""
+    ends = [row["tpot_ratio_high"], row["tpot_ratio_low"]]
+    text = times(1 / row["tpot_ratio"], *(None if end is None else 1 / end for end in ends))
+    return told(text, row["tpot_verdict"] == "same")
 
 
 def timed(frames: Frames) -> list[Row]:
@@ -48,7 +68,7 @@ def paced(row: Row, phase: str) -> str:
 
 
 def latency_table(frames: Frames) -> tuple[list[str], list[list[str]], int]:
-    """A line a model, context, batch and contender."""
+    """A line a model, context, batch and contender; not of policies that hold the whole context, and are full."""
     rows = [
         [
             row["setting"],
@@ -65,7 +85,7 @@ def latency_table(frames: Frames) -> tuple[list[str], list[list[str]], int]:
             megabytes(row["peak_mb"]),
         ]
         for row in frames["latency"]
-        if row["role"] in ("policy", "dynamic")
+        if row["role"] in ("policy", "dynamic") and (row["filled"] or row["budget"] is None)
     ]
     times_of = ["TTFT ÷ full’s", "TPOT ÷ full’s", "Tokens/s", "Eviction adds"]
     return ["Model", "Contender", "Context", "Batch", *times_of, "KV cache, MB", "Peak, MB"], rows, 2

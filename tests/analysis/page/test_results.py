@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from golden import FULL, QUICK, ROOT, built, streaming, write, write_json
+from golden import FULL, QUICK, ROOT, SHAPES, Latency, built, streaming, write, write_json
 
 from analysis import results
 from analysis.page.questions import QUESTIONS, page
@@ -94,6 +94,35 @@ def test_records_are_kept_and_their_page_written(tmp_path, monkeypatch):
     assert readme.startswith("before ")
     assert readme.endswith(" after")
     assert "Keeping only the newest 60 of 200 tokens costs" in readme
+
+
+def test_latency_of_two_commands_is_one_page_and_its_batches_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "docs" / "results")
+    monkeypatch.setattr(results, "draw", lambda held: None)
+    (tmp_path / "README.md").write_text("")
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    shapes = replace(SHAPES, latency=Latency(contexts=(512, 2048), batches=(1, 8), rounds=12))
+    folder = write(shapes, tmp_path / "records")
+    told = json.loads((folder / "sweep.json").read_text())
+    write_json(
+        folder / "sweep.json", told | {"name": "latency", "cells": told["cells"][:3]}
+    )  # the last command's alone
+    assert results.main(["--keep", "latency", str(folder), "--command", "python x.py"]) == 0
+    text = (tmp_path / "docs" / "results" / "latency.md").read_text()
+    assert "cpu, float32; 8 cells |" in text
+    found, _ = results.kept(tmp_path / "docs" / "results" / "kept" / "latency")
+    rows = {(row["model"], row["context"], row["batch"], row["contender"]): row for row in found["latency"]}
+    for model, *_ in SHAPES.models:
+        alone, together = (rows[model, 2048, batch, "streaming_llm(4,252)"]["tpot_ratio"] for batch in (1, 8))
+        line = next(line for line in text.splitlines() if line.startswith(f"{model}: with 8 texts at once"))
+        words = r"after 2,048 tokens, .* puts out ([\d.]+)\s× .* tokens per second; one alone, ([\d.]+)\s×"
+        said = re.search(words, line)
+        assert float(said[1]) == pytest.approx(1 / together, rel=0.01)
+        assert float(said[2]) == pytest.approx(1 / alone, rel=0.01)
+    held = [line for line in text.splitlines() if "| `streaming_llm(4,1020)` | 512 |" in line]
+    assert not held
+    assert any("| `streaming_llm(4,1020)` | 2,048 |" in line for line in text.splitlines())
 
 
 def changes_of(sweep: str) -> dict[tuple[str, int], float]:
