@@ -99,7 +99,7 @@ def change_axis(channel: Any, field: str, title: str, rows: list[Row], named: tu
     room = max(0.06 * (high - low), (bent(1) - (high - low)) / 2)  # noise fills no panel
     low, high = low - room, high + room
     scale = alt.Scale(type="symlog", constant=1, domain=[unbent(low), unbent(high)], nice=False)
-    ticks = change_ticks(low, high, most=9 if channel is alt.X else 16)
+    ticks = change_ticks(low, high, most=6 if channel is alt.X else 16)
     words, one = named
     axis = alt.Axis(values=ticks, labelExpr=words, grid=True, labelOverlap=False)
     if channel is alt.X:

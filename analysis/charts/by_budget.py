@@ -38,7 +38,7 @@ def by_budget(rows: list[Row]) -> Figure:
     return Figure(panels, legend, min(2, len(panels)))
 
 
-def placed(row: Row, order: list[str], field: str = "budget") -> Row:
+def placed(row: Row, order: list[str], field: str = "budget", span: float = SPAN) -> Row:
     """The row with the place at which it is drawn: its budget, or another field, moved aside a little by its series."""
-    step = min(DODGE, SPAN ** (1 / max(1, len(order) - 1)))
+    step = min(DODGE, span ** (1 / max(1, len(order) - 1)))
     return row | {"place": row[field] * step ** (order.index(row["series"]) - (len(order) - 1) / 2)}

@@ -26,6 +26,7 @@ from analysis.charts.theme import looks
 from analysis.charts.tradeoff import tradeoff
 
 QUALITY = "python sweeps/full.py --models {models} --text {text}"
+EQUAL_MEMORY = "; policies that take as much memory stand side by side"
 LATENCY = "python sweeps/latency.py --models {models}"
 
 
@@ -58,15 +59,15 @@ CHARTS: dict[str, Chart] = {
             "tradeoff",
             tradeoff(axis),
             f"Perplexity against {what}",
-            "Numbers are budgets in tokens. The step line joins what nothing measured beats on both axes, as far as "
-            "can be told. Whiskers are 95 % intervals, or the range over few documents.",
+            f"Numbers are budgets in tokens{beside}. The step line joins what nothing measured beats on both axes, as "
+            "far as can be told. Whiskers are 95 % intervals, or the range over few documents.",
             needs,
             command,
             "tradeoff",
         )
-        for axis, what, needs, command in (
-            ("kv", "KV memory", "the full cache and another policy on the same document", QUALITY),
-            ("tpot", "time per token", "quality and latency of the same model, device and dtype", LATENCY),
+        for axis, what, beside, needs, command in (
+            ("kv", "KV memory", EQUAL_MEMORY, "the full cache and another policy on the same document", QUALITY),
+            ("tpot", "time per token", "", "quality and latency of the same model, device and dtype", LATENCY),
         )
     },
     "equal_budget": Chart(
@@ -115,7 +116,7 @@ CHARTS: dict[str, Chart] = {
         sinks,
         "How many attention sinks",
         "Sinks, the first tokens of the text, share one budget with the recent ones. Lower is better.",
-        "several start sizes at one budget",
+        "three start sizes at one budget",
         QUALITY + " --start-sizes 0,1,2,4,8",
     ),
     "position_modes": Chart(

@@ -93,8 +93,9 @@ def by_budgets(rows: list[Row]) -> Iterator[tuple[str, int, list[Row], list[Row]
 
 
 def most_budgets(rows: list[Row]) -> int:
-    """How many budgets the setting with the most of them has: the columns of a plate of panels, at most three."""
-    return min(3, max(len(groups(mine, "budget")) for _, mine in groups(rows, "setting")))
+    """The columns of a plate of panels: as many as the most budgets of a setting, up to three, and two for four."""
+    most = max(len(groups(mine, "budget")) for _, mine in groups(rows, "setting"))
+    return 2 if most == 4 else min(3, most)
 
 
 def budget_title(budget: int) -> str:

@@ -12,6 +12,7 @@ import altair as alt
 
 from analysis.charts import marks
 from analysis.charts.axes import PER_CENT, bent, change_axis, ratio_axis
+from analysis.charts.by_budget import placed
 from analysis.charts.marks import Figure, Panel, Row
 from analysis.charts.theme import INK, MUTED, RULE
 from analysis.words.metric import metric_of
@@ -19,6 +20,7 @@ from analysis.words.wording import tokens_of, with_caveat
 
 HEIGHT = 430
 FIELD = "cost"
+SPAN = 1.35  # between the first and the last of the policies that take as much memory; budgets are mostly twice apart
 # How costs are called along y, by metric.
 NAMED = {
     "ppl": PER_CENT,
@@ -27,7 +29,12 @@ NAMED = {
 }
 # axis → (what the page calls it, title of x, the better corner, title of its value in tooltips)
 AXES = {
-    "kv": ("KV memory", "KV memory ÷ full’s (log scale)", "smaller and closer to full", "KV kept, MB"),
+    "kv": (
+        "KV memory",
+        "KV memory ÷ full’s (log scale; equal ones side by side)",
+        "smaller and closer to full",
+        "KV kept, MB",
+    ),
     "tpot": ("time per token", "time per token ÷ full’s (log scale)", "faster and closer to full", "TPOT, ms"),
 }
 
@@ -47,7 +54,9 @@ def tradeoff(axis: str) -> Callable[[list[Row]], Figure]:
 def one_setting(setting: str, rows: list[Row], axis: str, legend: marks.Legend) -> Panel:
     """One panel: whiskers, the step line of what nothing beats, points with budgets, the better corner in words."""
     name, title, corner, value = AXES[axis]
-    x = ratio_axis(alt.X, "x", title, rows)
+    if axis == "kv":
+        rows = side_by_side(rows, legend)
+    x = ratio_axis(alt.X, "place" if axis == "kv" else "x", title, rows)
     metric = metric_of(rows[0])
     y = change_axis(alt.Y, FIELD, metric.axis, rows, NAMED[rows[0]["metric"]])
     marked = [{**row, "label": "full" if row["budget"] is None else f"{row['budget']:,}"} for row in rows]
@@ -71,6 +80,15 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: marks.Legend) 
     return marks.panel(setting, f"{name} {where}", layers, about, HEIGHT)
 
 
+def side_by_side(rows: list[Row], legend: marks.Legend) -> list[Row]:
+    """Rows with places at which those of equal memory can be told apart, in the legend's order."""
+    found = []
+    for _, mine in marks.groups(rows, "x"):
+        order = [name for name, _ in legend if any(row["series"] == name for row in mine)]
+        found += [placed(row, order, "x", SPAN) for row in mine]
+    return found
+
+
 def labels(rows: list[Row], x: alt.X, y: alt.Y) -> list[Any]:
     """Each point's budget, above it and to the right; below it for full, whose neighbours are those hardest to tell."""
     found = []
@@ -85,7 +103,13 @@ def labels(rows: list[Row], x: alt.X, y: alt.Y) -> list[Any]:
 
 
 def apart(rows: list[Row]) -> list[Row]:
-    """Rows without those whose label would lie upon the same label of an earlier one."""
+    """Of rows of equal memory and label the topmost, and none whose label would lie upon the same one of another."""
+    highest: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        stack = highest.setdefault((row["label"], row["x"]), row)
+        if row[FIELD] > stack[FIELD]:
+            highest[row["label"], row["x"]] = row
+    rows = list(highest.values())
     places = [(row["label"], math.log(row["x"]), bent(row[FIELD])) for row in rows]
     across, up = (0.06 * (max(ends) - min(ends)) for ends in list(zip(*places))[1:])
     found: list[tuple[str, float, float]] = []

@@ -47,7 +47,9 @@ def plain(value: Any) -> str:
 
 def nats(value: Any) -> str:
     """A divergence: three significant digits."""
-    return NONE if value is None else f"{value:.3g}" if value >= 1e-3 or not value else f"{value:.1e}"
+    if value is None or not value:
+        return NONE if value is None else "0"
+    return f"{value:#.3g}".rstrip(".") if value >= 1e-3 else f"{value:.1e}"
 
 
 def counted(number: int, word: str) -> str:

@@ -19,7 +19,7 @@ ROW = {
     ("metric", "value", "bound"),
     [
         ("ppl", "+4.2 %", "within 5 % of the full cache’s perplexity"),
-        ("kl", "0.042 nats", "within a mean KL of 0.05 nats from the full cache"),
+        ("kl", "0.0420 nats", "within a mean KL of 0.05 nats from the full cache"),
         ("top1", "4.2 %", "at the full cache’s most likely token for all but 5 % of the tokens"),
     ],
 )
@@ -33,8 +33,8 @@ def test_a_cost_and_its_bound_have_the_metrics_unit(metric, value, bound):
 def test_a_card_shows_the_other_metrics_small():
     facts = quality(ROW)
     assert [fact[0] for fact in facts] == ["KL from full", "Perplexity"]
-    assert facts[0][1] == "0.042\u00a0nats"
-    assert "0.031 … 0.059" in facts[0][2]
+    assert facts[0][1] == "0.0420\u00a0nats"
+    assert "0.0310 … 0.0590" in facts[0][2]
     assert facts[1][1:] == ("+1.2\u00a0%", "the same most likely token as full at 93.4\u00a0% of tokens")
     assert [fact[0] for fact in quality(ROW | {"metric": "ppl"})] == ["Perplexity", "KL from full"]
     assert len(quality(ROW | {"metric": "ppl", "kl_nats": None})) == 1  # records of before

@@ -238,7 +238,8 @@ def test_a_setting_is_a_model_on_a_device_in_a_dtype(tmp_path):
 
 
 def test_a_budget_that_the_text_does_not_exceed_is_in_no_chart(tmp_path):
-    policies = (FULL, streaming(4, 60, 0.05), recent(64, 0.4), streaming(4, 508, 0.0), recent(512, 0.0))
+    policies = (FULL, streaming(4, 60, 0.05), streaming(1, 63, 0.06), recent(64, 0.4))
+    policies += (streaming(4, 508, 0.0), streaming(1, 511, 0.0), recent(512, 0.0))
     report = report_of(replace(SMALL, policies=policies, lengths=(150, 300)), tmp_path)
     for name in ("tradeoff", "by_budget", "equal_budget", "sinks", "along_the_text", "length"):
         rows = rows_of(report, name)
@@ -246,8 +247,8 @@ def test_a_budget_that_the_text_does_not_exceed_is_in_no_chart(tmp_path):
         assert not [row for row in rows if row["budget"] == "512"], name
     page = page_of(report)
     left_out = re.search(r"never exceeded and they do what full does: ([^<.]*)\.", page).group(1)
-    assert sorted(left_out.split(", ")) == ["recent_only(512)", "streaming_llm(4,508)"]
-    assert page.count('<span class="tag idle" title="300 tokens do not exceed its budget') == 2
+    assert sorted(left_out.split(", ")) == ["recent_only(512)", "streaming_llm(1,511)", "streaming_llm(4,508)"]
+    assert page.count('<span class="tag idle" title="300 tokens do not exceed its budget') == 3
 
 
 def test_the_subtitle_is_of_what_was_run(tmp_path):
