@@ -79,6 +79,8 @@ def quality_table(rows: list[Row], tradeoff: list[Row], several: bool) -> list[s
             pace = paces.get((row["setting"], row["policy"]))
             shown.append(wording.NONE if full or not pace else times_of(pace, pace["x_low"], pace["x_high"]))
         sample = f" (one of {row['every']} tokens)" if row["every"] else ""
+        if row["full_documents"] not in (None, row["documents"]):
+            sample += f" ({row['documents']} documents, full {row['full_documents']})"
         lines.append([f"`{row['policy']}`{sample}{wording.caveat(row['skip_layers'])}", *shown])
     headings = ["Policy", "KV kept, MB", "of full", "Perplexity", "against full"]
     headings += ["KL, nats", "Same top token"] if compared else []

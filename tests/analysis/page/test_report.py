@@ -81,7 +81,15 @@ def test_failed_missing_and_invalid_are_named(tmp_path_factory):
     assert len(missing) == 1
     assert missing.pop() in page
     assert "golden failure" in page
-    assert "Incomplete: 2 failed, 1 missing, 2 invalid rows." in (report / "summary.md").read_text(encoding="utf-8")
+    summary = (report / "summary.md").read_text(encoding="utf-8")
+    assert "Incomplete: 2 failed, 1 missing, 2 invalid rows." in summary
+    told = {
+        (row[0], int(row[1]), int(row[2])) for row in re.findall(r"`(.+)` \((\d+) documents, full (\d+)\)", summary)
+    }
+    apart = [row for row in rows_of(report, "perplexity") if row["longest"] == "True"]
+    apart = {(row["policy"], int(row["documents"]), int(row["full_documents"])) for row in apart}
+    assert told == {(policy, own, full) for policy, own, full in apart if own != full}
+    assert told
 
 
 def test_few_documents_get_no_interval(tmp_path_factory):
