@@ -35,7 +35,7 @@ test: $(TESTED) ## Run the tests, but for the long ones of faults
 
 # Verbose, as each may take a minute; given to the processes one by one, the longest first.
 .PHONY: test-faults
-test-faults: export KVSTREAM_KILLS = 100
+test-faults: export KVSTREAM_KILLS ?= 100
 test-faults: export OMP_WAIT_POLICY = PASSIVE
 test-faults: $(TESTED) ## Run the long tests: kills, clusters, full disks, other processors' rounding
 	$(BIN)/python -m pytest -m "long or kills" -vv --numprocesses 2 --dist load --maxschedchunk 1
