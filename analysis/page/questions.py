@@ -95,12 +95,12 @@ QUESTIONS = {
     "protection": Question(
         "Does it matter how tokens are scored, once the ends are protected?",
         "protection",
-        lambda frames: protection.sentences(frames["protection"], several=False),
+        protection.page,
         finding_tables.protection_table,
         "protection",
         ONE + "One budget, one length. “l2” is `sink_l2`, “random” `sink_random`.",
         "Other shares at larger budgets, of which [budgets](budgets.md) has one. Why scorers fail on single books, and "
-        "l2 without protected newest tokens. Intervals against all but the sinks newest.",
+        "l2 without protected newest tokens. An interval against all but the sinks newest.",
         "At each step “random” throws out one unprotected token, drawn by lot: old ones have mostly gone, new ones "
         "mostly stay, a window with a soft end. Sinks save it, as it would throw the first tokens out; scorers keep "
         "those by themselves, and are saved by protected newest tokens. Without these h2o, which adds attention up, "

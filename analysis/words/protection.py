@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from analysis.words.by_document import in_documents
 from analysis.words.wording import change, counted
 
 Row = dict[str, Any]
@@ -25,6 +26,22 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
         told += f"; with {named(bare)}, {span(at(mine, bare))}" if bare not in kept else ""
         found.append(f"{told}.")
     return found
+
+
+def page(frames: dict[str, list[Row]]) -> list[str]:
+    """The same of one setting, and in how many documents the best scorer beats all but the sinks newest."""
+    rows, perplexity = frames["protection"], [row for row in frames["perplexity"] if row["longest"]]
+    sinks, budget = max(row["start_size"] for row in rows), rows[0]["budget"]
+    scored = {row["policy"] for row in rows if row["start_size"] == sinks and row["recent_percent"]}
+    plain = [row["policy"] for row in perplexity if unscored(row, sinks, budget)]
+    tried = sorted((row for row in perplexity if row["policy"] in {*scored, *plain}), key=lost)
+    beside = in_documents(frames["documents"], [row["policy"] for row in tried], plain[0]) if plain else ""
+    return [*sentences(rows, several=False), *([beside] if beside else [])]
+
+
+def unscored(row: Row, sinks: int, budget: int) -> bool:
+    """Whether it is of so many sinks and else the newest tokens alone."""
+    return (row["policy_name"], row["start_size"], row["budget"]) == ("streaming_llm", sinks, budget)
 
 
 def shares(places: list[tuple[int, float]]) -> str:

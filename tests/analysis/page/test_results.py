@@ -250,6 +250,22 @@ def test_a_document_that_decides_is_named():
     assert in_documents(documents[:-2], ["a", "b"], "b") == "", "they were not run on the same documents"
 
 
+def test_the_best_scorer_is_counted_beside_no_scorer_document_by_document():
+    said = page("protection", *results.kept(KEPT / "protection"))
+    best, other, closer, of = re.search(r"`(.+)` is closer than `(.+)` in (\d+) of (\d+) documents", said).groups()
+    losses = defaultdict(dict)
+    for row in pq.read_table(KEPT / "protection" / "documents.parquet").to_pylist():
+        losses[row["policy"]][row["document"]] = row["nll_sum"] / row["n"]
+    assert {best, other} >= {"streaming_llm(4,124)"}
+    assert int(of) == len(losses["full"])
+    assert int(closer) == sum(losses[best][name] < losses[other][name] for name in losses["full"])
+    protected = [policy for policy in losses if re.search(r"\(128,(32|64|96)", policy) and "start_size=0" not in policy]
+    protected = [policy for policy in protected if "start_size=4" in policy or policy.startswith("sink_")]
+    assert len(protected) == 12
+    total = {policy: sum(losses[policy].values()) for policy in [*protected, "streaming_llm(4,124)"]}
+    assert min(total, key=total.get) == best
+
+
 def test_about_says_what_was_computed():
     for sweep in SWEEPS:
         about = json.loads((KEPT / sweep / "about.json").read_text())
