@@ -1,7 +1,8 @@
-"""The README's sentences on what was found: sinks, choosing among older tokens, recall. Each of one sweep's rows."""
+"""The README's sentences on what was found: sinks, choosing older tokens, recall, time. Each of one sweep's rows."""
 
 from analysis.words.findings import Frames, Row, by, code, lost, near, plain
-from analysis.words.wording import change, listed, whole
+from analysis.words.latency_findings import timed
+from analysis.words.wording import change, listed, times, whole
 
 
 def in_short(frames: dict[str, Frames]) -> str:
@@ -10,6 +11,7 @@ def in_short(frames: dict[str, Frames]) -> str:
         without_sinks(frames["sinks"]) if "sinks" in frames else "",
         choosing(frames["budgets"], frames.get("length", {})) if "budgets" in frames else "",
         forgotten(frames["recall"]) if "recall" in frames else "",
+        sooner(frames["latency"]) if "latency" in frames else "",
     )
     return " ".join(filter(None, told))
 
@@ -68,4 +70,21 @@ def forgotten(frames: Frames) -> str:
     return (
         f"Of {answers} facts further back than the {whole(budget)} tokens they hold none of {len(right)} policies "
         f"recalls more than {max(right.values())}, the full cache {full}."
+    )
+
+
+def sooner(frames: Frames) -> str:
+    """What a step takes with the fewest sinks and newest tokens, at the longest context that all models have."""
+    mine = [row for row in timed(frames) if plain(row) and row["smallest_batch"]]
+    budget = min((row["budget"] for row in mine), default=0)
+    models = by([row for row in mine if row["budget"] == budget], "setting")
+    shared = set.intersection(*({row["context"] for row in rows} for rows in models.values())) if models else set()
+    if not shared:
+        return ""
+    context = max(shared)
+    found = sorted(row["tpot_ratio"] for rows in models.values() for row in rows if row["context"] == context)
+    span = " to ".join(dict.fromkeys((times(found[0]), times(found[-1]))))
+    return (
+        f"After {whole(context)} tokens a step with {whole(budget)} kept takes {span} the full cache’s time on "
+        f"{mine[0]['device'].upper()} ({listed(list(models))}, random weights)."
     )

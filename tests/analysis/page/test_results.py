@@ -100,7 +100,7 @@ def test_latency_of_two_commands_is_one_page_and_its_batches_are_told(tmp_path, 
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setattr(results, "RESULTS", tmp_path / "docs" / "results")
     monkeypatch.setattr(results, "draw", lambda held: None)
-    (tmp_path / "README.md").write_text("")
+    (tmp_path / "README.md").write_text(results.BEGIN + results.END)
     (tmp_path / "docs" / "results").mkdir(parents=True)
     shapes = replace(SHAPES, latency=Latency(contexts=(512, 2048), batches=(1, 8), rounds=12))
     folder = write(shapes, tmp_path / "records")
@@ -120,6 +120,11 @@ def test_latency_of_two_commands_is_one_page_and_its_batches_are_told(tmp_path, 
         said = re.search(words, line)
         assert float(said[1]) == pytest.approx(1 / together, rel=0.01)
         assert float(said[2]) == pytest.approx(1 / alone, rel=0.01)
+    readme = (tmp_path / "README.md").read_text()
+    ratios = [float(ratio) for ratio in re.findall(r"([\d.]+)\s×", readme)]
+    own = [rows[model, 2048, 1, "streaming_llm(4,252)"]["tpot_ratio"] for model, *_ in SHAPES.models]
+    assert (min(ratios), max(ratios)) == pytest.approx((min(own), max(own)), rel=0.02)
+    assert "After 2,048 tokens a step with 256 kept takes" in readme
     held = [line for line in text.splitlines() if "| `streaming_llm(4,1020)` | 512 |" in line]
     assert not held
     assert any("| `streaming_llm(4,1020)` | 2,048 |" in line for line in text.splitlines())
