@@ -67,7 +67,8 @@ QUESTIONS = {
         "more of the budget for the newest, as they do at 128 tokens ([protection](protection.md)).",
         "Tokens are scored one by one as decoding would see them; policies that choose by attention get no look ahead. "
         "Whether one is measurably closer is told by the differences document by document, so intervals may overlap. "
-        "Longer texts: [length](length.md).",
+        "One budget along the text: [length](length.md).",
+        also=("length",),
     ),
     "sinks": Question(
         "How many attention sinks does a budget need?",

@@ -6,6 +6,7 @@ Every number is one of the rows'. Which of two is better is said only where an i
 from typing import Any
 
 from analysis.words.by_document import in_documents
+from analysis.words.how_long import how_long
 from analysis.words.wording import (
     between,
     bracketed,
@@ -45,7 +46,10 @@ def code(text: str) -> str:
 def budgets(frames: Frames) -> list[str]:
     """Where sinks and the newest tokens are measurably beaten, and who is closest at each budget."""
     sizes = by(frames["equal_budget"], "budget")
-    told = ["; ".join(against_plain(budget, rows) for budget, rows in sizes.items()) + "."]
+    unbeaten = [budget for budget, rows in sizes.items() if any(near(row) for row in rows if plain(row))]
+    beaten = [against_plain(budget, rows) for budget, rows in sizes.items() if budget not in unbeaten]
+    told = ["; ".join([*nothing_closer(unbeaten, frames["equal_budget"][0]["length"]), *beaten]) + "."]
+    told += filter(None, [how_long(frames["equal_budget"], frames.get("length", []))])
     for budget, rows in sizes.items():
         best, worst, ranked = rows[0], rows[-1], [row["policy"] for row in rows]
         own = next(filter(plain, rows), best)
@@ -73,15 +77,20 @@ def drawn_by_lot(rows: list[Row]) -> str:
     return f"{code(lot['policy'])}, which draws lots, is below {of}."
 
 
+def nothing_closer(budgets: list[int], length: int) -> list[str]:
+    """At which budgets nothing is measurably closer to full than sinks and the newest tokens, if at any."""
+    sizes = listed([whole(budget) for budget in budgets])
+    than = "than attention sinks and the newest tokens"
+    nothing = (
+        f"with {sizes} of {whole(length)} tokens nothing is measurably closer to the full cache in perplexity {than}"
+    )
+    return [nothing] if budgets else []
+
+
 def against_plain(budget: int, rows: list[Row]) -> str:
-    """Whether anything is measurably closer to full at a budget than sinks and the newest tokens."""
+    """What is closer to full at a budget than sinks and the newest tokens."""
     best = rows[0]
     own = next(filter(plain, rows), None)
-    if own and near(own):
-        return (
-            f"with {whole(budget)} cached tokens nothing is measurably closer to the full cache in perplexity than "
-            "attention sinks and the newest tokens"
-        )
     closer = "measurably closer" if own and own["tied_with_best"] is not None else "closest"
     against = f" against {change(own['ppl_change_percent'])} with {code(own['policy'])}" if own else ""
     found = f"{change(best['ppl_change_percent'])} perplexity{against}"

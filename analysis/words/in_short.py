@@ -1,6 +1,7 @@
 """The README's sentences on what was found: sinks, choosing older tokens, recall, time. Each of one sweep's rows."""
 
 from analysis.words.findings import Frames, Row, by, code, lost, near, plain
+from analysis.words.how_long import times_its_budget
 from analysis.words.latency_findings import timed
 from analysis.words.wording import change, listed, times, whole
 
@@ -41,7 +42,8 @@ def choosing(frames: Frames, longer: Frames) -> str:
     none = [whole(budget) for budget, (own, _) in found.items() if near(own)]
     nothing = f"gains nothing measurable with {listed(none)} of {whole(equal[0]['length'])} tokens" if none else ""
     some = [better(pair[0], pair[1], longer.get("length", [])) for pair in found.values() if not near(pair[0])]
-    told = "; ".join(filter(None, (nothing, *some)))
+    along = times_its_budget(equal, frames.get("length", []))
+    told = "; ".join(filter(None, (nothing, *some, along)))
     return f"Choosing older tokens by a score, in the settings that were tried, {told}."
 
 

@@ -15,7 +15,7 @@ from analysis import results
 from analysis.page.questions import QUESTIONS, page
 from analysis.read.records import read_records
 from analysis.report import asked
-from analysis.words import findings
+from analysis.words import findings, how_long
 from analysis.words.by_document import in_documents
 
 KEPT = ROOT / "docs" / "results" / "kept"
@@ -253,6 +253,55 @@ def test_a_document_that_decides_is_named():
         )
     assert in_documents(documents, ["a", "b"], "a").startswith("`a` is closer than `b` in 1 of 3")
     assert in_documents(documents[:-2], ["a", "b"], "b") == "", "they were not run on the same documents"
+
+
+def test_up_to_where_the_winner_at_the_largest_budget_is_ahead():
+    equal = [{"budget": budget, "policy": policy} for budget in (64, 128) for policy in (f"h2o({budget},1)", "x")]
+
+    def stretches(*changes):
+        return [
+            {"budget": budget, "length": length, "policy": policy, "stretch_change_percent": change}
+            for (budget, length), theirs in zip([(64, 64), (64, 128), (64, 256), (128, 256)], changes, strict=True)
+            for policy, change in ((f"h2o({budget},1)", theirs), (f"streaming_llm(4,{budget - 4})", 2.0))
+        ]
+
+    first_ahead = stretches(0.0, 1.0, 3.0, 1.0)
+    assert how_long.how_long(equal, first_ahead) == (
+        "How long the text is beside the budget matters: `h2o` is closer than `streaming_llm` up to token 128 with 64 "
+        "and 256 with 128, and further from full on all later ones, if not each measurably."
+    )
+    short = how_long.times_its_budget(equal, first_ahead)
+    assert short == "`h2o` is ahead of them on tokens up to 2 times its budget, and behind beyond"
+    for other in (stretches(0.0, 3.0, 1.0, 1.0), stretches(0.0, 1.0, 1.0, 1.0), stretches(0.0, 3.0, 3.0, 1.0), []):
+        assert how_long.how_long(equal, other) == how_long.times_its_budget(equal, other) == ""
+    plain = [{"budget": 64, "policy": "streaming_llm(4,60)"}, *equal[:1]]
+    assert how_long.how_long(plain, first_ahead) == ""
+
+
+def test_that_is_so_of_the_main_grids_page():
+    said = page("budgets", *results.kept(KEPT / "budgets"))
+    name, told = re.search(
+        r"beside the budget matters: `(\w+)` is closer .*? up to token (.*), and further", said
+    ).groups()
+    ends = {
+        int(b.replace(",", "")): int(a.replace(",", "")) for a, b in re.findall(r"([\d,]+\d) with ([\d,]+\d)", told)
+    }
+    losses = defaultdict(lambda: [0.0, 0])  # nats and tokens up to a length, over documents
+    for row in pq.read_table(KEPT / "budgets" / "documents.parquet").to_pylist():
+        if row["policy_name"] in (name, "streaming_llm"):
+            own = losses[row["policy_name"], row["budget"], row["length"]]
+            own[0] += row["nll_sum"]
+            own[1] += row["n"]
+    lengths = sorted({length for _, _, length in losses})
+    assert ends.keys() == {budget for _, budget, _ in losses}
+    for budget, end in ends.items():
+        for since, until in zip([0, *lengths], lengths):
+            if until > budget:
+                theirs, ours = (
+                    losses[policy, budget, until][0] - (losses[policy, budget, since][0] if since else 0.0)
+                    for policy in (name, "streaming_llm")
+                )
+                assert (theirs < ours) == (until <= end)
 
 
 def test_the_best_scorer_is_counted_beside_no_scorer_document_by_document():
