@@ -30,7 +30,7 @@ from analysis.charts.theme import looks
 from analysis.page.questions import QUESTIONS, index, page
 from analysis.read.records import Records, RecordsError, read_records
 from analysis.report import asked
-from analysis.words.in_short import in_short
+from analysis.words.in_short import in_short, sooner
 from analysis.words.summary import stands_on, whiskers
 from analysis.words.visible import visible
 
@@ -40,7 +40,7 @@ BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"  # what is betwe
 FOUND = (
     "![Share of facts recalled, by how far back they stand](docs/results/recall.png)\n"
     "**Found so far:** {} That is of one small model, SmolLM2-135M, on the King James Bible: "
-    "[all results](docs/results/README.md), with intervals, commands and limits."
+    "[all results](docs/results/README.md), with intervals, commands and limits.{}"
 )
 ALWAYS = ("documents", "overview", "perplexity")
 Frames = dict[str, list[dict[str, Any]]]
@@ -163,7 +163,8 @@ def readme(path: Path, held: dict[str, Kept]) -> str:
     text = path.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
-    short = FOUND.format(in_short({sweep: frames for sweep, (frames, _) in held.items()}))
+    time = sooner(held["latency"][0]) if "latency" in held else ""
+    short = FOUND.format(in_short({sweep: frames for sweep, (frames, _) in held.items()}), f" {time}" if time else "")
     return f"{before}{BEGIN}{short}{END}{after}" if found else text
 
 

@@ -1,8 +1,8 @@
-"""The README's sentences on what was found: sinks, choosing older tokens, recall, time. Each of one sweep's rows."""
+"""The README's sentences on what was found: sinks, choosing older tokens, recall; time. Each of one sweep's rows."""
 
 from analysis.words.findings import Frames, Row, by, code, lost, near, plain
 from analysis.words.how_long import times_its_budget
-from analysis.words.latency_findings import timed
+from analysis.words.latency_findings import by_size, timed
 from analysis.words.wording import change, listed, times, whole
 
 
@@ -12,7 +12,6 @@ def in_short(frames: dict[str, Frames]) -> str:
         without_sinks(frames["sinks"]) if "sinks" in frames else "",
         choosing(frames["budgets"], frames.get("length", {})) if "budgets" in frames else "",
         forgotten(frames["recall"]) if "recall" in frames else "",
-        sooner(frames["latency"]) if "latency" in frames else "",
     )
     return " ".join(filter(None, told))
 
@@ -76,10 +75,10 @@ def forgotten(frames: Frames) -> str:
 
 
 def sooner(frames: Frames) -> str:
-    """What a step takes with the fewest sinks and newest tokens, at the longest context that all models have."""
+    """What a step takes with the smallest budget's sinks and newest tokens, after the longest context of all models."""
     mine = [row for row in timed(frames) if plain(row) and row["smallest_batch"]]
     budget = min((row["budget"] for row in mine), default=0)
-    models = by([row for row in mine if row["budget"] == budget], "setting")
+    models = by(sorted((row for row in mine if row["budget"] == budget), key=by_size), "setting")
     shared = set.intersection(*({row["context"] for row in rows} for rows in models.values())) if models else set()
     if not shared:
         return ""

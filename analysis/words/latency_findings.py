@@ -1,5 +1,8 @@
 """What a bounded cache gains in time and memory, for its page in `docs/results`: sentences and the table."""
 
+import re
+from typing import Any
+
 from analysis.words.findings import PLAIN, Frames, Row, by, code
 from analysis.words.wording import between, bracketed, change, fixed, megabytes, percent, times, told, whole
 
@@ -7,7 +10,7 @@ from analysis.words.wording import between, bracketed, change, fixed, megabytes,
 def latency(frames: Frames) -> list[str]:
     """Of each model the smallest budget's sinks and newest tokens, at the longest context and the shortest."""
     said = []
-    for setting, rows in by(timed(frames), "setting").items():
+    for setting, rows in by(sorted(timed(frames), key=by_size), "setting").items():
         mine = [row for row in rows if row["policy_name"] == PLAIN and row["batch"] == rows[0]["batch"]]
         if not mine:
             continue
@@ -29,7 +32,19 @@ def latency(frames: Frames) -> list[str]:
             f"Eviction itself adds {change(min(row['eviction_percent'] for row in costs))} to "
             f"{change(worst['eviction_percent'])} to a step, the most with {code(worst['policy'])}."
         )
+    prompts = sorted((row for row in costs if row["ttft_ratio"] is not None), key=lambda row: float(row["ttft_ratio"]))
+    if prompts:
+        least, most = (
+            f"{times(row['ttft_ratio'])} ({code(row['policy'])}, {whole(row['context'])} tokens)"
+            for row in (prompts[0], prompts[-1])
+        )
+        said.append(f"A prompt takes {least} to {most} the full cache’s time.")
     return said
+
+
+def by_size(row: Row) -> list[Any]:
+    """The order of models: numbers in their names as numbers, so that 70m stands before 160m."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row["setting"])]
 
 
 def side_by_side(mine: list[Row]) -> list[str]:
@@ -84,7 +99,7 @@ def latency_table(frames: Frames) -> tuple[list[str], list[list[str]], int]:
             megabytes(row["kv_mb"]),
             megabytes(row["peak_mb"]),
         ]
-        for row in frames["latency"]
+        for row in sorted(frames["latency"], key=by_size)
         if row["role"] in ("policy", "dynamic") and (row["filled"] or row["budget"] is None)
     ]
     times_of = ["TTFT ÷ full’s", "TPOT ÷ full’s", "Tokens/s", "Eviction adds"]

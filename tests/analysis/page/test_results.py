@@ -182,19 +182,24 @@ def test_each_number_of_an_answer_stands_in_the_rows(name):
     frames, about = results.kept(KEPT / QUESTIONS[name].sweep)
     shown = {findings.lost(row) for rows in frames.values() for row in rows if "ppl_change_low_percent" in row}
     shown |= {findings.lost_since(row) for row in frames.get("length", ()) if "stretch_change_percent" in row}
+    for row in frames.get("latency", ()):
+        cost, *ends = (row[f"eviction_{of}"] for of in ("percent", "low_percent", "high_percent"))
+        if cost is not None:
+            low, high = (f"{end:+.1f}".replace("-", "−") for end in ends)
+            shown.add(f"{cost:+.1f}\u00a0% [{low}, {high}]".replace("-", "−"))
     text = page(name, frames, about)
     said = re.findall(r"[+−][\d,.]+\u00a0% \[[^]]+\]", text)
     assert set(said) <= shown
     assert said or name in (
         "claims",
-        "latency",
         "protection",
         "recall",
         "stream",
         "tail",
     )  # which print no such interval
     for setting in re.findall(r"`([a-z0-9_]+\([^`]*\))`", text):
-        assert any(row.get("policy") == setting or row.get("base") == setting for row in frames["perplexity"])
+        rows = [*frames["perplexity"], *frames.get("latency", ())]
+        assert any(row.get("policy") == setting or row.get("base") == setting for row in rows)
 
 
 @pytest.mark.parametrize("plan", ["golden", "quick", "protection", "recall", "shapes", "stream"])
