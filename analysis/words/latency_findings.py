@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from analysis.words.findings import PLAIN, Frames, Row, by, code
-from analysis.words.wording import between, bracketed, change, fixed, megabytes, percent, times, told, whole
+from analysis.words.wording import between, bracketed, change, fixed, megabytes, percent, times, tokens_of, told, whole
 
 
 def latency(frames: Frames) -> list[str]:
@@ -39,6 +39,10 @@ def latency(frames: Frames) -> list[str]:
             for row in (prompts[0], prompts[-1])
         )
         said.append(f"A prompt takes {least} to {most} the full cache’s time.")
+    busy = {(row["setting"], *place(row)): row for row in sorted(timed(frames), key=by_size) if row["busy"]}
+    said += [
+        f"{row['setting']}, at {tokens_of(row)}: the machine was slightly busy, {row['busy']}." for row in busy.values()
+    ]
     return said
 
 
