@@ -116,8 +116,8 @@ QUESTIONS = {
         finding_tables.length_table,
         "length",
         ONE + "One budget; a stretch that begins at the budget has lost little yet. The ten books are those of 8,192 "
-        "tokens or more, not all those of the other pages. Texts may be harder to tell at their ends than at their "
-        "beginnings, for full as for all.",
+        "tokens or more, those of [budgets](budgets.md), not of the pages on shorter texts. Texts may be "
+        "harder to tell at their ends than at their beginnings, for full as for all.",
         "Texts beyond the trained context, for which the full cache is no yardstick any more: `sweeps/stream.py`.",
     ),
     "stream": Question(
@@ -161,7 +161,8 @@ QUESTIONS = {
         "tail",
         ONE + "KL is over the whole vocabulary, of each token, teacher-forced; quantiles are of all documents’ tokens.",
         "How often a generated text takes another turn: one other token changes all that follow.",
-        "Medians are near zero at large budgets as nothing differs before the cache is full.",
+        "Means and quantiles hold the tokens before the cache is full, at which nothing differs: a quarter of all with "
+        "2,048. One token in a thousand is some 80 tokens, and has no interval.",
         also=("divergence",),
     ),
     "seed": Question(

@@ -16,7 +16,7 @@ def how_long(equal: list[Row], stretches: list[Row]) -> str:
     until = listed([f"{whole(end)} with {whole(budget)}" for budget, end in ends.items()])
     return (
         f"How long the text is beside the budget matters: `{name}` is closer than `{PLAIN}` up to token {until}, and "
-        "further from full on all later ones, if not each measurably."
+        "further from full on later ones, where texts go on; not each measurably."
     )
 
 
@@ -27,7 +27,7 @@ def times_its_budget(equal: list[Row], stretches: list[Row]) -> str:
         return ""
     of = sorted(end / budget for budget, end in ends.items())
     span = " to ".join(dict.fromkeys((f"{of[0]:.3g}", f"{of[-1]:.3g}")))
-    return f"`{name}` is ahead of them on tokens up to {span} times its budget, and behind beyond"
+    return f"`{name}` is ahead on tokens up to {span} times its budget, and behind where texts go on"
 
 
 def leads(equal: list[Row], stretches: list[Row]) -> tuple[str, dict[int, int]]:

@@ -273,10 +273,10 @@ def test_up_to_where_the_winner_at_the_largest_budget_is_ahead():
     first_ahead = stretches(0.0, 1.0, 3.0, 1.0)
     assert how_long.how_long(equal, first_ahead) == (
         "How long the text is beside the budget matters: `h2o` is closer than `streaming_llm` up to token 128 with 64 "
-        "and 256 with 128, and further from full on all later ones, if not each measurably."
+        "and 256 with 128, and further from full on later ones, where texts go on; not each measurably."
     )
     short = how_long.times_its_budget(equal, first_ahead)
-    assert short == "`h2o` is ahead of them on tokens up to 2 times its budget, and behind beyond"
+    assert short == "`h2o` is ahead on tokens up to 2 times its budget, and behind where texts go on"
     for other in (stretches(0.0, 3.0, 1.0, 1.0), stretches(0.0, 1.0, 1.0, 1.0), stretches(0.0, 3.0, 3.0, 1.0), []):
         assert how_long.how_long(equal, other) == how_long.times_its_budget(equal, other) == ""
     plain = [{"budget": 64, "policy": "streaming_llm(4,60)"}, *equal[:1]]
