@@ -6,7 +6,7 @@ Every number is one of the rows'. Which of two is better is said only where an i
 from typing import Any
 
 from analysis.words.by_document import in_documents
-from analysis.words.how_long import how_long
+from analysis.words.how_long import PLAIN, how_long
 from analysis.words.wording import (
     between,
     bracketed,
@@ -21,7 +21,6 @@ from analysis.words.wording import (
 
 Row = dict[str, Any]
 Frames = dict[str, list[Row]]
-PLAIN = "streaming_llm"  # sinks and the newest tokens: what any choice of older tokens must beat
 
 
 def lost(row: Row) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from analysis.words.wording import listed, whole
 
 Row = dict[str, Any]
-PLAIN = "streaming_llm"
+PLAIN = "streaming_llm"  # sinks and the newest tokens: what any choice of older tokens must beat
 
 
 def how_long(equal: list[Row], stretches: list[Row]) -> str:

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from analysis.words.findings import PLAIN, Frames, Row, by, code
+from analysis.words.findings import Frames, Row, by, code
+from analysis.words.how_long import PLAIN
 from analysis.words.wording import between, bracketed, change, fixed, megabytes, percent, times, tokens_of, told, whole
 
 

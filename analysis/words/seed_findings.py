@@ -1,6 +1,7 @@
 """What a sweep found of the seed report: how it measured and what the papers mean, its numbers, its three claims."""
 
-from analysis.words.findings import PLAIN, Frames, Row, by, code, lost, near, plain
+from analysis.words.findings import Frames, Row, by, code, lost, near, plain
+from analysis.words.how_long import PLAIN
 from analysis.words.wording import fixed, percent, whole
 
 FALLS = "falls"
