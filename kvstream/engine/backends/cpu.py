@@ -8,6 +8,7 @@ Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S or U 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numba
@@ -18,9 +19,9 @@ from kvstream.engine.attention import Partial
 from kvstream.engine.backends.compiled_best import CompiledBest
 from kvstream.engine.backends.compiled_scan import scan_compiled
 from kvstream.engine.backends.compiled_seats import seat_compiled
-from kvstream.engine.backends.pace import pool
 from kvstream.engine.backends.reference import Reference, answer, scaled_scores
 from kvstream.engine.backends.scan import scan_plainly
+from kvstream.engine.backends.team import run_all
 from kvstream.engine.positions import Ranks
 
 
@@ -99,7 +100,7 @@ class Cpu(Reference):
         shared = [x.numpy() for x in (query_T, ranks.positions(query_T), *table)]
         threads = min(torch.get_num_threads(), rows)
         pieces = [slice(rows * n // threads, rows * (n + 1) // threads) for n in range(threads)]
-        list(pool(threads).map(lambda piece: _add_by_rank(*(x[piece] for x in arrays), *shared), pieces))
+        run_all([partial(_add_by_rank, *(x[piece] for x in arrays), *shared) for piece in pieces])
         return answer(torch.from_numpy(arrays[0]).view(rest.shape).to(queries_BHGTD), values_BHUD)
 
 

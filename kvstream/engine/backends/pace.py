@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from math import inf
 
 import torch
+
+from kvstream.engine.backends.team import run_all
 
 Piece = Callable[[slice], None]
 
@@ -41,15 +42,9 @@ PACE = Pace()
 def _seconds(piece: Piece, pieces: list[slice]) -> float:
     """Do all pieces, each in a thread of its own if there are several; returns how long that took."""
     started = time.perf_counter()
-    list(pool(len(pieces)).map(piece, pieces) if len(pieces) > 1 else map(piece, pieces))
+    run_all([partial(piece, part) for part in pieces])
     return time.perf_counter() - started
 
 
 def _nothing(_: slice) -> None:
     pass
-
-
-@cache
-def pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that live on."""
-    return ThreadPoolExecutor(threads)
