@@ -15,9 +15,9 @@ import torch
 QUERY_BLOCK = 128  # queries that share one masked product: larger wastes masked work, smaller wastes matrix speed
 
 
-def blocks(queries: int) -> list[tuple[int, int]]:
-    """Cut a call's queries into blocks that share one masked product: (start, stop) of each."""
-    return [(low, min(low + QUERY_BLOCK, queries)) for low in range(0, queries, QUERY_BLOCK)]
+def blocks(queries: int, size: int = QUERY_BLOCK) -> list[tuple[int, int]]:
+    """Cut a call's queries into blocks that share one product: (start, stop) of each."""
+    return [(low, min(low + size, queries)) for low in range(0, queries, size)]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,12 @@ class Partial:
 
     outputs_BHGTD: torch.Tensor
     logsumexp_BHGT: torch.Tensor
+
+    @classmethod
+    def of_blocks(cls, partials: list[Partial]) -> Partial:
+        """Put the answers of blocks of queries, in their order, into one."""
+        outputs, totals = zip(*((partial.outputs_BHGTD, partial.logsumexp_BHGT) for partial in partials))
+        return cls(torch.cat(outputs, -2), torch.cat(totals, -1))
 
 
 def merge_partials(partials: list[Partial]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvstream.engine.attention import blocks, merge_partials
+from kvstream.engine.attention import Partial, blocks, merge_partials
 
 if TYPE_CHECKING:
     from kvstream.engine.layer import Layer
@@ -25,13 +25,19 @@ def attend_causal(
     q_BHGTD = rotate(q_BHGTD)
     layer.keys[:, :, start : start + T] = rotate(k_BHTD)
     outputs = []
-    for low, high in blocks(T):
-        before, own = slice(start + low), slice(start + low, start + high)
-        queries, mask = q_BHGTD[:, :, :, low:high], layer.tables.band(high - low, high - low, 0, high, q_BHGTD)
-        partials = [layer.backend.block(queries, layer.keys[:, :, own], layer.values[:, :, own], scaling, mask)]
-        if start + low:
-            keys, values = layer.keys[:, :, before], layer.values[:, :, before]
-            partials.append(layer.backend.block(queries, keys, values, scaling))
+    for first, end in blocks(T, layer.backend.query_block):
+        masked = []
+        for low, high in blocks(end - first):
+            own, mask = (
+                slice(start + first, start + first + high),
+                layer.tables.band(high - low, high, low, high, q_BHGTD),
+            )
+            queries = q_BHGTD[:, :, :, first + low : first + high]
+            masked.append(layer.backend.block(queries, layer.keys[:, :, own], layer.values[:, :, own], scaling, mask))
+        partials = [Partial.of_blocks(masked)]
+        if start + first:
+            before = layer.keys[:, :, : start + first], layer.values[:, :, : start + first]
+            partials.append(layer.backend.block(q_BHGTD[:, :, :, first:end], *before, scaling))
         outputs.append(merge_partials(partials))
     layer.seen += T
     return torch.cat(outputs, dim=-2)

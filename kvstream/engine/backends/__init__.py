@@ -23,9 +23,11 @@ from kvstream.engine.vocabulary_blocks import Predicted
 class Backend(Protocol):
     """The products that the engine consists of. All take and return tensors of one device and one dtype.
 
-    tells_lifetimes: whether chunks of a `BoundedLayer` ask its eviction for them.
+    query_block: queries that share a product with keys which all of them see. tells_lifetimes: whether chunks of a
+    `BoundedLayer` ask its eviction for them.
     """
 
+    query_block: int
     tells_lifetimes: bool
 
     def step(

@@ -22,6 +22,7 @@ from kvstream.engine.backends.compiled_seats import seat_compiled
 from kvstream.engine.backends.reference import Reference, answer, scaled_scores
 from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.backends.team import run_all
+from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.positions import Ranks
 
 
@@ -29,6 +30,7 @@ from kvstream.engine.positions import Ranks
 class Cpu(Reference):
     """Blocks of queries without their scores ever written down."""
 
+    query_block = CHUNK_SIZE  # the more, the less often keys are read from memory
     logits_bytes = 2 << 20  # from 0.5 to 16 MiB take the same time, within the noise
     best = CompiledBest
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kvstream.engine.attention import Partial
+from kvstream.engine.attention import QUERY_BLOCK, Partial
 from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.bounded_chunk import attend_bounded
 from kvstream.engine.bounded_step import seat_plainly
@@ -27,6 +27,7 @@ class Reference:
     """Plain products, written down in full."""
 
     device: torch.device
+    query_block = QUERY_BLOCK  # scores are written down
     logits_bytes = 256 << 20  # that exist at once while a text is scored
     best = Best
     tells_lifetimes = True

@@ -21,7 +21,7 @@ MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # what each thread of a team i
 
 
 def run_all(jobs: list[Job]) -> None:
-    """Run jobs, which give up Python's lock for their work, in as many threads as torch uses; raises what one raises."""
+    """Run jobs, which hold no lock of Python's as they work, in as many threads as torch uses; raises what one does."""
     openmp = torch_openmp()
     if len(jobs) == 1:
         jobs[0]()
@@ -52,7 +52,7 @@ def _run_in_team(openmp: Any, jobs: list[Job]) -> None:
             for job in jobs[openmp.omp_get_thread_num() :: size]:
                 job()
                 done.append(job)
-        except BaseException as error:  # noqa: BLE001 - Ctrl-C reaches the first thread, and no error may cross C
+        except BaseException as error:  # Ctrl-C reaches the first thread, and no error may cross C
             failed.append(error)
 
     openmp.GOMP_parallel(MEMBER(member), None, size, 0)
