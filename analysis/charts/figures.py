@@ -88,7 +88,7 @@ CHARTS: dict[str, Chart] = {
         "divergence",
         divergence.tail,
         "The tail: how many tokens are how far from the full cache",
-        "Further down and left is better. Perplexity hides the right end: few tokens, at which the prediction changed. "
+        "Further down and left is better. Perplexity hides the right end: the tokens whose prediction changed most. "
         "Lines end where fewer than ten tokens are left.",
         "the full cache and another policy in one sweep, compared (--metrics kl)",
         whiskers=None,

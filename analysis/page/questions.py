@@ -10,6 +10,7 @@ from typing import Any
 
 from analysis.charts.figures import CHARTS
 from analysis.words import (
+    budget_findings,
     divergence,
     finding_tables,
     findings,
@@ -56,19 +57,23 @@ QUESTIONS = {
     "budgets": Question(
         "Which policy at which budget?",
         "budgets",
-        findings.budgets,
+        budget_findings.budgets,
         finding_tables.budgets_table,
         "equal_budget",
         ONE + "Ties are judged at 95 %, without a correction for comparing many. Each policy has one setting: `h2o`, "
         "`keydiff`, `sink_l2` and `sink_random` always keep the newest half of their budget, `fix_size_l2` 70 %, "
         "`snapkv` an eighth, `tova` and `l2_compress` none. Averages hold the tokens before the cache is full, where "
-        "nothing is lost: they make large budgets look better, for all policies alike.",
+        "nothing is lost: they make large budgets look better, for all policies alike. `snapkv` and `l2_compress` let "
+        "many tokens go at once, and hold about three quarters of their budget on average. `sink_random` "
+        "was drawn once.",
         "Whether a larger model, or one trained on longer texts, ranks the policies alike; whether scorers gain with "
-        "more of the budget for the newest, as they do at 128 tokens ([protection](protection.md)).",
+        "more of the budget for the newest, as they seem to at 128 tokens ([protection](protection.md)); whether it is "
+        "the budget that matters, or the text’s length beside it.",
         "Tokens are scored one by one as decoding would see them; policies that choose by attention get no look ahead. "
         "Whether one is measurably closer is told by the differences document by document, so intervals may overlap. "
-        "One budget along the text: [length](length.md).",
-        also=("length",),
+        "The table is sorted by each policy’s best column. Lots fall on a token again at every step, so that old ones "
+        "have mostly gone: `sink_random` is a window with a soft end. One budget along the text: [length](length.md).",
+        also=("length", "divergence"),
     ),
     "sinks": Question(
         "How many attention sinks does a budget need?",
@@ -139,7 +144,7 @@ QUESTIONS = {
     "recall": Question(
         "Which policy still recalls a fact once it has left the window?",
         "recall",
-        lambda frames: recall.sentences(frames["recall"], several=False),
+        lambda frames: findings.with_code(recall.sentences(frames["recall"], several=False)),
         finding_tables.recall_table,
         "recall",
         "One small model, which does not recall all near facts itself, and one kind of fact. Answers are taken not "
@@ -156,14 +161,14 @@ QUESTIONS = {
     "tail": Question(
         "What does perplexity hide: how far are the worst tokens from the full cache?",
         "budgets",
-        lambda frames: divergence.sentences(frames["divergence"], several=False),
+        lambda frames: findings.with_code(divergence.page(frames)),
         finding_tables.tail_table,
         "tail",
         ONE + "KL is over the whole vocabulary, of each token, teacher-forced; quantiles are of all documents’ tokens.",
         "How often a generated text takes another turn: one other token changes all that follow.",
         "Means and quantiles hold the tokens before the cache is full, at which nothing differs: a quarter of all with "
         "2,048. One token in a thousand is some 80 tokens, and has no interval.",
-        also=("divergence",),
+        also=("divergence", "equal_budget"),
     ),
     "seed": Question(
         "What did the seed report measure, and what comes out as the papers mean it?",
@@ -247,7 +252,8 @@ def index(answers: dict[str, str]) -> str:
         "Each page has the question, the answer with its interval, a chart, a table, and the command that measured "
         "it. All of",
         "them are written by `python analysis/results.py` from what `kept/` holds of the records; no number is "
-        "typed.\n",
+        "typed. A policy has another number on a page of shorter texts: what is lost grows with the text beside the "
+        "budget ([length](length.md)).\n",
     ]
     for name, answer in answers.items():
         lines.append(f"- [{QUESTIONS[name].title}]({name}.md) {answer}")

@@ -2,9 +2,48 @@
 
 from typing import Any
 
-from analysis.words.wording import between, bracketed, caveat, change, fixed, listed, nats, percent
+from analysis.words.findings import Frames, by, code, near, plain
+from analysis.words.wording import between, bracketed, capital, caveat, change, fixed, listed, nats, percent, whole
 
 Row = dict[str, Any]
+
+
+def page(frames: Frames) -> list[str]:
+    """How sinks and the newest tokens fare at all budgets, if they are nowhere measurably further; then each budget."""
+    sizes = by(frames["divergence"], "budget")
+    own = {budget: next(filter(plain, rows), None) for budget, rows in sizes.items() if budget}
+    least = {budget: min(rows, key=mean) for budget, rows in sizes.items()}
+    leads = [row for budget, row in own.items() if row and (row is least[budget] or row["tied_with_least"])]
+    lead = []
+    if leads and len(leads) == len(own):
+        first, last = leads[0], leads[-1]
+        away = listed(f"{nats(mean(row))} with {whole(row['budget'])}" for row in leads)
+        lead.append(
+            "Nothing is measurably closer to the full cache’s predictions than attention sinks and the newest tokens: "
+            f"in nats of KL they are at {away} cached tokens. "
+            f"That is the mean: one token in a thousand is more than {fixed(2)(first['kl_p999_nats'])} nats away with "
+            f"{whole(first['budget'])}, and {fixed(2)(last['kl_p999_nats'])} with {whole(last['budget'])}."
+        )
+    return [*lead, *beside_perplexity(frames), *map(capital, sentences(frames["divergence"], several=False))]
+
+
+def beside_perplexity(frames: Frames) -> list[str]:
+    """Whether what beats sinks and the newest tokens in perplexity is ahead of them in KL, too, budget by budget."""
+    rows = {row["policy"]: row for row in frames["divergence"]}
+    found = []
+    for budget, ranked in by(frames["equal_budget"], "budget").items():
+        own = next(filter(plain, ranked), None)
+        if own is None or near(own) or not {own["policy"], ranked[0]["policy"]} <= rows.keys():
+            continue
+        ours, theirs = rows[own["policy"]], rows[ranked[0]["policy"]]
+        ahead = "is so in KL, too" if mean(theirs) < mean(ours) else "is not in KL"
+        found.append(
+            f"With {whole(budget)} tokens {code(theirs['policy'])}, ahead in perplexity, {ahead}: "
+            f"{nats(mean(theirs))} nats against {nats(mean(ours))} with {code(ours['policy'])}; its most likely next "
+            f"token is full’s at {percent(theirs['same_top_percent'])} of the tokens against "
+            f"{percent(ours['same_top_percent'])}."
+        )
+    return found
 
 
 def sentences(rows: list[Row], several: bool) -> list[str]:
@@ -12,20 +51,25 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
     found = []
     for setting, budget in dict.fromkeys((row["setting"], row["budget"]) for row in rows if row["budget"]):
         mine = [row for row in rows if (row["setting"], row["budget"]) == (setting, budget)]
-        best = min(mine, key=lambda row: float(row["kl_nats"]))
-        closest = "has the least KL from the full cache, with" if len(mine) > 1 else "is at"
+        best = min(mine, key=mean)
+        closest = "has the least mean KL from the full cache," if len(mine) > 1 else "is at a mean KL of"
         tail = min(mine, key=lambda row: float(row["kl_p999_nats"]))
-        least = f"; the shortest tail has {tail['policy']}, {fixed(2)(tail['kl_p999_nats'])} nats"
+        least = f", the least with {tail['policy']}: {fixed(2)(tail['kl_p999_nats'])}"
         beyond = least if tail is not best else ""
         tied = [row["policy"] for row in mine if row.get("tied_with_least")]
-        ties = f" Not to be told from it: {listed(tied)}." if tied else ""
+        ties = f", not to be told from that of {listed(tied)}" if tied else ""
         where = f"{setting}, " if several else ""
-        kl = bracketed(nats(best["kl_nats"]), between(best["kl_nats_low"], best["kl_nats_high"], nats))
+        kl = bracketed(nats(mean(best)), between(best["kl_nats_low"], best["kl_nats_high"], nats))
         other = 100 - best["same_top_percent"]
         found.append(
-            f"{where}{budget:,} tokens: {best['policy']}{caveat(best['skip_layers'])} {closest} "
-            f"a mean KL of {kl} nats ({change(best['ppl_change_percent'])} perplexity). Its most likely next "
-            f"token is another one at {percent(other)} of the tokens, and one token in a thousand is more than "
-            f"{fixed(2)(best['kl_p999_nats'])} nats away{beyond}.{ties}"
+            f"{where}{budget:,} tokens: {best['policy']}{caveat(best['skip_layers'])} {closest} {kl} nats "
+            f"({change(best['ppl_change_percent'])} perplexity){ties}. Its most likely next token is another than "
+            f"full’s at {percent(other)} of the tokens, and one token in a thousand is more than "
+            f"{fixed(2)(best['kl_p999_nats'])} nats away{beyond}."
         )
     return found
+
+
+def mean(row: Row) -> float:
+    """A policy's mean KL from full."""
+    return float(row["kl_nats"])

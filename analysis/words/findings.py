@@ -3,14 +3,13 @@
 Every number is one of the rows'. Which of two is better is said only where an interval tells.
 """
 
+import re
 from typing import Any
 
-from analysis.words.by_document import in_documents
-from analysis.words.how_long import PLAIN, how_long
+from analysis.words.how_long import PLAIN
 from analysis.words.wording import (
     between,
     bracketed,
-    capital,
     change,
     counted,
     fixed,
@@ -42,58 +41,9 @@ def code(text: str) -> str:
     return f"`{text}`"
 
 
-def budgets(frames: Frames) -> list[str]:
-    """Where sinks and the newest tokens are measurably beaten, and who is closest at each budget."""
-    sizes = by(frames["equal_budget"], "budget")
-    unbeaten = [budget for budget, rows in sizes.items() if any(near(row) for row in rows if plain(row))]
-    beaten = [against_plain(budget, rows) for budget, rows in sizes.items() if budget not in unbeaten]
-    told = ["; ".join([*nothing_closer(unbeaten, frames["equal_budget"][0]["length"]), *beaten]) + "."]
-    told += filter(None, [how_long(frames["equal_budget"], frames.get("length", []))])
-    for budget, rows in sizes.items():
-        best, worst, ranked = rows[0], rows[-1], [row["policy"] for row in rows]
-        own = next(filter(plain, rows), best)
-        tied = [code(row["policy"]) for row in rows if row["tied_with_best"]]
-        beside = f", {code(own['policy'])} is at {lost(own)}" if own is not best else ""
-        ties = f" Not to be told from the best: {listed(tied)}." if tied else ""
-        told.append(
-            f"With {whole(budget)} of {whole(best['length'])} tokens {code(best['policy'])} is closest, at "
-            f"{lost(best)} perplexity{beside}; the furthest is {code(worst['policy'])} at {lost(worst)}.{ties}"
-        )
-        told += filter(None, (in_documents(frames["documents"], ranked, own["policy"]), drawn_by_lot(rows)))
-    return [capital(line) for line in told]
-
-
-def drawn_by_lot(rows: list[Row]) -> str:
-    """How many policies that choose by a score are further from full than one that draws lots, if that was run."""
-    lot = next((row for row in rows if row["policy"].startswith("sink_random(")), None)
-    choosing = [
-        row for row in rows if not plain(row) and not row["policy"].startswith(("sink_random(", "recent_only("))
-    ]
-    if not (lot and choosing):
-        return ""
-    worse = sum(row["ppl_change_percent"] > lot["ppl_change_percent"] for row in choosing)
-    of = f"{worse} of {len(choosing)} that choose by a score, if not each measurably"
-    return f"{code(lot['policy'])}, which draws lots, is below {of}."
-
-
-def nothing_closer(budgets: list[int], length: int) -> list[str]:
-    """At which budgets nothing is measurably closer to full than sinks and the newest tokens, if at any."""
-    sizes = listed([whole(budget) for budget in budgets])
-    than = "than attention sinks and the newest tokens"
-    nothing = (
-        f"with {sizes} of {whole(length)} tokens nothing is measurably closer to the full cache in perplexity {than}"
-    )
-    return [nothing] if budgets else []
-
-
-def against_plain(budget: int, rows: list[Row]) -> str:
-    """What is closer to full at a budget than sinks and the newest tokens."""
-    best = rows[0]
-    own = next(filter(plain, rows), None)
-    closer = "measurably closer" if own and own["tied_with_best"] is not None else "closest"
-    against = f" against {change(own['ppl_change_percent'])} with {code(own['policy'])}" if own else ""
-    found = f"{change(best['ppl_change_percent'])} perplexity{against}"
-    return f"with {whole(budget)} {code(best['policy'])} is {closer}, at {found}"
+def with_code(lines: list[str]) -> list[str]:
+    """Sentences in which labels are plain, with these as code."""
+    return [re.sub(r"(?<![`\w])[a-z]\w*\([^()`]*\)(?!`)", lambda label: code(label.group()), line) for line in lines]
 
 
 def plain(row: Row) -> bool:
@@ -173,8 +123,9 @@ def length(frames: Frames) -> list[str]:
             )
             who = code(own[0]["policy"])
             known = own[-1]["growth_low_percent"] is not None
-            grows = "grows measurably" if who in more else "does not measurably grow" if known else "changes"
-            told.append(f"With {whole(budget)} cached tokens what {who} loses {grows} with the text: it is at {steps}.")
+            loses = "loses measurably more" if who in more else "loses not measurably more" if known else "loses"
+            than = " on the last tokens of a text than on the first beyond its budget" if known else ""
+            told.append(f"With {whole(budget)} cached tokens {who} {loses}{than}: it is at {steps}.")
         if runs[1:]:
             first, last = (f"{whole(row['since'])} and {whole(row['length'])}" for row in (runs[0][0], runs[0][-1]))
             lose = "1 loses" if len(more) == 1 else f"{len(more) or 'none'} lose"
@@ -197,12 +148,15 @@ def lost_since(row: Row) -> str:
 
 def closest(rows: list[Row]) -> str:
     """Which policy of a budget is closest to full up to each length, whether or not it can be told from the next."""
-    best = {
-        size: min(mine, key=lambda row: float(row["stretch_change_percent"]))["policy"]
-        for size, mine in sorted(by(rows, "length").items())
+    least = [
+        min(mine, key=lambda row: float(row["stretch_change_percent"]))
+        for _, mine in sorted(by(rows, "length").items())
+    ]
+    spans = {
+        policy: [f"{whole(row['since'])} to {whole(row['length'])}" for row in mine]
+        for policy, mine in by(least, "policy").items()
     }
-    who = {policy: [whole(size) for size in best if best[size] == policy] for policy in dict.fromkeys(best.values())}
-    found = listed(f"{code(policy)} on those up to {listed(sizes)}" for policy, sizes in who.items())
+    found = listed(f"{code(policy)} on tokens {listed(mine)}" for policy, mine in spans.items())
     return f"Closest to full, if not always measurably, is {found}."
 
 

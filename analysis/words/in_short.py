@@ -1,5 +1,6 @@
 """The README's sentences on what was found: sinks, choosing older tokens, recall; time. Each of one sweep's rows."""
 
+from analysis.words.budget_findings import further
 from analysis.words.findings import Frames, Row, by, code, lost, near, plain
 from analysis.words.how_long import times_its_budget
 from analysis.words.latency_findings import by_size, timed
@@ -38,19 +39,25 @@ def choosing(frames: Frames, longer: Frames) -> str:
     found = {budget: (own, rows[0]) for budget, (own, rows) in sizes.items() if own and rows[1:]}
     if not found:
         return ""
-    none = [whole(budget) for budget, (own, _) in found.items() if near(own)]
-    nothing = f"gains nothing measurable with {listed(none)} of {whole(equal[0]['length'])} tokens" if none else ""
-    some = [better(pair[0], pair[1], longer.get("length", [])) for pair in found.values() if not near(pair[0])]
+    worse = [whole(budget) for budget in found if further(sizes[budget][1])]
+    none = [whole(budget) for budget, (own, _) in found.items() if near(own) and whole(budget) not in worse]
+    of = f" of {whole(equal[0]['length'])} tokens"
+    loses = f"loses measurably with {listed(worse)}{of}" if worse else ""
+    nothing = f"gains nothing measurable with {listed(none)}{'' if worse else of}" if none else ""
+    kl = {row["policy"]: row["kl_nats"] for row in frames.get("divergence", [])}
+    some = [better(own, best, longer.get("length", []), kl) for own, best in found.values() if not near(own)]
     along = times_its_budget(equal, frames.get("length", []))
-    told = "; ".join(filter(None, (nothing, *some, along)))
+    told = "; ".join(filter(None, (loses, nothing, *some, along)))
     return f"Choosing older tokens by a score, in the settings that were tried, {told}."
 
 
-def better(own: Row, best: Row, longer: list[Row]) -> str:
-    """Who is closer to full than sinks and the newest tokens at a budget, and whether that holds in a longer text."""
+def better(own: Row, best: Row, longer: list[Row], kl: dict[str, float]) -> str:
+    """Who is closer to full than sinks and the newest tokens at a budget, in KL too, and in a longer text too."""
     policy = best["policy"]
     told = f"with {whole(best['budget'])} {code(policy.partition('(')[0])} is at {change(best['ppl_change_percent'])} "
     told += f"against {change(own['ppl_change_percent'])} for sinks and the newest tokens"
+    if {policy, own["policy"]} <= kl.keys() and kl[policy] >= kl[own["policy"]]:
+        told += ", though not closer in KL"
     last = {row["policy"]: row for row in longer if row["length"] == max(one["length"] for one in longer)}
     if {policy, own["policy"]} <= last.keys():
         theirs, ours = (change(last[one]["stretch_change_percent"]) for one in (policy, own["policy"]))
@@ -69,8 +76,8 @@ def forgotten(frames: Frames) -> str:
     if not right:
         return ""
     return (
-        f"Of {answers} facts further back than the {whole(budget)} tokens they hold none of {len(right)} policies "
-        f"recalls more than {max(right.values())}, the full cache {full}."
+        f"With {whole(budget)} tokens kept none of {len(right)} policies recalls more than {max(right.values())} of "
+        f"{answers} facts that stand further back; the full cache recalls {full}."
     )
 
 

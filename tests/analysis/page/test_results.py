@@ -15,7 +15,7 @@ from analysis import results
 from analysis.page.questions import QUESTIONS, page
 from analysis.read.records import read_records
 from analysis.report import asked
-from analysis.words import findings, how_long
+from analysis.words import budget_findings, divergence, findings, how_long
 from analysis.words.by_document import in_documents
 
 KEPT = ROOT / "docs" / "results" / "kept"
@@ -307,6 +307,48 @@ def test_that_is_so_of_the_main_grids_page():
                     for policy in (name, "streaming_llm")
                 )
                 assert (theirs < ours) == (until <= end)
+
+
+def ranked(*policies, budget=64, tied=()):
+    """Rows of `equal_budget`, the best first: only those in `tied` cannot be told from it."""
+    return [
+        {
+            "budget": budget, "length": 256, "policy": policy, "series": policy.partition("(")[0], "best": not place,
+            "tied_with_best": policy in tied, "ppl_change_percent": 1.0 + place, "skip_layers": 0,
+        }
+        for place, policy in enumerate(policies)
+    ]  # fmt: skip
+
+
+def test_budgets_at_which_every_scorer_is_measurably_further_are_told():
+    plain, lot, scored = "streaming_llm(4,60)", "sink_random(64,32)", ("h2o(64,32)", "tova(64)")
+    sizes = {
+        64: ranked(plain, lot, *scored, tied=(lot,)),
+        128: ranked(plain, lot, *scored, budget=128, tied=(scored[0],)),
+        256: ranked(scored[0], plain, scored[1], budget=256),
+    }
+    assert budget_findings.all_further(sizes) == "With 64 all 2 that choose by a score are measurably further."
+    assert budget_findings.all_further({64: ranked(plain, lot)}) == ""
+    unknown = [row | {"tied_with_best": None} for row in sizes[64]]
+    assert budget_findings.all_further({64: unknown}) == ""
+
+
+@pytest.mark.parametrize(("kl", "said"), [(0.2, "is so in KL, too: 0.200"), (0.4, "is not in KL: 0.400")])
+def test_what_is_ahead_in_perplexity_is_compared_in_kl(kl, said):
+    plain, best = "streaming_llm(4,60)", "h2o(64,32)"
+    rows = [{"policy": best, "kl_nats": kl, "same_top_percent": 80.0}]
+    rows += [{"policy": plain, "kl_nats": 0.3, "same_top_percent": 90.0}]
+    frames = {"divergence": rows, "equal_budget": ranked(best, plain)}
+    [told] = divergence.beside_perplexity(frames)
+    assert told.startswith("With 64 tokens `h2o(64,32)`, ahead in perplexity, " + said)
+    assert told.endswith("full’s at 80.0\u00a0% of the tokens against 90.0\u00a0%.")
+    for equal in (ranked(plain, best), ranked(best, plain, tied=(plain,)), ranked(best)):
+        assert divergence.beside_perplexity(frames | {"equal_budget": equal}) == []
+
+
+def test_labels_become_code_once():
+    said = "of 3 (two) a(1,2) and `b(3)`, then c(4,d='e')."
+    assert findings.with_code([said]) == ["of 3 (two) `a(1,2)` and `b(3)`, then `c(4,d='e')`."]
 
 
 def test_the_best_scorer_is_counted_beside_no_scorer_document_by_document():

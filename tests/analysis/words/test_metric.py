@@ -59,8 +59,8 @@ def test_the_sentence_names_the_closest_policy_of_each_budget(tmp_path_factory):
     page = page_of(report).replace("\u00a0", " ")
     for budget in ("256", "1024"):
         best = min((row for row in rows if row["budget"] == budget), key=lambda row: float(row["kl_nats"]))
-        assert f"{int(budget):,} tokens: {best['policy']} has the least KL from the full cache" in page
+        assert f"{int(budget):,} tokens: {best['policy']} has the least mean KL from the full cache" in page
         other = 100 - float(best["same_top_percent"])
-        assert f"is another one at {other:.1f} % of the tokens" in page
+        assert f"is another than full’s at {other:.1f} % of the tokens" in page
         assert f"more than {float(best['kl_p999_nats']):.2f} nats away" in page
     assert divergence.sentences([], False) == []
