@@ -36,9 +36,10 @@ test: $(TESTED) ## Run the tests, but for the long ones of faults
 # Verbose, as each may take a minute; given to the processes one by one, the longest first.
 .PHONY: test-faults
 test-faults: export KVSTREAM_KILLS ?= 100
+test-faults: FAULTS ?= long or kills
 test-faults: export OMP_WAIT_POLICY = PASSIVE
 test-faults: $(TESTED) ## Run the long tests: kills, clusters, full disks, other processors' rounding
-	$(BIN)/python -m pytest -m "long or kills" -vv --numprocesses 2 --dist load --maxschedchunk 1
+	$(BIN)/python -m pytest -m "$(FAULTS)" -vv --numprocesses 2 --dist load --maxschedchunk 1
 
 .PHONY: test-gpu
 test-gpu: $(READY) ## Run what needs an NVIDIA GPU: exactness, memory, kernels, a sweep (without one says so)

@@ -212,7 +212,7 @@ def test_what_a_grid_names_twice_is_computed_once(ray_here, world, tmp_path):
     assert drawn[0] != drawn[1], "draws follow the document's name"
 
 
-KILLS = int(os.environ.get("KVSTREAM_KILLS", "8"))  # `make test-faults` asks for a hundred
+KILLS = int(os.environ.get("KVSTREAM_KILLS", "25"))  # `make test-faults` asks for a hundred
 LONG = 3000  # tokens, in parts of a size that workers compute many times a second
 SMALL_PARTS = """
 from kvstream.engine import chunks
