@@ -63,6 +63,7 @@ def test_a_job_that_was_dropped_is_not_passed_over(threads, monkeypatch):
         """An OpenMP whose first thread was stopped before its job."""
 
         omp_get_thread_num = staticmethod(lambda: 1)
+        omp_get_num_threads = staticmethod(lambda: 2)
         GOMP_parallel = staticmethod(lambda member, *_: member(None))
 
     threads(2)

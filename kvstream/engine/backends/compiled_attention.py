@@ -1,7 +1,7 @@
 """A single token's attention, compiled for CPUs: scores of the keys in some slots, their softmax, the values' sums.
 
-Shape legend: S slots, N tokens held, by age, G query heads that share keys, D head size, P pairs of dimensions that
-are rotated, W dimensions turned by distance.
+Shape legend: S slots, N tokens held, in any order, G query heads that share keys, D head size, P pairs of dimensions
+that are rotated, W dimensions turned by distance. slot_N: where each token is; away_N: how many of them came after it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ def copy(from_D: Any, to_D: Any) -> None:
 
 @compiled
 def scores(
-    q_GD: Any, keys_SD: Any, order_S: Any, held: int, scaling: float, cos_SP: Any, sin_SP: Any, score_GN: Any
-) -> None:
-    """Write the scores of the tokens held, by age, for queries that share their keys, four at a time.
+    q_GD: Any, keys_SD: Any, slot_N: Any, away_N: Any, held: int, scaling: float, cos_SP: Any, sin_SP: Any,
+    score_GN: Any,
+) -> None:  # fmt: skip
+    """Write the scores of the tokens in these slots for queries that share their keys, four at a time.
 
     With ranks, by distance: what is turned is each key, the other way round.
     """
     pairs, size = np.uint64(cos_SP.shape[1]), np.uint64(keys_SD.shape[1])
     for g in range(0, q_GD.shape[0], 4):
         for n in range(held):
-            slot, away = order_S[n], np.uint64(held - 1 - n)
+            slot, away = slot_N[n], away_N[n]
             w = x = y = z = scaling - scaling
             for p in range(pairs):
                 cos, sin, one, other = cos_SP[away, p], sin_SP[away, p], keys_SD[slot, p], keys_SD[slot, p + pairs]
@@ -57,16 +58,16 @@ def scores(
 
 @compiled
 def scores_of_one(
-    q_D: Any, turned_D: Any, keys_SD: Any, order_S: Any, held: int, scaling: float, cos_SW: Any, sin_SW: Any,
-    score_N: Any,
+    q_D: Any, turned_D: Any, keys_SD: Any, slot_N: Any, away_N: Any, held: int, scaling: float, cos_SW: Any,
+    sin_SW: Any, score_N: Any,
 ) -> None:  # fmt: skip
-    """Write a query's scores of the tokens held, by age; with ranks, by distance.
+    """Write a query's scores of the tokens in these slots; with ranks, by distance.
 
     What is turned is the query; turned_D: its halves swapped, as a rotation adds them.
     """
     wide, size = np.uint64(cos_SW.shape[1]), np.uint64(keys_SD.shape[1])
     for n in range(held):
-        slot, away, total = order_S[n], np.uint64(held - 1 - n), scaling - scaling
+        slot, away, total = slot_N[n], away_N[n], scaling - scaling
         for d in range(wide):
             total += (q_D[d] * cos_SW[away, d] + turned_D[d] * sin_SW[away, d]) * keys_SD[slot, d]
         for d in range(wide, size):
@@ -135,14 +136,14 @@ def _exp(x_N: Any, bits_N: Any, count: int, top: Any) -> None:
 
 
 @compiled
-def weighted_sums(values_SD: Any, order_S: Any, held: int, weight_GN: Any, out_GD: Any) -> None:
+def weighted_sums(values_SD: Any, slot_N: Any, held: int, weight_GN: Any, out_GD: Any) -> None:
     """Write the values' weighted sums, of four at a time."""
     groups, size = out_GD.shape[0], np.uint64(values_SD.shape[1])
     for g in range(groups):
         for d in range(size):
             out_GD[g, d] = 0
     for n in range(0, held - 3, 4):
-        first, second, third, fourth = order_S[n], order_S[n + 1], order_S[n + 2], order_S[n + 3]
+        first, second, third, fourth = slot_N[n], slot_N[n + 1], slot_N[n + 2], slot_N[n + 3]
         for g in range(groups):
             w, x, y, z = weight_GN[g, n], weight_GN[g, n + 1], weight_GN[g, n + 2], weight_GN[g, n + 3]
             for d in range(size):
@@ -151,6 +152,6 @@ def weighted_sums(values_SD: Any, order_S: Any, held: int, weight_GN: Any, out_G
                 )
     for n in range(held // 4 * 4, held):
         for g in range(groups):
-            weight, slot = weight_GN[g, n], order_S[n]
+            weight, slot = weight_GN[g, n], slot_N[n]
             for d in range(size):
                 out_GD[g, d] += weight * values_SD[slot, d]

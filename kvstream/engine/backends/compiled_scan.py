@@ -90,13 +90,24 @@ def _scan(
     turned_D, out_GD = np.zeros(D, q_UKGTD.dtype), np.empty((groups, D), q_UKGTD.dtype)
     half = rotated // 2
     heard_N, decides_N = np.empty(full), np.empty(full)
+    every_S, rank_S, away_N = (np.empty(full, np.uint64), np.empty(full, np.uint64), np.empty(full, np.uint64))
+    for n in range(full):
+        every_S[n] = n
     for u in range(sets):
         order_S, token_S = order_US[u], token_US[u]
         held = held_before
+        for n in range(full):
+            rank_S[order_S[n]] = n
         for t in range(tokens):
             held += 1
             new = order_S[held - 1]
             token_S[new] = seen + t
+            packed = True  # no slot in between is free: read in the order of memory, which is faster than by age
+            for n in range(held, full):
+                packed = packed and order_S[n] >= np.uint64(held)
+            slot_N = every_S if packed else order_S
+            for n in range(held):
+                away_N[n] = np.uint64(held - 1) - (rank_S[n] if packed else np.uint64(n))
             counts = memory >= 0 and (heard == 0 or full - held < heard)
             stays = 0.0 if heard > 0 and full - held == heard - 1 else memory
             for n in range(held):
@@ -108,20 +119,20 @@ def _scan(
                 for g in range(groups):
                     copy(q_UKGTD[u, k, g, t], q_GD[g])
                 if groups > 1:
-                    scores(q_GD, keys_UKSD[u, k], order_S, held, scaling, cos_SW, sin_SW, weight_GN)
+                    scores(q_GD, keys_UKSD[u, k], slot_N, away_N, held, scaling, cos_SW, sin_SW, weight_GN)
                 else:
                     for d in range(half):
                         turned_D[d], turned_D[half + d] = q_GD[0, half + d], q_GD[0, d]
                     scores_of_one(
-                        q_GD[0], turned_D, keys_UKSD[u, k], order_S, held, scaling, cos_SW, sin_SW, weight_GN[0]
+                        q_GD[0], turned_D, keys_UKSD[u, k], slot_N, away_N, held, scaling, cos_SW, sin_SW, weight_GN[0]
                     )
                 for g in range(groups):
                     softmax(weight_GN[g], bits_GN[g], held)
-                weighted_sums(values_UKSD[u, k], order_S, held, weight_GN, out_GD)
+                weighted_sums(values_UKSD[u, k], slot_N, held, weight_GN, out_GD)
                 for g in range(groups):
                     copy(out_GD[g], out_UKGTD[u, k, g, t])
                 if counts:
-                    _update(score_UKS[u, k], order_S, held, stays, groups, weight_GN, heard_N)
+                    _update(score_UKS[u, k], slot_N, held, stays, groups, weight_GN, heard_N)
                 if compares:
                     copy(own_UKTE[u, k, t], own_UKSE[u, k, new])
                     _add(sum_UKE[u, k], own_UKTE[u, k, t], first_UKT[u, k, t])
@@ -142,13 +153,14 @@ def _scan(
                         _add(sum_UKE[u, k], own_UKSE[u, k, slot], -score_UKS[u, k, slot])
                 for n in range(leaves, held - 1):
                     order_S[n] = order_S[n + 1]
+                    rank_S[order_S[n]] = n
                     decides_N[n] = decides_N[n + 1]
                 held -= 1
-                order_S[held] = slot
+                order_S[held], rank_S[slot] = slot, held
 
 
 @compiled
-def _update(score_S: Any, order_S: Any, held: int, stays: float, groups: int, weight_GN: Any, heard_N: Any) -> None:
+def _update(score_S: Any, slot_N: Any, held: int, stays: float, groups: int, weight_GN: Any, heard_N: Any) -> None:
     """Add a query's attention, the mean of its heads', to what stays of the scores."""
     for n in range(held):
         heard_N[n] = weight_GN[0, n]
@@ -156,7 +168,7 @@ def _update(score_S: Any, order_S: Any, held: int, stays: float, groups: int, we
         for n in range(held):
             heard_N[n] += weight_GN[g, n]
     for n in range(held):
-        score_S[order_S[n]] = stays * score_S[order_S[n]] + heard_N[n] / groups
+        score_S[slot_N[n]] = stays * score_S[slot_N[n]] + heard_N[n] / groups
 
 
 @compiled

@@ -36,26 +36,27 @@ def torch_openmp() -> Any:
     """The OpenMP that torch was linked with, if it can start a team as GCC's does; else None."""
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        _ = library.GOMP_parallel, library.omp_get_thread_num  # found in what the library itself was linked with
+        for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"):
+            getattr(library, name)  # found in what the library itself was linked with
     except (OSError, AttributeError):
         return None
     return library
 
 
 def _run_in_team(openmp: Any, jobs: list[Job]) -> None:
-    size = torch.get_num_threads()  # of another size it would be made anew, at this loop and at torch's next
     done: list[Job] = []
     failed: list[BaseException] = []
 
     def member(_: Any) -> None:
         try:
-            for job in jobs[openmp.omp_get_thread_num() :: size]:
+            for job in jobs[openmp.omp_get_thread_num() :: openmp.omp_get_num_threads()]:
                 job()
                 done.append(job)
         except BaseException as error:  # Ctrl-C reaches the first thread, and no error may cross C
             failed.append(error)
 
-    openmp.GOMP_parallel(MEMBER(member), None, size, 0)
+    # A team of another size than torch's would be made anew, at this loop and at torch's next.
+    openmp.GOMP_parallel(MEMBER(member), None, torch.get_num_threads(), 0)
     if failed:
         raise failed[0]
     if len(done) < len(jobs):  # Ctrl-C came outside the `try`, where ctypes drops it
