@@ -165,6 +165,12 @@ class ScannedLayer(Layer):
             slots_BHSD.scatter_(2, free_BHF[..., None].expand(-1, -1, -1, slots_BHSD.shape[-1]), 0.0)
         return super().state()
 
+    def take_back(self, tokens: int) -> None:
+        """Count again from so many tokens, in the first slots, where a layer that never was full has them."""
+        super().take_back(tokens)
+        if self.is_initialized:
+            self.order_BUS.copy_(torch.arange(self.full, device=self.device).expand_as(self.order_BUS))
+
     def rewind(self, tokens: int) -> None:
         """As for any layer; one that is full stays as it is: repeated steps then meet all sizes that it grows to."""
         if tokens < self.full:

@@ -79,7 +79,7 @@ class SharedTables:
         """Mask, to be added to scores: query i sees key j where 0 ≤ behind + i − j ≤ reach; shape (queries, keys)."""
         key = queries, keys, behind, reach, like.device
         if key not in self._bands:
-            if len(self._bands) >= 8:  # a long text needs one or two
+            if len(self._bands) >= 16:  # a chunk needs one for each of its blocks, of tokens before it and of its own
                 self._bands.clear()
             age = behind + torch.arange(queries)[:, None] - torch.arange(keys)
             self._bands[key] = torch.zeros(queries, keys).masked_fill_((age < 0) | (age > reach), -torch.inf).to(like)

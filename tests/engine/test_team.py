@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -56,6 +57,23 @@ def test_what_a_job_raises_is_raised(run_all, threads, error, place):
     jobs[place] = fail
     with pytest.raises(error, match="told"):
         run_all(jobs)
+
+
+def test_ctrl_c_is_told_before_another_error(run_all, threads):
+    failed = threading.Event()
+
+    def fail():
+        failed.set()
+        raise ValueError
+
+    def stop():
+        failed.wait(20)
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    threads(2)
+    with pytest.raises(KeyboardInterrupt):
+        run_all([stop, fail])
 
 
 def test_a_job_that_was_dropped_is_not_passed_over(threads, monkeypatch):

@@ -1,6 +1,6 @@
 """Tokens through a `ScannedLayer`, one after another, compiled for CPUs: what `scan` does in Python.
 
-Shape legend: B batch, U sets of kept tokens, K kv-heads of a set, S slots, N tokens held, by age, G query heads per
+Shape legend: B batch, U sets of kept tokens, K kv-heads of a set, S slots, N tokens held, G query heads per
 kv-head, T tokens, D head size, E the same where keys are compared, else 0, W dimensions turned by distance.
 """
 
@@ -102,7 +102,8 @@ def _scan(
             held += 1
             new = order_S[held - 1]
             token_S[new] = seen + t
-            packed = True  # no slot in between is free: read in the order of memory, which is faster than by age
+            # Where no slot in between is free they are read in the order of memory, which is faster than by age.
+            packed = True
             for n in range(held, full):
                 packed = packed and order_S[n] >= np.uint64(held)
             slot_N = every_S if packed else order_S

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import inf
 
 import torch
@@ -17,21 +17,15 @@ Piece = Callable[[slice], None]
 
 @dataclass
 class Pace:
-    """How fast this machine works, and hands work over.
-
-    seconds: of one thread for one unit of work, the best that was seen. handing: to two threads and back.
-    """
+    """How fast this machine works: seconds of one thread for one unit of work, the best that was seen."""
 
     seconds: float = inf
-    handing: float = 0.0
 
     def spread(self, piece: Piece, sets: int, work: int) -> None:
-        """Do `piece` of all of 0 … sets − 1, in as many of torch's threads as are worth it; work: in all, in units."""
-        most = min(torch.get_num_threads(), sets)
-        if most > 1 and not self.handing:
-            self.handing = min(_seconds(_nothing, [slice(0, 1)] * 2) for _ in range(9))
-        worth = most if most == 1 or self.seconds == inf else work * self.seconds / self.handing
-        threads = int(min(most, max(1, worth)))
+        """Do `piece` of all of 0 … sets − 1, in torch's threads or, if less work, in this; work: in all, in units."""
+        threads = min(torch.get_num_threads(), sets)
+        if threads > 1 and work * self.seconds * (1 - 1 / threads) < handing(torch.get_num_threads()):
+            threads = 1
         took = _seconds(piece, [slice(sets * n // threads, sets * (n + 1) // threads) for n in range(threads)])
         self.seconds = min(self.seconds, took * threads / work)
 
@@ -39,8 +33,14 @@ class Pace:
 PACE = Pace()
 
 
+@cache
+def handing(threads: int) -> float:  # noqa: ARG001 - what is cached depends on it
+    """How many seconds it takes to hand work over to so many threads, those that torch has now, and back."""
+    return min(_seconds(_nothing, [slice(0, 1)] * 2) for _ in range(9))
+
+
 def _seconds(piece: Piece, pieces: list[slice]) -> float:
-    """Do all pieces, each in a thread of its own if there are several; returns how long that took."""
+    """Do all pieces, each in a thread of its own if there are as many; returns how long that took."""
     started = time.perf_counter()
     run_all([partial(piece, part) for part in pieces])
     return time.perf_counter() - started

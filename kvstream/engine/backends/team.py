@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # what each thread of a team i
 
 
 def run_all(jobs: list[Job]) -> None:
-    """Run jobs, which hold no lock of Python's as they work, in as many threads as torch uses; raises what one does."""
+    """Run jobs, which hold no lock of Python's as they work: several in torch's threads. Raises their errors."""
     openmp = torch_openmp()
     if len(jobs) == 1:
         jobs[0]()
@@ -33,14 +34,18 @@ def run_all(jobs: list[Job]) -> None:
 
 @cache
 def torch_openmp() -> Any:
-    """The OpenMP that torch was linked with, if it can start a team as GCC's does; else None."""
-    try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"):
-            getattr(library, name)  # found in what the library itself was linked with
-    except (OSError, AttributeError):
-        return None
-    return library
+    """The OpenMP that torch runs on, if it can start a team as GCC's does; else None.
+
+    Where the process preloaded one that is it; else the one that torch's library was linked with, through which it is
+    found.
+    """
+    for place in (None, str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")):
+        with suppress(OSError, AttributeError):
+            library = ctypes.CDLL(place)
+            for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"):
+                getattr(library, name)
+            return library
+    return None
 
 
 def _run_in_team(openmp: Any, jobs: list[Job]) -> None:
@@ -57,10 +62,13 @@ def _run_in_team(openmp: Any, jobs: list[Job]) -> None:
 
     # A team of another size than torch's would be made anew, at this loop and at torch's next.
     openmp.GOMP_parallel(MEMBER(member), None, torch.get_num_threads(), 0)
-    if failed:
-        raise failed[0]
-    if len(done) < len(jobs):  # Ctrl-C came outside the `try`, where ctypes drops it
-        raise KeyboardInterrupt
+    try:
+        if failed:
+            raise next((error for error in failed if not isinstance(error, Exception)), failed[0])
+        if len(done) < len(jobs):  # Ctrl-C came outside the `try`, where ctypes drops it
+            raise KeyboardInterrupt
+    finally:
+        failed.clear()  # an error's traceback leads here, and would from here to the error
 
 
 @cache
