@@ -122,7 +122,8 @@ QUESTIONS = {
         "length",
         ONE + "One budget; a stretch that begins at the budget has lost little yet. The ten books are those of 8,192 "
         "tokens or more, those of [budgets](budgets.md), not of the pages on shorter texts. Texts may be "
-        "harder to tell at their ends than at their beginnings, for full as for all.",
+        "harder to tell at their ends than at their beginnings, for full as for all. `tova` differs from that page by "
+        "a tenth of a point, as the two were measured with different versions of the code.",
         "Texts beyond the trained context, for which the full cache is no yardstick any more: `sweeps/stream.py`.",
     ),
     "stream": Question(
@@ -148,7 +149,7 @@ QUESTIONS = {
         finding_tables.recall_table,
         "recall",
         "One small model, which does not recall all near facts itself, and one kind of fact. Answers are taken not "
-        "to depend on one another.",
+        "to depend on one another. Facts exactly one budget back are in no sentence, as some windows just hold them.",
         "Models that recall everything with the full cache; questions asked before the text, which tell a policy "
         "what to keep. Distances between half of the budget and all of it. Why some policies have more near answers "
         "right than full, if that is no chance: perhaps as other facts, which they have forgotten, confuse it.",
@@ -194,7 +195,8 @@ QUESTIONS = {
         "this machine. Policies that hold a whole context are left out there: they are full.",
         "GPUs; the contexts, up to 32,768, and batches, up to 32, that the table lacks.",
         "All contenders take turns, step by step, in one process: [how](../latency.md). Peak is the most that a "
-        "request took beyond the weights.",
+        "request took beyond the weights. “No measurable difference”: no more than full differs from itself, timed "
+        "twice in the same cell.",
         also=("latency",),
         several=True,
     ),
@@ -253,7 +255,7 @@ def index(answers: dict[str, str]) -> str:
         "it. All of",
         "them are written by `python analysis/results.py` from what `kept/` holds of the records; no number is "
         "typed. A policy has another number on a page of shorter texts: what is lost grows with the text beside the "
-        "budget ([length](length.md)).\n",
+        "budget, up to a point ([length](length.md)).\n",
     ]
     for name, answer in answers.items():
         lines.append(f"- [{QUESTIONS[name].title}]({name}.md) {answer}")

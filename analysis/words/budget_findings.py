@@ -63,12 +63,9 @@ def all_further(sizes: dict[int, list[Row]]) -> str:
 
 def nothing_closer(budgets: list[int], length: int) -> list[str]:
     """At which budgets nothing is measurably closer to full than sinks and the newest tokens, if at any."""
-    sizes = listed([whole(budget) for budget in budgets])
-    than = "than attention sinks and the newest tokens"
-    nothing = (
-        f"with {sizes} of {whole(length)} tokens nothing is measurably closer to the full cache in perplexity {than}"
-    )
-    return [nothing] if budgets else []
+    sizes = f"with {listed([whole(budget) for budget in budgets])} of {whole(length)} tokens"
+    nothing = "nothing that was tried is measurably closer to the full cache in perplexity"
+    return [f"{sizes} {nothing} than attention sinks and the newest tokens"] if budgets else []
 
 
 def against_plain(budget: int, rows: list[Row]) -> str:

@@ -19,12 +19,22 @@ def page(frames: Frames) -> list[str]:
         first, last = leads[0], leads[-1]
         away = listed(f"{nats(mean(row))} with {whole(row['budget'])}" for row in leads)
         lead.append(
-            "Nothing is measurably closer to the full cache’s predictions than attention sinks and the newest tokens: "
-            f"in nats of KL they are at {away} cached tokens. "
-            f"That is the mean: one token in a thousand is more than {fixed(2)(first['kl_p999_nats'])} nats away with "
-            f"{whole(first['budget'])}, and {fixed(2)(last['kl_p999_nats'])} with {whole(last['budget'])}."
+            "On average nothing is measurably closer to the full cache’s predictions than attention sinks and the "
+            f"newest tokens: in nats of KL they are at {away} cached tokens. The worst tokens are another matter: one "
+            f"in a thousand is more than {beyond(first, sizes)}, and {beyond(last, sizes)}. These have no interval."
         )
     return [*lead, *beside_perplexity(frames), *map(capital, sentences(frames["divergence"], several=False))]
+
+
+def beyond(row: Row, sizes: dict[int, list[Row]]) -> str:
+    """How far one token in a thousand is from full, and how many other policies of the budget have less."""
+    others = [one for one in sizes[row["budget"]] if one is not row]
+    less = sum(one["kl_p999_nats"] < row["kl_p999_nats"] for one in others)
+    have = "has" if less == 1 else "have"
+    return (
+        f"{fixed(2)(row['kl_p999_nats'])} nats away with {whole(row['budget'])}, where {less or 'none'} of "
+        f"{len(others)} others {have} less"
+    )
 
 
 def beside_perplexity(frames: Frames) -> list[str]:

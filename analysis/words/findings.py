@@ -136,8 +136,16 @@ def length(frames: Frames) -> list[str]:
                 f"Of {len(runs)} policies with {whole(budget)} tokens {lose} measurably more between {last} tokens "
                 f"than between {first}{which}."
             )
-            told.append(closest(rows))
+            told += [levelling(runs), closest(rows)]
     return told
+
+
+def levelling(runs: list[list[Row]]) -> str:
+    """How many policies lose no more on the last tokens than on those before."""
+    before, last = (f"{whole(row['since'])} to {whole(row['length'])}" for row in runs[0][-2:])
+    level = sum(mine[-1]["stretch_change_percent"] <= mine[-2]["stretch_change_percent"] for mine in runs)
+    lose = "loses" if level == 1 else "lose"
+    return f"On tokens {last} {level or 'none'} of the {len(runs)} {lose} no more than on tokens {before}."
 
 
 def lost_since(row: Row) -> str:

@@ -15,8 +15,8 @@ def how_long(equal: list[Row], stretches: list[Row]) -> str:
         return ""
     until = listed([f"{whole(end)} with {whole(budget)}" for budget, end in ends.items()])
     return (
-        f"How long the text is beside the budget matters: `{name}` is closer than `{PLAIN}` up to token {until}, and "
-        "further from full on later ones, where texts go on; not each measurably."
+        f"`{name}` is closer to full than `{PLAIN}` on a text’s earlier tokens, up to token {until}, and further on "
+        "later ones, if the texts have any; not each measurably."
     )
 
 
@@ -25,9 +25,10 @@ def times_its_budget(equal: list[Row], stretches: list[Row]) -> str:
     name, ends = leads(equal, stretches)
     if not ends:
         return ""
-    of = sorted(end / budget for budget, end in ends.items())
+    longest = max(row["length"] for row in stretches)
+    of = sorted(end / budget for budget, end in ends.items() if end < longest)
     span = " to ".join(dict.fromkeys((f"{of[0]:.3g}", f"{of[-1]:.3g}")))
-    return f"`{name}` is ahead on tokens up to {span} times its budget, and behind where texts go on"
+    return f"`{name}` is ahead on tokens up to {span} times its budget, and behind on later ones"
 
 
 def leads(equal: list[Row], stretches: list[Row]) -> tuple[str, dict[int, int]]:

@@ -48,7 +48,7 @@ def choosing(frames: Frames, longer: Frames) -> str:
     some = [better(own, best, longer.get("length", []), kl) for own, best in found.values() if not near(own)]
     along = times_its_budget(equal, frames.get("length", []))
     told = "; ".join(filter(None, (loses, nothing, *some, along)))
-    return f"Choosing older tokens by a score, in the settings that were tried, {told}."
+    return f"Beside that, choosing older tokens by a score, in the settings that were tried, {told}."
 
 
 def better(own: Row, best: Row, longer: list[Row], kl: dict[str, float]) -> str:

@@ -272,11 +272,11 @@ def test_up_to_where_the_winner_at_the_largest_budget_is_ahead():
 
     first_ahead = stretches(0.0, 1.0, 3.0, 1.0)
     assert how_long.how_long(equal, first_ahead) == (
-        "How long the text is beside the budget matters: `h2o` is closer than `streaming_llm` up to token 128 with 64 "
-        "and 256 with 128, and further from full on later ones, where texts go on; not each measurably."
+        "`h2o` is closer to full than `streaming_llm` on a text’s earlier tokens, up to token 128 with 64 and 256 with "
+        "128, and further on later ones, if the texts have any; not each measurably."
     )
     short = how_long.times_its_budget(equal, first_ahead)
-    assert short == "`h2o` is ahead on tokens up to 2 times its budget, and behind where texts go on"
+    assert short == "`h2o` is ahead on tokens up to 2 times its budget, and behind on later ones"
     for other in (stretches(0.0, 3.0, 1.0, 1.0), stretches(0.0, 1.0, 1.0, 1.0), stretches(0.0, 3.0, 3.0, 1.0), []):
         assert how_long.how_long(equal, other) == how_long.times_its_budget(equal, other) == ""
     plain = [{"budget": 64, "policy": "streaming_llm(4,60)"}, *equal[:1]]
@@ -286,7 +286,7 @@ def test_up_to_where_the_winner_at_the_largest_budget_is_ahead():
 def test_that_is_so_of_the_main_grids_page():
     said = page("budgets", *results.kept(KEPT / "budgets"))
     name, told = re.search(
-        r"beside the budget matters: `(\w+)` is closer .*? up to token (.*), and further", said
+        r"`(\w+)` is closer to full than `streaming_llm` on .*? up to token (.*), and further on", said
     ).groups()
     ends = {
         int(b.replace(",", "")): int(a.replace(",", "")) for a, b in re.findall(r"([\d,]+\d) with ([\d,]+\d)", told)
