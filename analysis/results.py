@@ -27,7 +27,8 @@ from analysis.charts import pictures
 from analysis.charts.figures import CHARTS
 from analysis.charts.specs import for_file
 from analysis.charts.theme import looks
-from analysis.page.questions import QUESTIONS, index, page
+from analysis.page.answered import index, page
+from analysis.page.questions import QUESTIONS
 from analysis.read.records import Records, RecordsError, read_records
 from analysis.report import asked
 from analysis.words.in_short import in_short, sooner

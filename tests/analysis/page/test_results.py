@@ -12,7 +12,8 @@ import pytest
 from golden import FULL, QUICK, ROOT, SHAPES, Latency, built, streaming, write, write_json
 
 from analysis import results
-from analysis.page.questions import QUESTIONS, page
+from analysis.page.answered import page
+from analysis.page.questions import QUESTIONS
 from analysis.read.records import read_records
 from analysis.report import asked
 from analysis.words import budget_findings, divergence, findings, how_long

@@ -1,0 +1,58 @@
+"""The pages of `docs/results`: of each question the answer, chart, table, command, machine, limits, and what is open."""
+
+from typing import Any
+
+from analysis.charts.figures import CHARTS
+from analysis.page.questions import QUESTIONS
+from analysis.words import findings, wording
+from analysis.words.findings import Frames
+from analysis.words.visible import in_markdown
+
+
+def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
+    """The Markdown page of a question, from the kept tables of its sweep and what is known of their making."""
+    question = QUESTIONS[name]
+    frames = in_markdown(frames)
+    first, *further = question.answer(frames)
+    headings, rows, texts = question.table(frames)
+    of_all = f" of {about['planned']}" if about["cells"] != about["planned"] else ""
+    cells = f"{about['cells']}{of_all} cells"
+    table = wording.table(headings, rows, texts, [])
+    ends = f"In brackets: {question.brackets or CHARTS[question.chart].whiskers or about['whiskers']}.\n"
+    facts = {
+        "Command": f"`{about['command']}`, then `python analysis/report.py --records {about['records']}`",
+        "Measured on": f"{about['stands_on']}; {cells}",
+        "Full cache’s perplexity": findings.levels(frames),
+        "Machine": about["machine"],
+        "Limits": question.limits,
+        "Open": question.unknown,
+    }
+    lines = [
+        f"# {question.title}\n",
+        f"**{first}**\n",
+        *(f"{line}\n" for line in further),
+        f"![{CHARTS[question.chart].heading}]({name}.png)\n",
+        f"{CHARTS[question.chart].caption}\n",
+        *table,
+        "",
+        *([ends] if any("[" in line for line in table) else []),
+        *([f"{question.notes}\n"] if question.notes else []),
+        "| | |\n|---|---|",
+        *(f"| {what} | {told} |" for what, told in facts.items() if told),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def index(answers: dict[str, str]) -> str:
+    """The list of all questions with their answers."""
+    lines = [
+        "# Results\n",
+        "Each page has the question, the answer with its interval, a chart, a table, and the command that measured "
+        "it. All of",
+        "them are written by `python analysis/results.py` from what `kept/` holds of the records; no number is "
+        "typed. A policy has another number on a page of shorter texts: what is lost grows with the text beside the "
+        "budget, up to a point ([length](length.md)).\n",
+    ]
+    for name, answer in answers.items():
+        lines.append(f"- [{QUESTIONS[name].title}]({name}.md) {answer}")
+    return "\n".join(lines) + "\n"
