@@ -1,4 +1,4 @@
-"""The pages of `docs/results`: of each question the answer, chart, table, command, machine, limits, and what is open."""
+"""The pages of `docs/results`: the answer to a question, its chart, table, command, machine, limits, what is open."""
 
 from typing import Any
 
