@@ -53,15 +53,17 @@ def by_size(row: Row) -> list[Any]:
 
 
 def side_by_side(mine: list[Row]) -> list[str]:
-    """Of one policy, how many more tokens than full it puts out with the most texts at once, and with the fewest."""
-    together = max(mine, key=lambda row: (row["batch"], row["context"]))
-    fewest = min((row for row in mine if row["context"] == together["context"]), key=place)
-    if fewest["batch"] == together["batch"]:
-        return []
-    beside = "one alone" if fewest["batch"] == 1 else f"{fewest['batch']} at once"
-    many = f"{together['batch']} texts at once, each after {whole(together['context'])} tokens"
-    gain = f"{code(together['policy'])} puts out {put_out(together)} the full cache’s tokens per second"
-    return [f"{together['setting']}: with {many}, {gain}; {beside}, {put_out(fewest)}."]
+    """Of one policy, how many more tokens than full it puts out with several texts at once, and with the fewest."""
+    said = []
+    for rows in by(sorted(mine, key=lambda row: -row["batch"]), "batch").values():
+        together = max(rows, key=place)
+        fewest = min((row for row in mine if row["context"] == together["context"]), key=place)
+        if fewest["batch"] < together["batch"]:
+            beside = "one alone" if fewest["batch"] == 1 else f"{fewest['batch']} at once"
+            many = f"{together['batch']} texts at once, each after {whole(together['context'])} tokens"
+            gain = f"{code(together['policy'])} puts out {put_out(together)} the full cache’s tokens per second"
+            said.append(f"{together['setting']}: with {many}, {gain}; {beside}, {put_out(fewest)}.")
+    return said
 
 
 def put_out(row: Row) -> str:
