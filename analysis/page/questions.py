@@ -119,8 +119,8 @@ QUESTIONS = {
         "length",
         ONE + "One budget; a stretch that begins at the budget has lost little yet. The ten books are those of 8,192 "
         "tokens or more, those of [budgets](budgets.md), not of the pages on shorter texts. Texts may be "
-        "harder to tell at their ends than at their beginnings, for full as for all. `tova` differs from that page by "
-        "a tenth of a point, as the two were measured with different versions of the code.",
+        "harder to tell at their ends than at their beginnings, for full as for all. `tova` differs from that page in "
+        "its last digit; the two were measured with different versions of the code.",
         "Texts beyond the trained context, for which the full cache is no yardstick any more: `sweeps/stream.py`.",
     ),
     "stream": Question(

@@ -28,10 +28,8 @@ def attend_causal(
     for first, end in blocks(T, layer.backend.query_block):
         masked = []
         for low, high in blocks(end - first):
-            own, mask = (
-                slice(start + first, start + first + high),
-                layer.tables.band(high - low, high, low, high, q_BHGTD),
-            )
+            own = slice(start + first, start + first + high)
+            mask = layer.tables.band(high - low, high, low, high, q_BHGTD)
             queries = q_BHGTD[:, :, :, first + low : first + high]
             masked.append(layer.backend.block(queries, layer.keys[:, :, own], layer.values[:, :, own], scaling, mask))
         partials = [Partial.of_blocks(masked)]

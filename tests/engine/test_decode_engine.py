@@ -4,7 +4,7 @@ import pytest
 import torch
 from exactness_cases import FLOAT64, assert_close
 
-from kvstream import FixSizeL2, Full, StreamingLLM, replay
+from kvstream import H2O, TOVA, FixSizeL2, Full, StreamingLLM, replay
 from kvstream.engine import decode_engine
 from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
 from kvstream.engine.scoring import score_logits
@@ -43,6 +43,20 @@ def test_going_back_brings_sizes_back(policy, tiny_llama, tokens):
         assert (held() == sizes) == (policy in (POLICIES[1], POLICIES[3]))
         engine.rewind()
         assert held() == sizes
+
+
+@pytest.mark.parametrize("policy", [H2O(24, 8, 2), TOVA(24)], ids=str)
+def test_a_scan_that_goes_back_reads_slots_as_one_that_never_was_full(policy, tiny_llama, tokens):
+    engine, ids = DecodeEngine(tiny_llama(), policy), tokens(60, 3)[None]
+    engine.prefill(ids[:, :16])
+    for token in range(16, 60):
+        engine.step(ids[:, token : token + 1])
+    layers = engine.cache.layers
+    in_a_row = torch.arange(layers[0].full)
+    assert not all((layer.order_BUS == in_a_row).all() for layer in layers), "nothing was reordered"
+    engine.rewind()
+    assert all(layer.seen == 16 and (layer.order_BUS == in_a_row).all() for layer in layers)
+    assert engine.step(ids[:, :1]).isfinite().all()
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)

@@ -1,8 +1,8 @@
 """Runs Python functions in the threads of torch's own loops.
 
-Those threads go on looking for work for milliseconds after each of torch's loops, at full speed (libgomp's
-GOMP_SPINCOUNT: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html). Other threads beside them would share
-the cores with that: two then take as long as one. Where torch's OpenMP cannot be asked, a pool of threads it is.
+Those threads go on looking for work for a while after each of torch's loops, at full speed (libgomp's GOMP_SPINCOUNT:
+https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html). Other threads would share the cores with that, so that
+several may take as long as one. Where torch's OpenMP cannot be asked, a pool of threads it is.
 """
 
 from __future__ import annotations
