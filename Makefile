@@ -59,8 +59,9 @@ bench-replay: $(READY) ## Time replay: share of the machine's peak, against toke
 	$(BIN)/python tests/benchmarks/replay.py
 
 .PHONY: bench-gpu
-bench-gpu: $(READY) ## Time replay and decoding on a GPU (without one says so)
+bench-gpu: $(READY) ## Time replay, decoding and the mission's quality grid on a GPU (without one says so)
 	$(BIN)/python tests/benchmarks/gpu.py
+	$(BIN)/python tests/benchmarks/mission.py
 
 .PHONY: check
 check: $(READY) ## Formatting, lint, types

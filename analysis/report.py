@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from analysis.charts import drawing, figures, pictures
 from analysis.charts.marks import unchecked
 from analysis.numbers import database
+from analysis.numbers.order import smaller_first
 from analysis.page.build import page
 from analysis.read.fetching import at_hand
 from analysis.read.records import Records, RecordsError, read_records
@@ -49,7 +50,6 @@ WORDS = ("overview", "environment", "models", "invalid", "answer", "speed")  # a
 Thresholds = tuple[float, float, float, str]
 DEFAULTS: Thresholds = (database.WITHIN, database.QUALITY_WITHIN, database.MEMORY, database.METRICS[0])
 Frames = dict[str, list[dict[str, Any]]]
-BY_SETTING = ("answer", "speed", *(name for name in TABLES if not name.startswith("published")))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -154,10 +154,7 @@ def asked(records: Records, thresholds: Thresholds = DEFAULTS) -> tuple[dict[str
             f"--quality-metric: {thresholds[-1]!r} needs records with divergence from full; "
             "sweep with --metrics kl, or leave it out"
         )
-    rank = {setting: place for place, setting in enumerate(frames["overview"][0]["settings"])}
-    for name in BY_SETTING:
-        frames[name].sort(key=lambda row: rank[row["setting"]])  # stable: inside a setting the query's order stays
-    return found, frames
+    return found, smaller_first(frames)
 
 
 def write_table(folder: Path, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

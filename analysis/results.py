@@ -27,11 +27,12 @@ from analysis.charts import pictures
 from analysis.charts.figures import CHARTS
 from analysis.charts.specs import for_file
 from analysis.charts.theme import looks
+from analysis.numbers.order import smaller_first
 from analysis.page.answered import index, page
 from analysis.page.questions import QUESTIONS
 from analysis.read.records import Records, RecordsError, read_records
 from analysis.report import asked
-from analysis.words.in_short import in_short, sooner
+from analysis.words.in_short import in_short
 from analysis.words.summary import stands_on, whiskers
 from analysis.words.visible import visible
 
@@ -40,8 +41,8 @@ RESULTS = ROOT / "docs" / "results"
 BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"  # what is between them in the README
 FOUND = (
     "![Share of facts recalled, by how far back they stand](docs/results/recall.png)\n"
-    "**Found so far:** {} That is of one small model, SmolLM2-135M, on the King James Bible: "
-    "[all results](docs/results/README.md), with intervals, commands and limits.{}"
+    "**Found so far**, of one small model, SmolLM2-135M, on the King James Bible "
+    "([all results](docs/results/README.md), with intervals, commands and limits):\n{}"
 )
 ALWAYS = ("documents", "overview", "perplexity")
 Frames = dict[str, list[dict[str, Any]]]
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.keep:
             sweep, folder = options.keep
             taken, about = take(sweep, Path(folder), options.command)
-            held[sweep] = {name: table.to_pylist() for name, table in taken.items()}, about
+            held[sweep] = rows_of(taken), about
         written = {RESULTS / name: text for name, text in pages(held).items()}
         written[ROOT / "README.md"] = readme(ROOT / "README.md", held)
         old = [path for path, text in written.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
@@ -144,7 +145,12 @@ def kept(place: Path) -> Kept:
     for name, sha256 in about["sha256"].items():
         if hashlib.sha256((place / name).read_bytes()).hexdigest() != sha256:
             raise RecordsError(f"{place / name} is not what was kept; take it from git, or --keep {place.name} again")
-    return {Path(name).stem: pq.read_table(place / name).to_pylist() for name in about["sha256"]}, about
+    return rows_of({Path(name).stem: pq.read_table(place / name) for name in about["sha256"]}), about
+
+
+def rows_of(tables: dict[str, pa.Table]) -> Frames:
+    """The rows of the tables that are kept of a sweep, smaller models first."""
+    return smaller_first({name: table.to_pylist() for name, table in tables.items()})
 
 
 def answered(held: dict[str, Kept]) -> dict[str, Kept]:
@@ -164,8 +170,8 @@ def readme(path: Path, held: dict[str, Kept]) -> str:
     text = path.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
-    time = sooner(held["latency"][0]) if "latency" in held else ""
-    short = FOUND.format(in_short({sweep: frames for sweep, (frames, _) in held.items()}), f" {time}" if time else "")
+    told = in_short({sweep: frames for sweep, (frames, _) in held.items()})
+    short = FOUND.format("\n".join(f"- {sentence}" for sentence in told))
     return f"{before}{BEGIN}{short}{END}{after}" if found else text
 
 

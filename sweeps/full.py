@@ -3,8 +3,8 @@
 Hypothesis: at every budget streaming_llm beats recent_only and fix_size_l2; beyond the trained context of 2,048
 tokens the full cache's perplexity explodes and streaming_llm's does not. https://arxiv.org/abs/2309.17453
 Cost: 1,470 quality cells of 8,192 tokens and 24 latency cells; `--dry-run` prints the estimate. Latency cells that do
-not fit a machine's memory are recorded as such, and the rest is run. On GPUs h2o, tova, snapkv, keydiff and l2_compress
-take tokens one by one in Python so far, which is slow and was not timed: name others by `--policies` there.
+not fit a machine's memory are recorded as such, and the rest is run. On GPUs the kernel of h2o, tova, snapkv, keydiff
+and l2_compress was not run yet: `--policies` names others.
 
     python sweeps/full.py                              needs the Hugging Face hub, once: docs/first_run.md
     python sweeps/full.py --models smollm2-135m --text kjv --documents 5       offline

@@ -1,6 +1,7 @@
 """What the benchmarks compute from what they time: operations, intervals, the README's table. Times nothing."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,10 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 import gpu
 import measuring
+import mission
 import replay
 import tables
 
 from kvstream import Full, RecentOnly, StreamingLLM
+from kvstream.grid.flags import parse_flags
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BETWEEN = {"ratio": 0.8444, "low": 0.8, "high": 0.9}
@@ -168,6 +171,9 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     assert text.count("Some GPU, torch 2.11") == 2
     assert "| 70m, float32, 2 texts, 1,100 tokens | " in text
     assert "old" not in text
+    assert "The mission's grid was not run on a GPU yet" in text
+    gpu.rewrite(page, report | {"mission": {"card": "Some GPU", "cells": 840, "seconds": 300.4, "flags": []}})
+    assert "Some GPU: 840 quality cells in 300 s. From `python tests/benchmarks/mission.py`." in page.read_text()
     for name in gpu.BLOCKS:
         assert [PAGE.read_text().count(f"<!-- {name}:{end} -->") for end in ("begin", "end")] == [1, 1]
     page.write_text("nothing")
@@ -178,3 +184,13 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     capsys.readouterr()
     gpu.main()
     assert capsys.readouterr().out == "bench-gpu: no CUDA device here, nothing was measured\n"
+    assert mission.main([]) == 0
+    assert capsys.readouterr().out == "mission: no CUDA device here, nothing was measured\n"
+
+
+def test_the_missions_grid_has_840_cells(tmp_path):
+    _, script, *flags = mission.command(tmp_path, [])
+    grid, _ = parse_flags(runpy.run_path(script)["GRID"], "", flags)
+    assert len(grid.policies) * grid.documents * len(grid.models) == 840
+    assert not grid.contexts
+    assert max(grid.lengths) == 8192

@@ -205,6 +205,8 @@ QUESTIONS = {
         "equal_budget",
         ONE + "Latency is of this model on this CPU; the seed’s was of Pythia-70M, on hardware that it does not name.",
         "The same on Pythia-70M: `python sweeps/seed.py` on a connected machine.",
+        "Under `streaming_llm` prompts far longer than the budget do take less time, as their attention is bounded, "
+        "too: [latency](latency.md).",
         also=("published_latency",),
     ),
 }

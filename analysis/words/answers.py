@@ -6,8 +6,9 @@ Decides nothing: which policy is named is the choice of `answer.sql`, and the nu
 from typing import Any
 
 from analysis.words import speed
+from analysis.words.metric import cost as cost_of
 from analysis.words.metric import metric_of, none_measurable
-from analysis.words.wording import SAME, between, capital, caveat, growth, percent, ppl
+from analysis.words.wording import SAME, between, capital, caveat, counted, growth, percent, ppl
 
 Row = dict[str, Any]
 PER_CENT = "\u00a0%"
@@ -44,7 +45,8 @@ def recommended(row: Row, timed: Row | None) -> tuple[str, list[str]]:
     if row["qualifies"]:
         headline = f"take {row['policy']}: {against}, with {memory}{pace}."
         smaller = f"No smaller budget tried stays {metric.bound(metric.tolerance, row['tolerance'])}."
-        why = f"{keeps(row)} {'It is the smallest budget tried.' if row['smallest_tried'] else smaller}"
+        smallest = "It is the smallest budget tried." if row["smallest_tried"] else smaller
+        why = " ".join(filter(None, (keeps(row), sure(row), smallest)))
     else:
         headline = f"no policy tried stays {metric.bound(metric.within, row['tolerance'])}."
         why = f"The closest is {row['policy']}: {cost}, with {memory}. {keeps(row)}"
@@ -58,6 +60,17 @@ def recommended(row: Row, timed: Row | None) -> tuple[str, list[str]]:
         less = f"With {row['sinks_budget']:,} tokens and no attention sink, {row['bare_policy']} is at {bare}"
         more.append(f"{less}; {row['sinks_policy']}, which keeps as many, is at {kept}.")
     return headline, more
+
+
+def sure(row: Row) -> str:
+    """Between what ends a cost lies, where the headline names it alone."""
+    metric, (_, ends) = metric_of(row), cost_of(row)
+    if not ends or none_measurable(row):
+        return ""
+    ends = f"{ends.replace(' … ', ' to ')}{metric.unit or PER_CENT}"
+    if row["spread"] == "interval":
+        return f"The 95{PER_CENT} interval of {metric.named} is {ends}."
+    return f"Over {counted(row['paired_documents'], 'document')}, too few for an interval, {metric.named} is at {ends}."
 
 
 def guessing(row: Row) -> tuple[str, list[str]]:

@@ -1,20 +1,20 @@
-"""The README's sentences on what was found: sinks, choosing older tokens, recall; time. Each of one sweep's rows."""
+"""The README's sentences on what was found: sinks, choosing older tokens, recall, time. Each of one sweep's rows."""
 
 from analysis.words.budget_findings import further
 from analysis.words.findings import Frames, Row, by, code, lost, near, plain
-from analysis.words.how_long import times_its_budget
-from analysis.words.latency_findings import by_size, timed
+from analysis.words.latency_findings import timed
 from analysis.words.wording import change, listed, times, whole
 
 
-def in_short(frames: dict[str, Frames]) -> str:
+def in_short(frames: dict[str, Frames]) -> list[str]:
     """The sentences, from the frames of each sweep that is kept."""
     told = (
         without_sinks(frames["sinks"]) if "sinks" in frames else "",
         choosing(frames["budgets"], frames.get("length", {})) if "budgets" in frames else "",
         forgotten(frames["recall"]) if "recall" in frames else "",
+        sooner(frames["latency"]) if "latency" in frames else "",
     )
-    return " ".join(filter(None, told))
+    return list(filter(None, told))
 
 
 def without_sinks(frames: Frames) -> str:
@@ -46,9 +46,8 @@ def choosing(frames: Frames, longer: Frames) -> str:
     nothing = f"gains nothing measurable with {listed(none)}{'' if worse else of}" if none else ""
     kl = {row["policy"]: row["kl_nats"] for row in frames.get("divergence", [])}
     some = [better(own, best, longer.get("length", []), kl) for own, best in found.values() if not near(own)]
-    along = times_its_budget(equal, frames.get("length", []))
-    told = "; ".join(filter(None, (loses, nothing, *some, along)))
-    return f"Beside that, choosing older tokens by a score, in the settings that were tried, {told}."
+    told = "; ".join(filter(None, (" and ".join(filter(None, (loses, nothing))), *some)))
+    return f"Choosing older tokens by a score instead, in the settings that were tried, {told}."
 
 
 def better(own: Row, best: Row, longer: list[Row], kl: dict[str, float]) -> str:
@@ -85,7 +84,7 @@ def sooner(frames: Frames) -> str:
     """What a step takes with the smallest budget's sinks and newest tokens, after the longest context of all models."""
     mine = [row for row in timed(frames) if plain(row) and row["smallest_batch"]]
     budget = min((row["budget"] for row in mine), default=0)
-    models = by(sorted((row for row in mine if row["budget"] == budget), key=by_size), "setting")
+    models = by([row for row in mine if row["budget"] == budget], "setting")
     shared = set.intersection(*({row["context"] for row in rows} for rows in models.values())) if models else set()
     if not shared:
         return ""

@@ -1,17 +1,26 @@
 """What a bounded cache gains in time and memory, for its page in `docs/results`: sentences and the table."""
 
-import re
-from typing import Any
-
 from analysis.words.findings import Frames, Row, by, code
 from analysis.words.how_long import PLAIN
-from analysis.words.wording import between, bracketed, change, fixed, megabytes, percent, times, tokens_of, told, whole
+from analysis.words.wording import (
+    between,
+    bracketed,
+    change,
+    counted,
+    fixed,
+    megabytes,
+    percent,
+    times,
+    tokens_of,
+    told,
+    whole,
+)
 
 
 def latency(frames: Frames) -> list[str]:
     """Of each model the smallest budget's sinks and newest tokens, at the longest context and the shortest."""
     said = []
-    for setting, rows in by(sorted(timed(frames), key=by_size), "setting").items():
+    for setting, rows in by(timed(frames), "setting").items():
         mine = [row for row in rows if row["policy_name"] == PLAIN and row["batch"] == rows[0]["batch"]]
         if not mine:
             continue
@@ -40,16 +49,9 @@ def latency(frames: Frames) -> list[str]:
             for row in (prompts[0], prompts[-1])
         )
         said.append(f"A prompt takes {least} to {most} the full cache’s time.")
-    busy = {(row["setting"], *place(row)): row for row in sorted(timed(frames), key=by_size) if row["busy"]}
-    said += [
-        f"{row['setting']}, at {tokens_of(row)}: the machine was slightly busy, {row['busy']}." for row in busy.values()
-    ]
-    return said
-
-
-def by_size(row: Row) -> list[Any]:
-    """The order of models: numbers in their names as numbers, so that 70m stands before 160m."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row["setting"])]
+    busy = {(row["setting"], *place(row)): row for row in timed(frames) if row["busy"]}
+    where = "; ".join(f"{row['setting']} at {tokens_of(row)}, where {row['busy']}" for row in busy.values())
+    return [*said, f"The machine was slightly busy in {counted(len(busy), 'cell')}: {where}."] if busy else said
 
 
 def side_by_side(mine: list[Row]) -> list[str]:
@@ -106,7 +108,7 @@ def latency_table(frames: Frames) -> tuple[list[str], list[list[str]], int]:
             megabytes(row["kv_mb"]),
             megabytes(row["peak_mb"]),
         ]
-        for row in sorted(frames["latency"], key=by_size)
+        for row in frames["latency"]
         if row["role"] in ("policy", "dynamic") and (row["filled"] or row["budget"] is None)
     ]
     times_of = ["TTFT ÷ full’s", "TPOT ÷ full’s", "Tokens/s", "Eviction adds"]

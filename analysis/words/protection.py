@@ -20,9 +20,9 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
         protected = sorted((row for row in mine if (row["start_size"], row["recent_percent"]) in kept), key=lost)
         where = f"{setting}, " if several else ""
         told = f"{where}{budget:,} tokens, {shares(kept)}: {against_random(protected)} "
-        told += f"Perplexity there is {span(protected, of_shares=True)} against the full cache"
+        told += f"Against the full cache perplexity there is {at_shares(protected)}"
         alone = protected[0]["unscored_change_percent"]
-        told += f", and {change(alone)} if all but the sinks are the newest" if alone is not None else ""
+        told += f"; {change(alone)} if all but the sinks are the newest" if alone is not None else ""
         told += f"; with {named(bare)}, {span(at(mine, bare))}" if bare not in kept else ""
         found.append(f"{told}.")
     return found
@@ -36,7 +36,18 @@ def page(frames: dict[str, list[Row]]) -> list[str]:
     plain = [row["policy"] for row in perplexity if unscored(row, sinks, budget)]
     tried = sorted((row for row in perplexity if row["policy"] in {*scored, *plain}), key=lost)
     beside = in_documents(frames["documents"], [row["policy"] for row in tried], plain[0]) if plain else ""
-    return [*sentences(rows, several=False), *([beside] if beside else [])]
+    first, *others = sentences(rows, several=False)
+    return [short(rows, sinks) + first, *others, *([beside] if beside else [])]
+
+
+def short(rows: list[Row], sinks: int) -> str:
+    """The answer in a few words, where intervals tell."""
+    protected = [row for row in rows if row["start_size"] == sinks and row["recent_percent"]]
+    told = {beside_random(row) for row in protected if row["over_random_percent"] is not None} - {""}
+    if not told:
+        return ""
+    gains = "It can gain something" if "better" in told else "It gains nothing measurable"
+    return f"{gains}{', and can do harm' if 'worse' in told else ''}. "
 
 
 def unscored(row: Row, sinks: int, budget: int) -> bool:
@@ -69,13 +80,20 @@ def named(place: tuple[int, float]) -> str:
     return f"{counted(sinks, 'sink')} and {recents:.3g}\u00a0% of the budget for the newest"
 
 
-def span(rows: list[Row], of_shares: bool = False) -> str:
-    """From the best scorer to the worst; of_shares: and at which share of newest tokens."""
-    ends = []
-    for row in (rows[0], rows[-1]):
-        share = f", {row['recent_percent']:.3g}\u00a0%" if of_shares else ""
-        ends.append(f"{change(lost(row))} ({row['scorer']}{share})")
-    return " to ".join(ends)
+def span(rows: list[Row]) -> str:
+    """From the best scorer to the worst."""
+    return " to ".join(f"{change(lost(row))} ({row['scorer']})" for row in (rows[0], rows[-1]))
+
+
+def at_shares(rows: list[Row]) -> str:
+    """From the best scorer to the worst, at the largest share of newest tokens and at the smallest."""
+    shares = sorted({row["recent_percent"] for row in rows}, reverse=True)
+    ends = dict.fromkeys((shares[0], shares[-1]))
+    told = [
+        f"{span([row for row in rows if row['recent_percent'] == share])} with {share:.3g}\u00a0%" for share in ends
+    ]
+    told[0] += " for the newest"
+    return " and ".join(told)
 
 
 def against_random(rows: list[Row]) -> str:

@@ -129,19 +129,19 @@ class ScannedLayer(Layer):
         in_place: Callable[[], Rotation],
     ) -> Arriving:
         """Prepare tokens for a scan, given the rotations to their indices and to their positions, if asked for."""
-        own_BHTE, score_BHT = k_BHTD[..., :0], k_BHTD.new_zeros(k_BHTD.shape[:3], dtype=torch.float64)
-        if self.policy.scored_by == "similarity" or (self.policy.scored_by == "token" and self.positions.by_rank):
-            own_BHTE = by_index()(k_BHTD)
-        if not self.positions.by_rank:
+        scored_by, by_rank = self.policy.scored_by, self.positions.by_rank
+        plain_BHTD, own_BHTE = k_BHTD, k_BHTD[..., :0]
+        if not by_rank:
             rotate = in_place()
             q_BHGTD, k_BHTD = rotate(q_BHGTD), rotate(k_BHTD)
-        if self.policy.scored_by == "token":
-            score_BHT = self.policy.token_scores(own_BHTE if self.positions.by_rank else k_BHTD, v_BHTD).double()
-        if self.policy.scored_by == "similarity":
-            norm_BHT = own_BHTE.double().norm(dim=-1)
-            score_BHT = torch.where(norm_BHT > 0, 1 / norm_BHT, 0.0)
+        if scored_by == "similarity":
+            own_BHTE = by_index()(plain_BHTD)
+            norm_BHT = torch.linalg.vector_norm(own_BHTE, dim=-1, dtype=torch.float64)
+            score_BHT = norm_BHT.reciprocal().masked_fill_(~(norm_BHT > 0), 0.0)
+        elif scored_by == "token":
+            score_BHT = self.policy.token_scores(by_index()(k_BHTD) if by_rank else k_BHTD, v_BHTD).double()
         else:
-            own_BHTE = own_BHTE[..., :0]
+            score_BHT = k_BHTD.new_zeros(k_BHTD.shape[:3], dtype=torch.float64)
         return Arriving(q_BHGTD, k_BHTD, v_BHTD, own_BHTE, score_BHT)
 
     def _rotation(self, tokens: int, like: torch.Tensor) -> Rotation:

@@ -4,7 +4,8 @@ Replay beside a plain forward pass of the same model that computes the loss; dec
 preallocated memory, transformers' DynamicCache, and twins that do not evict (`kvstream.measure.contenders`).
 
     python tests/benchmarks/gpu.py                                            measures, and writes benchmarks/gpu.json
-    python tests/benchmarks/gpu.py --from benchmarks/gpu.json --page docs/benchmarks.md    writes the tables of the page
+    python tests/benchmarks/gpu.py --from benchmarks/gpu.json --page docs/benchmarks.md    writes the page's tables, and
+                                                                what mission.py took, from the same folder
 
 All take turns in one run, in another random order each round; a ratio is the median over rounds. Models have Pythia's
 shapes with random weights, texts are random tokens, linear products of float32 are IEEE's (TF32 off), the plain pass
@@ -160,7 +161,16 @@ def table_of(cases: list[dict], policies: Sequence[Policy]) -> list[str]:
     return lines
 
 
-BLOCKS = {"gpu": block_of, "gpu-decoding": decoding_block}
+def mission_block(report: dict) -> list[str]:
+    """The page's line on the mission's grid, where that was run."""
+    found = report.get("mission")
+    if not found:
+        return ["The mission's grid was not run on a GPU yet: `make bench-gpu` does it."]
+    of = " ".join(["python tests/benchmarks/mission.py", *found["flags"]])
+    return [f"{found['card']}: {found['cells']:,} quality cells in {found['seconds']:.0f} s. From `{of}`."]
+
+
+BLOCKS = {"gpu": block_of, "gpu-decoding": decoding_block, "gpu-mission": mission_block}
 
 
 def rewrite(page: Path, report: dict) -> None:
@@ -183,7 +193,9 @@ def main() -> None:
     flags.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
     options = flags.parse_args()
     if options.source:
-        rewrite(options.page, json.loads(options.source.read_text()))
+        report = json.loads(options.source.read_text())
+        mission = options.source.with_name("mission.json")
+        rewrite(options.page, report | ({"mission": json.loads(mission.read_text())} if mission.exists() else {}))
         return
     if not torch.cuda.is_available():
         print("bench-gpu: no CUDA device here, nothing was measured")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from math import inf
 
@@ -17,17 +17,21 @@ Piece = Callable[[slice], None]
 
 @dataclass
 class Pace:
-    """How fast this machine works: seconds of one thread for one unit of work, the best that was seen."""
+    """How fast this machine works: seconds of one thread for one unit of work, the best that was seen.
 
-    seconds: float = inf
+    seconds: by how large the work was, in powers of two. A single token finds less in a core's caches than a chunk.
+    """
+
+    seconds: dict[int, float] = field(default_factory=dict)
 
     def spread(self, piece: Piece, sets: int, work: int) -> None:
         """Do `piece` of all of 0 … sets − 1, in torch's threads or, if less work, in this; work: in all, in units."""
-        threads = min(torch.get_num_threads(), sets)
-        if threads > 1 and work * self.seconds * (1 - 1 / threads) < handing(torch.get_num_threads()):
+        threads, size = min(torch.get_num_threads(), sets), work.bit_length()
+        best = self.seconds.get(size, inf)
+        if threads > 1 and work * best * (1 - 1 / threads) < handing(torch.get_num_threads()):
             threads = 1
         took = _seconds(piece, [slice(sets * n // threads, sets * (n + 1) // threads) for n in range(threads)])
-        self.seconds = min(self.seconds, took * threads / work)
+        self.seconds[size] = min(best, took * threads / work)
 
 
 PACE = Pace()

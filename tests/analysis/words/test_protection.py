@@ -74,7 +74,7 @@ def verdicts(report):
         which = f" ({', '.join(names)})" if 0 < len(rows) <= 3 else ""
         number = f"{len(rows)} {'is' if len(rows) == 1 else 'are'}" if rows else "none is"
         parts.append(f"{number} measurably {word}{which}")
-    text = f": of {len(told)} pairs of scorer and share {parts[0]}, and {parts[1]}. Perplexity there is "
+    text = f": of {len(told)} pairs of scorer and share {parts[0]}, and {parts[1]}. Against the full cache "
     return text, len(better), len(worse)
 
 
@@ -90,12 +90,15 @@ def test_the_sentence_says_what_the_rows_do(case):
     kept = protected(report)
     shares = sorted({float(row["recent_percent"]) for row in kept})
     assert f"64 tokens, 4 sinks and {shares[0]:g}" in section
-    ends = [
-        f"{shown(row['ppl_change_percent'])} ({row['scorer']}, {float(row['recent_percent']):g}\u00a0%)"
-        for row in (kept[0], kept[-1])
-    ]
-    assert f"Perplexity there is {ends[0]} to {ends[1]} against the full cache, and " in section
-    assert f", and {shown(kept[0]['unscored_change_percent'])} if all but the sinks are the newest; " in section
+    most, least = (
+        " to ".join(f"{shown(row['ppl_change_percent'])} ({row['scorer']})" for row in (mine[0], mine[-1]))
+        + f" with {share:g}\u00a0%"
+        for share in (shares[-1], shares[0])
+        if (mine := [row for row in kept if float(row["recent_percent"]) == share])
+    )
+    assert shares[1:]
+    assert f"Against the full cache perplexity there is {most} for the newest and {least}; " in section
+    assert f"; {shown(kept[0]['unscored_change_percent'])} if all but the sinks are the newest; " in section
     text, better, _ = verdicts(report)
     assert better
     assert text in section

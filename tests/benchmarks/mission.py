@@ -1,0 +1,69 @@
+"""How long do the mission's 840 quality cells take on this machine, start-up included?
+
+    python tests/benchmarks/mission.py                        three sizes of Pythia, ten texts of 8,192 tokens
+    python tests/benchmarks/mission.py --documents 1 --lengths 512     or less of it: flags of a sweep
+
+They are those of `sweeps/full.py` under full, streaming_llm, recent_only and fix_size_l2, run as a command against a
+hub on this machine that serves Pythia's shapes with random weights, and other books; benchmarks/mission.json holds what
+it took. Meant for a GPU, without which this says so: a CPU needs days, and is asked by `--device cpu` alone.
+"""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from standins.hub import pg19, pythia, serving, tokenizer_files
+
+from kvstream.inputs.models import PINNED
+from kvstream.inputs.pythia_shapes import SHAPES
+from kvstream.inputs.text_sources import PG19, read
+
+ROOT = Path(__file__).resolve().parents[2]
+FOUND = Path("benchmarks/mission.json")
+COMPARED = ("full", "streaming_llm", "recent_only", "fix_size_l2")
+
+
+def command(out: Path, flags: list[str]) -> list[str]:
+    """The sweep's command, without its latency cells."""
+    grid = runpy.run_path(str(ROOT / "sweeps" / "full.py"))["GRID"]
+    policies = ",".join(str(policy) for policy in grid.policies if policy.name in COMPARED)
+    given = ["--policies", policies, "--contexts", "none", "--out", str(out), *flags]
+    return [sys.executable, str(ROOT / "sweeps" / "full.py"), *given]
+
+
+def main(flags: list[str]) -> int:
+    """Run it and keep what it took; the exit code is the sweep's."""
+    if not torch.cuda.is_available() and "--device" not in flags:
+        print("mission: no CUDA device here, nothing was measured")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        texts = [text for _, text in read("kjv")]
+        tokenizer = tokenizer_files(texts[:2])
+        repositories = {repo: pythia(place / repo, *shape, tokenizer) for repo, shape in zip(PINNED, SHAPES.values())}
+        with serving(repositories | {PG19[0]: pg19(texts)}) as hub:
+            known = {"HF_ENDPOINT": hub.url, "HF_HOME": str(place / "cache"), "HF_HUB_DISABLE_XET": "1"}
+            started = time.perf_counter()
+            code = subprocess.run(command(place / "records", flags), env=os.environ | known, check=False).returncode
+            seconds = time.perf_counter() - started
+        written = place / "records" / "sweep.json"
+        cells = json.loads(written.read_text())["cells"] if written.is_file() else []
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    if code == 0:
+        FOUND.parent.mkdir(exist_ok=True)
+        FOUND.write_text(json.dumps({"card": card, "seconds": seconds, "cells": len(cells), "flags": flags}))
+        print(f"{len(cells)} cells in {seconds:.0f} s on {card}; wrote {FOUND}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
