@@ -18,7 +18,8 @@ def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
     of_all = f" of {about['planned']}" if about["cells"] != about["planned"] else ""
     cells = f"{about['cells']}{of_all} cells"
     table = wording.table(headings, rows, texts, [])
-    ends = f"In brackets: {question.brackets or CHARTS[question.chart].whiskers or about['whiskers']}.\n"
+    ends = f"In brackets: {question.brackets or CHARTS[question.chart].whiskers or about['whiskers']}"
+    ends += "" if question.brackets else " ([of what](README.md))"
     facts = {
         "Command": f"`{about['command']}`, then `python analysis/report.py --records {about['records']}`",
         "Measured on": f"{about['stands_on']}; {cells}",
@@ -35,7 +36,7 @@ def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
         f"{CHARTS[question.chart].caption}\n",
         *table,
         "",
-        *([ends] if any("[" in line for line in table) else []),
+        *([f"{ends}.\n"] if any("[" in line for line in table) else []),
         *([f"{question.notes}\n"] if question.notes else []),
         "| | |\n|---|---|",
         *(f"| {what} | {told} |" for what, told in facts.items() if told),
@@ -47,11 +48,14 @@ def index(answers: dict[str, str]) -> str:
     """The list of all questions with their answers."""
     lines = [
         "# Results\n",
-        "Each page has the question, the answer with its interval, a chart, a table, and the command that measured "
-        "it. All of",
-        "them are written by `python analysis/results.py` from what `kept/` holds of the records; no number is "
+        "Each page has the question, the answer, a chart, a table with intervals, and the command that measured it.",
+        "All of them are written by `python analysis/results.py` from what `kept/` holds of the records; no number is "
         "typed. A policy has another number on a page of shorter texts: what is lost grows with the text beside the "
         "budget, up to a point ([length](length.md)).\n",
+        "Intervals of quality are of 95 %, over documents: each document’s loss is compared with full’s, or with "
+        "another policy’s, on the same tokens, and documents are drawn again at random (BCa bootstrap, from ten "
+        "documents on). Intervals of time are over rounds. “Measurably”: the interval of a difference leaves out zero; "
+        "of times, it is not within what full differs from itself.\n",
     ]
     for name, answer in answers.items():
         lines.append(f"- [{QUESTIONS[name].title}]({name}.md) {answer}")

@@ -69,7 +69,8 @@ QUESTIONS = {
         "Tokens are scored one by one as decoding would see them; policies that choose by attention get no look ahead. "
         "Whether one is measurably closer is told by the differences document by document, so intervals may overlap. "
         "The table is sorted by each policy’s best column. Lots fall on a token again at every step, so that old ones "
-        "have mostly gone: `sink_random` is a window with a soft end. One budget along the text: [length](length.md).",
+        "have mostly gone: `sink_random` is a window with a soft end. One budget along the text: [length](length.md). "
+        "What policies cost in time: [latency](latency.md).",
         also=("length", "divergence"),
     ),
     "sinks": Question(
@@ -92,7 +93,8 @@ QUESTIONS = {
         finding_tables.positions_table,
         "position_modes",
         ONE + "The texts are shorter than the trained context, within which a key’s place in the text is as good.",
-        "What each way costs beyond the trained context.",
+        "Frozen positions beyond the trained context; the two others are on [stream](stream.md). Why layers that never "
+        "evict, and take more memory, gain nothing.",
         "A plain window of the newest tokens is the same under “cache” and “absolute”, as RoPE sees distances alone.",
     ),
     "protection": Question(
@@ -179,7 +181,8 @@ QUESTIONS = {
         "The seed’s numbers themselves; its latency is in [claims](claims.md).",
         "The seed is the unpublished report that kvstream grew out of. Sentences and chart are of all 3,000 tokens "
         "together, the table, as the seed’s own, of means over documents and mostly of 2,024 tokens. Its model has "
-        "six layers, of which it let two never evict; this one has thirty.",
+        "six layers, of which it let two never evict; this one has thirty. The papers mean positions counted within "
+        "the cache, and all layers to evict. Why sinks are worth far more here may be the model, or those two layers.",
         also=("published",),
     ),
     "latency": Question(
@@ -191,9 +194,11 @@ QUESTIONS = {
         "Random weights of the published shapes, as a step takes as long whatever the numbers are. A ratio holds for "
         "this machine. Policies that hold a whole context are left out there: they are full.",
         "GPUs; the contexts, up to 32,768, and batches, up to 32, that the table lacks.",
-        "All contenders take turns, step by step, in one process: [how](../latency.md). Peak is the most that a "
-        "request took beyond the weights. “No measurable difference”: no more than full differs from itself, timed "
-        "twice in the same cell.",
+        "All contenders take turns, step by step, in one process: [how](../latency.md). `full` has its memory from the "
+        "start; `DynamicCache`, of transformers, copies all it holds at each step. Peak is the most that a request "
+        "took beyond the weights. “No measurable difference”: no more than full differs from itself, `full (again)`, "
+        "whatever the interval says. A ratio is the median over rounds of ratios within a round, tokens per second are "
+        "of all rounds together. TTFT is of few prompts, and has no interval.",
         also=("latency",),
         several=True,
     ),
@@ -205,8 +210,7 @@ QUESTIONS = {
         "equal_budget",
         ONE + "Latency is of this model on this CPU; the seed’s was of Pythia-70M, on hardware that it does not name.",
         "The same on Pythia-70M: `python sweeps/seed.py` on a connected machine.",
-        "Under `streaming_llm` prompts far longer than the budget do take less time, as their attention is bounded, "
-        "too: [latency](latency.md).",
+        "How long prompts beyond a budget take, of other models: [latency](latency.md).",
         also=("published_latency",),
     ),
 }

@@ -63,14 +63,15 @@ def recommended(row: Row, timed: Row | None) -> tuple[str, list[str]]:
 
 
 def sure(row: Row) -> str:
-    """Between what ends a cost lies, where the headline names it alone."""
+    """Between what ends the headline's cost lies, where there is more than one document."""
     metric, (_, ends) = metric_of(row), cost_of(row)
-    if not ends or none_measurable(row):
+    if not ends or none_measurable(row) or row["paired_documents"] < 2:
         return ""
+    figure = metric.brief(row["cost"])
     ends = f"{ends.replace(' … ', ' to ')}{metric.unit or PER_CENT}"
     if row["spread"] == "interval":
-        return f"The 95{PER_CENT} interval of {metric.named} is {ends}."
-    return f"Over {counted(row['paired_documents'], 'document')}, too few for an interval, {metric.named} is at {ends}."
+        return f"The 95{PER_CENT} interval of the {figure} is {ends}."
+    return f"The {figure} is {ends} over {counted(row['paired_documents'], 'document')}, too few for an interval."
 
 
 def guessing(row: Row) -> tuple[str, list[str]]:

@@ -6,7 +6,7 @@ from analysis.words.by_document import in_documents
 from analysis.words.divergence import beside_perplexity
 from analysis.words.findings import Frames, by, code, lost, near, plain
 from analysis.words.how_long import how_long
-from analysis.words.wording import capital, change, listed, whole
+from analysis.words.wording import between, capital, change, fixed, listed, whole
 
 Row = dict[str, Any]
 
@@ -68,11 +68,17 @@ def nothing_closer(budgets: list[int], length: int) -> list[str]:
     return [f"{sizes} {nothing} than attention sinks and the newest tokens"] if budgets else []
 
 
+def behind(row: Row) -> str:
+    """The interval of what a policy's perplexity is above that of the best of its budget, on the same documents."""
+    ends = between(row["behind_best_low_percent"], row["behind_best_high_percent"], fixed(2, sign=True, unit=""))
+    return f", which is {ends.replace(' … ', ' to ')}\u00a0% above it, document by document" if ends else ""
+
+
 def against_plain(budget: int, rows: list[Row]) -> str:
     """What is closer to full at a budget than sinks and the newest tokens."""
     best = rows[0]
     own = next(filter(plain, rows), None)
     closer = "measurably closer" if own and own["tied_with_best"] is not None else "closest"
-    against = f" against {change(own['ppl_change_percent'])} with {code(own['policy'])}" if own else ""
+    against = f" against {change(own['ppl_change_percent'])} with {code(own['policy'])}{behind(own)}" if own else ""
     found = f"{change(best['ppl_change_percent'])} perplexity{against}"
     return f"with {whole(budget)} {code(best['policy'])} is {closer}, at {found}"

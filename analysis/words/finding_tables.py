@@ -121,13 +121,14 @@ def seed_table(frames: Frames) -> Table:
             code(row["policy"]) if row["policy"] else "–",
             f"{row['verdict']}: {row['reason']}",
             whole(row["budget"]),
+            whole(row["tokens"]),
             fixed(2)(row["published"]),
             bracketed(fixed(2)(row["ours"]), between(row["ours_low"], row["ours_high"], fixed(2))),
         ]
         for row in frames["published"]
         if row["source"].startswith("seed")
     ]
-    return ["Method", "Metric", "Our run", "Verdict", "Budget", "Seed", "Ours"], rows, 4
+    return ["Method", "Metric", "Our run", "Verdict", "Budget", "Tokens", "Seed", "Ours"], rows, 4
 
 
 def claims_table(frames: Frames) -> Table:

@@ -118,14 +118,14 @@ def length(frames: Frames) -> list[str]:
         runs = [mine for mine in by(rows, "policy").values() if mine[1:]]
         more = [code(mine[-1]["policy"]) for mine in runs if (mine[-1]["growth_low_percent"] or 0) > 0]
         if own := next((mine for mine in runs if plain(mine[0])), None):
-            steps = listed(
-                f"{lost_since(row)} on tokens {whole(row['since'])} to {whole(row['length'])}" for row in own
-            )
+            steps = listed(f"{lost_since(row)} on tokens {stretch(row)}" for row in own)
             who = code(own[0]["policy"])
             known = own[-1]["growth_low_percent"] is not None
             loses = "loses measurably more" if who in more else "loses not measurably more" if known else "loses"
             than = " on the last tokens of a text than on the first beyond its budget" if known else ""
-            told.append(f"With {whole(budget)} cached tokens {who} {loses}{than}: it is at {steps}.")
+            level = own[1:] and own[-1]["stretch_change_percent"] <= own[-2]["stretch_change_percent"]
+            so_far = f", but no more than on tokens {stretch(own[-2])}" if level and loses.endswith("more") else ""
+            told.append(f"With {whole(budget)} cached tokens {who} {loses}{than}{so_far}: it is at {steps}.")
         if runs[1:]:
             first, last = (f"{whole(row['since'])} and {whole(row['length'])}" for row in (runs[0][0], runs[0][-1]))
             lose = "1 loses" if len(more) == 1 else f"{len(more) or 'none'} lose"
@@ -142,10 +142,15 @@ def length(frames: Frames) -> list[str]:
 
 def levelling(runs: list[list[Row]]) -> str:
     """How many policies lose no more on the last tokens than on those before."""
-    before, last = (f"{whole(row['since'])} to {whole(row['length'])}" for row in runs[0][-2:])
+    before, last = map(stretch, runs[0][-2:])
     level = sum(mine[-1]["stretch_change_percent"] <= mine[-2]["stretch_change_percent"] for mine in runs)
     lose = "loses" if level == 1 else "lose"
     return f"On tokens {last} {level or 'none'} of the {len(runs)} {lose} no more than on tokens {before}."
+
+
+def stretch(row: Row) -> str:
+    """From the length before to this one."""
+    return f"{whole(row['since'])} to {whole(row['length'])}"
 
 
 def lost_since(row: Row) -> str:
@@ -160,25 +165,21 @@ def closest(rows: list[Row]) -> str:
         min(mine, key=lambda row: float(row["stretch_change_percent"]))
         for _, mine in sorted(by(rows, "length").items())
     ]
-    spans = {
-        policy: [f"{whole(row['since'])} to {whole(row['length'])}" for row in mine]
-        for policy, mine in by(least, "policy").items()
-    }
+    spans = {policy: [stretch(row) for row in mine] for policy, mine in by(least, "policy").items()}
     found = listed(f"{code(policy)} on tokens {listed(mine)}" for policy, mine in spans.items())
     return f"Closest to full, if not always measurably, is {found}."
 
 
 def stream(frames: Frames) -> list[str]:
-    """What the first and the last part of a long text cost: loss, and the memory beyond the model."""
+    """What the parts of a long text cost: loss, and the memory of the cache and of all beyond the model."""
     told = []
     runs = [rows for rows in by(frames["parts"], "policy", "document").values() if rows[1:]]
     for rows in sorted(runs, key=lambda rows: float(rows[-1]["nll_nats"])):
-        first, last = rows[0], rows[-1]
+        last = rows[-1]
         told.append(
             f"Over {whole(last['tokens'])} tokens, {fixed(1)(last['tokens'] / last['trained_context'])} times the "
-            f"trained context, {code(last['policy'])} is at {level(first)} nats per token on the first "
-            f"{whole(first['until'])} tokens and at {level(last)} on the last {whole(last['until'] - last['since'])}"
-            f"{held(rows)}."
+            f"trained context, {code(last['policy'])} is at {listed([fixed(2)(row['nll_nats']) for row in rows])} nats "
+            f"per token in {len(rows)} parts, one after another{held(rows)}."
         )
     return told
 
@@ -189,7 +190,8 @@ def held(rows: list[Row]) -> str:
     if not peaks:
         return ""
     low, high = whole(min(peaks)), whole(max(peaks))
-    return f", with {low if low == high else f'{low} to {high}'} MB beyond the model in each of {len(peaks)} parts"
+    cache = max(row["kv_mb"] for row in rows)
+    return f", in {fixed(1)(cache)} MB of KV cache and {low if low == high else f'{low} to {high}'} MB beyond the model"
 
 
 def level(row: Row) -> str:

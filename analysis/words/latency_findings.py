@@ -28,19 +28,22 @@ def latency(frames: Frames) -> list[str]:
         mine = sorted((row for row in mine if row["budget"] == budget), key=place)
         near, far = mine[0], mine[-1]
         full = next(row for row in rows if row["policy"] == "full" and place(row) == place(far))
-        memory = percent(100 * far["kv_mb"] / full["kv_mb"])
+        memory, peak = (percent(100 * far[name] / full[name]) for name in ("kv_mb", "peak_mb"))
         said.append(
             f"{setting}: at {whole(far['context'])} tokens of context {code(far['policy'])} takes {paced(far, 'tpot')} "
-            f"the full cache’s time per token with {memory} of its KV memory, and {paced(far, 'ttft')} its time to the "
-            f"first token; at {whole(near['context'])} tokens {paced(near, 'tpot')} the time per token."
+            f"the full cache’s time per token with {memory} of its KV memory, {peak} of a request’s peak, and "
+            f"{paced(far, 'ttft')} its time to the first token; at {whole(near['context'])} tokens "
+            f"{paced(near, 'tpot')} the time per token."
         )
         said += side_by_side([row for row in rows if row["policy"] == far["policy"]])
     costs = [row for row in timed(frames) if row["eviction_percent"] is not None and row["filled"]]
     if costs:
-        worst = max(costs, key=lambda row: float(row["eviction_percent"]))
+        ranked = sorted(costs, key=lambda row: float(row["eviction_percent"]))
+        lightest, worst = ranked[0], ranked[-1]
+        nothing = lightest["eviction_low_percent"] is not None and lightest["eviction_low_percent"] <= 0
         said.append(
-            f"Eviction itself adds {change(min(row['eviction_percent'] for row in costs))} to "
-            f"{change(worst['eviction_percent'])} to a step, the most with {code(worst['policy'])}."
+            f"Eviction itself adds {'nothing measurable' if nothing else change(lightest['eviction_percent'])} to "
+            f"{added(worst)} to a step, the most with {code(worst['policy'])}."
         )
     prompts = sorted((row for row in costs if row["ttft_ratio"] is not None), key=lambda row: float(row["ttft_ratio"]))
     if prompts:
@@ -49,9 +52,30 @@ def latency(frames: Frames) -> list[str]:
             for row in (prompts[0], prompts[-1])
         )
         said.append(f"A prompt takes {least} to {most} the full cache’s time.")
+    said += peaks([row for row in timed(frames) if row["filled"] or row["policy"] == "full"])
     busy = {(row["setting"], *place(row)): row for row in timed(frames) if row["busy"]}
     where = "; ".join(f"{row['setting']} at {tokens_of(row)}, where {row['busy']}" for row in busy.values())
     return [*said, f"The machine was slightly busy in {counted(len(busy), 'cell')}: {where}."] if busy else said
+
+
+def added(row: Row) -> str:
+    """What eviction adds to a step, with its interval."""
+    ends = between(row["eviction_low_percent"], row["eviction_high_percent"], change)
+    return bracketed(change(row["eviction_percent"]), ends)
+
+
+def peaks(rows: list[Row]) -> list[str]:
+    """The least and the most that a bounded cache's request takes of full's peak."""
+    full = {(row["setting"], *place(row)): row["peak_mb"] for row in rows if row["policy"] == "full"}
+    of = [(100 * row["peak_mb"] / full[row["setting"], *place(row)], row) for row in rows if row["budget"]]
+    if not of:
+        return []
+    ends = sorted(of, key=lambda one: one[0])
+    least, most = (f"{percent(share)} ({code(row['policy'])}, {tokens_of(row)})" for share, row in (ends[0], ends[-1]))
+    return [
+        f"The most memory that a request takes beyond the weights, its prompt’s activations included, is {least} to "
+        f"{most} of full’s."
+    ]
 
 
 def side_by_side(mine: list[Row]) -> list[str]:
@@ -101,15 +125,12 @@ def latency_table(frames: Frames) -> tuple[list[str], list[list[str]], int]:
             whole(row["batch"]),
             *(ratio(row, phase) for phase in ("ttft", "tpot")),
             fixed(1)(row["throughput"]),
-            bracketed(
-                change(row["eviction_percent"]),
-                between(row["eviction_low_percent"], row["eviction_high_percent"], change),
-            ),
+            added(row),
             megabytes(row["kv_mb"]),
             megabytes(row["peak_mb"]),
         ]
         for row in frames["latency"]
-        if row["role"] in ("policy", "dynamic") and (row["filled"] or row["budget"] is None)
+        if row["role"] in ("policy", "dynamic", "again") and (row["filled"] or row["budget"] is None)
     ]
     times_of = ["TTFT ÷ full’s", "TPOT ÷ full’s", "Tokens/s", "Eviction adds"]
     return ["Model", "Contender", "Context", "Batch", *times_of, "KV cache, MB", "Peak, MB"], rows, 2

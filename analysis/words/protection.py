@@ -46,8 +46,8 @@ def short(rows: list[Row], sinks: int) -> str:
     told = {beside_random(row) for row in protected if row["over_random_percent"] is not None} - {""}
     if not told:
         return ""
-    gains = "It can gain something" if "better" in told else "It gains nothing measurable"
-    return f"{gains}{', and can do harm' if 'worse' in told else ''}. "
+    gain = "Some scorers gain" if "better" in told else "No scorer gains"
+    return f"{gain}{' and some lose' if 'worse' in told else ''} measurably against random choice, with "
 
 
 def unscored(row: Row, sinks: int, budget: int) -> bool:
@@ -87,8 +87,8 @@ def span(rows: list[Row]) -> str:
 
 def at_shares(rows: list[Row]) -> str:
     """From the best scorer to the worst, at the largest share of newest tokens and at the smallest."""
-    shares = sorted({row["recent_percent"] for row in rows}, reverse=True)
-    ends = dict.fromkeys((shares[0], shares[-1]))
+    every = [row["recent_percent"] for row in rows]
+    ends = dict.fromkeys((max(every), min(every)))
     told = [
         f"{span([row for row in rows if row['recent_percent'] == share])} with {share:.3g}\u00a0%" for share in ends
     ]

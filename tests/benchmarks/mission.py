@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from standins.hub import pg19, pythia, serving, tokenizer_files
 
+from kvstream.grid import Grid
+from kvstream.grid.flags import parse_flags
 from kvstream.inputs.models import PINNED
 from kvstream.inputs.pythia_shapes import SHAPES
 from kvstream.inputs.text_sources import PG19, read
@@ -34,31 +36,42 @@ COMPARED = ("full", "streaming_llm", "recent_only", "fix_size_l2")
 
 def command(out: Path, flags: list[str]) -> list[str]:
     """The sweep's command, without its latency cells."""
-    grid = runpy.run_path(str(ROOT / "sweeps" / "full.py"))["GRID"]
-    policies = ",".join(str(policy) for policy in grid.policies if policy.name in COMPARED)
-    given = ["--policies", policies, "--contexts", "none", "--out", str(out), *flags]
+    policies = ",".join(str(policy) for policy in grid_of_full().policies if policy.name in COMPARED)
+    given = [*flags, "--policies", policies, "--contexts", "none", "--out", str(out)]
     return [sys.executable, str(ROOT / "sweeps" / "full.py"), *given]
+
+
+def grid_of_full() -> Grid:
+    """What `sweeps/full.py` asks."""
+    grid: Grid = runpy.run_path(str(ROOT / "sweeps" / "full.py"))["GRID"]
+    return grid
 
 
 def main(flags: list[str]) -> int:
     """Run it and keep what it took; the exit code is the sweep's."""
-    if not torch.cuda.is_available() and "--device" not in flags:
+    _, options = parse_flags(grid_of_full(), __doc__ or "", flags)
+    on_cpu = options.device == "cpu"
+    if not (on_cpu or torch.cuda.is_available()):
         print("mission: no CUDA device here, nothing was measured")
         return 0
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         texts = [text for _, text in read("kjv")]
         tokenizer = tokenizer_files(texts[:2])
-        repositories = {repo: pythia(place / repo, *shape, tokenizer) for repo, shape in zip(PINNED, SHAPES.values())}
+        shapes = zip(PINNED, SHAPES.values(), strict=True)
+        repositories = {repo: pythia(place / repo, *shape, tokenizer) for repo, shape in shapes}
         with serving(repositories | {PG19[0]: pg19(texts)}) as hub:
-            known = {"HF_ENDPOINT": hub.url, "HF_HOME": str(place / "cache"), "HF_HUB_DISABLE_XET": "1"}
+            # Nobody's own cache, which would take these weights for Pythia's, and nobody's own Ray.
+            cache = dict.fromkeys(("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"), str(place / "cache"))
+            alone = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "RAY_ADDRESS": "local"}
+            known = os.environ | {"HF_ENDPOINT": hub.url} | cache | alone
             started = time.perf_counter()
-            code = subprocess.run(command(place / "records", flags), env=os.environ | known, check=False).returncode
+            code = subprocess.run(command(place / "records", flags), env=known, check=False).returncode
             seconds = time.perf_counter() - started
         written = place / "records" / "sweep.json"
         cells = json.loads(written.read_text())["cells"] if written.is_file() else []
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    if code == 0:
+    if code == 0 and cells:
+        card = "a CPU" if on_cpu else torch.cuda.get_device_name()
         FOUND.parent.mkdir(exist_ok=True)
         FOUND.write_text(json.dumps({"card": card, "seconds": seconds, "cells": len(cells), "flags": flags}))
         print(f"{len(cells)} cells in {seconds:.0f} s on {card}; wrote {FOUND}")

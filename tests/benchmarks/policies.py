@@ -3,6 +3,7 @@
     python tests/benchmarks/policies.py            Pythia-70M's shape, budget 512, 8,192 tokens; wants a quiet machine
     python tests/benchmarks/policies.py --rounds 3 --policies 'tova(512)'
     python tests/benchmarks/policies.py --memory     the process's peak over 200,000 tokens against one over 20,000
+    python tests/benchmarks/policies.py --profile    where a step's time goes
 
 All policies take turns, in steps too, with the budget full.
 Against: StreamingLLM of the same budget, whose step attends to as many keys and decides nothing.
@@ -21,7 +22,13 @@ from measuring import interleaved, ratio, results
 from replay import peak_of_replay
 
 from kvstream import Policy, load_model, parse_policy, replay
+from kvstream.engine.backends.cpu import Cpu
+from kvstream.engine.backends.pace import Pace
+from kvstream.engine.backends.reference import Reference
 from kvstream.engine.decode_engine import DecodeEngine
+from kvstream.engine.eviction import Eviction
+from kvstream.engine.layer import Layer
+from kvstream.engine.scanned_layer import ScannedLayer
 
 BUDGET, TOKENS = 512, 8192
 AGAINST = f"streaming_llm(4,{BUDGET - 4})"
@@ -63,6 +70,48 @@ def stepping(model: torch.nn.Module, ids: torch.Tensor, policies: list[Policy]) 
     return turn
 
 
+PARTS = {  # `layers` holds the others: attending to what is held, preparing what decides, letting tokens go
+    "layers": (Layer, "attend"),
+    "attention": (Reference, "step"),
+    "loop": (Pace, "spread"),
+    "scores": (ScannedLayer, "arriving"),
+    "deciding": (Eviction, "step"),
+    "seating": (Cpu, "seat"),
+}
+
+
+def profile(model: torch.nn.Module, ids: torch.Tensor, policies: list[Policy], steps: int = 200) -> None:
+    """Print milliseconds of a step, and of its parts over all layers: medians, all policies in turns.
+
+    Leaves clocks in the engine's classes: a process does nothing else after this.
+    """
+    taken: dict[str, float] = {}
+
+    def clocked(part: str, function: Callable) -> Callable:
+        def call(*given, **named):
+            started = time.perf_counter()
+            found = function(*given, **named)
+            taken[part] = taken.get(part, 0.0) + 1e3 * (time.perf_counter() - started)
+            return found
+
+        return call
+
+    engines = {str(policy): DecodeEngine(model, policy, capacity=2 * BUDGET + steps + 64) for policy in policies}
+    found: dict[str, list[dict[str, float]]] = {label: [] for label in engines}
+    for engine in engines.values():
+        engine.prefill(ids[None, : 2 * BUDGET])
+    for part, (owner, name) in PARTS.items():
+        setattr(owner, name, clocked(part, getattr(owner, name)))
+    for number in range(steps):
+        for label, engine in engines.items():
+            taken.clear()
+            clocked("step", engine.step)(ids[None, :1])
+            found[label] += [dict(taken)] if number >= steps // 10 else []
+    for label, each in found.items():
+        parts = {part: float(np.median([one.get(part, 0.0) for one in each])) for part in ("step", *PARTS)}
+        print(f"{label}: " + ", ".join(f"{part} {ms:.2f} ms" for part, ms in parts.items() if ms), flush=True)
+
+
 def memory(policies: list[Policy]) -> None:
     """Print what ten times as long a text adds to the peak of a fresh process, on a small model."""
     for policy in policies:
@@ -81,6 +130,7 @@ def main() -> None:
     reader.add_argument("--rounds", type=int, default=5)
     reader.add_argument("--shape", default="shape:pythia-70m")
     reader.add_argument("--memory", action="store_true")
+    reader.add_argument("--profile", action="store_true")
     given = reader.parse_args()
     if given.memory:
         memory([parse_policy(label) for label in (AGAINST, *given.policies)])
@@ -88,6 +138,9 @@ def main() -> None:
     model, _ = load_model(given.shape)
     ids = torch.randint(0, 50000, (TOKENS,), generator=torch.Generator().manual_seed(1))
     policies = [parse_policy(label) for label in (AGAINST, *given.policies)]
+    if given.profile:
+        profile(model, ids, policies)
+        return
     for policy in policies:
         replay(model, ids[:700], policy)  # compiles
     turns = [*(replaying(model, ids, policy) for policy in policies), stepping(model, ids, policies)]

@@ -46,7 +46,8 @@ def hub(tmp_path_factory):
 
 @pytest.mark.long
 def test_each_command_does_what_it_says(hub, tmp_path):
-    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    cache = dict.fromkeys(("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"), str(tmp_path / "cache"))
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"} | cache
 
     def run(line):
         """Run a command of the document, cut down, with its records and reports in a folder of the test's."""

@@ -11,10 +11,8 @@ import numba
 import numpy as np
 import torch
 
-from kvstream.engine.backends.pace import Pace
+from kvstream.engine.backends.pace import PACES
 from kvstream.engine.vocabulary_blocks import Best
-
-LOOKING = Pace()
 
 
 class CompiledBest(Best):
@@ -29,7 +27,7 @@ class CompiledBest(Best):
         def some(tokens: slice) -> None:
             _look(logits, own, highest, top, above, start, tokens.start, tokens.stop)
 
-        LOOKING.spread(some, logits.shape[1], logits.size)
+        PACES["look"].spread(some, logits.shape[1], logits.size)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kvstream.engine.backends.compiled_attention import compiled, copy, scores, scores_of_one, softmax, weighted_sums
-from kvstream.engine.backends.pace import PACE
+from kvstream.engine.backends.pace import PACES
 
 if TYPE_CHECKING:
     from kvstream.engine.scanned_layer import Arriving, ScannedLayer
@@ -38,7 +38,9 @@ def scan_compiled(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.T
         _scan(*[x[part] for x in of_sets], *count, *how, *shared)
 
     queries = new.q_BHGTD.shape[:-1].numel()
-    PACE.spread(piece, sets, queries * layer.keys.shape[3] * min(before + new.k_BHTD.shape[2], layer.full))
+    PACES[policy.name].spread(
+        piece, sets, queries * layer.keys.shape[3] * min(before + new.k_BHTD.shape[2], layer.full)
+    )
     return output_BHGTD
 
 

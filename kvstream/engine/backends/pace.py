@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache, partial
-from math import inf
+from functools import partial
 
 import torch
 
 from kvstream.engine.backends.team import run_all
 
 Piece = Callable[[slice], None]
+TRIES = 3  # of one thread and of all, of which the quickest counts: the first may have compiled
 
 
-@dataclass
 class Pace:
-    """How fast this machine works: seconds of one thread for one unit of work, the best that was seen.
+    """Which is quicker on this machine for work of about a size, one thread or all of torch's.
 
-    seconds: by how large the work was, in powers of two. A single token finds less in a core's caches than a chunk.
+    A single token finds less in a core's caches than a chunk, so that each size, in powers of two, has its own answer.
     """
 
-    seconds: dict[int, float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        # By size and number of threads the last seconds per unit of work.
+        self.taken: dict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=TRIES))
 
     def spread(self, piece: Piece, sets: int, work: int) -> None:
-        """Do `piece` of all of 0 … sets − 1, in torch's threads or, if less work, in this; work: in all, in units."""
-        threads, size = min(torch.get_num_threads(), sets), work.bit_length()
-        best = self.seconds.get(size, inf)
-        if threads > 1 and work * best * (1 - 1 / threads) < handing(torch.get_num_threads()):
-            threads = 1
+        """Do `piece` of all of 0 … sets − 1, in torch's threads or in this alone; work: in all, in units."""
+        known = {n: self.taken[work.bit_length(), n] for n in (min(torch.get_num_threads(), sets), 1)}
+        threads = min(known, key=lambda n: min(known[n]) if len(known[n]) == TRIES else 0.0)
         took = _seconds(piece, [slice(sets * n // threads, sets * (n + 1) // threads) for n in range(threads)])
-        self.seconds[size] = min(best, took * threads / work)
+        known[threads].append(took / work)
 
 
-PACE = Pace()
-
-
-@cache
-def handing(threads: int) -> float:  # noqa: ARG001 - what is cached depends on it
-    """How many seconds it takes to hand work over to so many threads, those that torch has now, and back."""
-    return min(_seconds(_nothing, [slice(0, 1)] * 2) for _ in range(9))
+PACES: dict[str, Pace] = defaultdict(Pace)  # by what is done: a unit of one kind of work takes longer than of another
 
 
 def _seconds(piece: Piece, pieces: list[slice]) -> float:
@@ -48,7 +41,3 @@ def _seconds(piece: Piece, pieces: list[slice]) -> float:
     started = time.perf_counter()
     run_all([partial(piece, part) for part in pieces])
     return time.perf_counter() - started
-
-
-def _nothing(_: slice) -> None:
-    pass

@@ -5,6 +5,7 @@ from golden import built
 from report_oracle import page_of, rows_of
 
 from analysis.words import divergence
+from analysis.words.answers import sure
 from analysis.words.card_sentences import quality
 from analysis.words.metric import cost, metric_of, none_measurable
 from analysis.words.wording import nats
@@ -64,3 +65,19 @@ def test_the_sentence_names_the_closest_policy_of_each_budget(tmp_path_factory):
         assert f"is another than full’s at {other:.1f} % of the tokens" in page
         assert f"more than {float(best['kl_p999_nats']):.2f} nats away" in page
     assert divergence.sentences([], False) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "spread", "documents", "text"),
+    [
+        ("ppl", "interval", 10, "The 95 % interval of the +2.0 % is +1.0 to +3.0 %."),
+        ("ppl", "range", 3, "The +2.0 % is +1.0 to +3.0 % over 3 documents, too few for an interval."),
+        ("kl", "interval", 10, "The 95 % interval of the 0.02 nats is 0.01 to 0.03 nats."),
+        ("top1", "range", 2, "The 2.0 % is 1.0 to 3.0 % over 2 documents, too few for an interval."),
+        ("ppl", "range", 1, ""),
+    ],
+)
+def test_the_headlines_cost_is_told_with_its_ends(metric, spread, documents, text):
+    row = {"metric": metric, "cost": 2.0, "cost_low": 1.0, "cost_high": 3.0}
+    assert sure(row | {"spread": spread, "paired_documents": documents}).replace("\u00a0", " ") == text
+    assert sure(row | {"cost_low": -1.0, "spread": spread, "paired_documents": documents}) == ""

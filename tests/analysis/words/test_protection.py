@@ -7,6 +7,8 @@ import pytest
 from golden import SCORERS, built, protection, report_of
 from report_oracle import Oracle, page_of, rows_of
 
+from analysis.words.protection import short
+
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
@@ -124,3 +126,27 @@ def test_one_share_is_no_question(tmp_path):
     assert rows_of(report, "protection") == []
     assert '<h2 id="protection"' not in page_of(report)
     assert "Protection against scoring needs two scorers at two shares" in page_of(report)
+
+
+def scored(scorer, low, high, spread="interval"):
+    ends = {"over_random_low_percent": low, "over_random_high_percent": high, "over_random_spread": spread}
+    return {"scorer": scorer, "start_size": 4, "recent_percent": 50.0, "over_random_percent": 1.0, **ends}
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([scored("l2", -2.0, 1.0), scored("h2o", 1.0, 3.0)], "No scorer gains and some lose measurably against random"),
+        ([scored("l2", -2.0, 1.0)], "No scorer gains measurably against random"),
+        ([scored("l2", -2.0, -1.0)], "Some scorers gain measurably against random"),
+        (
+            [scored("l2", -2.0, -1.0), scored("h2o", 1.0, 3.0)],
+            "Some scorers gain and some lose measurably against random",
+        ),
+        ([scored("l2", -2.0, -1.0, "range")], ""),
+    ],
+)
+def test_the_answer_in_a_few_words_is_what_the_intervals_say(rows, words):
+    told = short(rows, 4)
+    assert told.startswith(words)
+    assert bool(told) == bool(words)
