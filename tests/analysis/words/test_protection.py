@@ -141,7 +141,7 @@ def scored(scorer, low, high, spread="interval"):
         ([scored("l2", -2.0, -1.0)], "Some scorers gain measurably against random"),
         (
             [scored("l2", -2.0, -1.0), scored("h2o", 1.0, 3.0)],
-            "Some scorers gain and some lose measurably against random",
+            "Some scorers gain and some lose measurably",
         ),
         ([scored("l2", -2.0, -1.0, "range")], ""),
     ],
