@@ -4,8 +4,8 @@
     python tests/benchmarks/divergence.py --rounds 15 --models shape:pythia-70m --policies 'streaming_llm(4,508)'
 
 Of each model and policy the same cell with `--metrics kl` over the same with `--metrics nll`, and full's own cell,
-which keeps what the others are compared with. A sweep pays the second once a text. All take turns in one process;
-medians of rounds' ratios and their intervals.
+which keeps what the others are compared with: a sweep pays that once a text. Then all cells of a text together. All
+take turns in one process; medians of rounds' ratios and their intervals.
 """
 
 import argparse
@@ -61,6 +61,9 @@ def main() -> None:
         rounds = interleaved(turns, options.rounds)
         for policy in (Full(), *policies):
             ratio(rounds, f"{policy}, kl", f"{policy}, nll")
+        for metrics in ("kl", "nll"):
+            rounds[f"all cells, {metrics}"] = sum(rounds[f"{policy}, {metrics}"] for policy in (Full(), *policies))
+        ratio(rounds, "all cells, kl", "all cells, nll", "1.25 or less")
         print(f"  {full.kept.vector_BTE.nbytes / 1e6:.1f} MB are kept of full", flush=True)
 
 

@@ -6,13 +6,14 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 
 import torch
 
 from kvstream.engine.backends.team import run_all
 
 Piece = Callable[[slice], None]
-TRIES = 3  # of one thread and of all, of which the quickest counts: the first may have compiled
+TRIES = 9  # of one thread and of all, of which the median counts: the first may have compiled, and any been disturbed
 
 
 class Pace:
@@ -28,7 +29,7 @@ class Pace:
     def spread(self, piece: Piece, sets: int, work: int) -> None:
         """Do `piece` of all of 0 … sets − 1, in torch's threads or in this alone; work: in all, in units."""
         known = {n: self.taken[work.bit_length(), n] for n in (min(torch.get_num_threads(), sets), 1)}
-        threads = min(known, key=lambda n: min(known[n]) if len(known[n]) == TRIES else 0.0)
+        threads = min(known, key=lambda n: median(known[n]) if len(known[n]) == TRIES else 0.0)
         took = _seconds(piece, [slice(sets * n // threads, sets * (n + 1) // threads) for n in range(threads)])
         known[threads].append(took / work)
 
