@@ -147,16 +147,17 @@ QUESTIONS = {
         lambda frames: findings.with_code(recall.sentences(frames["recall"], several=False)),
         finding_tables.recall_table,
         "recall",
-        "One small model, which does not recall all near facts itself, and one kind of fact. Answers are taken not "
-        "to depend on one another. Facts exactly one budget back are in no sentence, as some windows just hold them.",
+        "One small model, which does not recall all near facts itself, and one kind of fact, between verses of the "
+        "King James Bible. Answers are taken not to depend on one another; their intervals are in the chart. Facts exactly one budget back are in no sentence, as some windows just hold them.",
         "Models that recall everything with the full cache; questions asked before the text, which tell a policy "
         "what to keep. Distances between half of the budget and all of it. Why some policies have more near answers "
         "right than full, if that is no chance: perhaps as other facts, which they have forgotten, confuse it.",
         "A fact reads “The green lion is number 48213.”, and so many tokens later the text asks for it again. When a "
         "policy has to choose, the question has not come: that eviction loses what is asked for later is known of "
         "needles and passkeys ([RULER](https://arxiv.org/abs/2404.06654)). What recalls seems to be the newest tokens "
-        "that a policy always keeps: `h2o`, `keydiff` and `sink_l2` keep half of their budget so, `snapkv` an eighth, "
-        "`tova` none, and recalls little within its budget either.",
+        "that a policy has, whatever its score: `h2o`, `keydiff` and `sink_l2` always keep half of their budget so; "
+        "`snapkv` an eighth, and all that came since it last let go; `tova` none, and recalls little within its budget "
+        "either.",
     ),
     "tail": Question(
         "What does perplexity hide: how far are the worst tokens from the full cache?",

@@ -72,7 +72,7 @@ def test_the_sentence_names_the_closest_policy_of_each_budget(tmp_path_factory):
     [
         ("ppl", "interval", 10, "The 95 % interval of the +2.0 % is +1.0 to +3.0 %."),
         ("ppl", "range", 3, "The +2.0 % is +1.0 to +3.0 % over 3 documents, too few for an interval."),
-        ("kl", "interval", 10, "The 95 % interval of the 0.02 nats is 0.01 to 0.03 nats."),
+        ("kl", "interval", 10, "The 95 % interval of the 0.0200 nats is 0.0100 to 0.0300 nats."),
         ("top1", "range", 2, "The 2.0 % is 1.0 to 3.0 % over 2 documents, too few for an interval."),
         ("ppl", "range", 1, ""),
     ],
