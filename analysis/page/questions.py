@@ -148,7 +148,8 @@ QUESTIONS = {
         finding_tables.recall_table,
         "recall",
         "One small model, which does not recall all near facts itself, and one kind of fact, between verses of the "
-        "King James Bible. Answers are taken not to depend on one another; their intervals are in the chart. Facts exactly one budget back are in no sentence, as some windows just hold them.",
+        "King James Bible. Answers are taken not to depend on one another; their intervals are in the chart. Facts "
+        "exactly one budget back are in no sentence, as some windows just hold them.",
         "Models that recall everything with the full cache; questions asked before the text, which tell a policy "
         "what to keep. Distances between half of the budget and all of it. Why some policies have more near answers "
         "right than full, if that is no chance: perhaps as other facts, which they have forgotten, confuse it.",
