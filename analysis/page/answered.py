@@ -51,7 +51,7 @@ def index(answers: dict[str, str]) -> str:
         "Each page has the question, the answer, a chart, a table with intervals, and the command that measured it.",
         "All of them are written by `python analysis/results.py` from what `kept/` holds of the records; no number is "
         "typed. A policy has another number on a page of shorter texts: what is lost grows with the text beside the "
-        "budget, up to a point ([length](length.md)).\n",
+        "budget, at first ([length](length.md)).\n",
         "Intervals of quality are of 95 %, over documents: each document’s loss is compared with full’s, or with "
         "another policy’s, on the same tokens, and documents are drawn again at random (BCa bootstrap, from ten "
         "documents on). Intervals of time are over rounds. “Measurably”: the interval of a difference leaves out zero; "

@@ -64,8 +64,8 @@ QUESTIONS = {
         "many tokens go at once, and hold about three quarters of their budget on average. `sink_random` "
         "was drawn once.",
         "Whether a larger model, or one trained on longer texts, ranks the policies alike; whether scorers gain with "
-        "more of the budget for the newest, as they seem to at 128 tokens ([protection](protection.md)); whether it is "
-        "the budget that matters, or the text’s length beside it.",
+        "more of the budget for the newest, as they lose less so at 128 tokens ([protection](protection.md)); whether "
+        "it is the budget that matters, or the text’s length beside it.",
         "Tokens are scored one by one as decoding would see them; policies that choose by attention get no look ahead. "
         "Whether one is measurably closer is told by the differences document by document, so intervals may overlap. "
         "The table is sorted by each policy’s best column. Lots fall on a token again at every step, so that old ones "
@@ -123,7 +123,7 @@ QUESTIONS = {
         "tokens or more, those of [budgets](budgets.md), not of the pages on shorter texts. Texts may be "
         "harder to tell at their ends than at their beginnings, for full as for all. `tova` differs from that page in "
         "its last digit; the two were measured with different versions of the code.",
-        "Texts beyond the trained context, for which the full cache is no yardstick any more: `sweeps/stream.py`.",
+        "Texts beyond the trained context, for which the full cache is no yardstick any more: [stream](stream.md).",
     ),
     "stream": Question(
         "Does a stream of a quarter of a million tokens stay as good as its beginning, in as much memory?",
@@ -200,7 +200,7 @@ QUESTIONS = {
         "start; `DynamicCache`, of transformers, copies all it holds at each step. Peak is the most that a request "
         "took beyond the weights. “No measurable difference”: no more than full differs from itself, `full (again)`, "
         "whatever the interval says. A ratio is the median over rounds of ratios within a round, tokens per second are "
-        "of all rounds together. TTFT is of few prompts, and has no interval.",
+        "of all rounds together.",
         also=("latency",),
         several=True,
     ),

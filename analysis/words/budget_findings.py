@@ -71,7 +71,8 @@ def nothing_closer(budgets: list[int], length: int) -> list[str]:
 def behind(row: Row) -> str:
     """The interval of what a policy's perplexity is above that of the best of its budget, on the same documents."""
     ends = between(row["behind_best_low_percent"], row["behind_best_high_percent"], fixed(2, sign=True, unit=""))
-    return f", which is {ends.replace(' … ', ' to ')}\u00a0% above it, document by document" if ends else ""
+    span = f"[{ends.replace(' … ', ', ')}]\u00a0%"
+    return f", whose perplexity is {span} above it (95\u00a0% interval of the paired difference)" if ends else ""
 
 
 def against_plain(budget: int, rows: list[Row]) -> str:

@@ -124,7 +124,7 @@ def length(frames: Frames) -> list[str]:
             loses = "loses measurably more" if who in more else "loses not measurably more" if known else "loses"
             than = " on the last tokens of a text than on the first beyond its budget" if known else ""
             level = own[1:] and own[-1]["stretch_change_percent"] <= own[-2]["stretch_change_percent"]
-            so_far = f", but no more than on tokens {stretch(own[-2])}" if level and loses.endswith("more") else ""
+            so_far = f", if not than on tokens {stretch(own[-2])}" if level and loses.endswith("more") else ""
             told.append(f"With {whole(budget)} cached tokens {who} {loses}{than}{so_far}: it is at {steps}.")
         if runs[1:]:
             first, last = (f"{whole(row['since'])} and {whole(row['length'])}" for row in (runs[0][0], runs[0][-1]))
@@ -145,7 +145,9 @@ def levelling(runs: list[list[Row]]) -> str:
     before, last = map(stretch, runs[0][-2:])
     level = sum(mine[-1]["stretch_change_percent"] <= mine[-2]["stretch_change_percent"] for mine in runs)
     lose = "loses" if level == 1 else "lose"
-    return f"On tokens {last} {level or 'none'} of the {len(runs)} {lose} no more than on tokens {before}."
+    return (
+        f"On tokens {last} {level or 'none'} of the {len(runs)} {lose} less than on tokens {before}, if not measurably."
+    )
 
 
 def stretch(row: Row) -> str:

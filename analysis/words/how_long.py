@@ -28,7 +28,9 @@ def times_its_budget(equal: list[Row], stretches: list[Row]) -> str:
     longest = max(row["length"] for row in stretches)
     of = sorted(end / budget for budget, end in ends.items() if end < longest)
     span = " to ".join(dict.fromkeys((f"{of[0]:.3g}", f"{of[-1]:.3g}")))
-    return f"`{name}` is ahead on tokens up to {span} times its budget, and behind on later ones"
+    return (
+        f"`{name}` is ahead, not always measurably, on tokens up to {span} times its budget, and behind on later ones"
+    )
 
 
 def leads(equal: list[Row], stretches: list[Row]) -> tuple[str, dict[int, int]]:

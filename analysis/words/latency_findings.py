@@ -52,10 +52,16 @@ def latency(frames: Frames) -> list[str]:
             for row in (prompts[0], prompts[-1])
         )
         said.append(f"A prompt takes {least} to {most} the full cache’s time.")
+    again = sorted(row["ttft_ratio"] for row in frames["latency"] if row["role"] == "again" and row["ttft_ratio"])
+    if again:
+        said.append(
+            f"TTFT is of few prompts, without an interval: full’s second turn in the same cell is at {times(again[0])} "
+            f"to {times(again[-1])} its first."
+        )
     said += peaks([row for row in timed(frames) if row["filled"] or row["policy"] == "full"])
     busy = {(row["setting"], *place(row)): row for row in timed(frames) if row["busy"]}
     where = "; ".join(f"{row['setting']} at {tokens_of(row)}, where {row['busy']}" for row in busy.values())
-    return [*said, f"The machine was slightly busy in {counted(len(busy), 'cell')}: {where}."] if busy else said
+    return [*said, f"The machine was busy otherwise in {counted(len(busy), 'cell')}: {where}."] if busy else said
 
 
 def added(row: Row) -> str:

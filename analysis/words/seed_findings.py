@@ -47,10 +47,11 @@ def claims(frames: Frames) -> list[str]:
     mine = next(filter(plain, methods), None)
     if not (ttft and throughput and mine and methods[1:]):
         return []
+    few = min(row["n"] for row in ttft)
     told = (
-        f"that {code(PLAIN)} loses least {least(mine, methods)}",
+        f"that {code(PLAIN)} loses least of the seed’s {len(methods)} methods {least(mine, methods)}",
         f"that throughput falls {moves(throughput)}",
-        f"that TTFT falls {moves(ttft)} (over {min(row['n'] for row in ttft)} prefills)",
+        f"that TTFT falls {moves(ttft)} (over {few} prefills), nor could the seed’s clock tell",
     )
     return [f"Of the seed’s three claims: {'; '.join(told)}."]
 
