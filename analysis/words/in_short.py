@@ -93,7 +93,7 @@ def sooner(frames: Frames) -> str:
     context = max(shared)
     found = sorted(row["tpot_ratio"] for rows in models.values() for row in rows if row["context"] == context)
     span = " to ".join(dict.fromkeys((times(found[0]), times(found[-1]))))
-    far = max(mine, key=lambda row: row["context"] if row["budget"] == budget else 0)
+    far = max((row for rows in models.values() for row in rows), key=lambda row: int(row["context"]))
     further_on = f"; after {whole(far['context'])} {times(far['tpot_ratio'])} ({far['setting']})"
     return (
         f"After {whole(context)} tokens a step with {whole(budget)} kept takes {span} the full cache’s time on "

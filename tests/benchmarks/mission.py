@@ -4,8 +4,9 @@
     python tests/benchmarks/mission.py --documents 1 --lengths 512     or less of it: flags of a sweep
 
 They are those of `sweeps/full.py` under full, streaming_llm, recent_only and fix_size_l2, run as a command against a
-hub on this machine that serves Pythia's shapes with random weights, and other books; benchmarks/mission.json holds what
-it took. Meant for a GPU, without which this says so: a CPU needs days, and is asked by `--device cpu` alone.
+hub on this machine that serves Pythia's shapes with random weights, and other books; records go to a folder of their
+own, and benchmarks/mission.json holds what a GPU took. Where there is none this says so: a CPU needs days, and only
+rehearses, by `--device cpu`.
 """
 
 import json
@@ -37,7 +38,7 @@ COMPARED = ("full", "streaming_llm", "recent_only", "fix_size_l2")
 def command(out: Path, flags: list[str]) -> list[str]:
     """The sweep's command, without its latency cells."""
     policies = ",".join(str(policy) for policy in grid_of_full().policies if policy.name in COMPARED)
-    given = [*flags, "--policies", policies, "--contexts", "none", "--out", str(out)]
+    given = ["--policies", policies, "--contexts", "none", *flags, "--out", str(out)]
     return [sys.executable, str(ROOT / "sweeps" / "full.py"), *given]
 
 
@@ -71,10 +72,12 @@ def main(flags: list[str]) -> int:
         written = place / "records" / "sweep.json"
         cells = json.loads(written.read_text())["cells"] if written.is_file() else []
     if code == 0 and cells:
-        card = "a CPU" if on_cpu else torch.cuda.get_device_name()
-        FOUND.parent.mkdir(exist_ok=True)
-        FOUND.write_text(json.dumps({"card": card, "seconds": seconds, "cells": len(cells), "flags": flags}))
-        print(f"{len(cells)} cells in {seconds:.0f} s on {card}; wrote {FOUND}")
+        print(f"{len(cells)} cells in {seconds:.0f} s")
+        if not on_cpu:
+            about = {"card": torch.cuda.get_device_name(), "seconds": seconds, "cells": len(cells), "flags": flags}
+            FOUND.parent.mkdir(exist_ok=True)
+            FOUND.write_text(json.dumps(about))
+            print(f"wrote {FOUND}")
     return code
 
 
