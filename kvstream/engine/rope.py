@@ -89,6 +89,11 @@ class Rope:
         self._copies: dict[torch.device, torch.Tensor] = {}  # on other devices
         self._check_convention(model)
 
+    @property
+    def size(self) -> int:
+        """How many dimensions of a head are rotated, the first ones."""
+        return 2 * len(self.frequencies)
+
     def at(self, positions_S: torch.Tensor, like: torch.Tensor) -> Rotation:
         """Build the rotation to integer positions, in the dtype and on the device of `like`; angles in float64."""
         return _rotation(self._angles(positions_S), like)
@@ -123,8 +128,7 @@ class Rope:
         )
         if apply is None:
             return
-        size = 2 * len(self.frequencies)
-        x = torch.linspace(-1, 1, 3 * size).view(1, 1, 3, size)
+        x = torch.linspace(-1, 1, 3 * self.size).view(1, 1, 3, self.size)
         angles = torch.arange(1, 4, dtype=torch.float32)[:, None] * self.frequencies.float().cpu()
         emb = torch.cat((angles, angles), dim=-1)[None]
         try:

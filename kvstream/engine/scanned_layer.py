@@ -8,7 +8,7 @@ A token that leaves frees its slot for the next one, so slots are in no order; `
 their tokens, those that are free last. Where ranks are positions, keys are kept unrotated, as ranks change.
 
 Shape legend: B batch, H kv-heads, U sets of kept tokens (H, or 1 where heads share one), S slots, G query heads per
-kv-head, T tokens, D head size, E the same where keys are compared, else 0.
+kv-head, T tokens, D head size, C the same where keys are compared, else 0, E those of C that are kept twice.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from kvstream.policies import BoundedPolicy, Regions
 class Arriving:
     """Tokens that a layer takes.
 
-    q_BHGTD, k_BHTD: rotated, but where ranks are positions. own_BHTE: keys rotated to their index in the text.
-    score_BHT: what a token's score is as it comes, float64; where keys are compared, 1 ÷ its key's norm.
+    q_BHGTD, k_BHTD: rotated, but where ranks are positions. score_BHT: a token's score as it comes, float64, where keys
+    are compared 1 ÷ its key's norm; None: 0. own_BHTE, where keys are compared: of keys at their index in the text, the
+    dimensions in which k_BHTD may differ from them.
     """
 
     q_BHGTD: torch.Tensor
     k_BHTD: torch.Tensor
     v_BHTD: torch.Tensor
-    own_BHTE: torch.Tensor
-    score_BHT: torch.Tensor
+    score_BHT: torch.Tensor | None = None
+    own_BHTE: torch.Tensor | None = None
 
 
 def refuse_contradictions(policy: BoundedPolicy, regions: Regions) -> None:
@@ -66,10 +67,10 @@ class ScannedLayer(Layer):
     full, left: once `full` tokens are held, the new one included, contested ones leave until `left` are. Scores that
     differ by no more than `tie`, relative, are equal.
     score_BHS: see `Arriving`; float64, attention that a token receives is added. token_BUS: which token of the text a
-    slot holds. own_BHSE: see `Arriving`. sum_BHE: of the unit vectors along all own keys that are held, float64.
+    slot holds. own_BHSE: see `Arriving`. sum_BHC: of the unit vectors along all held keys at their index, float64.
     """
 
-    row_tensors = ("keys", "values", "own_BHSE", "sum_BHE", "score_BHS", "order_BUS", "token_BUS")
+    row_tensors = ("keys", "values", "own_BHSE", "sum_BHC", "score_BHS", "order_BUS", "token_BUS")
     views: Any = None  # what a backend keeps of these tensors between calls
 
     def __init__(self, tables: SharedTables, policy: BoundedPolicy, layer: int) -> None:
@@ -86,10 +87,11 @@ class ScannedLayer(Layer):
         super().lazy_initialization(key_states, value_states)
         (B, H, _, D), S = key_states.shape, self.full
         compared = D if self.policy.scored_by == "similarity" else 0
+        apart = self.tables.rope.size if compared and self.positions.mode != "absolute" else 0
         self.keys = key_states.new_zeros(B, H, S, D)
         self.values = torch.zeros_like(self.keys)
-        self.own_BHSE = key_states.new_zeros(B, H, S, compared)
-        self.sum_BHE = key_states.new_zeros(B, H, compared, dtype=torch.float64)
+        self.own_BHSE = key_states.new_zeros(B, H, S, apart)
+        self.sum_BHC = key_states.new_zeros(B, H, compared, dtype=torch.float64)
         self.score_BHS = key_states.new_zeros(B, H, S, dtype=torch.float64)
         sets = 1 if self.policy.shared_by_heads else H
         self.order_BUS = torch.arange(S, device=self.device).repeat(B, sets, 1)
@@ -129,20 +131,18 @@ class ScannedLayer(Layer):
         in_place: Callable[[], Rotation],
     ) -> Arriving:
         """Prepare tokens for a scan, given the rotations to their indices and to their positions, if asked for."""
-        scored_by, by_rank = self.policy.scored_by, self.positions.by_rank
-        plain_BHTD, own_BHTE = k_BHTD, k_BHTD[..., :0]
+        scored_by, by_rank, plain_BHTD = self.policy.scored_by, self.positions.by_rank, k_BHTD
         if not by_rank:
             rotate = in_place()
             q_BHGTD, k_BHTD = rotate(q_BHGTD), rotate(k_BHTD)
         if scored_by == "similarity":
-            own_BHTE = by_index()(plain_BHTD)
-            norm_BHT = torch.linalg.vector_norm(own_BHTE, dim=-1, dtype=torch.float64)
-            score_BHT = norm_BHT.reciprocal().masked_fill_(~(norm_BHT > 0), 0.0)
-        elif scored_by == "token":
-            score_BHT = self.policy.token_scores(by_index()(k_BHTD) if by_rank else k_BHTD, v_BHTD).double()
-        else:
-            score_BHT = k_BHTD.new_zeros(k_BHTD.shape[:3], dtype=torch.float64)
-        return Arriving(q_BHGTD, k_BHTD, v_BHTD, own_BHTE, score_BHT)
+            kept_twice = self.own_BHSE.shape[-1] > 0
+            own_BHTE, score_BHT = self.backend.compared(*((plain_BHTD, by_index()) if kept_twice else (k_BHTD, None)))
+            return Arriving(q_BHGTD, k_BHTD, v_BHTD, score_BHT, own_BHTE)
+        if scored_by == "token":
+            turned_BHTD = by_index()(k_BHTD) if by_rank and not self.policy.scores_turned_alike else k_BHTD
+            return Arriving(q_BHGTD, k_BHTD, v_BHTD, self.policy.token_scores(turned_BHTD, v_BHTD).double())
+        return Arriving(q_BHGTD, k_BHTD, v_BHTD)
 
     def _rotation(self, tokens: int, like: torch.Tensor) -> Rotation:
         """Rotate the next tokens to their positions: an index, or how many tokens were held when they came."""
@@ -152,7 +152,7 @@ class ScannedLayer(Layer):
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes allocated for keys and values, second copies of keys that are compared included."""
+        """Bytes allocated for keys and values, what is kept twice of keys that are compared included."""
         return super().kv_bytes + (self.own_BHSE.nbytes if self.is_initialized else 0)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -177,4 +177,4 @@ class ScannedLayer(Layer):
             self.take_back(tokens)
 
     def _filled(self, name: str) -> int:
-        return self.sum_BHE.shape[2] if name == "sum_BHE" else min(self.seen, self.full)
+        return self.sum_BHC.shape[2] if name == "sum_BHC" else min(self.seen, self.full)

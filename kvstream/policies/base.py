@@ -54,6 +54,7 @@ class Policy(ABC):
 
     name: ClassVar[str]
     shared_by_heads: ClassVar[bool] = False  # one kept set per layer, by the heads' mean score, instead of one per head
+    scores_turned_alike: ClassVar[bool] = False  # a token's score is the same however RoPE turned its key, as norms are
     attention_memory: ClassVar[float | None] = None  # see `update_scores`
     scorer: ClassVar[str | None] = None  # what it is called where sinks and recents are protected and scorers compared
     layers: ClassVar[int | None] = None  # of the model, where `in_layers` has said it
@@ -85,7 +86,8 @@ class Policy(ABC):
     def token_scores(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Score tokens by what they are, shape (B, H, S); asked of a policy scored by token.
 
-        Keys come rotated: to their index in the text, or in mode "frozen" to where they stood when they came.
+        Keys come rotated: to their index in the text, or in mode "frozen" to where they stood when they came. Where
+        `scores_turned_alike` is set they may come unrotated.
         """
         raise TypeError(f"{self.name} is scored by {self.scored_by}; a policy scored by token defines token_scores")
 

@@ -3,7 +3,7 @@
 https://arxiv.org/abs/2504.15364. At every step the unit vectors along all held keys are added up, those of the sinks,
 the recent tokens and the new one included, and of the contested keys the one at the smallest angle to that sum leaves.
 Keys are compared rotated to their index in the text, whatever positions queries see, so that scores do not depend on
-the position mode. kvstream holds a second copy of the keys for that, which a sweep's KV memory, of keys and values
+the position mode. What RoPE turns of a key is held twice for that, which a sweep's KV memory, of keys and values
 kept, does not count; `KVStreamCache.kv_bytes` does.
 """
 

@@ -24,6 +24,7 @@ class L2Compress(BoundedPolicy):
     """Once `prune_after` tokens are held, keep ⌈prune_after · keep_ratio⌉ of them, per head: at least one leaves."""
 
     name: ClassVar[str] = "l2_compress"
+    scores_turned_alike: ClassVar[bool] = True
     keep_ratio: Annotated[float, Axis("compress_ratios", (0.5,), "share of the tokens that a cut leaves"), Range(0, 1)]
     prune_after: Annotated[int, Range(1)]
 

@@ -160,6 +160,32 @@ def test_the_engine_computes_the_same_on_the_reference(monkeypatch, policy_text,
             assert one.shape == other.shape
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT64, torch.bfloat16])
+@pytest.mark.parametrize("rotated", [None, 4, 8])
+def test_keys_to_compare_are_turned_and_measured(rotated, dtype):
+    """As by complex numbers; a key of nothing has no direction, and one that is not a number has none either."""
+    keys = torch.randn(2, 3, 5, 8, dtype=FLOAT64, generator=torch.Generator().manual_seed(7)).to(dtype)
+    keys[0, 1, 2], keys[1, 2, 3, 5] = 0.0, torch.nan
+    half, turn = (rotated or 0) // 2, None
+    angles_TP = torch.arange(5).double()[:, None] * torch.tensor([0.9, 0.5, 0.2, 0.1])[:half]
+    if rotated:
+        cos, sin = angles_TP.cos().repeat(1, 2), torch.cat((-angles_TP.sin(), angles_TP.sin()), 1)
+        turn = Rotation(cos.to(dtype), sin.to(dtype))
+    pairs = torch.complex(keys[..., :half].double(), keys[..., half : 2 * half].double())
+    turned = pairs * torch.polar(torch.ones_like(angles_TP), angles_TP)
+    tolerance = {torch.float32: 1e-6, FLOAT64: 1e-14, torch.bfloat16: 3e-2}[dtype]
+    for backend in (Cpu(CPU), Reference(CPU)):
+        own, inverse = backend.compared(keys.transpose(1, 2).contiguous().transpose(1, 2), turn)
+        truth = torch.cat((turned.real, turned.imag), -1).nan_to_num()
+        assert own.dtype == dtype
+        assert own.shape == (2, 3, 5, rotated or 0)
+        assert (own.double().nan_to_num() - truth).abs().max() < tolerance if rotated else own.numel() == 0
+        norms = keys.double().norm(dim=-1)
+        assert inverse.dtype == FLOAT64
+        assert (inverse * norms - 1)[norms > 0].abs().max() < tolerance
+        assert inverse[0, 1, 2] == inverse[1, 2, 3] == 0
+
+
 @pytest.mark.parametrize("position", ["cache", "absolute"])
 @pytest.mark.parametrize("queries", [1, 2, 3, 4, 5, 9])
 @pytest.mark.parametrize("rotated", [8, 4])
@@ -173,8 +199,7 @@ def test_a_compiled_scan_does_what_the_plain_one_does_however_many_queries_share
             cos, sin = angles_SP.cos().repeat(1, 2), torch.cat((-angles_SP.sin(), angles_SP.sin()), 1)
             layer.tables.rope = SimpleNamespace(at=lambda *_, cos=cos, sin=sin: Rotation(cos, sin))
         layer.lazy_initialization(keys, keys)
-        nothing = drawn(B, H, 9, 0), torch.zeros(B, H, 9, dtype=FLOAT64)
-        output = scan(layer, Arriving(drawn(B, H, queries, 9, D), keys, drawn(B, H, 9, D, seed=2), *nothing), 0.3)
+        output = scan(layer, Arriving(drawn(B, H, queries, 9, D), keys, drawn(B, H, 9, D, seed=2)), 0.3)
         kept.append((output, layer.order_BUS, layer.score_BHS))
     (ours, order, score), (truth, true_order, true_score) = reversed(kept)
     close(ours, truth, FLOAT64)

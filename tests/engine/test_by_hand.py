@@ -31,9 +31,8 @@ def kept(policy, scan, keys_TD, tokens):
     found = []
     for t in range(tokens):
         key = keys_BHTD[:, :, t : t + 1]
-        arriving = Arriving(
-            torch.ones_like(key)[:, :, None], key, key, key if compared else key[..., :0], first_BHT[..., t : t + 1]
-        )
+        first_BH1, own_BH10 = first_BHT[..., t : t + 1], key[..., :0] if compared else None
+        arriving = Arriving(torch.ones_like(key)[:, :, None], key, key, first_BH1, own_BH10)
         scan(layer, arriving, 1.0)
         layer.seen += 1
         slots = layer.order_BUS[0, 0, : layer.held(layer.seen)]

@@ -319,6 +319,7 @@ SCANNED = [
     SnapKV(9, 3, 3, 4),
     H2O(6, 0, normalise="age", position="absolute"),
     KeyDiff(6, 2, 1, position="frozen"),
+    KeyDiff(6, 2, 1, position="absolute"),
     L2Compress(0.5, 8),
     TOVA(1),
 ]
@@ -330,18 +331,19 @@ def test_a_scan_keeps_and_answers_what_the_plain_one_does(policy):
     tokens, found = 17, []
     drawn = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(2, 2, *more, tokens, 8, generator=drawn).to(DEVICE) for more in ((3,), (), ()))
-    own, first = k[..., :0], torch.zeros(2, 2, tokens, dtype=FLOAT64, device=DEVICE)
+    more = []
     if policy.scored_by == "similarity":
-        own, first = k, 1 / k.double().norm(dim=-1)
+        own = Turns().at(torch.arange(tokens, device=DEVICE), k)(k)[..., : 0 if policy.position == "absolute" else 4]
+        more = [1 / k.double().norm(dim=-1), own]
     elif policy.scored_by == "token":
-        first = policy.token_scores(k, v).double()
+        more = [policy.token_scores(k, v).double()]
     for scan in (scan_plainly, scan_in_kernel):
         layer = ScannedLayer(SharedTables(Turns()), policy, 0)
         layer.lazy_initialization(k, k)
         outputs = []
         for start, stop in ((0, 5), (5, 6), (6, tokens)):
             part = slice(start, stop)
-            new = Arriving(q[..., part, :], k[:, :, part], v[:, :, part], own[:, :, part], first[:, :, part])
+            new = Arriving(q[..., part, :], *(x[:, :, part] for x in (k, v, *more)))
             outputs.append(scan(layer, new, 0.3))
             layer.seen = stop
         found.append((torch.cat(outputs, -2), layer.state(), layer.order_BUS))
@@ -355,6 +357,8 @@ def test_a_scan_keeps_and_answers_what_the_plain_one_does(policy):
 
 class Turns:
     """A rotation of four of a head's dimensions."""
+
+    size = 4
 
     def pairs(self, positions):
         angles = positions[:, None] * torch.tensor([0.9, 0.3], device=positions.device)

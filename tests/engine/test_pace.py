@@ -32,6 +32,23 @@ def test_the_quicker_number_of_threads_is_found(machine, work, threads):
     assert machine[2 * pace.TRIES :] == [threads] * 5
 
 
+def test_what_was_slower_is_asked_again_now_and_then(machine, monkeypatch):
+    """At first something else keeps the other core busy."""
+    spread, beside = pace.Pace().spread, 1.0
+    monkeypatch.setattr(
+        pace,
+        "_seconds",
+        lambda piece, pieces, alone=pace._seconds: alone(piece, pieces) + (beside if pieces[1:] else 0.0),
+    )
+    for _ in range(30):
+        spread(lambda part: None, 4000, 4000)
+    assert machine[-5:] == [1] * 5
+    beside = 0.0
+    for _ in range(pace.TRIES * pace.AGAIN):
+        spread(lambda part: None, 4000, 4000)
+    assert machine[-5:] == [2] * 5
+
+
 def test_each_size_has_its_own_answer(machine):
     spread = pace.Pace().spread
     for work in [4000, 4] * (2 * pace.TRIES):

@@ -17,6 +17,7 @@ from kvstream.engine.backends.cpu import Cpu
 from kvstream.engine.backends.cuda import serves
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.positions import Ranks
+from kvstream.engine.rope import Rotation
 from kvstream.engine.vocabulary_blocks import Predicted
 
 
@@ -73,6 +74,13 @@ class Backend(Protocol):
         """Let a token of a `BoundedLayer` that lost its protection take a seat, with rank `newest` of `members` there.
 
         Contested keys that changed rank are turned, or the layer is marked so that the next step turns them.
+        """
+        ...
+
+    def compared(self, keys_BHTD: torch.Tensor, turn: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Turn keys if need be: the dimensions that are turned, (B, H, T, E), and 1 ÷ the keys' norms, float64.
+
+        The latter have shape (B, H, T); for a key of norm 0 it is 0.
         """
         ...
 

@@ -1,18 +1,19 @@
 """Tokens through a `ScannedLayer`, one after another, compiled for CPUs: what `scan` does in Python.
 
 Shape legend: B batch, U sets of kept tokens, K kv-heads of a set, S slots, N tokens held, G query heads per
-kv-head, T tokens, D head size, E the same where keys are compared, else 0, W dimensions turned by distance.
+kv-head, T tokens, D head size, C and E as in `scanned_layer`, W dimensions turned by distance.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from kvstream.engine.backends.compiled_attention import compiled, copy, scores, scores_of_one, softmax, weighted_sums
-from kvstream.engine.backends.pace import PACES
+from kvstream.engine.backends.pace import PACES, Pace
 
 if TYPE_CHECKING:
     from kvstream.engine.scanned_layer import Arriving, ScannedLayer
@@ -20,41 +21,62 @@ if TYPE_CHECKING:
 LANES = 32  # dimensions that a loop takes at a time on the widest CPUs; of fewer it takes one by one
 
 
+@dataclass(frozen=True)
+class Views:
+    """A layer as its compiled loop sees it, kept from call to call: of one token, half the time would go into this.
+
+    of: the tensors that these arrays show. of_sets: arrays whose first dimension is sets; how: what does not change.
+    nothing: a token's score and its own key where there are none.
+    """
+
+    of: tuple[torch.Tensor, ...]
+    of_sets: tuple[Any, ...]
+    how: tuple[Any, ...]
+    nothing: tuple[Any, Any]
+    pace: Pace
+
+
 def scan_compiled(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.Tensor:
     """Take no Python step per token; sets of kept tokens are spread over torch's threads: (B, H, G, T, D)."""
-    held, shared = views_of(layer, new.q_BHGTD.shape[2])
-    sets, K = held[0].shape[:2]
-    output_BHGTD = torch.empty(new.q_BHGTD.shape, dtype=new.q_BHGTD.dtype)
-    come = (new.q_BHGTD, new.k_BHTD, new.v_BHTD, new.own_BHTE, new.score_BHT, output_BHGTD)
-    # Contiguous, as each other layout is compiled by itself, and loops over it are slow.
-    of_sets = [x.reshape(sets, K, *x.shape[2:]).contiguous().numpy() for x in come] + held
+    views = views_of(layer, new.q_BHGTD.shape[2])
+    sets, K = views.of_sets[0].shape[:2]
+    none_UKT, none_UKTE = views.nothing
+    q_UKGTD, k_UKTD, v_UKTD = (_by_sets(x, sets, K) for x in (new.q_BHGTD, new.k_BHTD, new.v_BHTD))
+    first_UKT = none_UKT if new.score_BHT is None else _by_sets(new.score_BHT, sets, K)
+    own_UKTE = none_UKTE if new.own_BHTE is None else _by_sets(new.own_BHTE, sets, K)
+    output_UKGTD = np.empty_like(q_UKGTD)
+    of_sets = (q_UKGTD, k_UKTD, v_UKTD, own_UKTE, first_UKT, output_UKGTD, *views.of_sets)
     before = layer.held(layer.seen)
-    count = (layer.seen, before, layer.left, layer.regions.sinks, layer.regions.recent)
-    policy = layer.policy
-    memory = -1.0 if policy.scored_by != "attention" else policy.attention_memory
-    how = (memory, policy.queries_heard, policy.per_age, policy.pooled, layer.tie, of_sets[0].dtype.type(scaling))
+    how = (layer.seen, before, q_UKGTD.dtype.type(scaling), *views.how)
 
     def piece(part: slice) -> None:
-        _scan(*[x[part] for x in of_sets], *count, *how, *shared)
+        _scan(*[x[part] for x in of_sets], *how)
 
-    queries = new.q_BHGTD.shape[:-1].numel()
-    PACES[policy.name].spread(
-        piece, sets, queries * layer.keys.shape[3] * min(before + new.k_BHTD.shape[2], layer.full)
-    )
-    return output_BHGTD
+    views.pace.spread(piece, sets, q_UKGTD.size * min(before + k_UKTD.shape[2], layer.full))
+    return torch.from_numpy(output_UKGTD).view(new.q_BHGTD.shape)
 
 
-def views_of(layer: ScannedLayer, groups: int) -> tuple[list[Any], list[Any]]:
-    """The layer as arrays, those of sets and the rotations that all share; kept while its tensors are these."""
-    tensors = (layer.keys, layer.values, layer.own_BHSE, layer.sum_BHE, layer.score_BHS)
-    orders = (layer.order_BUS, layer.token_BUS)
-    if layer.views is None or any(one is not other for one, other in zip((*tensors, *orders), layer.views[0])):
+def _by_sets(x: torch.Tensor, sets: int, heads: int) -> Any:
+    """Rows of a batch and heads as sets and their heads; contiguous, as loops over any other layout are slow."""
+    return np.ascontiguousarray(x.numpy().reshape(sets, heads, *x.shape[2:]))
+
+
+def views_of(layer: ScannedLayer, groups: int) -> Views:
+    """Show the layer's tensors, or those of before while they are the same."""
+    tensors = (layer.keys, layer.values, layer.own_BHSE, layer.sum_BHC, layer.score_BHS)
+    of = (*tensors, layer.order_BUS, layer.token_BUS)
+    if layer.views is None or any(one is not other for one, other in zip(of, layer.views.of)):
+        policy, regions = layer.policy, layer.regions
         sets, S = layer.order_BUS.shape[:2].numel(), layer.order_BUS.shape[2]
         K = layer.keys.shape[:2].numel() // sets
         of_sets = [x.view(sets, K, *x.shape[2:]).numpy() for x in tensors]
         of_sets += [layer.order_BUS.view(sets, S).numpy().view(np.uint64), layer.token_BUS.view(sets, S).numpy()]
-        layer.views = (*tensors, *orders), of_sets, _rotations(layer, groups)
-    return layer.views[1], layer.views[2]
+        memory = -1.0 if policy.scored_by != "attention" else policy.attention_memory
+        how = (layer.left, regions.sinks, regions.recent, memory, policy.queries_heard, policy.per_age, policy.pooled)
+        nothing = np.empty((sets, K, 0)), np.empty((sets, K, 0, 0), of_sets[0].dtype)
+        how = (*how, layer.tie, *_rotations(layer, groups))
+        layer.views = Views(of, tuple(of_sets), how, nothing, PACES[policy.name])
+    return layer.views
 
 
 def _rotations(layer: ScannedLayer, groups: int) -> list[Any]:
@@ -78,23 +100,21 @@ def _rotations(layer: ScannedLayer, groups: int) -> list[Any]:
 @compiled
 def _scan(
     q_UKGTD: Any, k_UKTD: Any, v_UKTD: Any, own_UKTE: Any, first_UKT: Any, out_UKGTD: Any, keys_UKSD: Any,
-    values_UKSD: Any, own_UKSE: Any, sum_UKE: Any, score_UKS: Any, order_US: Any, token_US: Any, seen: int,
-    held_before: int, left: int, sinks: int, recent: int, memory: float, heard: int, per_age: bool, pooled: int,
-    tie: float, scaling: float, cos_SW: Any, sin_SW: Any, rotated: int, integers: Any,
+    values_UKSD: Any, own_UKSE: Any, sum_UKC: Any, score_UKS: Any, order_US: Any, token_US: Any, seen: int,
+    held_before: int, scaling: float, left: int, sinks: int, recent: int, memory: float, heard: int, per_age: bool,
+    pooled: int, tie: float, cos_SW: Any, sin_SW: Any, rotated: int, integers: Any,
 ) -> None:  # fmt: skip
     """memory: as `attention_memory`, below 0 where attention does not score; heard: as `queries_heard`."""
     sets, heads, groups, tokens, D = q_UKGTD.shape
     full = order_US.shape[1]
-    compares = own_UKTE.shape[3] > 0
+    compares, scored = sum_UKC.shape[2] > 0, first_UKT.shape[2] > 0
     rows = groups if groups == 1 else (groups + 3) // 4 * 4  # `scores` takes four at a time
     q_GD, weight_GN = np.zeros((rows, D), q_UKGTD.dtype), np.empty((rows, full), q_UKGTD.dtype)
     bits_GN = weight_GN.view(integers.dtype)
     turned_D, out_GD = np.zeros(D, q_UKGTD.dtype), np.empty((groups, D), q_UKGTD.dtype)
     half = rotated // 2
     heard_N, decides_N = np.empty(full), np.empty(full)
-    every_S, rank_S, away_N = (np.empty(full, np.uint64), np.empty(full, np.uint64), np.empty(full, np.uint64))
-    for n in range(full):
-        every_S[n] = n
+    slot_N, rank_S, away_N = (np.empty(full, np.uint64), np.empty(full, np.uint64), np.empty(full, np.uint64))
     for u in range(sets):
         order_S, token_S = order_US[u], token_US[u]
         held = held_before
@@ -104,13 +124,10 @@ def _scan(
             held += 1
             new = order_S[held - 1]
             token_S[new] = seen + t
-            # Where no slot in between is free they are read in the order of memory, which is faster than by age.
-            packed = True
-            for n in range(held, full):
-                packed = packed and order_S[n] >= np.uint64(held)
-            slot_N = every_S if packed else order_S
-            for n in range(held):
-                away_N[n] = np.uint64(held - 1) - (rank_S[n] if packed else np.uint64(n))
+            at = 0
+            for slot in range(full):  # in the order of memory, which is faster than by age
+                slot_N[at], away_N[at] = slot, np.uint64(held - 1) - rank_S[slot]
+                at += rank_S[slot] < np.uint64(held)
             counts = memory >= 0 and (heard == 0 or full - held < heard)
             stays = 0.0 if heard > 0 and full - held == heard - 1 else memory
             for n in range(held):
@@ -118,7 +135,7 @@ def _scan(
             for k in range(heads):
                 copy(k_UKTD[u, k, t], keys_UKSD[u, k, new])
                 copy(v_UKTD[u, k, t], values_UKSD[u, k, new])
-                score_UKS[u, k, new] = first_UKT[u, k, t]
+                score_UKS[u, k, new] = first_UKT[u, k, t] if scored else 0.0
                 for g in range(groups):
                     copy(q_UKGTD[u, k, g, t], q_GD[g])
                 if groups > 1:
@@ -138,9 +155,10 @@ def _scan(
                     _update(score_UKS[u, k], slot_N, held, stays, groups, weight_GN, heard_N)
                 if compares:
                     copy(own_UKTE[u, k, t], own_UKSE[u, k, new])
-                    _add(sum_UKE[u, k], own_UKTE[u, k, t], first_UKT[u, k, t])
+                    _add(sum_UKC[u, k], own_UKTE[u, k, t], k_UKTD[u, k, t], first_UKT[u, k, t])
                 if held == full:
-                    _decide(score_UKS[u, k], own_UKSE[u, k], sum_UKE[u, k], order_S, held, decides_N)
+                    of_head = score_UKS[u, k], own_UKSE[u, k], keys_UKSD[u, k], sum_UKC[u, k]
+                    _decide(*of_head, slot_N, away_N, held, decides_N)
             if held < full:
                 continue
             if per_age:
@@ -153,7 +171,7 @@ def _scan(
                 slot = order_S[leaves]
                 if compares:
                     for k in range(heads):
-                        _add(sum_UKE[u, k], own_UKSE[u, k, slot], -score_UKS[u, k, slot])
+                        _add(sum_UKC[u, k], own_UKSE[u, k, slot], keys_UKSD[u, k, slot], -score_UKS[u, k, slot])
                 for n in range(leaves, held - 1):
                     order_S[n] = order_S[n + 1]
                     rank_S[order_S[n]] = n
@@ -175,24 +193,32 @@ def _update(score_S: Any, slot_N: Any, held: int, stays: float, groups: int, wei
 
 
 @compiled
-def _add(sum_E: Any, own_E: Any, times: float) -> None:
-    for e in range(np.uint64(own_E.shape[0])):
-        sum_E[e] += times * own_E[e]
+def _add(sum_C: Any, own_E: Any, key_D: Any, times: float) -> None:
+    """Add a key at its index, of whose dimensions the first may be kept apart."""
+    apart = np.uint64(own_E.shape[0])
+    for e in range(apart):
+        sum_C[e] += times * own_E[e]
+    for d in range(apart, np.uint64(key_D.shape[0])):
+        sum_C[d] += times * key_D[d]
 
 
 @compiled
-def _decide(score_S: Any, own_SE: Any, sum_E: Any, order_S: Any, held: int, decides_N: Any) -> None:
-    """Add one head's scores, or how little its keys point where their sum does, to what decides."""
-    size = np.uint64(own_SE.shape[1])
+def _decide(
+    score_S: Any, own_SE: Any, keys_SD: Any, sum_C: Any, slot_N: Any, away_N: Any, held: int, decides_N: Any
+) -> None:  # fmt: skip
+    """Add one head's scores, or how little its keys point where their sum does, to what decides, by age."""
+    apart, size = np.uint64(own_SE.shape[1]), np.uint64(sum_C.shape[0])
     for n in range(held):
-        slot = order_S[n]
+        slot = slot_N[n]
         decides = score_S[slot]
         if size > 0:
             along = 0.0
-            for e in range(size):
-                along += own_SE[slot, e] * sum_E[e]
+            for e in range(apart):
+                along += own_SE[slot, e] * sum_C[e]
+            for d in range(apart, size):
+                along += keys_SD[slot, d] * sum_C[d]
             decides *= -along
-        decides_N[n] += decides
+        decides_N[np.uint64(held - 1) - away_N[n]] += decides
 
 
 @compiled

@@ -17,6 +17,7 @@ import torch
 
 from kvstream.engine.attention import Partial
 from kvstream.engine.backends.compiled_best import CompiledBest
+from kvstream.engine.backends.compiled_norms import turn_and_measure
 from kvstream.engine.backends.compiled_scan import scan_compiled
 from kvstream.engine.backends.compiled_seats import seat_compiled
 from kvstream.engine.backends.reference import Reference, answer, scaled_scores
@@ -24,6 +25,7 @@ from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.backends.team import run_all
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.positions import Ranks
+from kvstream.engine.rope import Rotation
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,17 @@ class Cpu(Reference):
         layout = layer.layout
         places = takeover.offer, layout.slot_of(candidate), layout.contested_at, newest, first, to_turn
         return seat_compiled(*(x.numpy() for x in (*tensors, *settling, *rotations)), *places)
+
+    def compared(self, keys_BHTD: torch.Tensor, turn: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Turn keys and measure them in one pass; see `Backend.compared`."""
+        if keys_BHTD.element_size() < 4:
+            return super().compared(keys_BHTD, turn)
+        B, H, T, D = keys_BHTD.shape
+        rows_RTD = np.ascontiguousarray(keys_BHTD.numpy().reshape(B * H, T, D))
+        cos_TE, sin_TE = (turn.cos.numpy(), turn.sin.numpy()) if turn else (np.empty((T, 0), rows_RTD.dtype),) * 2
+        turned_RTE, inverse_RT = np.empty((B * H, *cos_TE.shape), rows_RTD.dtype), np.empty((B * H, T))
+        turn_and_measure(rows_RTD, cos_TE, sin_TE, turned_RTE, inverse_RT)
+        return torch.from_numpy(turned_RTE).view(B, H, *cos_TE.shape), torch.from_numpy(inverse_RT).view(B, H, T)
 
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take no Python step per token, if policy and dtype are ones that can be compiled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -13,7 +13,8 @@ import torch
 from kvstream.engine.backends.team import run_all
 
 Piece = Callable[[slice], None]
-TRIES = 9  # of one thread and of all, of which the median counts: the first may have compiled, and any been disturbed
+TRIES = 9  # of one thread and of all, the last ones, whose median counts: any may have been disturbed
+AGAIN = 64  # of so many calls one goes to the slower number, as what else the machine does changes
 
 
 class Pace:
@@ -25,11 +26,17 @@ class Pace:
     def __init__(self) -> None:
         # By size and number of threads the last seconds per unit of work.
         self.taken: dict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=TRIES))
+        self.calls: Counter[int] = Counter()
 
     def spread(self, piece: Piece, sets: int, work: int) -> None:
         """Do `piece` of all of 0 … sets − 1, in torch's threads or in this alone; work: in all, in units."""
-        known = {n: self.taken[work.bit_length(), n] for n in (min(torch.get_num_threads(), sets), 1)}
-        threads = min(known, key=lambda n: median(known[n]) if len(known[n]) == TRIES else 0.0)
+        size = work.bit_length()
+        known = {n: self.taken[size, n] for n in (min(torch.get_num_threads(), sets), 1)}
+        self.calls[size] += 1
+        # In turns at first: a step's first loops find less in a core's caches than its last.
+        threads = min(known, key=lambda n: (len(known[n]), median(known[n] or [0.0])))
+        if self.calls[size] % AGAIN == 0:
+            threads = next((n for n in known if n != threads), threads)
         took = _seconds(piece, [slice(sets * n // threads, sets * (n + 1) // threads) for n in range(threads)])
         known[threads].append(took / work)
 

@@ -19,6 +19,7 @@ from kvstream.engine.bounded_chunk import attend_bounded
 from kvstream.engine.bounded_step import seat_plainly
 from kvstream.engine.causal_chunk import attend_causal
 from kvstream.engine.positions import Ranks
+from kvstream.engine.rope import Rotation
 from kvstream.engine.vocabulary_blocks import Best, Predicted, blocks_of, no_logits, own_logits, predict_from_blocks
 
 
@@ -88,6 +89,12 @@ class Reference:
             scores_BHGTU += cos_BH1TU * (q1 * k1 + q2 * k2) + sin_BH1TU * (q2 * k1 - q1 * k2)
         scores_BHGTU = scores_BHGTU.masked_fill(~seen_BHTU[:, :, None], -torch.inf)
         return answer(scores_BHGTU.to(queries_BHGTD.dtype), values_BHUD)
+
+    def compared(self, keys_BHTD: torch.Tensor, turn: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Turn keys and measure them; see `Backend.compared`."""
+        turned_BHTD, size = (turn(keys_BHTD), turn.cos.shape[-1]) if turn else (keys_BHTD, 0)
+        norm_BHT = torch.linalg.vector_norm(turned_BHTD, dim=-1, dtype=torch.float64)
+        return turned_BHTD[..., :size], norm_BHT.reciprocal().masked_fill_(~(norm_BHT > 0), 0.0)
 
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take some Python steps per token."""

@@ -6,7 +6,7 @@ and many go the same way, so decoding and replay decide alike; but on GPUs, wher
 rounding lets them.
 
 Shape legend: B batch, H kv-heads, U sets of kept tokens, N tokens held, by age, C contested ones, G query heads per
-kv-head, T tokens, D head size, E the same where keys are compared, else 0.
+kv-head, T tokens, D head size, C and E as in `scanned_layer`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,18 @@ def scan_step(
     slot_BUN = layer.order_BUS[:, :, :N]
     slot_BHN = slot_BUN.expand(-1, new.k_BHTD.shape[1], -1)
     slot_BHND = slot_BHN[..., None].expand(-1, -1, -1, new.k_BHTD.shape[-1])
-    slot_BHNE = slot_BHN[..., None].expand(-1, -1, -1, new.own_BHTE.shape[-1])
     layer.keys.scatter_(2, slot_BHND[:, :, -1:], new.k_BHTD[:, :, t, None])
     layer.values.scatter_(2, slot_BHND[:, :, -1:], new.v_BHTD[:, :, t, None])
-    layer.own_BHSE.scatter_(2, slot_BHNE[:, :, -1:], new.own_BHTE[:, :, t, None])
-    layer.score_BHS.scatter_(2, slot_BHN[:, :, -1:], new.score_BHT[:, :, t, None])
+    first_BHT = layer.score_BHS.new_zeros(()).expand(new.k_BHTD.shape[:3]) if new.score_BHT is None else new.score_BHT
+    layer.score_BHS.scatter_(2, slot_BHN[:, :, -1:], first_BHT[:, :, t, None])
     youngest_BU1 = slot_BUN[:, :, -1:]
     layer.token_BUS.scatter_(2, youngest_BU1, torch.zeros_like(youngest_BU1) + token)
-    layer.sum_BHE.add_(new.own_BHTE[:, :, t].double() * new.score_BHT[:, :, t, None])
+    if new.own_BHTE is not None:
+        own_BHE = new.own_BHTE[:, :, t]
+        E = own_BHE.shape[-1]
+        layer.own_BHSE.scatter_(2, slot_BHND[:, :, -1:, :E], own_BHE[:, :, None])
+        own_BHC = torch.cat((own_BHE, new.k_BHTD[:, :, t, E:]), -1).double()
+        layer.sum_BHC.add_(own_BHC * first_BHT[:, :, t, None])
 
     q_BHGD = new.q_BHGTD[..., t, :]
     wide = torch.promote_types(q_BHGD.dtype, torch.float32)
@@ -67,9 +71,11 @@ def _shed(layer: ScannedLayer, token: int | torch.Tensor, slot_BUN: torch.Tensor
     """Have contested tokens leave, the lowest scores first, until as many are left as shall be."""
     policy, regions, N = layer.policy, layer.regions, slot_BUN.shape[2]
     order_BUN, score_BHN = slot_BUN.clone(), layer.score_BHS.gather(2, slot_BHN)
-    compared = layer.own_BHSE.shape[-1] > 0
-    own_BHNE = layer.own_BHSE.gather(2, slot_BHN[..., None].expand(-1, -1, -1, layer.own_BHSE.shape[-1])).double()
-    decides_BHN = -(own_BHNE @ layer.sum_BHE[..., None])[..., 0] * score_BHN if compared else score_BHN
+    compared = layer.sum_BHC.shape[-1] > 0
+    decides_BHN = score_BHN
+    if compared:
+        own_BHNC = _own(layer, slot_BHN)
+        decides_BHN = -(own_BHNC @ layer.sum_BHC[..., None])[..., 0] * score_BHN
     if policy.per_age:
         decides_BHN = decides_BHN / (token + 1 - layer.token_BUS.gather(2, slot_BUN)).clamp(min=1)
     if policy.shared_by_heads:
@@ -86,11 +92,18 @@ def _shed(layer: ScannedLayer, token: int | torch.Tensor, slot_BUN: torch.Tensor
         place_BU1 = place_BU1.clamp(min=0)  # −∞ is below no bar, NaN below none either
         if compared:
             slot_BH1 = order_BUN.gather(2, regions.sinks + place_BU1).expand(*score_BHN.shape[:2], 1)
-            own_BHE = layer.own_BHSE.gather(2, slot_BH1[..., None].expand(-1, -1, -1, own_BHNE.shape[-1]))[:, :, 0]
-            layer.sum_BHE.sub_(own_BHE.double() * layer.score_BHS.gather(2, slot_BH1))
+            layer.sum_BHC.sub_(_own(layer, slot_BH1)[:, :, 0] * layer.score_BHS.gather(2, slot_BH1))
         order_BUN = _to_place(order_BUN, regions.sinks + place_BU1, held - 1)
         decides_BUC = _to_place(decides_BUC, place_BU1, decides_BUC.shape[-1] - 1)[..., :-1]
     layer.order_BUS.copy_(order_BUN)
+
+
+def _own(layer: ScannedLayer, slot_BHN: torch.Tensor) -> torch.Tensor:
+    """The keys in these slots as they are compared, in float64: (B, H, N, C)."""
+    E = layer.own_BHSE.shape[-1]
+    slot_BHND = slot_BHN[..., None].expand(-1, -1, -1, layer.keys.shape[-1])
+    parts = layer.own_BHSE.gather(2, slot_BHND[..., :E]), layer.keys[..., E:].gather(2, slot_BHND[..., E:])
+    return torch.cat(parts, -1).double()
 
 
 def _to_place(x_BUN: torch.Tensor, from_BU1: torch.Tensor, to: int) -> torch.Tensor:

@@ -4,8 +4,8 @@ One program takes all tokens of a call for one set of kept tokens: a kv-head, or
 set. Instead of listing slots by age it knows each slot's rank in age, which changes for all at once when one leaves.
 What one thread wrote and another reads passes through memory, with a barrier between.
 
-Shape legend: B batch, U sets, K kv-heads of a set, S slots, G query heads per kv-head, T tokens, D head size, E the
-same where keys are compared, else 0.
+Shape legend: B batch, U sets, K kv-heads of a set, S slots, G query heads per kv-head, T tokens, D head size, E as
+in `scanned_layer`.
 """
 
 from __future__ import annotations
@@ -56,22 +56,31 @@ def _sums(VALUES, WEIGHT, S, D: tl.constexpr, BLOCK_D: tl.constexpr, BN: tl.cons
 
 
 @triton.jit
-def _along(OWNS, SUM, DECIDES, S, D: tl.constexpr, BLOCK_D: tl.constexpr, BN: tl.constexpr):
+def _own(OWN, KEY, row, d, seen, D: tl.constexpr, E: tl.constexpr):
+    """Keys at their index, float64: the first E dimensions are kept apart."""
+    own = tl.load(KEY + row * D + d, mask=seen & (d >= E) & (d < D), other=0.0).to(tl.float64)
+    if E > 0:
+        own += tl.load(OWN + row * E + d, mask=seen & (d < E), other=0.0).to(tl.float64)
+    return own
+
+
+@triton.jit
+def _along(OWNS, KEYS, SUM, DECIDES, S, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BN: tl.constexpr):
     """How far the keys point along their sum."""
     d = tl.arange(0, BLOCK_D)
     whole = tl.load(SUM + d, mask=d < D, other=0.0)
     for first in range(0, S, BN):
         n = first + tl.arange(0, BN)
-        own = tl.load(OWNS + n[:, None] * D + d[None, :], mask=(n < S)[:, None] & (d < D)[None, :], other=0.0)
-        tl.store(DECIDES + n, tl.sum(own.to(tl.float64) * whole[None, :], 1), mask=n < S)
+        own = _own(OWNS, KEYS, n[:, None], d[None, :], (n < S)[:, None], D, E)
+        tl.store(DECIDES + n, tl.sum(own * whole[None, :], 1), mask=n < S)
 
 
 @triton.jit(do_not_specialize=["T", "S", "seen", "held", "left", "sinks", "recent", "heard"])
 def _scan(
     Q, K, V, OWN, FIRST, OUT, KEYS, VALUES, OWNS, SUM, SCORE, RANK, TOKEN, WEIGHT, DECIDES, COS, SIN,
     T, S, seen, held, left, sinks, recent, heard, memory, tie, scale,
-    HEADS: tl.constexpr, GROUPS: tl.constexpr, HALF: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_S: tl.constexpr, BN: tl.constexpr, BY_RANK: tl.constexpr, BY_ATTENTION: tl.constexpr,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, HALF: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BN: tl.constexpr, BY_RANK: tl.constexpr, BY_ATTENTION: tl.constexpr,
     COMPARES: tl.constexpr, PER_AGE: tl.constexpr, POOLED: tl.constexpr,
 ):  # fmt: skip
     u = tl.program_id(0).to(tl.int64)
@@ -95,10 +104,12 @@ def _scan(
             tl.store(VALUES + to, tl.load(V + at, mask=wide), mask=wide)
             first = tl.load(FIRST + head * T + t)
             if COMPARES:
-                own = tl.load(OWN + at, mask=wide)
-                tl.store(OWNS + to, own, mask=wide)
+                if E > 0:
+                    kept = tl.load(OWN + (head * T + t) * E + d, mask=d < E)
+                    tl.store(OWNS + (head * S + new) * E + d, kept, mask=d < E)
+                own = _own(OWN, K, head * T + t, d, wide, D, E)
                 whole = tl.load(SUM + head * D + d, mask=wide)
-                tl.store(SUM + head * D + d, whole + own.to(tl.float64) * first, mask=wide)
+                tl.store(SUM + head * D + d, whole + own * first, mask=wide)
             tl.debug_barrier()
             got = tl.zeros([BLOCK_S], tl.float64)
             for g in range(GROUPS):
@@ -124,7 +135,8 @@ def _scan(
                     score = tl.where(rank < held, stays * score + got / GROUPS, score)
             tl.store(SCORE + head * S + s, score, mask=there)
             if COMPARES:
-                _along(OWNS + head * S * D, SUM + head * D, DECIDES, S, D, BLOCK_D, BN)
+                owns, keys = OWNS + head * S * E, KEYS + head * S * D
+                _along(owns, keys, SUM + head * D, DECIDES, S, D, E, BLOCK_D, BN)
                 tl.debug_barrier()
                 score *= -tl.load(DECIDES + s, mask=there, other=0.0)
             decides += score
@@ -151,7 +163,7 @@ def _scan(
                     slot = tl.sum(tl.where(rank == leaves, s, 0))
                     for k in range(HEADS):
                         head = u * HEADS + k
-                        own = tl.load(OWNS + (head * S + slot) * D + d, mask=wide).to(tl.float64)
+                        own = _own(OWNS, KEYS, head * S + slot, d, wide, D, E)
                         whole = tl.load(SUM + head * D + d, mask=wide)
                         score_out = tl.load(SCORE + head * S + slot)
                         tl.store(SUM + head * D + d, whole - own * score_out, mask=wide)
@@ -168,7 +180,9 @@ def scan_in_kernel(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.
     policy, regions, (B, H, G, T, D) = layer.policy, layer.regions, new.q_BHGTD.shape
     sets = layer.order_BUS.shape[1]
     output_BHGTD = torch.empty_like(new.q_BHGTD, memory_format=torch.contiguous_format)
-    come = [x.contiguous() for x in (new.q_BHGTD, new.k_BHTD, new.v_BHTD, new.own_BHTE, new.score_BHT)]
+    first_BHT = layer.score_BHS.new_zeros(B, H, T) if new.score_BHT is None else new.score_BHT
+    own_BHTE = layer.own_BHSE if new.own_BHTE is None else new.own_BHTE  # not looked at where no keys are compared
+    come = [x.contiguous() for x in (new.q_BHGTD, new.k_BHTD, new.v_BHTD, own_BHTE, first_BHT)]
     place_BUS = torch.arange(layer.full, device=layer.device).expand_as(layer.order_BUS)
     rank_BUS = torch.empty_like(layer.order_BUS).scatter_(2, layer.order_BUS, place_BUS).int()
     weight_BUS = rank_BUS.new_empty(rank_BUS.shape, dtype=torch.float32)
@@ -179,12 +193,13 @@ def scan_in_kernel(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.
         half = cos.shape[-1]
     slots = triton.next_power_of_2(layer.full)
     _scan[(B * sets,)](
-        *come, output_BHGTD, layer.keys, layer.values, layer.own_BHSE, layer.sum_BHE, layer.score_BHS, rank_BUS,
+        *come, output_BHGTD, layer.keys, layer.values, layer.own_BHSE, layer.sum_BHC, layer.score_BHS, rank_BUS,
         layer.token_BUS, weight_BUS, decides_BUS, cos, -sin, T, layer.full, layer.seen, layer.held(layer.seen),
         layer.left, regions.sinks, regions.recent, policy.queries_heard, policy.attention_memory or 0.0, layer.tie,
-        scaling, HEADS=H // sets, GROUPS=G, HALF=half, D=D, BLOCK_D=max(16, triton.next_power_of_2(D)),
-        BLOCK_S=slots, BN=AT_ONCE, BY_RANK=layer.positions.by_rank, BY_ATTENTION=policy.scored_by == "attention",
-        COMPARES=layer.own_BHSE.shape[-1] > 0, PER_AGE=policy.per_age, POOLED=policy.pooled,
+        scaling, HEADS=H // sets, GROUPS=G, HALF=half, D=D, E=layer.own_BHSE.shape[-1],
+        BLOCK_D=max(16, triton.next_power_of_2(D)), BLOCK_S=slots, BN=AT_ONCE,
+        BY_RANK=layer.positions.by_rank, BY_ATTENTION=policy.scored_by == "attention",
+        COMPARES=layer.sum_BHC.shape[-1] > 0, PER_AGE=policy.per_age, POOLED=policy.pooled,
         num_warps=min(max(slots // 128, 4), 16),
     )  # fmt: skip
     layer.order_BUS.copy_(rank_BUS.argsort(-1))
