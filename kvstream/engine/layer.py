@@ -27,12 +27,17 @@ class Layer(CacheLayerMixin):
     row_tensors: tuple[str, ...] = ("keys", "values")  # what the cache holds of the batch's rows
     keys: torch.Tensor
     values: torch.Tensor
+    views: Any = None  # what a backend keeps of these tensors between calls
 
     def __init__(self, tables: SharedTables) -> None:
         super().__init__()
         self.tables = tables
         self.seen = 0
         self._arrived: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Say what is to be copied or pickled: not the views, as a copy's tensors are others."""
+        return vars(self) | {"views": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what was copied or pickled, so that it can be written outside inference mode as well."""

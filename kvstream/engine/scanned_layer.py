@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -71,7 +70,6 @@ class ScannedLayer(Layer):
     """
 
     row_tensors = ("keys", "values", "own_BHSE", "sum_BHC", "score_BHS", "order_BUS", "token_BUS")
-    views: Any = None  # what a backend keeps of these tensors between calls
 
     def __init__(self, tables: SharedTables, policy: BoundedPolicy, layer: int) -> None:
         super().__init__(tables)
@@ -103,10 +101,6 @@ class ScannedLayer(Layer):
         # Equal tokens have equal keys in the first layer, but for rounding in their dtype: see `contest.tie`.
         of_keys = torch.promote_types(key_states.dtype, torch.float32)
         self.tie = tie(of_keys if self.policy.scored_by == "token" else torch.float64)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Say what is to be copied or pickled: not the views, as a copy's tensors are others."""
-        return vars(self) | {"views": None}
 
     def held(self, seen: int) -> int:
         """Count the tokens held after so many were seen."""

@@ -59,19 +59,17 @@ class Cpu(Reference):
         """Seat a candidate, and turn contested keys that stand turned already, in one pass; see `Backend.seat`."""
         if layer.keys.element_size() < 4:
             return super().seat(layer, candidate, takeover, newest, members)
-        back, settled, eviction = (
-            layer.tables.rotation_of((-candidate if layer.ranks else 0,), layer.keys),
-            takeover.settled,
-            layer.eviction,
-        )
+        back = layer.tables.rotation_of((-candidate if layer.ranks else 0,), layer.keys)
         table, first = (layer.ranks.table, layer.ranks.first) if layer.ranks else (back, 0)
-        tensors = layer.keys, layer.values, layer.plain_BHZD, eviction.score_BHZ, eviction.rank_BHZ
-        settling = settled.seat_BHC, settled.left_BHC, settled.score_BHC
-        rotations = back.cos, back.sin, table.cos, table.sin
+        settled, eviction, layout = takeover.settled, layer.eviction, layer.layout
+        held = layer.keys, layer.values, layer.plain_BHZD, eviction.score_BHZ, eviction.rank_BHZ
+        of = *held, settled.seat_BHC, settled.left_BHC, settled.score_BHC, table.cos, table.sin
+        if layer.views is None or any(one is not other for one, other in zip(of, layer.views[0])):
+            layer.views = of, [x.numpy() for x in of]
+        *arrays, cos, sin = layer.views[1]
         to_turn = members if layer.ranks and layer.turned else 0
-        layout = layer.layout
         places = takeover.offer, layout.slot_of(candidate), layout.contested_at, newest, first, to_turn
-        return seat_compiled(*(x.numpy() for x in (*tensors, *settling, *rotations)), *places)
+        return seat_compiled(*arrays, back.cos.numpy(), back.sin.numpy(), cos, sin, *places)
 
     def compared(self, keys_BHTD: torch.Tensor, turn: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Turn keys and measure them in one pass; see `Backend.compared`."""
