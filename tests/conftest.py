@@ -42,7 +42,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @lru_cache
 def group_of(path):
-    """What one of two processes runs: a file, or all files that use a Ray of the tests', or the nursery, together."""
+    """What one of the processes runs: a file, or all files that use a Ray of the tests', or the nursery, together."""
     return "ray" if SHARED.search(Path(path).read_text()) else path
 
 
@@ -55,7 +55,7 @@ def pytest_xdist_make_scheduler(config, log):
             return group_of(str(config.rootpath / nodeid.partition("::")[0]))
 
         def _assign_work_unit(self, node):
-            if node is self.nodes[-1]:
+            if node is not self.nodes[0]:
                 self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
             super()._assign_work_unit(node)
 
@@ -65,8 +65,8 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(config, items):
     """Have what takes longest begin first, else one of several processes ends with that alone.
 
-    Of the two of `make test` one takes files from the front and one from the back. The engine's are at the front, so
-    that its functions are compiled by one alone.
+    Of those of `make test` one takes files from the front and the others from the back. The engine's are at the front,
+    so that its functions are compiled by one alone.
     """
     if "not long" not in config.option.markexpr:
         items.sort(key=lambda item: next((at for at, name in enumerate(LONG) if name in item.name), len(LONG)))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class P:
     strategy: str | None = None
     position: str | None = "cache"
     skip_layers: str = ""
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict, hash=False)
     scorer: str | None = None  # older records do not say
     recalls: float = 0.9  # share of answers that are right beyond the budget
 
@@ -95,7 +96,7 @@ class Plan:
     dtype: str = "float32"
     vocab_size: int = 50_000
     question: str = "Which policy, which budget, at what cost?"
-    environment: dict[str, str] = field(default_factory=lambda: dict(ENVIRONMENT))
+    environment: dict[str, str] = field(default_factory=lambda: dict(ENVIRONMENT), hash=False)
     answers: tuple[tuple[int, int, int], ...] = ()  # position, length and distance, by position
     recalls: float = 0.9  # share of answers that are right within the budget
     part: int = 0  # tokens of each part in which texts were computed
@@ -234,23 +235,30 @@ def write(plan: Plan, folder: Path) -> Path:
     place = () if (plan.device, plan.dtype) == ("cpu", "float32") else (plan.device, plan.dtype)
     keys = [key_of(m[0], d, p.label, plan.tokens, *place) for m, d, p in cells]
     held_back = len(cells) - plan.failed - plan.missing
+    bare = replace(plan, policies=(), models=(), documents=(), lengths=(), latency=None, environment={})
     for index, ((model, document, policy), key) in enumerate(zip(cells, keys)):
         fields = fields_of(plan, model, document, policy)
         if index >= held_back:
             if index < held_back + plan.failed:
                 write_failure(folder, key, fields)
             continue
-        token, nll, correct = scored(plan, model[0], document, policy)
-        if plan.invalid and index in (1, len(plan.policies) + 2):
-            nll[10] = np.nan if index == 1 else np.inf
-        more = compared(plan, model[0], document, policy) if plan.diverges else {}
-        if more and (worst := worst_of(more, nll)):
-            fields |= {"worst": worst}
-        write_cell(folder, key, fields, token, nll, correct, plan.environment, more)
+        odd = {1: np.nan, len(plan.policies) + 2: np.inf}.get(index) if plan.invalid else None
+        rows, worst = rows_of(bare, key, model[0], document, policy, odd)
+        commit(folder, key, fields | ({"worst": worst} if worst else {}), rows, plan.tokens - 1, plan.environment)
     keys += write_latency(plan, folder) if plan.latency else []
     sweep = {"name": "golden", "question": plan.question, "cells": keys}
     write_json(folder / "sweep.json", sweep)
     return folder
+
+
+@lru_cache(maxsize=1000)
+def rows_of(plan: Plan, key: str, model: str, document: str, policy: P, odd: float | None) -> tuple[bytes, list[Any]]:
+    """A cell's Parquet file, and its worst tokens: tests write the same ones again and again. odd: one loss."""
+    token, nll, correct = scored(plan, model, document, policy)
+    if odd is not None:
+        nll[10] = odd
+    more = compared(plan, model, document, policy) if plan.diverges else {}
+    return parquet(cell_table(key, document, token, nll, correct, more)), worst_of(more, nll) if more else []
 
 
 def kept(policy: P, tokens: int) -> float:
@@ -324,7 +332,8 @@ def write_latency(plan: Plan, folder: Path) -> list[str]:
         fields["noise"] = {
             "load_before": 0.2, "load_after": 1.9, "steal": 0.001, "others": others, "governor": None,
         }  # fmt: skip
-        commit(folder, key, fields, samples_of(key, fields, measure, blemish), plan.environment)
+        samples = samples_of(key, fields, measure, blemish)
+        commit(folder, key, fields, parquet(samples), samples.num_rows, plan.environment)
     return keys
 
 
@@ -394,19 +403,29 @@ def write_cell(
     more: Any = None,
 ):
     """One Parquet file and its commit record."""
+    table = cell_table(key, fields["document"], token, nll, correct, more or {})
+    commit(folder, key, fields, parquet(table), table.num_rows, environment)
+
+
+def cell_table(key: str, document: str, token: Any, nll: Any, correct: Any, more: Any) -> pa.Table:
     count = len(token)
-    columns = {"cell": [key] * count, "document": [fields["document"]] * count}
+    columns = {"cell": [key] * count, "document": [document] * count}
     columns |= {"position": np.arange(1, count + 1, dtype=np.int32), "token": token}
-    commit(folder, key, fields, pa.table(columns | {"nll_nats": nll, "correct": correct} | (more or {})), environment)
+    return pa.table(columns | {"nll_nats": nll, "correct": correct} | more)
 
 
-def commit(folder: Path, key: str, fields: dict[str, Any], table: pa.Table, environment: dict) -> None:
+def parquet(table: pa.Table) -> bytes:
+    held = pa.BufferOutputStream()
+    pq.write_table(table, held, compression="zstd")
+    return held.getvalue().to_pybytes()
+
+
+def commit(folder: Path, key: str, fields: dict[str, Any], rows: bytes, count: int, environment: dict) -> None:
     """Write a cell's Parquet file and its commit record."""
     path = folder / f"{key}.parquet"
-    pq.write_table(table, path, compression="zstd")
+    path.write_bytes(rows)
     record = {
-        "schema": 1, "cell": key, "file": path.name, "rows": table.num_rows,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "schema": 1, "cell": key, "file": path.name, "rows": count, "sha256": hashlib.sha256(rows).hexdigest(),
         "fields": fields, "environment": environment, "seconds": 1.5, "written_at": "2026-01-02T03:04:05+00:00",
     }  # fmt: skip
     write_json(folder / f"{key}.json", record)

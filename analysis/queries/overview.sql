@@ -12,11 +12,12 @@ SELECT
     (SELECT coalesce(sum((tokens - 1) // coalesce(every, 1)), 0)::BIGINT FROM cells) AS tokens,
     (SELECT count(*) FROM samples) AS samples,
     (SELECT coalesce(sum(invalid), 0)::BIGINT FROM pieces) AS invalid,
-    (SELECT list(DISTINCT model ORDER BY model) FROM places) AS models,
+    -- Smaller models first, by the KV bytes that a token takes.
+    (SELECT list(model ORDER BY size, model)
+        FROM (SELECT model, min(size) AS size FROM places GROUP BY model)) AS models,
     (SELECT coalesce(list(DISTINCT text ORDER BY text), []) FROM cells) AS texts,
     (SELECT list(DISTINCT device ORDER BY device) FROM places) AS devices,
     (SELECT list(DISTINCT dtype ORDER BY dtype) FROM places) AS dtypes,
-    -- Smaller models first, by the KV bytes that a token takes.
     (SELECT list(setting ORDER BY size, setting)
         FROM (SELECT setting, min(size) AS size FROM places GROUP BY setting)) AS settings,
     (SELECT count(DISTINCT setting) FROM cells) AS quality_settings,

@@ -99,6 +99,11 @@ class BoundedLayer(Layer):
                 slots[:, :, self.layout.slot_of(self.seen)] = 0
         return super().state()
 
+    @property
+    def names(self) -> set[str]:
+        """With what an eviction holds."""
+        return super().names | set(Eviction.row_tensors if self.eviction else ())
+
     def restore(self, state: dict[str, torch.Tensor], seen: int) -> None:
         """Go on from a state of a layer like this; or of a full one, whose first sinks + recent tokens are the same."""
         super().restore(state, seen)

@@ -63,6 +63,12 @@ def restore(cache: KVStreamCache, state: dict[str, torch.Tensor]) -> None:
         )
     if seen and (held := of_layers[0]["keys"].dtype) != cache.owner.dtype:
         raise ValueError(f"state: of a model in {held}, this is in {cache.owner.dtype}; restore one of this model")
+    for layer, number in zip(cache.own_layers(), sorted(of_layers)):
+        if unknown := of_layers[number].keys() - layer.names:
+            raise ValueError(
+                f"state: of another version of kvstream, with {', '.join(sorted(unknown))} in a layer under {label}; "
+                "compute it again"
+            )
     cache.reset()
     for layer, number in zip(cache.own_layers(), sorted(of_layers)):
         layer.restore(of_layers[number], seen)

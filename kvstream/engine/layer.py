@@ -97,6 +97,11 @@ class Layer(CacheLayerMixin):
         """Everything this layer holds of the tokens seen, by name; the tensors are its own, not copies."""
         return {name: getattr(owner, name)[:, :, : self._filled(name)] for owner, name in self._held()}
 
+    @property
+    def names(self) -> set[str]:
+        """What tensors a state of this layer may hold."""
+        return set(self.row_tensors)
+
     def restore(self, state: dict[str, torch.Tensor], seen: int) -> None:
         """Go on from a state after `seen` tokens. What is missing from it has its value at the start of a text."""
         with torch.inference_mode(False):

@@ -42,6 +42,8 @@ class SharedTables:
 
     def rotation(self, start: int, length: int, cap: int | None, like: torch.Tensor) -> Rotation:
         """Rotate to positions start … start + length − 1, none above `cap`."""
+        if length == 1:
+            return self.rotation_of((start if cap is None else min(start, cap),), like)
         key = ("span", start, length, cap, like.device)
         if key not in self._rotations:
             if len(self._rotations) >= 64:  # a call needs a few, or one for each layer, and the next call others

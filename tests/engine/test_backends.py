@@ -1,6 +1,7 @@
 """Each backend computes what the plain definition says: cpu against reference, and reference against softmax itself."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from exactness_cases import FLOAT32, FLOAT64
 
-from kvstream import H2O
+from kvstream import H2O, KeyDiff
 from kvstream.engine.attention import merge_partials
 from kvstream.engine.backends import backend_for
 from kvstream.engine.backends.compiled_attention import softmax
@@ -186,25 +187,40 @@ def test_keys_to_compare_are_turned_and_measured(rotated, dtype):
         assert inverse[0, 1, 2] == inverse[1, 2, 3] == 0
 
 
-@pytest.mark.parametrize("position", ["cache", "absolute"])
+def turning(rotated, positions):
+    """Rotate the first dimensions of a head to these positions."""
+    angles_SP = positions[:, None] * torch.tensor([0.9, 0.5, 0.2, 0.1])[: rotated // 2].double()
+    return Rotation(angles_SP.cos().repeat(1, 2), torch.cat((-angles_SP.sin(), angles_SP.sin()), 1))
+
+
+def scanned(scan, policy, rotated, queries):
+    """What a scan of nine tokens answers, and the layer after it."""
+    rope = SimpleNamespace(size=rotated, at=lambda positions, like: turning(rotated, positions))
+    layer, keys = ScannedLayer(SharedTables(rope), policy, 0), drawn(B, H, 9, D, seed=1)
+    layer.lazy_initialization(keys, keys)
+    compared, E = [], layer.own_BHSE.shape[-1]
+    if policy.scored_by == "similarity":
+        compared = [1 / keys.norm(dim=-1), turning(rotated, torch.arange(9))(keys)[..., :E]]
+    arriving = Arriving(drawn(B, H, queries, 9, D), keys, drawn(B, H, 9, D, seed=2), *compared)
+    return scan(layer, arriving, 0.3), layer
+
+
+@pytest.mark.parametrize("policy", [H2O(6, 3, start_size=1), KeyDiff(5, 2, 1)], ids=str)
+@pytest.mark.parametrize("position", ["cache", "frozen", "absolute"])
 @pytest.mark.parametrize("queries", [1, 2, 3, 4, 5, 9])
 @pytest.mark.parametrize("rotated", [8, 4])
-def test_a_compiled_scan_does_what_the_plain_one_does_however_many_queries_share_a_key(position, queries, rotated):
-    policy, kept = H2O(6, 3, start_size=1, position=position), []
-    for scan in (scan_plainly, scan_compiled):
-        layer = ScannedLayer(SharedTables(None), policy, 0)
-        keys = drawn(B, H, 9, D, seed=1)
-        if position == "cache":
-            angles_SP = torch.arange(layer.full)[:, None] * torch.tensor([0.9, 0.5, 0.2, 0.1])[: rotated // 2].double()
-            cos, sin = angles_SP.cos().repeat(1, 2), torch.cat((-angles_SP.sin(), angles_SP.sin()), 1)
-            layer.tables.rope = SimpleNamespace(at=lambda *_, cos=cos, sin=sin: Rotation(cos, sin))
-        layer.lazy_initialization(keys, keys)
-        output = scan(layer, Arriving(drawn(B, H, queries, 9, D), keys, drawn(B, H, 9, D, seed=2)), 0.3)
-        kept.append((output, layer.order_BUS, layer.score_BHS))
-    (ours, order, score), (truth, true_order, true_score) = reversed(kept)
+def test_a_compiled_scan_does_what_the_plain_one_does_however_many_queries_share_a_key(
+    policy, position, queries, rotated
+):
+    policy = replace(policy, position=position)
+    (ours, layer), (truth, plain) = (scanned(scan, policy, rotated, queries) for scan in (scan_compiled, scan_plainly))
     close(ours, truth, FLOAT64)
-    close(score, true_score, FLOAT64)
-    assert torch.equal(order, true_order)
+    close(layer.score_BHS, plain.score_BHS, FLOAT64)
+    assert torch.equal(layer.order_BUS, plain.order_BUS)
+    if policy.scored_by == "similarity":
+        close(layer.sum_BHC, plain.sum_BHC, FLOAT64)
+        assert plain.sum_BHC.any()
+        assert layer.own_BHSE.shape[-1] == (0 if position == "absolute" else rotated)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

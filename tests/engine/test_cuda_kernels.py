@@ -101,10 +101,13 @@ CASES += [(replace(p, position=mode), "neox" if place % 2 else "llama") for plac
           for mode in MODES[1:] if place in (0, 6, 8, 12)]  # fmt: skip
 
 
-def few_first(cases, step):
+INTERPRETED = [pytest.mark.long, pytest.mark.interpreted]
+
+
+def few_first(cases, step, else_=INTERPRETED):
     """The interpreter takes seconds for each: one of so many in `make test`, all in `make test-faults` and on a GPU."""
     rows = [each if isinstance(each, tuple) else (each,) for each in cases]
-    return [pytest.param(*row, marks=[pytest.mark.long] * (place % step > 0)) for place, row in enumerate(rows)]
+    return [pytest.param(*row, marks=else_ * (place % step > 0)) for place, row in enumerate(rows)]
 
 
 @pytest.fixture
@@ -155,6 +158,7 @@ def test_replay_is_exact(policy, family, cuda):
 
 
 @pytest.mark.long
+@pytest.mark.interpreted
 @pytest.mark.parametrize("policy", [StreamingLLM(3, 9), Full(), FixSizeL2(11, 0.5, "keep_low")], ids=str)
 def test_half_precision_differs_by_its_rounding(policy, cuda):
     # Triton's interpreter multiplies bfloat16 as if its bits were whole numbers (3.9, tl.dot).
@@ -316,16 +320,16 @@ SCANNED = [
     H2O(6, 3, start_size=1),
     TOVA(6),
     KeyDiff(6, 2, 1),
-    SnapKV(9, 3, 3, 4),
-    H2O(6, 0, normalise="age", position="absolute"),
     KeyDiff(6, 2, 1, position="frozen"),
-    KeyDiff(6, 2, 1, position="absolute"),
+    H2O(6, 0, normalise="age", position="absolute"),
     L2Compress(0.5, 8),
+    KeyDiff(6, 2, 1, position="absolute"),
+    SnapKV(9, 3, 3, 4),
     TOVA(1),
 ]
 
 
-@pytest.mark.parametrize("policy", few_first(SCANNED, 4), ids=str)
+@pytest.mark.parametrize("policy", few_first(SCANNED, 2, [pytest.mark.long]), ids=str)
 def test_a_scan_keeps_and_answers_what_the_plain_one_does(policy):
     """In calls of several tokens and of one, for two texts, two heads and three queries to a key."""
     tokens, found = 17, []

@@ -33,20 +33,20 @@ def test_the_quicker_number_of_threads_is_found(machine, work, threads):
 
 
 def test_what_was_slower_is_asked_again_now_and_then(machine, monkeypatch):
-    """At first something else keeps the other core busy."""
-    spread, beside = pace.Pace().spread, 1.0
-    monkeypatch.setattr(
-        pace,
-        "_seconds",
-        lambda piece, pieces, alone=pace._seconds: alone(piece, pieces) + (beside if pieces[1:] else 0.0),
-    )
+    """At first something else keeps the other core busy, so that two threads take three times as long as one."""
+    spread, alone, beside = pace.Pace().spread, pace._seconds, 0.01
+    monkeypatch.setattr(pace, "_seconds", lambda *of: alone(*of) + (beside if of[1][1:] else 0.0))
     for _ in range(30):
         spread(lambda part: None, 4000, 4000)
     assert machine[-5:] == [1] * 5
     beside = 0.0
-    for _ in range(pace.TRIES * pace.AGAIN):
+    machine.clear()
+    for _ in range(pace.TRIES * 4 * pace.AGAIN):
         spread(lambda part: None, 4000, 4000)
     assert machine[-5:] == [2] * 5
+    first = "".join(map(str, machine)).index("22222")
+    assert machine[:first].count(2) == pace.TRIES // 2, "until with one more most of what is remembered is of now"
+    assert first > 3 * pace.AGAIN * (pace.TRIES // 2), "what takes three times as long is tried a third as often"
 
 
 def test_each_size_has_its_own_answer(machine):
@@ -57,6 +57,15 @@ def test_each_size_has_its_own_answer(machine):
     for work in (4, 4000):
         spread(lambda part: None, work, work)
     assert machine == [1, 2]
+
+
+def test_another_number_of_threads_is_tried_when_torch_has_it(machine, monkeypatch):
+    spread = pace.Pace().spread
+    for threads in (2, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        for _ in range(2 * pace.TRIES + 5):
+            spread(lambda part: None, 4000, 4000)
+        assert machine[-5:] == [threads] * 5
 
 
 def test_one_set_is_never_cut(machine):

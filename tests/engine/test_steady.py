@@ -88,7 +88,7 @@ def test_each_step_is_the_same_operations_and_asks_nothing(policy, tiny_llama, t
 
 @pytest.mark.parametrize(
     "policy",
-    [POLICIES[5], *(pytest.param(policy, marks=pytest.mark.long) for policy in (*POLICIES[:2], POLICIES[8]))],
+    [*POLICIES[5::5], *(pytest.param(policy, marks=pytest.mark.long) for policy in (*POLICIES[:2], POLICIES[8]))],
     ids=str,
 )
 def test_a_compiler_sees_one_graph(policy, tiny_llama, tokens):

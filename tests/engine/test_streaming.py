@@ -9,7 +9,7 @@ from exactness_cases import BOUNDED, FLOAT64, MODES, TOLERANCE, assert_close, ev
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
+from kvstream import FixSizeL2, Full, KeyDiff, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
 from kvstream.engine.replay import replay_chunks
 from kvstream.engine.scoring import score
 
@@ -104,6 +104,13 @@ def test_a_state_of_another_policy_or_model_is_refused(tiny_model, tokens):
     fewer = {name: tensor for name, tensor in full.state().items() if not name.startswith("2.")}
     with pytest.raises(ValueError, match="state: of 2 layers, the model has 3"):
         KVStreamCache(model, Full()).restore(fewer)
+    scored = KVStreamCache(model, KeyDiff(8, 4))
+    scored.hidden_states(model, ids)
+    older = {name.replace("sum_BHC", "sum_BHE"): tensor for name, tensor in scored.state().items()}
+    before = scored.state()
+    with pytest.raises(ValueError, match=r"state: of another version of kvstream, with sum_BHE in a layer under key"):
+        scored.restore(older)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in scored.state().items())
     with pytest.raises(ValueError, match=r"cache: it is under full, not under recent_only\(4\)"):
         next(replay_chunks(model, ids, RecentOnly(4), cache=full))
 

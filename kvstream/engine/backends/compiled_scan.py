@@ -124,10 +124,18 @@ def _scan(
             held += 1
             new = order_S[held - 1]
             token_S[new] = seen + t
-            at = 0
-            for slot in range(full):  # in the order of memory, which is faster than by age
-                slot_N[at], away_N[at] = slot, np.uint64(held - 1) - rank_S[slot]
-                at += rank_S[slot] < np.uint64(held)
+            # Slots are read in the order of memory, which is faster than by age, those that are free left out.
+            packed = True
+            for n in range(held, full):
+                packed = packed and order_S[n] >= np.uint64(held)
+            if packed:
+                for slot in range(held):
+                    slot_N[slot], away_N[slot] = slot, np.uint64(held - 1) - rank_S[slot]
+            else:
+                at = 0
+                for slot in range(full):
+                    slot_N[at], away_N[at] = slot, np.uint64(held - 1) - rank_S[slot]
+                    at += rank_S[slot] < np.uint64(held)
             counts = memory >= 0 and (heard == 0 or full - held < heard)
             stays = 0.0 if heard > 0 and full - held == heard - 1 else memory
             for n in range(held):

@@ -14,7 +14,7 @@ from kvstream.engine.backends.team import run_all
 
 Piece = Callable[[slice], None]
 TRIES = 9  # of one thread and of all, the last ones, whose median counts: any may have been disturbed
-AGAIN = 64  # of so many calls one goes to the slower number, as what else the machine does changes
+AGAIN = 64  # of so many calls' time one's goes to the slower number, as what else the machine does changes
 
 
 class Pace:
@@ -33,10 +33,12 @@ class Pace:
         size = work.bit_length()
         known = {n: self.taken[size, n] for n in (min(torch.get_num_threads(), sets), 1)}
         self.calls[size] += 1
-        # In turns at first: a step's first loops find less in a core's caches than its last.
-        threads = min(known, key=lambda n: (len(known[n]), median(known[n] or [0.0])))
-        if self.calls[size] % AGAIN == 0:
-            threads = next((n for n in known if n != threads), threads)
+        # In turns at first, so that both meet the same moments.
+        typical = {n: median(taken or [0.0]) for n, taken in known.items()}
+        threads, *other = sorted(known, key=lambda n: (len(known[n]), typical[n]))
+        if other and all(len(taken) == TRIES for taken in known.values()):
+            every = int(AGAIN * typical[other[0]] / typical[threads])
+            threads = other[0] if self.calls[size] % every == 0 else threads
         took = _seconds(piece, [slice(sets * n // threads, sets * (n + 1) // threads) for n in range(threads)])
         known[threads].append(took / work)
 

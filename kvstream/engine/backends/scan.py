@@ -5,7 +5,7 @@ leave: the lowest score, of equals the youngest. All ways write the layer's slot
 and many go the same way, so decoding and replay decide alike; but on GPUs, where a kernel takes many, only as far as
 rounding lets them.
 
-Shape legend: B batch, H kv-heads, U sets of kept tokens, N tokens held, by age, C contested ones, G query heads per
+Shape legend: B batch, H kv-heads, U sets of kept tokens, N tokens held, by age, M contested ones, G query heads per
 kv-head, T tokens, D head size, C and E as in `scanned_layer`.
 """
 
@@ -80,21 +80,21 @@ def _shed(layer: ScannedLayer, token: int | torch.Tensor, slot_BUN: torch.Tensor
         decides_BHN = decides_BHN / (token + 1 - layer.token_BUS.gather(2, slot_BUN)).clamp(min=1)
     if policy.shared_by_heads:
         decides_BHN = decides_BHN.mean(1, keepdim=True)
-    decides_BUC = decides_BHN[:, :, regions.sinks : N - regions.recent]
+    decides_BUM = decides_BHN[:, :, regions.sinks : N - regions.recent]
     if policy.pooled > 1:
-        rows_RC = decides_BUC.flatten(0, 1)
-        decides_BUC = torch.nn.functional.avg_pool1d(rows_RC, policy.pooled, 1, policy.pooled // 2).view_as(decides_BUC)
+        rows_RM = decides_BUM.flatten(0, 1)
+        decides_BUM = torch.nn.functional.avg_pool1d(rows_RM, policy.pooled, 1, policy.pooled // 2).view_as(decides_BUM)
     for held in range(N, layer.left, -1):
-        lowest_BU1 = decides_BUC.amin(-1, keepdim=True)
-        among_BUC = decides_BUC <= lowest_BU1 + lowest_BU1.abs() * layer.tie
+        lowest_BU1 = decides_BUM.amin(-1, keepdim=True)
+        among_BUM = decides_BUM <= lowest_BU1 + lowest_BU1.abs() * layer.tie
         rank_N = torch.arange(N, device=layer.device)
-        place_BU1 = (among_BUC * (1 + rank_N[: among_BUC.shape[-1]])).amax(-1, keepdim=True) - 1
+        place_BU1 = (among_BUM * (1 + rank_N[: among_BUM.shape[-1]])).amax(-1, keepdim=True) - 1
         place_BU1 = place_BU1.clamp(min=0)  # −∞ is below no bar, NaN below none either
         if compared:
             slot_BH1 = order_BUN.gather(2, regions.sinks + place_BU1).expand(*score_BHN.shape[:2], 1)
             layer.sum_BHC.sub_(_own(layer, slot_BH1)[:, :, 0] * layer.score_BHS.gather(2, slot_BH1))
         order_BUN = _to_place(order_BUN, regions.sinks + place_BU1, held - 1)
-        decides_BUC = _to_place(decides_BUC, place_BU1, decides_BUC.shape[-1] - 1)[..., :-1]
+        decides_BUM = _to_place(decides_BUM, place_BU1, decides_BUM.shape[-1] - 1)[..., :-1]
     layer.order_BUS.copy_(order_BUN)
 
 
