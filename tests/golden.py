@@ -243,8 +243,8 @@ def write(plan: Plan, folder: Path) -> Path:
                 write_failure(folder, key, fields)
             continue
         odd = {1: np.nan, len(plan.policies) + 2: np.inf}.get(index) if plan.invalid else None
-        rows, worst = rows_of(bare, key, model[0], document, policy, odd)
-        commit(folder, key, fields | ({"worst": worst} if worst else {}), rows, plan.tokens - 1, plan.environment)
+        rows, worst = rows_of(bare, key, model[0], document, policy, odd, (scored, compared, repeat))
+        put(folder, key, fields | ({"worst": worst} if worst else {}), rows, plan.tokens - 1, plan.environment)
     keys += write_latency(plan, folder) if plan.latency else []
     sweep = {"name": "golden", "question": plan.question, "cells": keys}
     write_json(folder / "sweep.json", sweep)
@@ -252,8 +252,13 @@ def write(plan: Plan, folder: Path) -> Path:
 
 
 @lru_cache(maxsize=1000)
-def rows_of(plan: Plan, key: str, model: str, document: str, policy: P, odd: float | None) -> tuple[bytes, list[Any]]:
-    """A cell's Parquet file, and its worst tokens: tests write the same ones again and again. odd: one loss."""
+def rows_of(
+    plan: Plan, key: str, model: str, document: str, policy: P, odd: float | None, by: tuple[Any, ...]
+) -> tuple[bytes, list[Any]]:
+    """A cell's Parquet file, and its worst tokens: tests write the same ones again and again.
+
+    odd: one of the losses. by: the functions that a test may have put others in place of.
+    """
     token, nll, correct = scored(plan, model, document, policy)
     if odd is not None:
         nll[10] = odd
@@ -332,8 +337,7 @@ def write_latency(plan: Plan, folder: Path) -> list[str]:
         fields["noise"] = {
             "load_before": 0.2, "load_after": 1.9, "steal": 0.001, "others": others, "governor": None,
         }  # fmt: skip
-        samples = samples_of(key, fields, measure, blemish)
-        commit(folder, key, fields, parquet(samples), samples.num_rows, plan.environment)
+        commit(folder, key, fields, samples_of(key, fields, measure, blemish), plan.environment)
     return keys
 
 
@@ -403,8 +407,7 @@ def write_cell(
     more: Any = None,
 ):
     """One Parquet file and its commit record."""
-    table = cell_table(key, fields["document"], token, nll, correct, more or {})
-    commit(folder, key, fields, parquet(table), table.num_rows, environment)
+    commit(folder, key, fields, cell_table(key, fields["document"], token, nll, correct, more or {}), environment)
 
 
 def cell_table(key: str, document: str, token: Any, nll: Any, correct: Any, more: Any) -> pa.Table:
@@ -420,7 +423,12 @@ def parquet(table: pa.Table) -> bytes:
     return held.getvalue().to_pybytes()
 
 
-def commit(folder: Path, key: str, fields: dict[str, Any], rows: bytes, count: int, environment: dict) -> None:
+def commit(folder: Path, key: str, fields: dict[str, Any], table: pa.Table, environment: dict) -> None:
+    """Write a cell's rows and its commit record."""
+    put(folder, key, fields, parquet(table), table.num_rows, environment)
+
+
+def put(folder: Path, key: str, fields: dict[str, Any], rows: bytes, count: int, environment: dict) -> None:
     """Write a cell's Parquet file and its commit record."""
     path = folder / f"{key}.parquet"
     path.write_bytes(rows)

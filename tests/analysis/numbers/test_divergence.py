@@ -193,8 +193,8 @@ def test_an_infinite_divergence_is_counted_and_in_no_mean(tmp_path, monkeypatch)
     plan = replace(QUICK, documents=QUICK.documents[:1], policies=QUICK.policies[:3], tokens=600, lengths=(600,))
     real = golden.compared
 
-    def compared(plan, model, document, policy):
-        found = real(plan, model, document, policy)
+    def compared(bare, model, document, policy):
+        found = real(bare, model, document, policy)
         found["kl_nats"][-5:-3] = (np.inf, np.nan) if policy == plan.policies[1] else 0
         return found
 
