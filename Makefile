@@ -27,7 +27,7 @@ run: $(READY) ## Sweep the demo model over three real books, then write report/i
 	$(BIN)/python sweeps/quick.py --out $(RECORDS)/quick
 	$(BIN)/python analysis/report.py --records $(RECORDS)/quick --out $(REPORT)
 
-# Three files at a time (tests/conftest.py says which together), as sweeps that are killed wait for each other; but for
+# Three files at a time (tests/conftest.py says which together), as tests of kills leave two cores idle in part; but for
 # tests that measure seconds closely: their files are found by the mark, as collecting all takes as long as they do.
 # Threads of several processes on the same cores must not spin while they wait.
 .PHONY: test
