@@ -22,6 +22,7 @@ from analysis import report
 from analysis.charts import drawing
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM, decode, parse_policy, replay
 from kvstream import __main__ as command
+from kvstream.engine import model_check
 from kvstream.inputs.documents import load_documents
 from kvstream.measure import quality, scores
 
@@ -137,6 +138,16 @@ def test_half_precision_that_overflows_does_not_crash(policy, dtype):
     assert nll.isnan().any() == (dtype == torch.float16), "bfloat16 has float32's range"
 
 
+@pytest.mark.parametrize("place", [0, FIRST])
+def test_what_rounding_alone_changes_is_told_where_the_models_own_attention_gives_nan_throughout(place):
+    """By which `rerun` judges; plain attention weighs what comes later with 0, and 0 × NaN is NaN."""
+    model, ids = poisoned(float("nan")), torch.arange(60) * 7 % 90
+    healthy = model_check.rounding_nats(build_model("neox", torch.float32), ids)
+    ids[place] = POISON
+    model_check.check(model, ids)
+    assert 0.1 * healthy < model_check.rounding_nats(model, ids) < 10 * healthy
+
+
 # A sweep
 
 
@@ -193,7 +204,7 @@ def test_the_folder_is_whole_and_a_cell_of_nan_comes_again(swept):
     [cell] = [r["cell"] for r in records if (r["fields"]["document"], r["fields"]["policy"]) == ("ill", LABELS[1])]
     again = here(command.main, ["rerun", out, cell])
     assert again.returncode == 0, again.stderr
-    assert re.search(r"59 rows, (identical|at most .* nats apart), 0 argmax hits differ", again.stdout)
+    assert re.search(r"59 rows, (identical|at most .* nats apart, .* makes \d.*), 0 argmax hits differ", again.stdout)
 
 
 def test_the_report_counts_them_and_keeps_them_out_of_means(swept):
