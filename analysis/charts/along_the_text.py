@@ -69,7 +69,7 @@ def overview(rows: list[Row]) -> Figure:
         axis = alt.Axis(format=",d", tickCount=8)
         x = alt.X("position:Q", title=None, scale=alt.Scale(domain=[0, last], nice=False), axis=axis)
         y = alt.Y("nll_nats:Q", title=None, axis=None, scale=roomy(ends(full, "nll_nats"), 1))
-        line = alt.Chart(marks.values(full), name="overview").encode(x=x, y=y)  # else the name is drawn at random
+        line = alt.Chart(marks.values(full)).encode(x=x, y=y)
         brush = alt.selection_interval(name="brush", encodings=["x"])
         layers: list[Any] = [line.mark_line(color=STYLES["full"].colour, strokeWidth=1.5).add_params(brush)]
         for size in [*sizes, *([context] if context < last else [])]:

@@ -15,7 +15,7 @@ import altair as alt
 from altair.utils.schemapi import debug_mode
 
 from analysis.charts.axes import bound
-from analysis.charts.theme import MUTED, RULE, Style, order, style
+from analysis.charts.theme import MUTED, RULE, Style, order, style, theme
 
 Row = dict[str, Any]
 Legend = list[tuple[str, Style]]
@@ -183,9 +183,19 @@ def panel(
 ) -> Panel:
     """Layers of one panel, described for readers who do not see it; `signals`: what the page sets, and first values."""
     about = ": ".join((", ".join(filter(None, (setting, title))), description))
-    spec = alt.layer(*layers).properties(height=height, description=about).to_dict(validate=False)
     set_by_page = [{"name": name, "value": value} for name, value in ({"emphasis": None} | (signals or {})).items()]
-    return Panel(setting, title, spec | {"params": [*spec.get("params", []), *set_by_page]})
+    spec = layered(layers) | {"height": height, "description": about, "params": set_by_page}
+    return Panel(setting, title, spec)
+
+
+def layered(layers: list[alt.Chart]) -> Row:
+    """The spec of layers above one another: that of `alt.layer`, which copies each of them four times."""
+    specs = [layer.to_dict(validate=False, context={"top_level": False}) for layer in layers]
+    whole: Row = {**theme(), "$schema": alt.SCHEMA_URL}
+    if all(one["data"]["values"] is specs[0]["data"]["values"] for one in specs):
+        whole["data"] = specs[0]["data"]
+        specs = [{name: value for name, value in one.items() if name != "data"} for one in specs]
+    return whole | {"layer": specs}
 
 
 def spoken(rows: list[Row], field: str, form: str = "+.1f", unit: str = " %", name: str = "policy") -> str:
