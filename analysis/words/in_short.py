@@ -48,8 +48,9 @@ def choosing(frames: Frames, longer: Frames) -> str:
     kl = {row["policy"]: row["kl_nats"] for row in frames.get("divergence", [])}
     some = [better(own, best, longer.get("length", []), kl) for own, best in found.values() if not near(own)]
     along = times_its_budget(equal, frames.get("length", []))
-    told = "; ".join(filter(None, (" and ".join(filter(None, (loses, nothing))), *some, along)))
-    return f"Choosing older tokens by a score in place of the newest, in the settings that were tried, {told}."
+    told = "; ".join(filter(None, (" and ".join(filter(None, (loses, nothing))), *some)))
+    first = f"Choosing older tokens by a score in place of the newest, in the settings that were tried, {told}."
+    return f"{first} Along a text {along}." if along else first
 
 
 def better(own: Row, best: Row, longer: list[Row], kl: dict[str, float]) -> str:
