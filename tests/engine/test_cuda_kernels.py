@@ -104,10 +104,10 @@ CASES += [(replace(p, position=mode), "neox" if place % 2 else "llama") for plac
 INTERPRETED = [pytest.mark.long, pytest.mark.interpreted]
 
 
-def few_first(cases, step, else_=INTERPRETED):
+def few_first(cases, step):
     """The interpreter takes seconds for each: one of so many in `make test`, all in `make test-faults` and on a GPU."""
     rows = [each if isinstance(each, tuple) else (each,) for each in cases]
-    return [pytest.param(*row, marks=else_ * (place % step > 0)) for place, row in enumerate(rows)]
+    return [pytest.param(*row, marks=INTERPRETED * (place % step > 0)) for place, row in enumerate(rows)]
 
 
 @pytest.fixture
@@ -319,9 +319,9 @@ def test_tiles_shrink_until_a_card_holds_them(monkeypatch):
 
 
 SCANNED = [
+    KeyDiff(6, 2, 1),
     H2O(6, 3, start_size=1),
     TOVA(6),
-    KeyDiff(6, 2, 1),
     KeyDiff(6, 2, 1, position="frozen"),
     H2O(6, 0, normalise="age", position="absolute"),
     L2Compress(0.5, 8),
@@ -331,7 +331,7 @@ SCANNED = [
 ]
 
 
-@pytest.mark.parametrize("policy", few_first(SCANNED, 2, [pytest.mark.long]), ids=str)
+@pytest.mark.parametrize("policy", few_first(SCANNED, 4), ids=str)
 def test_a_scan_keeps_and_answers_what_the_plain_one_does(policy):
     """In calls of several tokens and of one, for two texts, two heads and three queries to a key."""
     tokens, found = 17, []

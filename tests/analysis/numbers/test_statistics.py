@@ -10,9 +10,8 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import scipy  # whose parts load when they are used
 from golden import FULL, QUICK, database_of, l2, recent, streaming
-from scipy import stats as scipy_stats
-from scipy.signal import lfilter
 
 from analysis.numbers import database, rounds, stats
 from analysis.words import divergence, findings
@@ -30,7 +29,7 @@ def drift(random, shape, memory=0.6):
     """Standard normal along the tokens, each correlated with the one before."""
     steps = random.normal(size=shape) * np.sqrt(1 - memory**2)
     steps[..., 0] /= np.sqrt(1 - memory**2)
-    return lfilter([1], [1, -memory], steps)
+    return scipy.signal.lfilter([1], [1, -memory], steps)
 
 
 def documents(count):
@@ -42,13 +41,13 @@ def documents(count):
     each = (*shape, TOKENS)
     full = np.exp(level[..., None] + 0.8 * drift(random, each))
     more = excess[..., None] * np.exp(0.5 * drift(random, each) - 0.125)
-    luck = scipy_stats.norm.cdf(drift(random, each))
+    luck = scipy.stats.norm.cdf(drift(random, each))
     guessed = random.uniform(0.3, 0.5, shape)[..., None]
     n = np.full(shape, float(TOKENS))
     hits = (luck < guessed - lost[..., None]).sum(-1)
     apart, other = (mean * random.gamma(4, 1 / 4, shape) for mean in (KL_NATS, OTHER_TOP))
     kl = (apart[..., None] * np.exp(0.5 * drift(random, each) - 0.125)).sum(-1)
-    same = (scipy_stats.norm.cdf(drift(random, each)) >= other[..., None]).sum(-1)
+    same = (scipy.stats.norm.cdf(drift(random, each)) >= other[..., None]).sum(-1)
     return np.array([(full + more).sum(-1), n, hits, full.sum(-1), n, (luck < guessed).sum(-1), kl, n, same], float)
 
 
@@ -113,8 +112,8 @@ def test_each_interval_is_scipys_paired_bca(name):
     sums[4] = sums[1]
     lows, highs = stats.spread(sums, seed=5)
     place = (*stats.CHANGES, *stats.LEVELS).index(name)
-    tail = scipy_stats.norm.cdf(-np.sqrt(12 / 11) * scipy_stats.t.ppf(0.975, 11))
-    expected = scipy_stats.bootstrap(
+    tail = scipy.stats.norm.cdf(-np.sqrt(12 / 11) * scipy.stats.t.ppf(0.975, 11))
+    expected = scipy.stats.bootstrap(
         tuple(sums[:, 1]), lambda *columns, axis: np.round(STATISTICS[name](*columns), 10),
         n_resamples=stats.RESAMPLES, paired=True, vectorized=True, method="BCa", confidence_level=1 - 2 * tail,
         rng=np.random.default_rng(5),
