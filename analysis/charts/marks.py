@@ -189,7 +189,10 @@ def panel(
 
 
 def layered(layers: list[alt.Chart]) -> Row:
-    """The spec of layers above one another: that of `alt.layer`, which copies each of them four times."""
+    """The spec of layers above one another, each with rows of its own or all with the same; selections stay in theirs.
+
+    `alt.layer` would copy each of them four times.
+    """
     specs = [layer.to_dict(validate=False, context={"top_level": False}) for layer in layers]
     whole: Row = {**theme(), "$schema": alt.SCHEMA_URL}
     if all(one["data"]["values"] is specs[0]["data"]["values"] for one in specs):

@@ -68,19 +68,18 @@ def check(model: PreTrainedModel, ids_T: torch.Tensor | None = None) -> None:
 
 @torch.inference_mode()
 def rounding_nats(model: PreTrainedModel, ids_T: torch.Tensor) -> float:
-    """How far rounding alone moves −ln p of a text's tokens under the full cache: the mean over its first, in nats.
+    """How far rounding alone moves a model's −ln p of the tokens of a text: the mean over its first, in nats.
 
-    Asked of kvstream, where a token without a finite loss does not spoil those before it. NaN: no token has one.
+    Of drawn tokens where the text is too short to tell, or most of its first have no finite loss; NaN if these have
+    none either.
     """
     for stretch_T in _stretches(model, ids_T):
-        with _attention(model, transformers_hook.NAME), _shaken(model, still=1):
-            logits_RTV = _ours(model, stretch_T.repeat(1 + SHAKEN, 1), Rope(model))
-        log_p_RTV = logits_RTV[:, :-1].cpu().double().log_softmax(-1)
-        next_RT1 = stretch_T[1:, None].cpu().expand(1 + SHAKEN, -1, 1)
-        nll_RT = -log_p_RTV.gather(2, next_RT1)[..., 0]
-        noise = float((nll_RT[1:] - nll_RT[0]).abs().nanmean(1).amax())
-        if math.isfinite(noise):
-            return noise
+        log_p_RTV = torch.stack(_theirs(model, stretch_T, 0)[:-1]).cpu().double().log_softmax(-1)
+        next_RT1 = stretch_T[1:, None].cpu().expand(len(log_p_RTV), -1, 1)
+        nll_RT = -log_p_RTV[:, :-1].gather(2, next_RT1)[..., 0]
+        finite_T = nll_RT.isfinite().all(0)
+        if 2 * finite_T.sum() > len(finite_T):
+            return float((nll_RT[1:] - nll_RT[0])[:, finite_T].abs().mean(1).amax())
     return math.nan
 
 
@@ -112,14 +111,14 @@ def _difference(model: PreTrainedModel, ids_T: torch.Tensor, rope: Rope) -> str 
     try:
         # With a dtype or device that is new, kvstream's attention may be there already.
         with _attention(model, "eager" if before == transformers_hook.NAME else before):
-            near_TV, far_TV, *shaken = _theirs(model, ids_T, offset)
+            near_TV, *shaken, far_TV = _theirs(model, ids_T, offset)
     except torch.OutOfMemoryError:
         raise
     except ERRORS as error:
         return f"its own forward ends with {_line(error)}"
     try:
         with _attention(model, transformers_hook.NAME):
-            ours = [_ours(model, ids_T[None], each)[0] for each in (rope, ShiftedRope(model, offset))]
+            ours = [_ours(model, ids_T, each) for each in (rope, ShiftedRope(model, offset))]
     except (transformers_hook.NotComputed, torch.OutOfMemoryError):
         raise
     except ERRORS as error:
@@ -148,40 +147,34 @@ def _within(divergence_T: torch.Tensor, noise_RT: torch.Tensor, floor: float) ->
 
 
 def _theirs(model: PreTrainedModel, ids_T: torch.Tensor, offset: int) -> list[torch.Tensor]:
-    """The model's own logits, (T, vocabulary): as it is, at positions from `offset` on, and with changed last bits."""
+    """The model's own logits, (T, vocabulary): as it is, with changed last bits, and at positions from `offset` on."""
     rows, T = 2 + SHAKEN, len(ids_T)
-    positions_RT = torch.arange(T, device=ids_T.device).repeat(rows, 1)
-    positions_RT[1] += offset
-    ids_RT = ids_T.repeat(rows, 1)
-    said = {"position_ids": positions_RT, "attention_mask": torch.ones_like(ids_RT), "use_cache": False}
-    with _shaken(model, still=2):
-        return list(model(input_ids=ids_RT, **said).logits)
-
-
-@contextmanager
-def _shaken(model: PreTrainedModel, still: int) -> Iterator[None]:
-    """Change the last bits of some elements of embeddings, other ones in each row, but for the first `still` rows."""
     generator = torch.Generator().manual_seed(0)
 
     def shake(module: torch.nn.Module, args: Any, output_RTE: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
         step_RTE = torch.randint(2, output_RTE.shape, generator=generator) * 2.0 - 1.0
         step_RTE *= torch.randint(CHANGED_OF, output_RTE.shape, generator=generator) == 0
-        step_RTE[:still] = 0
+        step_RTE[0], step_RTE[-1] = 0, 0
         return output_RTE + output_RTE * (step_RTE * _last_bit(model)).to(output_RTE)
 
+    positions_RT = torch.arange(T, device=ids_T.device).repeat(rows, 1)
+    positions_RT[-1] += offset
+    ids_RT = ids_T.repeat(rows, 1)
     hook = model.get_input_embeddings().register_forward_hook(shake)
     try:
-        yield
+        said = {"position_ids": positions_RT, "attention_mask": torch.ones_like(ids_RT), "use_cache": False}
+        logits_RTV = model(input_ids=ids_RT, **said).logits
     finally:
         hook.remove()
+    return list(logits_RTV)
 
 
-def _ours(model: PreTrainedModel, ids_BT: torch.Tensor, rope: Rope) -> torch.Tensor:
+def _ours(model: PreTrainedModel, ids_T: torch.Tensor, rope: Rope) -> torch.Tensor:
     from kvstream.engine.cache import KVStreamCache  # which asks this module before it serves a model
 
-    hidden_BTE = KVStreamCache.unchecked(model, Full(), rope).hidden_states(model, ids_BT)
-    logits_BTV: torch.Tensor = model.get_output_embeddings()(hidden_BTE)
-    return logits_BTV
+    hidden_1TE = KVStreamCache.unchecked(model, Full(), rope).hidden_states(model, ids_T[None])
+    logits_TV: torch.Tensor = model.get_output_embeddings()(hidden_1TE)[0]
+    return logits_TV
 
 
 def _divergence(p_TV: torch.Tensor, q_TV: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,7 @@ class Rerun:
     @property
     def agrees(self) -> bool:
         """Whether what differs is rounding."""
-        return not self.worst_nats or self.mean_nats <= AS_NOISE * self.rounding_nats  # NaN, where the model gives NaN
+        return not self.worst_nats or self.mean_nats <= AS_NOISE * self.rounding_nats  # NaN never agrees
 
 
 def rerun(records: Records, key: str) -> Rerun:
@@ -65,7 +65,10 @@ def rerun(records: Records, key: str) -> Rerun:
     then, now = before["nll_nats"].to_numpy().astype(np.float64), again["nll_nats"].to_numpy()
     apart = np.where((then == now) | (np.isnan(then) & np.isnan(now)), 0.0, np.abs(then - now))
     hits = int((before["correct"].to_numpy() != again["correct"].to_numpy()).sum())
-    differs = float(apart.max()), float(apart.mean()), model_check.rounding_nats(model, ids_T)
+    # A model's own attention may give NaN to tokens before the one that makes it: those before are asked about alone.
+    lost = before["position"].to_numpy()[~np.isfinite(then)]
+    sound_T = ids_T[: int(lost[0]) - 1] if len(lost) else ids_T
+    differs = float(apart.max()), float(apart.mean()), model_check.rounding_nats(model, sound_T)
     return Rerun(str(cell), cell.key == key, len(apart), *differs, hits)
 
 

@@ -25,6 +25,8 @@ from kvstream import __main__ as command
 from kvstream.engine import model_check
 from kvstream.inputs.documents import load_documents
 from kvstream.measure import quality, scores
+from kvstream.records.store import Records
+from kvstream.sweep.rerun import rerun
 
 POISON = 95  # the token whose embedding is not a number
 FIRST = 30  # where it stands
@@ -138,14 +140,11 @@ def test_half_precision_that_overflows_does_not_crash(policy, dtype):
     assert nll.isnan().any() == (dtype == torch.float16), "bfloat16 has float32's range"
 
 
-@pytest.mark.parametrize("place", [0, FIRST])
-def test_what_rounding_alone_changes_is_told_where_the_models_own_attention_gives_nan_throughout(place):
-    """By which `rerun` judges; plain attention weighs what comes later with 0, and 0 × NaN is NaN."""
-    model, ids = poisoned(float("nan")), torch.arange(60) * 7 % 90
-    healthy = model_check.rounding_nats(build_model("neox", torch.float32), ids)
-    ids[place] = POISON
-    model_check.check(model, ids)
+def test_what_rounding_alone_changes_is_told_of_drawn_tokens_where_the_text_has_none_to_tell():
+    model, ids = poisoned(float("nan")), torch.full((60,), POISON)
+    healthy = model_check.rounding_nats(build_model("neox", torch.float32), ids_with_poison())
     assert 0.1 * healthy < model_check.rounding_nats(model, ids) < 10 * healthy
+    assert np.isnan(model_check.rounding_nats(of_logits(3e38), ids))
 
 
 # A sweep
@@ -205,6 +204,17 @@ def test_the_folder_is_whole_and_a_cell_of_nan_comes_again(swept):
     again = here(command.main, ["rerun", out, cell])
     assert again.returncode == 0, again.stderr
     assert re.search(r"59 rows, (identical|at most .* nats apart, .* makes \d.*), 0 argmax hits differ", again.stdout)
+
+
+def test_rerun_asks_what_rounding_makes_of_the_tokens_before_the_first_nan(swept, monkeypatch):
+    """The model's own attention gives NaN throughout: it weighs what comes later with 0, and 0 × NaN is NaN."""
+    base, _ = swept
+    monkeypatch.setattr(model_check, "DRAWS", 1)  # the text's own first tokens, and no others
+    assert np.isnan(model_check.rounding_nats(poisoned(float("nan")), ids_with_poison()))
+    records = [json.loads(path.read_text()) for path in (base / "records").glob("????????????????.json")]
+    for record in records:
+        if record["fields"]["policy"] == LABELS[1]:
+            assert 1e-8 < rerun(Records(str(base / "records")), record["cell"]).rounding_nats < 1e-5
 
 
 def test_the_report_counts_them_and_keeps_them_out_of_means(swept):

@@ -279,7 +279,8 @@ def test_up_to_where_the_winner_at_the_largest_budget_is_ahead():
     )
     short = how_long.times_its_budget(equal, first_ahead)
     assert (
-        short == "`h2o` is ahead, not always measurably, on tokens up to 2 times its budget, and behind on later ones"
+        short
+        == "`h2o` is ahead of these, not always measurably, on tokens up to 2 times its budget, and behind on later ones"
     )
     for other in (stretches(0.0, 3.0, 1.0, 1.0), stretches(0.0, 1.0, 1.0, 1.0), stretches(0.0, 3.0, 3.0, 1.0), []):
         assert how_long.how_long(equal, other) == how_long.times_its_budget(equal, other) == ""
