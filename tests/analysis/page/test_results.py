@@ -277,10 +277,8 @@ def test_up_to_where_the_winner_at_the_largest_budget_is_ahead():
         "`h2o` is closer to full than `streaming_llm` on a text’s earlier tokens, up to token 128 with 64 and 256 with "
         "128, and further on later ones, if the texts have any; not each measurably."
     )
-    short = how_long.times_its_budget(equal, first_ahead)
-    assert (
-        short
-        == "`h2o` is ahead of these, not always measurably, on tokens up to 2 times its budget, and behind on later ones"
+    assert how_long.times_its_budget(equal, first_ahead) == (
+        "`h2o` is ahead of these, not always measurably, on tokens up to 2 times its budget, and behind on later ones"
     )
     for other in (stretches(0.0, 3.0, 1.0, 1.0), stretches(0.0, 1.0, 1.0, 1.0), stretches(0.0, 3.0, 3.0, 1.0), []):
         assert how_long.how_long(equal, other) == how_long.times_its_budget(equal, other) == ""
