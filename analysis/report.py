@@ -184,7 +184,7 @@ def rewrite(
 def ask(connection: duckdb.DuckDBPyConnection, name: str) -> pa.Table:
     """The rows of a table of the database or of a query, in an order that does not change."""
     if name not in STORED:
-        return database.ask(connection, name)
+        return database.query(connection, name)
     order = " ORDER BY ALL" if name == "documents" else ""
     return connection.sql(f"FROM {name}{order}").to_arrow_table()
 

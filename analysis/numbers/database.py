@@ -76,7 +76,7 @@ def sql(name: str) -> str:
     return (QUERIES / f"{name}.sql").read_text(encoding="utf-8").strip()
 
 
-def ask(connection: duckdb.DuckDBPyConnection, name: str) -> pa.Table:
+def query(connection: duckdb.DuckDBPyConnection, name: str) -> pa.Table:
     """Run `queries/<name>.sql`. By way of a table, as DuckDB plans a query twice of which a relation is made."""
     connection.execute(f"CREATE OR REPLACE TEMP TABLE asked AS {sql(name)}")
     return connection.sql("FROM asked").to_arrow_table()
@@ -84,7 +84,7 @@ def ask(connection: duckdb.DuckDBPyConnection, name: str) -> pa.Table:
 
 def rows(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any]]:
     """Run `queries/<name>.sql` and return its rows as dictionaries."""
-    return ask(connection, name).to_pylist()
+    return query(connection, name).to_pylist()
 
 
 def open_database(

@@ -29,8 +29,8 @@ def times_its_budget(equal: list[Row], stretches: list[Row]) -> str:
     of = sorted(end / budget for budget, end in ends.items() if end < longest)
     span = " to ".join(dict.fromkeys((f"{of[0]:.3g}", f"{of[-1]:.3g}")))
     return (
-        f"`{name}` is ahead of these, not always measurably, on tokens up to {span} times its budget, and behind on "
-        "later ones"
+        f"`{name}` is ahead of sinks and the newest tokens, not always measurably, on tokens up to {span} times its "
+        "budget, and behind on later ones"
     )
 
 

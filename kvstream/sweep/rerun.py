@@ -26,7 +26,7 @@ AS_NOISE = 4.0  # times what rounding alone changes: other machines and numbers 
 @dataclass(frozen=True)
 class Rerun:
     """A cell computed again: how far its NLL is from the records' at most and on average, in nats, what the model's own
-    rounding makes of it on average, and how many hits differ."""
+    rounding makes of its text's first tokens on average, and how many hits differ."""
 
     cell: str
     same_code: bool

@@ -212,9 +212,9 @@ def test_rerun_asks_what_rounding_makes_of_the_tokens_before_the_first_nan(swept
     monkeypatch.setattr(model_check, "DRAWS", 1)  # the text's own first tokens, and no others
     assert np.isnan(model_check.rounding_nats(poisoned(float("nan")), ids_with_poison()))
     records = [json.loads(path.read_text()) for path in (base / "records").glob("????????????????.json")]
-    for record in records:
-        if record["fields"]["policy"] == LABELS[1]:
-            assert 1e-8 < rerun(Records(str(base / "records")), record["cell"]).rounding_nats < 1e-5
+    cells = {one["fields"]["document"]: one["cell"] for one in records if one["fields"]["policy"] == LABELS[1]}
+    ill, well = (rerun(Records(str(base / "records")), cells[name]).rounding_nats for name in ("ill", "well"))
+    assert 0.1 * well < ill < 10 * well
 
 
 def test_the_report_counts_them_and_keeps_them_out_of_means(swept):

@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import altair as alt
 import pytest
 
 if __name__ == "__main__":
@@ -19,7 +20,7 @@ if __name__ == "__main__":
 from golden import PLANS, built, report_of
 from pyarrow.parquet import read_table
 
-from analysis.charts import figures
+from analysis.charts import figures, marks
 from analysis.charts.figures import CHARTS
 from analysis.charts.specs import for_file, for_page
 
@@ -63,6 +64,17 @@ def text_of(figure, name):
         around = for_file(figure, "title", "about")
         parts.append({key: value for key, value in around.items() if key not in ("concat", "layer")})
     return "".join(f"{json.dumps(outline(part), ensure_ascii=False)}\n" for part in parts)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_layers_are_put_together_as_altair_does(shared):
+    rows = marks.values([{"x": 1, "y": 2}, {"x": 2, "y": 3}])
+    other = rows if shared else marks.values([{"x": 1, "y": 5}])
+    axes = {"x": alt.X("x:Q"), "y": alt.Y("y:Q", scale=alt.Scale(domain=[0, 9]))}
+    layers = [alt.Chart(rows).mark_line().encode(**axes), alt.Chart(other).mark_point(filled=True).encode(**axes)]
+    spec = marks.layered(layers)
+    assert spec == alt.layer(*layers).to_dict(validate=False)
+    assert ("data" in spec) == shared
 
 
 @pytest.fixture(scope="module")
