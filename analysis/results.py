@@ -4,14 +4,15 @@
     python analysis/results.py --check      exit code 1 where a page is not what it would write
     python analysis/results.py --keep sinks records/sinks --command "python sweeps/sinks.py"
                                             first takes the report's tables of these records, which that command made
+    python analysis/results.py --keep latency records/latency --command "…" --beside amd
+                                            of times on another machine, beside those that are kept already
 
 Records of tokens are too large for git. Kept are the tables of the report that a page is made from, and the sums of
 each policy on each document, `documents`, each with its sha256 in about.json.
 """
 
 import argparse
-import hashlib
-import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,14 +22,13 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from analysis.charts import pictures
 from analysis.charts.figures import CHARTS
 from analysis.charts.specs import for_file
 from analysis.charts.theme import looks
-from analysis.numbers.order import smaller_first
 from analysis.page.answered import index, page
+from analysis.page.kept import BESIDE, About, Kept, all_kept, by_sweep, rows_of, store
 from analysis.page.questions import QUESTIONS
 from analysis.read.records import Records, RecordsError, read_records
 from analysis.report import asked
@@ -45,9 +45,6 @@ FOUND = (
     "([all results](docs/results/README.md), with intervals, commands and limits):\n{}"
 )
 ALWAYS = ("documents", "overview", "perplexity")
-Frames = dict[str, list[dict[str, Any]]]
-About = dict[str, Any]
-Kept = tuple[Frames, About]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,19 +53,24 @@ def main(arguments: list[str] | None = None) -> int:
     sweeps = sorted({question.sweep for question in QUESTIONS.values()})
     parser.add_argument("--keep", nargs=2, metavar=("SWEEP", "RECORDS"), help=f"take records as {', '.join(sweeps)}")
     parser.add_argument("--command", help="the command that made the records to keep, as the page will print it")
+    parser.add_argument("--beside", metavar="NAME", help="keep times of another machine under this name, too")
     parser.add_argument("--check", action="store_true", help="write nothing, and say which pages are out of date")
     options = parser.parse_args(arguments)
     if bool(options.keep) != bool(options.command):
         parser.error("--keep and --command: one needs the other; pass both, or none")
     if options.keep and options.keep[0] not in sweeps:
         parser.error(f"--keep: {options.keep[0]!r} is the sweep of no page; choose among {', '.join(sweeps)}")
+    if options.beside is not None:
+        refuse_beside(parser, options.keep, options.beside)
     try:
-        held = {path.name: kept(path) for path in sorted((RESULTS / "kept").glob("*/"))}
+        folders = all_kept(RESULTS / "kept")
         taken: dict[str, pa.Table] = {}
         if options.keep:
             sweep, folder = options.keep
             taken, about = take(sweep, Path(folder), options.command)
-            held[sweep] = rows_of(taken), about
+            name = sweep if options.beside is None else f"{sweep}{BESIDE}{options.beside}"
+            folders[name] = rows_of(taken), about
+        held = by_sweep(folders)
         written = {RESULTS / name: text for name, text in pages(held).items()}
         written[ROOT / "README.md"] = readme(ROOT / "README.md", held)
         old = [path for path, text in written.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
@@ -76,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(f"results: {path} is out of date; run python analysis/results.py" for path in old))
             return 1 if old else 0
         if taken:
-            store(taken, about, RESULTS / "kept" / sweep)
+            store(taken, about, RESULTS / "kept" / name)
         for path in old:
             path.write_text(written[path], encoding="utf-8")
         draw(held)
@@ -85,6 +87,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print("\n".join(f"wrote {path}" for path in written))
     return 0
+
+
+def refuse_beside(parser: argparse.ArgumentParser, keep: list[str] | None, name: str) -> None:
+    """Times alone differ by machine, and stand beside others that are kept."""
+    several = sorted({question.sweep for question in QUESTIONS.values() if question.several})
+    if not keep or keep[0] not in several:
+        parser.error(f"--beside: only times of {', '.join(several)} are kept by machine; pass it with --keep of these")
+    if not re.fullmatch(r"[a-z0-9-]+", name):
+        parser.error(f"--beside: {name!r} is no name of small letters, digits and hyphens; pass one such as amd")
+    if not (RESULTS / "kept" / keep[0]).exists():
+        parser.error(f"--beside: nothing is kept of {keep[0]} to stand beside; leave it out")
 
 
 def take(sweep: str, folder: Path, command: str) -> tuple[dict[str, pa.Table], About]:
@@ -111,18 +124,6 @@ def take(sweep: str, folder: Path, command: str) -> tuple[dict[str, pa.Table], A
     return {table: found[table] for table in names}, about
 
 
-def store(tables: dict[str, pa.Table], about: About, place: Path) -> None:
-    """Keep these tables, each with its sha256, in place of what was there."""
-    place.mkdir(parents=True, exist_ok=True)
-    for path in place.glob("*.parquet"):
-        path.unlink()
-    for name, table in tables.items():
-        pq.write_table(table, place / f"{name}.parquet", compression="zstd")
-    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(place.glob("*.parquet"))}
-    text = json.dumps(about | {"sha256": sums}, indent=1, ensure_ascii=False)
-    (place / "about.json").write_text(f"{text}\n", encoding="utf-8")
-
-
 def made(records: Records) -> About:
     """When, where and with what cells were computed, and how many of those planned."""
     commits = [*records.commits["quality"], *records.commits["latency"]]
@@ -132,25 +133,12 @@ def made(records: Records) -> About:
         return Counter(one.get(name) for one in environments).most_common(1)[0][0]
 
     computed = sum(commit.get("seconds") or 0 for commit in commits) / 60
-    machine = f"{most('gpu') or most('cpu')}, {most('cores')} cores; {computed:,.0f} minutes of cells, on all workers "
+    hardware = most("gpu") or most("cpu")
+    machine = f"{hardware}, {most('cores')} cores; {computed:,.0f} minutes of cells, on all workers "
     machine += f"together; kvstream at `{most('commit')}`, torch {most('torch')}, transformers {most('transformers')}; "
     machine += max(commit.get("written_at") or "" for commit in commits)[:10]
     planned = len({*records.sweep.get("cells", []), *(commit["cell"] for commit in commits)})  # several commands, maybe
-    return {"cells": len(commits), "planned": planned, "machine": machine}
-
-
-def kept(place: Path) -> Kept:
-    """The tables that are kept of a sweep, checked by their sha256, and what is known of their making."""
-    about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-    for name, sha256 in about["sha256"].items():
-        if hashlib.sha256((place / name).read_bytes()).hexdigest() != sha256:
-            raise RecordsError(f"{place / name} is not what was kept; take it from git, or --keep {place.name} again")
-    return rows_of({Path(name).stem: pq.read_table(place / name) for name in about["sha256"]}), about
-
-
-def rows_of(tables: dict[str, pa.Table]) -> Frames:
-    """The rows of the tables that are kept of a sweep, smaller models first."""
-    return smaller_first({name: table.to_pylist() for name, table in tables.items()})
+    return {"cells": len(commits), "planned": planned, "hardware": hardware, "machine": machine}
 
 
 def answered(held: dict[str, Kept]) -> dict[str, Kept]:

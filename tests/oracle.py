@@ -57,7 +57,10 @@ def oracle_kept(model, input_ids, spec: Spec) -> list[list[list[list[int]]]]:
 
 
 def oracle_trace(model, input_ids, spec: Spec) -> Trace:
-    """Run the model over `input_ids`, one token after another, evicting as `spec` says."""
+    """Run the model over `input_ids`, one token after another, evicting as `spec` says.
+
+    In its place may stand what has a `position` and an `evict` of its own, as `Asked` and `literal.Literal`.
+    """
     ids = [int(i) for i in np.asarray(input_ids).reshape(-1)]
     net = _Net(model)
     layers, heads = len(net.layers), net.kv_heads
@@ -99,7 +102,7 @@ def oracle_trace(model, input_ids, spec: Spec) -> Trace:
             x = layer.combine(x, np.concatenate(heard))
         norms.append([[np.linalg.norm(keys[i][g][t]) for g in range(heads)] for i in range(layers)])
         for i in range(layers):
-            if isinstance(spec, Asked):
+            if not isinstance(spec, Spec):
                 cache[i] = spec.evict(i, [[*c, t] for c in cache[i]], arrived[i], indexed[i], values[i], attention[i])
                 continue
             for g in range(heads):
@@ -153,6 +156,8 @@ def evict(members: list[int], norm_of: dict[int, float], spec: Spec, *, layer: i
 
 class Asked:
     """In place of a Spec: any policy of kvstream, of which only the decisions are asked, one step after another.
+
+    Its formulas are thus the policy's own; `literal.py` has those of each a second time.
 
     Those are `regions_of`, `shed`, `scored_by`, `token_scores`, `update_scores`, `queries_heard`, `pooled`, `per_age`,
     `draws` and `shared_by_heads`; what follows from them is done here, so a policy needs no closed form of its own. It

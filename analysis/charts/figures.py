@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from analysis.charts import along_the_text, divergence, speed
-from analysis.charts.attention import attention
+from analysis.charts.attention import MOST, attention
 from analysis.charts.by_budget import by_budget
 from analysis.charts.equal_budget import equal_budget
 from analysis.charts.marks import Figure, Row
@@ -106,7 +106,8 @@ CHARTS: dict[str, Chart] = {
         attention,
         "Where eviction hurts: attention to tokens that are gone",
         "Which share of the full cache’s attention goes to tokens that the policy no longer holds, by layer and head. "
-        "Darker is more, on one scale for all panels of a model; behind the name the mean.",
+        f"Darker is more, on one scale for all panels of a model; behind the name the mean. Of more than {MOST} "
+        "policies those of the smallest budgets are drawn; all stand in tables/attention.csv.",
         "records with attention loss",
         QUALITY + " --attention-loss",
         whiskers=None,

@@ -8,9 +8,14 @@ from analysis.words import findings, wording
 from analysis.words.findings import Frames
 from analysis.words.visible import in_markdown
 
+REPORT = "python analysis/report.py"
+
 
 def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
-    """The Markdown page of a question, from the kept tables of its sweep and what is known of their making."""
+    """The Markdown page of a question, from the kept tables of its sweep and what is known of their making.
+
+    about: as `analysis.page.kept` tells it, of the first machine, and `beside` it of others.
+    """
     question = QUESTIONS[name]
     frames = in_markdown(frames)
     first, *further = question.answer(frames)
@@ -20,14 +25,15 @@ def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
     table = wording.table(headings, rows, texts, [])
     ends = f"In brackets: {question.brackets or CHARTS[question.chart].whiskers or about['whiskers']}"
     ends += "" if question.brackets else " ([of what](README.md))"
-    facts = {
-        "Command": f"`{about['command']}`, then `python analysis/report.py --records {about['records']}`",
-        "Measured on": f"{about['stands_on']}; {cells}",
-        "Full cache’s perplexity": findings.levels(frames),
-        "Machine": about["machine"],
-        "Limits": question.limits,
-        "Open": question.unknown,
-    }
+    machines = [about, *about.get("beside", [])]
+    facts = [
+        *(("Command", f"`{one['command']}`, then `{REPORT} --records {one['records']}`") for one in machines),
+        ("Measured on", f"{about['stands_on']}; {cells}"),
+        ("Full cache’s perplexity", findings.levels(frames)),
+        *(("Machine", one["machine"]) for one in machines),
+        ("Limits", question.limits),
+        ("Open", question.unknown),
+    ]
     lines = [
         f"# {question.title}\n",
         f"**{first}**\n",
@@ -39,7 +45,7 @@ def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
         *([f"{ends}.\n"] if any("[" in line for line in table) else []),
         *([f"{question.notes}\n"] if question.notes else []),
         "| | |\n|---|---|",
-        *(f"| {what} | {told} |" for what, told in facts.items() if told),
+        *(f"| {what} | {told} |" for what, told in facts if told),
     ]
     return "\n".join(lines) + "\n"
 

@@ -84,18 +84,22 @@ def forgotten(frames: Frames) -> str:
 
 
 def sooner(frames: Frames) -> str:
-    """What a step takes with the smallest budget's sinks and newest tokens, after the longest context of all models."""
+    """What a step takes with the smallest budget's sinks and newest tokens, after the longest context of all models.
+
+    Of all machines with the kind of device that the first has.
+    """
     mine = [row for row in timed(frames) if plain(row) and row["smallest_batch"]]
     budget = min((row["budget"] for row in mine), default=0)
-    models = by([row for row in mine if row["budget"] == budget], "setting")
+    mine = [row for row in mine if row["budget"] == budget and row["device"] == mine[0]["device"]]
+    models = by(mine, "model")
     shared = set.intersection(*({row["context"] for row in rows} for rows in models.values())) if models else set()
     if not shared:
         return ""
     context = max(shared)
-    found = sorted(row["tpot_ratio"] for rows in models.values() for row in rows if row["context"] == context)
+    found = sorted(row["tpot_ratio"] for row in mine if row["context"] == context)
     span = " to ".join(dict.fromkeys((times(found[0]), times(found[-1]))))
-    far = max((row for rows in models.values() for row in rows), key=lambda row: int(row["context"]))
-    further_on = f"; after {whole(far['context'])} {times(far['tpot_ratio'])} ({far['setting']})"
+    far = max(mine, key=lambda row: int(row["context"]))
+    further_on = f"; after {whole(far['context'])} {times(far['tpot_ratio'])} ({far['model']})"
     return (
         f"After {whole(context)} tokens a step with {whole(budget)} kept takes {span} the full cache’s time on "
         f"{mine[0]['device'].upper()} ({listed(list(models))}, random weights)"

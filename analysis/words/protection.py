@@ -3,7 +3,7 @@
 from typing import Any
 
 from analysis.words.by_document import in_documents
-from analysis.words.wording import change, counted
+from analysis.words.wording import between, bracketed, change, counted
 
 Row = dict[str, Any]
 FEW = 3  # are named one by one
@@ -108,10 +108,12 @@ def against_random(rows: list[Row]) -> str:
             f"of {counted(len(scored), 'pair')} of scorer and share {below or 'none'} lost less than keeping random "
             "tokens; too few documents for an interval."
         )
-    better, worse = ([row for row in told if beside_random(row) == word] for word in ("better", "worse"))
+    ranked = sorted(told, key=lambda row: float(row["over_random_percent"]))
+    better = [row for row in ranked if beside_random(row) == "better"]
+    worse = [row for row in reversed(ranked) if beside_random(row) == "worse"]
     return (
         f"of {counted(len(told), 'pair')} of scorer and share {verdict(better, 'better')} than keeping random "
-        f"tokens{which(better)}, and {verdict(worse, 'worse')}{which(worse)}."
+        f"tokens{which(better) or which(ranked[:1], 'at best ')}, and {verdict(worse, 'worse')}{which(worse)}."
     )
 
 
@@ -128,9 +130,12 @@ def verdict(rows: list[Row], word: str) -> str:
     return f"{len(rows) or 'none'} {'are' if rows[1:] else 'is'} measurably {word}"
 
 
-def which(rows: list[Row]) -> str:
-    """Which these are with their difference, if they are few."""
-    named = (
-        f"{row['scorer']} at {row['recent_percent']:.3g}\u00a0%: {change(row['over_random_percent'])}" for row in rows
-    )
-    return f" ({', '.join(named)})" if 0 < len(rows) <= FEW else ""
+def which(rows: list[Row], where: str = "") -> str:
+    """Which these are with their difference and its interval; of many the first alone, which differs most."""
+    named = []
+    for row in rows if len(rows) <= FEW else rows[:1]:
+        ends = between(row["over_random_low_percent"], row["over_random_high_percent"], change)
+        gap = bracketed(change(row["over_random_percent"]), ends)
+        named.append(f"{row['scorer']} at {row['recent_percent']:.3g}\u00a0%: {gap}")
+    where = "the most " if len(rows) > FEW else where
+    return f" ({where}{', '.join(named)})" if named else ""

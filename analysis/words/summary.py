@@ -147,10 +147,13 @@ def subtitle_of(frames: Frames) -> str:
 
 
 def stands_on(frames: Frames) -> str:
-    """What charts that stand alone are of: models, text, documents, device."""
+    """What charts that stand alone are of: models, text, documents, device, and the hardware that took times."""
     overview = frames["overview"][0]
     texts = [texts_of(overview)] if overview["quality_cells"] else []
-    return " · ".join([listed(overview["models"]), *texts, place_of(overview)])
+    hardware = sorted({row["hardware"] for row in frames["noise"] if row["hardware"]})
+    return " · ".join(
+        [listed(overview["models"]), *texts, place_of(overview), *([listed(hardware)] if hardware else [])]
+    )
 
 
 def whiskers(frames: Frames) -> str:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from kvstream.engine.backends.cuda import serves
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.chunks import CHUNK_SIZE
+from kvstream.engine.notes import note
 from kvstream.engine.rope import Rope
 from kvstream.engine.wrappers import device_of, unwrapped
 from kvstream.policies import Full
@@ -52,5 +53,5 @@ def _token_bytes(model: PreTrainedModel, device: torch.device) -> float:
         card = torch.cuda.get_device_properties(device)
         tokens = fitting_chunk(SHARE * card.total_memory / found, 1)
         about = f"{card.name}: chunks of {tokens:,} tokens, {found / 1e3:,.0f} kB each"
-        print(f"{about}, for {type(model).__name__} in {str(model.dtype).removeprefix('torch.')}", flush=True)
+        note(f"{about}, for {type(model).__name__} in {str(model.dtype).removeprefix('torch.')}")
     return measured[device, model.dtype]

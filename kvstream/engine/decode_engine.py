@@ -21,14 +21,16 @@ from kvstream.policies import Full, Policy
 from kvstream.policies.sizes import kept_by_layer
 
 ROOM = 1024  # tokens that a full cache grows by before steps are recorded anew: each reads all of its slots
-WORTH = 32  # steps alike for which one is recorded
+WORTH = 32  # steps alike for which one is recorded where each is made once
 
 
 class DecodeEngine:
     """A model and a `KVStreamCache` under `policy`; `capacity`: the most tokens that a request will have.
 
     steady: whether steps that are alike are taken as such; None: where the device gains by it. compiled: whether
-    torch.compile then makes fewer operations of them, which takes many seconds once for each request.
+    torch.compile then makes fewer operations of them, which takes many seconds once for each request. repeated: whether
+    requests go back and make the same few steps again and again, as latency cells do; else steps are taken as such only
+    where many are alike.
     Raises ValueError for models that `KVStreamCache` cannot serve.
     """
 
@@ -42,12 +44,15 @@ class DecodeEngine:
         capacity: int | None = None,
         steady: bool | None = None,
         compiled: bool = False,
+        repeated: bool = False,
     ) -> None:
         self.model = unwrapped(model)
         self.cache = KVStreamCache(self.model, policy, capacity=capacity)
         self.prompt_tokens = 0
         self.steady = compiled or self.cache.device.type == "cuda" if steady is None else steady
         self.compiled = compiled
+        self.room = None if compiled or repeated else ROOM
+        self.fewest = 1 if repeated else WORTH  # steps alike for which one is recorded
         self.recorded: Recorded | None = None
 
     def prefill(self, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -65,14 +70,7 @@ class DecodeEngine:
         if self.recorded and not self.recorded.step.goes_on:
             self.rest()
         if self.steady and self.recorded is None:
-            effort = self.compiled or self.cache.device.type == "cuda"
-            found = SteadyStep.of(
-                self.model,
-                self.cache,
-                held=self.held,
-                room=None if self.compiled else ROOM,
-                fewest=WORTH if effort else 1,
-            )
+            found = SteadyStep.of(self.model, self.cache, held=self.held, room=self.room, fewest=self.fewest)
             self.recorded = Recorded(found, self.cache.device, compiled=self.compiled) if found else None
         return self.recorded(ids_B1) if self.recorded else self._logits(ids_B1)
 
@@ -118,7 +116,7 @@ class HeldDecodeEngine(DecodeEngine):
     ) -> None:
         layers = unwrapped(model).config.num_hidden_layers
         self.kept = kept_by_layer(policy, layers, prompt_tokens)
-        super().__init__(model, Full(), capacity=max(self.kept) + 1, steady=steady)
+        super().__init__(model, Full(), capacity=max(self.kept) + 1, steady=steady, repeated=True)
 
     def prefill(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Fill the cache with the first tokens of a prompt: logits after the last of them, (B, V)."""

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-from kvstream.engine.vocabulary_blocks import Predicted, exact_dtype, widened
+from kvstream.engine.vocabulary_blocks import Predicted, widened
+from kvstream.engine.widest import exact_dtype
 
 
 @dataclass(frozen=True)

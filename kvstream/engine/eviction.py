@@ -20,6 +20,7 @@ import torch
 from kvstream.engine.contest import leaving_offers, takeovers, tie
 from kvstream.engine.lifetimes import Lifetimes
 from kvstream.engine.slot_layout import SlotLayout
+from kvstream.engine.widest import exact_dtype
 from kvstream.policies import Policy
 
 FORESIGHT = 64  # steps whose contests are settled at once
@@ -127,7 +128,7 @@ class Eviction:
         self.rank_BHZ[..., room:] = room
         rank_BHZ, score_BHZ = self.rank_BHZ, self.score_BHZ
         if self.policy.shared_by_heads:
-            rank_BHZ, score_BHZ = rank_BHZ[:, :1], score_BHZ.double().mean(1, keepdim=True)
+            rank_BHZ, score_BHZ = rank_BHZ[:, :1], score_BHZ.to(exact_dtype(score_BHZ)).mean(1, keepdim=True)
         if self.policy.scored_by == "nothing":
             leaves_BHZ = rank_BHZ == self.draws_HN.index_select(1, token_1 % FORESIGHT)
         else:
@@ -185,7 +186,7 @@ class Eviction:
         Where one set of tokens is kept for all heads, H is 1.
         """
         if self.policy.shared_by_heads:
-            score_BHN = score_BHN.double().mean(1, keepdim=True)
+            score_BHN = score_BHN.to(exact_dtype(score_BHN)).mean(1, keepdim=True)
         if self.policy.scored_by != "nothing":
             return score_BHN, None
         _, deciding, N = score_BHN.shape

@@ -24,6 +24,7 @@ from kvstream.engine.layer import Layer
 from kvstream.engine.positions import Positions
 from kvstream.engine.rope import Rotation
 from kvstream.engine.shared_tables import SharedTables
+from kvstream.engine.widest import exact_dtype
 from kvstream.policies import BoundedPolicy, Regions
 
 
@@ -31,9 +32,9 @@ from kvstream.policies import BoundedPolicy, Regions
 class Arriving:
     """Tokens that a layer takes.
 
-    q_BHGTD, k_BHTD: rotated, but where ranks are positions. score_BHT: a token's score as it comes, float64, where keys
-    are compared 1 ÷ its key's norm; None: 0. own_BHTE, where keys are compared: of keys at their index in the text, the
-    dimensions in which k_BHTD may differ from them.
+    q_BHGTD, k_BHTD: rotated, but where ranks are positions. score_BHT: a token's score as it comes, in the widest
+    numbers that the device has, where keys are compared 1 ÷ its key's norm; None: 0. own_BHTE, where keys are compared:
+    of keys at their index in the text, the dimensions in which k_BHTD may differ from them.
     """
 
     q_BHGTD: torch.Tensor
@@ -65,8 +66,8 @@ class ScannedLayer(Layer):
 
     full, left: once `full` tokens are held, the new one included, contested ones leave until `left` are. Scores that
     differ by no more than `tie`, relative, are equal.
-    score_BHS: see `Arriving`; float64, attention that a token receives is added. token_BUS: which token of the text a
-    slot holds. own_BHSE: see `Arriving`. sum_BHC: of the unit vectors along all held keys at their index, float64.
+    score_BHS: see `Arriving`; attention that a token receives is added. token_BUS: which token of the text a
+    slot holds. own_BHSE: see `Arriving`. sum_BHC: of the unit vectors along all held keys at their index, as wide.
     """
 
     row_tensors = ("keys", "values", "own_BHSE", "sum_BHC", "score_BHS", "order_BUS", "token_BUS")
@@ -89,8 +90,9 @@ class ScannedLayer(Layer):
         self.keys = key_states.new_zeros(B, H, S, D)
         self.values = torch.zeros_like(self.keys)
         self.own_BHSE = key_states.new_zeros(B, H, S, apart)
-        self.sum_BHC = key_states.new_zeros(B, H, compared, dtype=torch.float64)
-        self.score_BHS = key_states.new_zeros(B, H, S, dtype=torch.float64)
+        exact = exact_dtype(key_states)
+        self.sum_BHC = key_states.new_zeros(B, H, compared, dtype=exact)
+        self.score_BHS = key_states.new_zeros(B, H, S, dtype=exact)
         sets = 1 if self.policy.shared_by_heads else H
         self.order_BUS = torch.arange(S, device=self.device).repeat(B, sets, 1)
         self.token_BUS = torch.zeros_like(self.order_BUS)
@@ -100,7 +102,7 @@ class ScannedLayer(Layer):
             self.distances = self.tables.rope.at(torch.arange(S), key_states.new_empty(0, dtype=wide))
         # Equal tokens have equal keys in the first layer, but for rounding in their dtype: see `contest.tie`.
         of_keys = torch.promote_types(key_states.dtype, torch.float32)
-        self.tie = tie(of_keys if self.policy.scored_by == "token" else torch.float64)
+        self.tie = tie(of_keys if self.policy.scored_by == "token" else exact)
 
     def held(self, seen: int) -> int:
         """Count the tokens held after so many were seen."""
@@ -135,7 +137,7 @@ class ScannedLayer(Layer):
             return Arriving(q_BHGTD, k_BHTD, v_BHTD, score_BHT, own_BHTE)
         if scored_by == "token":
             turned_BHTD = by_index()(k_BHTD) if by_rank and not self.policy.scores_turned_alike else k_BHTD
-            return Arriving(q_BHGTD, k_BHTD, v_BHTD, self.policy.token_scores(turned_BHTD, v_BHTD).double())
+            return Arriving(q_BHGTD, k_BHTD, v_BHTD, self.policy.token_scores(turned_BHTD, v_BHTD).to(self.score_BHS))
         return Arriving(q_BHGTD, k_BHTD, v_BHTD)
 
     def _rotation(self, tokens: int, like: torch.Tensor) -> Rotation:

@@ -48,7 +48,8 @@ class SharedTables:
         if key not in self._rotations:
             if len(self._rotations) >= 64:  # a call needs a few, or one for each layer, and the next call others
                 self._rotations.clear()
-            positions = torch.arange(start, start + length)
+            # A GPU with float64 works its angles out by itself: what comes from the host would be waited for.
+            positions = torch.arange(start, start + length, device=like.device if like.is_cuda else None)
             self._rotations[key] = self.rope.at(positions if cap is None else positions.clamp(max=cap), like)
         return self._rotations[key]
 

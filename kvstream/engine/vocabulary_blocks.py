@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from kvstream.engine.widest import exact_dtype
+
 LEAST_BLOCK = 256  # of the vocabulary
 SAFE_EXPONENT = 50.0  # e^50 times any vocabulary is still a float32
 
@@ -97,11 +99,6 @@ class ExpSum:
     def log_T(self) -> torch.Tensor:
         """Its logarithm."""
         return self.total_T.log() + self.shift_T
-
-
-def exact_dtype(like: torch.Tensor) -> torch.dtype:
-    """The widest numbers that a tensor's device has: Apple's has no float64."""
-    return torch.float32 if like.device.type == "mps" else torch.float64
 
 
 def widened(logits_VT: torch.Tensor) -> torch.Tensor:

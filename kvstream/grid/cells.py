@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kvstream.inputs.models import ModelInfo
 
 SCHEMA = 1
-DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "tf32": 4}
 
 
 @dataclass(frozen=True)

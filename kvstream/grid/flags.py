@@ -127,7 +127,12 @@ def _add_how(group: Any, grid: Grid) -> None:
         now = getattr(grid.repeats, name)
         group.add_argument(f"--{name}", type=_number, metavar="N", help=f"{what} in latency cells; now {now}")
     group.add_argument("--device", choices=DEVICES, default="auto", help="auto: the cluster's GPUs, else CPUs")
-    group.add_argument("--dtype", choices=tuple(DTYPE_BYTES), default="float32", help="of weights and cache")
+    group.add_argument(
+        "--dtype",
+        choices=tuple(DTYPE_BYTES),
+        default="float32",
+        help="of weights and cache; tf32: float32, multiplied in TF32 by NVIDIA GPUs",
+    )
     group.add_argument("--threads", type=_number, metavar="N", help="per cell on a CPU; default: by cores and cells")
     where = f"records folder, default records/{grid.name}; or s3://bucket/prefix, gs://…"
     group.add_argument("--out", metavar="DIR", help=where)

@@ -82,12 +82,15 @@ def _cached_sizes(model: Any) -> set[tuple[int, int, int]]:
 def load_model(spec: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
     """The model in eval mode, without gradients, and its tokenizer (None for shapes). Errors as in `resolve`.
 
-    dtype: float32, float16, bfloat16 or float64. device: `cpu`, `cuda`, `cuda:1`, `mps`.
+    dtype: float32, float16, bfloat16, float64, or tf32: float32 that the GPU multiplies in TF32. device: `cpu`, `cuda`,
+    `cuda:1`, `mps`.
     """
     from kvstream.inputs import weights
 
     kind = weights.parse_dtype(dtype)
     weights.check_device(device, dtype)
+    if device.startswith("cuda"):
+        weights.multiply_as(dtype)
     info = resolve(spec)
     with quiet():
         model = pythia_shapes.build(spec, kind) if info.kind == "shape" else _from_folder(info, kind)

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
+TF32 = "tf32"  # float32, whose products a GPU takes in numbers of 10 bits
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")} | {TF32: torch.float32}
 STORED = {*DTYPES.values(), torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """The torch dtype called `name`; `ValueError` for anything but the four floating dtypes."""
+    """The torch dtype called `name`; `ValueError` for anything but the four floating dtypes and TF32."""
     if name not in DTYPES:
         raise ValueError(f"dtype: {name!r} is not supported; choose one of {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -34,6 +35,13 @@ def check_device(device: str, dtype: str) -> None:
         raise ValueError(f"device: {device!r} is not here, this machine has {count} of {kind}; choose --device cpu")
     if kind == "mps" and dtype == "float64":
         raise ValueError("dtype: 'float64' does not exist on mps; choose float32 or --device cpu")
+    if kind != "cuda" and dtype == TF32:
+        raise ValueError(f"dtype: {TF32!r} is how NVIDIA GPUs multiply float32; choose float32 on {kind}")
+
+
+def multiply_as(dtype: str) -> None:
+    """Have GPUs multiply float32 in TF32 where that is asked for, and nowhere else."""
+    torch.backends.cuda.matmul.allow_tf32 = dtype == TF32
 
 
 def skeleton(config: Any) -> torch.nn.Module:

@@ -20,6 +20,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
+from kvstream.engine.steady.recorded import WARM_UP
 from kvstream.policies import Full, Policy
 from kvstream.policies.fields import policy_fields
 from kvstream.policies.sizes import distinct_sizes, full_after, kept_by_layer
@@ -27,7 +28,7 @@ from kvstream.policies.sizes import distinct_sizes, full_after, kept_by_layer
 FULL_AGAIN = "full (again)"
 DYNAMIC = "DynamicCache"
 WITHOUT_EVICTION = "{} without eviction"
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = WARM_UP + 1  # with it a GPU records the step, whose memory is part of a request's
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class PolicyContender(Contender):
     def new_engine(self) -> DecodeEngine:
         """Make one with room for the prompt and the steps until it goes back."""
         most = self.protocol.context + max(self.protocol.steps + 1, WARM_UP_STEPS)
-        return DecodeEngine(self.model, self.policy, capacity=most)
+        return DecodeEngine(self.model, self.policy, capacity=most, repeated=True)
 
 
 class AgainContender(PolicyContender):

@@ -26,17 +26,17 @@ def gpu_bytes(device: str) -> int:
     """Bytes that a GPU has for tensors now: 0 where torch cannot use the device."""
     if device == "mps":
         return torch.mps.recommended_max_memory() if torch.backends.mps.is_available() else 0
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+    return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else 0
 
 
 def peak_bytes(device: str, work: Callable[[], None]) -> int:
     """Run `work` and return the most bytes it held at any moment beyond those held before."""
     gc.collect()
     if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         work()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     if device == "mps":
         return _sampled(torch.mps.driver_allocated_memory, work)
     if sys.platform == "linux":

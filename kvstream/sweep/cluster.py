@@ -141,10 +141,12 @@ def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
     if device == "mps" and (sys.platform != "darwin" or dtype == "float64"):
         raise ValueError(f"device: 'mps' needs Apple silicon and computes no float64; use --device cpu (dtype {dtype})")
     gpus = any(node.gpus for node in nodes)
-    if device == "auto":  # Ray counts Apple's GPU as one, too
-        return "cpu" if not gpus else "mps" if sys.platform == "darwin" else "cuda"
-    if device != "cpu" and not gpus:
+    if device not in ("auto", "cpu") and not gpus:
         raise ValueError(f"device: {device!r} asked, but no node of the cluster has a GPU; use --device cpu")
+    if device == "auto":  # Ray counts Apple's GPU as one, too
+        device = "cpu" if not gpus else "mps" if sys.platform == "darwin" else "cuda"
+    if dtype == "tf32" and device != "cuda":
+        raise ValueError(f"dtype: 'tf32' is how NVIDIA GPUs multiply float32; use --dtype float32 (device {device})")
     return device
 
 

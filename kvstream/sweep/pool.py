@@ -78,13 +78,17 @@ class Told:
 
 @dataclass(frozen=True)
 class Done:
-    """A worker finished a piece of work, between two readings of its machine's monotonic clock."""
+    """A worker finished a piece of work, between two readings of its machine's monotonic clock.
+
+    notes: what it found out about its machine, a line each.
+    """
 
     worker: WorkerInfo
     work: Work
     result: Any
     began_s: float
     ended_s: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

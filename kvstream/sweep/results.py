@@ -30,6 +30,7 @@ class Results:
     records: Records
     reporter: Reporter
     finished: int = 0  # cells
+    _noted: set[str] = field(default_factory=set)  # lines about machines
     _parts: dict[str, Parts] = field(default_factory=dict)  # of long cells on their way
 
     def resumed(self, work: Work) -> Work:
@@ -50,7 +51,12 @@ class Results:
         return work.resumed(begun)
 
     def take(self, event: Event) -> None:
-        """Write down what a worker finished, and tell how far it is."""
+        """Write down what a worker finished, and tell how far it is and what it noted."""
+        if isinstance(event, Done):
+            for line in dict.fromkeys(event.notes):
+                if line not in self._noted:
+                    self._noted.add(line)
+                    self.reporter.part(line, 0)
         if isinstance(event, Told):
             [cell] = event.work.cells
             self.reporter.inside(str(cell), event.progress.what, event.progress.share)

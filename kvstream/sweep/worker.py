@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from kvstream.engine import model_check
+from kvstream.engine.notes import new_notes
 from kvstream.grid.cells import Cell, LatencyCell
 from kvstream.grid.code_version import LATENCY, QUALITY, code_digest
 from kvstream.inputs.model_loading import load_model
 from kvstream.inputs.models import resolve
-from kvstream.inputs.weights import from_arrays, to_arrays
+from kvstream.inputs.weights import TF32, from_arrays, multiply_as, to_arrays
 from kvstream.measure.environment import environment
 from kvstream.measure.latency import Measured, Progress, Protocol
 from kvstream.measure.latency import evaluate as evaluate_latency
@@ -36,14 +37,16 @@ class Weights(NamedTuple):
 
     config: Any
     arrays: dict[str, np.ndarray]
+    dtype: str = "float32"  # as flags name it
 
 
 class Finished(NamedTuple):
-    """What came of a piece of work, and when it began and ended by the machine's monotonic clock."""
+    """What came of a piece of work, when it began and ended by the machine's monotonic clock, and what was noted."""
 
     result: Any
     began_s: float
     ended_s: float
+    notes: tuple[str, ...]
 
 
 def own_code() -> str:
@@ -63,13 +66,13 @@ def own_gpu(given: Sequence[int | str], visible: str) -> str:
 def weights_of(cell: Cell) -> Weights:
     """Load a cell's model. ValueError if that is no longer the one of which the cell's key was made."""
     spec = cell.model.spec
-    model, _ = load_model(spec, dtype=cell.dtype)
+    model, _ = load_model(spec, dtype="float32" if cell.dtype == TF32 else cell.dtype)
     if (identity := resolve(spec).identity) != cell.model.identity:
         raise ValueError(
             f"models: {spec!r} was changed while the sweep ran (it was {cell.model.identity}, it is {identity}); "
             "repeat the sweep"
         )
-    return Weights(*to_arrays(model))
+    return Weights(*to_arrays(model), cell.dtype)
 
 
 class Worker:
@@ -90,6 +93,7 @@ class Worker:
         On a CPU, arrays that are shared must not be written to.
         """
         self._model = self._first = self._full = None
+        multiply_as(weights.dtype)
         arrays = {name: np.array(array) for name, array in weights.arrays.items()} if own else weights.arrays
         self._model = from_arrays(weights.config, arrays, device=self.device)
 
@@ -109,7 +113,7 @@ class Worker:
         except Exception:
             self._end_if_broken()
             raise
-        yield Finished(result, began_s, time.monotonic())
+        yield Finished(result, began_s, time.monotonic(), new_notes())
 
     def check(self, token_ids_T: np.ndarray | None) -> None:
         """Ask the model whether kvstream computes what it does: ValueError with the reason why not.

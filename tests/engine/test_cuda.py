@@ -28,6 +28,8 @@ from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.decode_engine import DecodeEngine
 from kvstream.engine.replay import replay_windows
 from kvstream.engine.scoring import score_logits
+from kvstream.inputs.weights import multiply_as
+from kvstream.measure.contenders import DynamicContender, Protocol, contenders
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 T, VOCAB = 700, 1009  # several tiles of any size
@@ -91,6 +93,16 @@ def test_half_precision_is_as_near_as_the_references(policy, family, dtype, monk
     found.append(replay(model, ids.cuda(), policy).cpu())
     ours, plain = ((nll - truth).abs().mean() for nll in found)
     assert 0 < ours < 1.5 * plain
+
+
+def test_tf32_is_coarser_and_only_where_it_is_asked_for():
+    ids, model, policy = text(), on_gpu("llama", FLOAT32), StreamingLLM(4, 60)
+    truth, found = replay(build_model("llama", FLOAT64, VOCAB), ids, policy), []
+    for dtype in ("float32", "tf32"):
+        multiply_as(dtype)
+        found.append((replay(model, ids.cuda(), policy).cpu() - truth).abs().mean())
+    multiply_as("float32")
+    assert 3 * found[0] < found[1] < 1e-2
 
 
 @pytest.mark.parametrize("policy", [Full(), StreamingLLM(4, 60), FixSizeL2(70, 0.5, "keep_low")], ids=str)
@@ -164,6 +176,23 @@ def test_recorded_steps_are_the_steps_that_were_recorded(policy, rows):
             engine.rewind()
             assert engine.settled
     assert (found[0].log_softmax(-1) - found[1].log_softmax(-1)).abs().max() < 1e-3
+
+
+def test_every_contender_of_a_latency_cell_is_recorded_once():
+    """Full, whose room ends with the cell's few steps, as well as the others: baselines of equal standing."""
+    model, protocol = on_gpu("llama", FLOAT32), Protocol(context=300, batch=2, prefills=1, rounds=3, steps=4)
+    prompt = torch.stack([text(300), text(301)[1:]]).cuda()
+    for runner in contenders(model, RECORDED, protocol):
+        if isinstance(runner, DynamicContender):
+            continue
+        runner.serve(prompt)
+        graph = runner.engine.recorded.graph
+        assert graph, runner.label
+        for _ in range(protocol.rounds):
+            runner.settle()
+            for _ in range(protocol.steps):
+                runner.step()
+            assert runner.engine.recorded.graph is graph, runner.label
 
 
 @pytest.mark.parametrize("policy", RECORDED, ids=str)

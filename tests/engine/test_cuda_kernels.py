@@ -28,6 +28,7 @@ from kvstream import (
     StreamingLLM,
     replay,
 )  # fmt: skip
+from kvstream.engine import notes
 from kvstream.engine.backends import backend_for
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.backends.scan import scan_plainly
@@ -388,6 +389,7 @@ def test_a_card_that_takes_no_scan_is_told_once(monkeypatch, capsys):
 
     monkeypatch.setattr(backend, "scan_in_kernel", refused)
     monkeypatch.setattr(backend, "refused", set())
+    monkeypatch.setattr(notes, "_told", set())
     monkeypatch.setattr(Reference, "scan", lambda *_: "plainly")
     layer = ScannedLayer(SharedTables(None), TOVA(6), 0)
     layer.keys = torch.zeros(1, 1, 7, 8)

@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvstream import H2O, TOVA, FixSizeL2, Full, KeyDiff, KVStreamCache, SinkL2, SnapKV, StreamingLLM, generate, replay
+from kvstream.engine import notes
 from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
 from kvstream.engine.scoring import score_logits
 from kvstream.engine.steady import recorded
@@ -60,6 +61,7 @@ def shown(value):
 
 def begun(model, policy, ids, steady=True, capacity=LENGTH):
     engine = DecodeEngine(model, policy, capacity=capacity, steady=steady)
+    engine.fewest = 1
     engine.prefill(ids[..., :PROMPT])
     return engine
 
@@ -191,8 +193,8 @@ def recording(engine, monkeypatch, fails=False):
     graphs, streams = [], []
 
     @contextlib.contextmanager
-    def record(graph, capture_error_mode):
-        assert capture_error_mode == "thread_local"
+    def record(graph, stream, capture_error_mode):
+        assert (stream, capture_error_mode) == ("own", "thread_local")
         if fails:
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
         graph.owner = engine.recorded
@@ -206,9 +208,9 @@ def recording(engine, monkeypatch, fails=False):
                         ("current_stream", lambda _: "before"), ("set_stream", streams.append)):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(recorded.Recorded, "_beside", lambda self, ids: self.step.compute(ids))
-    monkeypatch.setattr(recorded, "refused", set())
+    monkeypatch.setattr(notes, "_told", set())
     engine.step(engine.first)
-    engine.recorded.records = True
+    engine.recorded.records, engine.recorded.stream = True, "own"
     return graphs, streams
 
 

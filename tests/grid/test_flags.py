@@ -5,7 +5,7 @@ import pytest
 
 from kvstream.grid.axes import Grid
 from kvstream.grid.flags import parse_flags, policy_axes
-from kvstream.policies import FixSizeL2, Full, RecentOnly, StreamingLLM
+from kvstream.policies import H2O, FixSizeL2, Full, KeyDiff, RecentOnly, SinkL2, SinkRandom, StreamingLLM
 
 HUGE = 10**30
 GRID = Grid("g", ("m",), (Full(), StreamingLLM(4, 252), FixSizeL2(256, 0.7, "keep_low")), "kjv", 2, (64, 128))
@@ -24,6 +24,10 @@ GRID = Grid("g", ("m",), (Full(), StreamingLLM(4, 252), FixSizeL2(256, 0.7, "kee
          (RecentOnly(256, skip_layers=(0, 1)), RecentOnly(256, position="frozen", skip_layers=(0, 1)))),
         (["--strategies", "random", "--keep-ratios", "0.5,0.9", "--policies", "fix_size_l2"],
          (FixSizeL2(256, 0.5, "random"), FixSizeL2(256, 0.9, "random"))),
+        (["--scorers", "h2o,none", "--start-sizes", "2", "--recents", "0.25,100"],
+         (Full(), H2O(256, 64, 2), H2O(256, 100, 2), StreamingLLM(2, 254))),
+        (["--scorers", "random,l2,keydiff", "--start-sizes", "0,4", "--recents", "0.5", "--budgets", "20"],
+         (Full(), *(kind(20, 10, sinks) for kind in (SinkRandom, SinkL2, KeyDiff) for sinks in (0, 4)))),
     ],
 )  # fmt: skip
 def test_flags_replace_axes(flags, expected):
@@ -53,6 +57,16 @@ def test_flags_replace_axes(flags, expected):
         (["--keep-ratios", "nan"], ["keep_ratio=nan", "from 0 to 1"]),
         (["--keep-ratios", "half"], ["--keep-ratios: 'half'", "such as 0.5,0.7"]),
         (["--positions", "middle"], ["position='middle'", "cache, absolute, frozen"]),
+        (["--scorers", "best"], ["--scorers: 'best' is unknown", "choose among none, "]),
+        (["--scorers", ""], ["--scorers: '' is unknown", "choose among none, "]),
+        (["--scorers", "l2", "--policies", "full"], ["--scorers", "give one of the two"]),
+        (["--scorers", "l2", "--recents", "1.5"], ["recents: 1.5", "a share from 0.0 to 1.0"]),
+        (["--scorers", "l2", "--recents", "half"], ["--recents: 'half'"]),
+        (["--scorers", "l2", "--recents=-1"], ["recents: -1.0 is not valid", "tokens or a share"]),
+        (
+            ["--scorers", "l2", "--recents", "254", "--start-sizes", "4"],
+            ["sink_l2(256,254)", "4 sinks, -2 contested and 254 recent tokens"],
+        ),
         (["--lengths", "1"], ["lengths: 1", "2 or more"]),
         (["--lengths", "none"], ["lengths, contexts: both empty", "give lengths"]),
         (["--contexts", "0"], ["contexts: 0", "1 or more"]),

@@ -181,6 +181,7 @@ def test_dtypes(folder, dtype):
         ({"device": "tpu"}, "device: 'tpu' is not supported; choose"),
         ({"device": "cpu:x"}, "device: 'cpu:x' is not supported; choose"),
         ({"device": "cuda:99"}, "device: 'cuda:99' is not here"),
+        ({"dtype": "tf32"}, "dtype: 'tf32' is how NVIDIA GPUs multiply float32; choose float32 on cpu"),
     ],
 )
 def test_bad_options(folder, options, complaint):

@@ -69,7 +69,7 @@ def test_memory_is_computed_over_all_layers_and_measured(measured):
     assert by_label[str(POLICIES[0])]["kv_bytes"] == 3 * 8 * key
     assert by_label[str(POLICIES[1])]["kv_bytes"] == (8 + 20 + 8) * key
     assert by_label[str(POLICIES[0])]["kv_bytes_allocated"] == 3 * (9 * key + key)  # two sinks' keys twice
-    assert by_label["full"]["kv_bytes_allocated"] == 3 * (20 + 3) * key
+    assert by_label["full"]["kv_bytes_allocated"] == 3 * (20 + 4) * key
     assert {label for label, entry in by_label.items() if entry["peak_bytes"] is None} == {
         label for label, entry in by_label.items() if entry["role"] in ("again", "without eviction")
     }
@@ -128,6 +128,28 @@ def test_a_context_beyond_memory_is_refused_with_the_estimate():
     assert re.match(refusal, too_large(cell, 8e9))
     assert too_large(cell, 1e12) is None
     assert cell.kv_bytes_held > 4 * 3 * 100_000 * 6 * 512 * 2 * 4
+
+
+@pytest.mark.parametrize("context", [20, 62, 100], ids="context {}".format)
+def test_steps_are_alike_from_the_first_round_to_the_last(tiny_neox, context, monkeypatch):
+    """Full's, too, whose room ends with them: what a GPU records it records once, of every contender."""
+    monkeypatch.setattr("kvstream.engine.decode_engine.ROOM", 64)
+    protocol = Protocol(context=context, batch=2, prefills=1, rounds=3, steps=4)
+    prompt = torch.randint(97, (2, context), generator=torch.Generator().manual_seed(0))
+    for runner in contenders(tiny_neox(), POLICIES, protocol):
+        if runner.label == DYNAMIC:
+            continue
+        runner.engine = engine = runner.new_engine()
+        engine.steady = True  # as on a GPU
+        runner._choose(engine.prefill(prompt))
+        runner.settle()
+        recorded = engine.recorded
+        assert recorded, runner.label
+        for _ in range(protocol.rounds):
+            for _ in range(protocol.steps):
+                runner.step()
+                assert engine.recorded is recorded, runner.label
+            runner.settle()
 
 
 def test_latency_cells_run_one_after_the_other(ray_here, world, tmp_path):

@@ -65,6 +65,7 @@ def test_replay_and_decode_are_the_oracles(tiny_model, tokens, place, policy):
 def decoded_steadily(model, ids, policy):
     """What a GPU records and repeats, run as it is; and whether the last step was one of those."""
     engine = DecodeEngine(model, policy, capacity=len(ids), steady=True)
+    engine.fewest = 1
     logits = [engine.step(ids[None, token : token + 1]) for token in range(len(ids) - 1)]
     return score_logits(torch.cat(logits), ids[1:]).nll_nats, engine.recorded is not None
 

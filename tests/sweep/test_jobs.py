@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
+from kvstream.engine import notes
 from kvstream.engine.chunks import PART_TOKENS
-from kvstream.grid.cells import QualityCell
+from kvstream.grid.axes import Repeats
+from kvstream.grid.cells import LatencyCell, QualityCell
 from kvstream.grid.memory_needed import side_by_side, too_large
 from kvstream.inputs.documents import Document
 from kvstream.inputs.models import resolve
@@ -22,7 +24,7 @@ from kvstream.measure.scores import Begun, begin, run_full
 from kvstream.records.long_cells import Parts, tidy
 from kvstream.records.store import Records
 from kvstream.sweep.jobs import Job, jobs_of, shareable
-from kvstream.sweep.worker import Weights, Worker
+from kvstream.sweep.worker import Weights, Worker, weights_of
 
 INFO = resolve("shape:pythia-70m")
 STREAMING, RANDOM = StreamingLLM(4, 1020), FixSizeL2(256, 0.7, "random")
@@ -219,11 +221,32 @@ def worker_of(tiny_llama):
     return make
 
 
+def test_what_the_engine_noted_comes_with_the_work(worker_of, monkeypatch, capsys):
+    monkeypatch.setattr(notes, "_told", set())
+    worker = worker_of()
+    monkeypatch.setattr(worker, "check", lambda **_: [notes.note(line) for line in ("no kernel", "no kernel")])
+    found = [[*worker.do(("check", {"token_ids_T": None}), 1)][-1].notes for _ in range(2)]
+    assert found == [("no kernel",), ()]
+    assert capsys.readouterr().out == "no kernel\n"
+
+
+def test_tf32_is_on_where_it_is_asked_for_alone(world):
+    at = LatencyCell(resolve(str(world / "model")), "cuda", "tf32", (Full(), RecentOnly(8)), 20, 1, Repeats(), None)
+    given = weights_of(at)
+    assert {array.dtype for array in given.arrays.values()} <= {np.dtype("float32"), np.dtype("int64")}
+    worker = Worker("cpu")
+    worker.load(given)
+    assert torch.backends.cuda.matmul.allow_tf32
+    worker.load(weights_of(replace(at, dtype="float32")))
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert at.key != replace(at, dtype="float32").key
+
+
 def rows(worker, job):
     """The rows of a job of one cell, computed by a worker."""
     *_, done = worker.do(job.call, 1)
     assert done.began_s < done.ended_s
-    ([result], where), _, _ = done
+    [result], where = done.result
     assert where["torch"] == torch.__version__
     return result.rows
 

@@ -80,7 +80,7 @@ def test_it_stands_in_the_table_and_is_no_policy(swept):
     folder, _ = swept
     page = page_of(folder / "report")
     table = page.partition('id="results"')[2].partition("</table>")[0]
-    assert "each token’s window is run anew, all its tokens; one of 8 measured" in table
+    assert "each token costs a forward pass of its window, 24 tokens; one of 8 measured" in table
     assert "0 … window − 1" in table
     summary = (folder / "report" / "summary.md").read_text(encoding="utf-8")
     assert "`recompute(24,every=8)` (one of 8 tokens)" in summary

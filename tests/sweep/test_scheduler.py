@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from kvstream.sweep.driver import Driver
 from kvstream.sweep.interrupt import Interrupt
 from kvstream.sweep.jobs import Job, jobs_of
 from kvstream.sweep.pool import Done, Failed, Lost, Node, Slots, Told, WorkerInfo
+from kvstream.sweep.results import Results
 from kvstream.sweep.scheduler import Scheduler, phases
 from kvstream.sweep.work import Check, Timing
 
@@ -94,6 +96,15 @@ def test_a_check_whose_worker_died_is_asked_again_and_a_refused_model_computes_n
     assert failure is again
     assert scheduler.over
     assert scheduler.next(second) is None
+
+
+def test_what_workers_noted_of_their_machines_is_told_once():
+    told, reporter = [], Mock()
+    reporter.part = lambda line, tokens: told.append(line)
+    results = Results(None, reporter)
+    for notes in (("no kernel", "no kernel"), ("no kernel", "no graph"), ()):
+        results.take(Done(worker(), Check(cells=(cell(),)), None, 0, 1, notes))
+    assert told == ["no kernel", "no graph"]
 
 
 def test_a_worker_has_one_piece_of_work_and_one_behind_it_while_more_wait_than_there_are_workers():

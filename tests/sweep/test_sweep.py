@@ -142,12 +142,14 @@ def test_another_grid_reuses_the_cells_they_share_and_a_damaged_one_is_recompute
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "words"), [("cuda", "float32", "no node"), ("mps", "float64", "Apple silicon")]
+    ("device", "dtype", "words"),
+    [("cuda", "float32", "no node"), ("mps", "float64", "Apple silicon"), ("auto", "tf32", "NVIDIA.*device cpu")],
 )
 def test_a_device_that_is_not_there_is_refused(device, dtype, words):
     with pytest.raises(ValueError, match=words):
         choose_device(device, dtype, nodes([2]))
     assert choose_device("auto", "float32", nodes([2])) == "cpu"
+    assert choose_device("auto", "tf32", [Node("0", 2, 1, 1e9)]) == ("mps" if sys.platform == "darwin" else "cuda")
 
 
 def test_gpus_that_torch_cannot_use_are_refused_before_a_model_loads(monkeypatch):

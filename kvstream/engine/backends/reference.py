@@ -21,6 +21,7 @@ from kvstream.engine.causal_chunk import attend_causal
 from kvstream.engine.positions import Ranks
 from kvstream.engine.rope import Rotation
 from kvstream.engine.vocabulary_blocks import Best, Predicted, blocks_of, no_logits, own_logits, predict_from_blocks
+from kvstream.engine.widest import exact_dtype
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Reference:
     def compared(self, keys_BHTD: torch.Tensor, turn: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Turn keys and measure them; see `Backend.compared`."""
         turned_BHTD, size = (turn(keys_BHTD), turn.cos.shape[-1]) if turn else (keys_BHTD, 0)
-        norm_BHT = torch.linalg.vector_norm(turned_BHTD, dim=-1, dtype=torch.float64)
+        norm_BHT = torch.linalg.vector_norm(turned_BHTD, dim=-1, dtype=exact_dtype(keys_BHTD))
         return turned_BHTD[..., :size], norm_BHT.reciprocal().masked_fill_(~(norm_BHT > 0), 0.0)
 
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:

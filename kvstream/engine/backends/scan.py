@@ -47,7 +47,7 @@ def scan_step(
         own_BHE = new.own_BHTE[:, :, t]
         E = own_BHE.shape[-1]
         layer.own_BHSE.scatter_(2, slot_BHND[:, :, -1:, :E], own_BHE[:, :, None])
-        own_BHC = torch.cat((own_BHE, new.k_BHTD[:, :, t, E:]), -1).double()
+        own_BHC = torch.cat((own_BHE, new.k_BHTD[:, :, t, E:]), -1).to(layer.sum_BHC)
         layer.sum_BHC.add_(own_BHC * first_BHT[:, :, t, None])
 
     q_BHGD = new.q_BHGTD[..., t, :]
@@ -61,7 +61,7 @@ def scan_step(
     if policy.scored_by == "attention" and (not policy.queries_heard or to_go < policy.queries_heard):
         begins = policy.queries_heard and to_go == policy.queries_heard - 1
         before_BHN = layer.score_BHS.gather(2, slot_BHN) * (0.0 if begins else 1.0)
-        layer.score_BHS.scatter_(2, slot_BHN, policy.update_scores(before_BHN, weights_BHGN.double()))
+        layer.score_BHS.scatter_(2, slot_BHN, policy.update_scores(before_BHN, weights_BHGN.to(before_BHN)))
     if layer.full == N:
         _shed(layer, token, slot_BUN, slot_BHN)
     return (weights_BHGN @ values_BHND.to(wide)).to(new.v_BHTD.dtype)
@@ -99,11 +99,11 @@ def _shed(layer: ScannedLayer, token: int | torch.Tensor, slot_BUN: torch.Tensor
 
 
 def _own(layer: ScannedLayer, slot_BHN: torch.Tensor) -> torch.Tensor:
-    """The keys in these slots as they are compared, in float64: (B, H, N, C)."""
+    """The keys in these slots as they are compared, as wide as their sum: (B, H, N, C)."""
     E = layer.own_BHSE.shape[-1]
     slot_BHND = slot_BHN[..., None].expand(-1, -1, -1, layer.keys.shape[-1])
     parts = layer.own_BHSE.gather(2, slot_BHND[..., :E]), layer.keys[..., E:].gather(2, slot_BHND[..., E:])
-    return torch.cat(parts, -1).double()
+    return torch.cat(parts, -1).to(layer.sum_BHC)
 
 
 def _to_place(x_BUN: torch.Tensor, from_BU1: torch.Tensor, to: int) -> torch.Tensor:

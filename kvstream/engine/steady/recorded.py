@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from kvstream.engine.notes import note
 from kvstream.engine.steady.step import SteadyStep
 
 WARM_UP = 3  # steps in which libraries choose their kernels and make room; torch asks for a few before recording
-refused: set[str] = set()  # reasons told already
 
 
 def compiled_step(step: SteadyStep) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -36,6 +36,8 @@ class Recorded:
         self.compute = compiled_step(step) if compiled else step.compute
         self.records = device.type == "cuda"
         self.graph: Any = None
+        # One stream for all: each has buffers of its own that libraries work in. On this device, whichever is current.
+        self.stream: Any = torch.cuda.Stream(device) if self.records else None
 
     @property
     def settled(self) -> bool:
@@ -57,12 +59,11 @@ class Recorded:
         return logits_BV
 
     def _beside(self, ids_B1: torch.Tensor) -> torch.Tensor:
-        """Compute a step on a stream of its own, as those are that a graph is recorded from."""
-        stream: Any = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
+        """Compute a step on the stream that a graph is recorded from."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
             logits_BV = self.compute(ids_B1)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
         return logits_BV
 
     def _record(self, ids_B1: torch.Tensor) -> None:
@@ -72,14 +73,14 @@ class Recorded:
         before = torch.cuda.current_stream(self.device)
         try:
             # Other threads, such as Ray's, may go on allocating meanwhile.
-            with torch.cuda.device(self.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with (
+                torch.cuda.device(self.device),
+                torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
+            ):
                 self.logits_BV = self.compute(self.ids_B1)
         except RuntimeError as error:
             torch.cuda.set_stream(before)  # which torch leaves as it was while recording
             self.records = False
-            reason = str(error).splitlines()[0]
-            if reason not in refused:
-                refused.add(reason)
-                print(f"decoding: no CUDA graph of a step, each is launched anew ({reason})", flush=True)
+            note(f"decoding: no CUDA graph of a step, each is launched anew ({str(error).splitlines()[0]})")
         else:
             self.graph = graph

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import defaultdict
 from dataclasses import replace
+from functools import cache
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ from golden import FULL, QUICK, ROOT, SHAPES, Latency, built, streaming, write, 
 
 from analysis import results
 from analysis.page.answered import page
+from analysis.page.kept import BESIDE, all_kept, by_sweep, kept
 from analysis.page.questions import QUESTIONS
 from analysis.read.records import read_records
 from analysis.report import asked
@@ -20,13 +22,20 @@ from analysis.words import budget_findings, divergence, findings, how_long
 from analysis.words.by_document import in_documents
 
 KEPT = ROOT / "docs" / "results" / "kept"
-SWEEPS = sorted(path.name for path in KEPT.iterdir())
+FOLDERS = sorted(path.name for path in KEPT.iterdir())
+SWEEPS = [name for name in FOLDERS if BESIDE not in name]
 PAGES = sorted(path.stem for path in KEPT.parent.glob("*.md") if path.stem != "README")
+
+
+@cache
+def held():
+    """What is kept of each sweep; read where it is used, as collecting tests should read nothing."""
+    return by_sweep(all_kept(KEPT))
 
 
 def test_every_page_is_what_is_kept_and_all_of_it_is_small(capsys):
     assert results.main(["--check"]) == 0, capsys.readouterr().out
-    assert set(PAGES) == set(results.answered({sweep: results.kept(KEPT / sweep) for sweep in SWEEPS}))
+    assert set(PAGES) == set(results.answered(held()))
     assert all((ROOT / "docs" / "results" / f"{name}.png").exists() for name in PAGES)
     assert sum(path.stat().st_size for path in KEPT.rglob("*")) < 10e6
 
@@ -57,6 +66,9 @@ def test_a_page_that_is_out_of_date_and_a_table_that_was_changed_are_told(tmp_pa
         (["--keep", "sinks", "{other}", "--command", "c"], "holds the sweep 'quick', not 'sinks'; pass the records of"),
         (["--keep", "recall", "{bare}", "--command", "c"], "says nothing for recall.md; run python sweeps/recall.py"),
         (["--keep", "sinks", "{two}", "--command", "c"], "a page is of one, sweep one of them alone"),
+        (["--beside", "amd"], "--beside: only times of latency are kept by machine; pass it with --keep of these"),
+        (["--keep", "sinks", "r", "--command", "c", "--beside", "amd"], "--beside: only times of latency are kept by"),
+        (["--keep", "latency", "r", "--command", "c", "--beside", "../x"], "--beside: '../x' is no name of small"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_in_one_line_and_nothing_is_lost(arguments, why, tmp_path, capsys):
@@ -112,8 +124,8 @@ def test_latency_of_two_commands_is_one_page_and_its_batches_are_told(tmp_path, 
     )  # the last command's alone
     assert results.main(["--keep", "latency", str(folder), "--command", "python x.py"]) == 0
     text = (tmp_path / "docs" / "results" / "latency.md").read_text()
-    assert "cpu, float32; 8 cells |" in text
-    found, _ = results.kept(tmp_path / "docs" / "results" / "kept" / "latency")
+    assert "cpu, float32 · Golden CPU; 8 cells |" in text
+    found, _ = kept(tmp_path / "docs" / "results" / "kept" / "latency")
     rows = {(row["model"], row["context"], row["batch"], row["contender"]): row for row in found["latency"]}
     for model, *_ in SHAPES.models:
         alone, together = (rows[model, 2048, batch, "streaming_llm(4,252)"]["tpot_ratio"] for batch in (1, 8))
@@ -130,6 +142,56 @@ def test_latency_of_two_commands_is_one_page_and_its_batches_are_told(tmp_path, 
     held = [line for line in text.splitlines() if "| `streaming_llm(4,1020)` | 512 |" in line]
     assert not held
     assert any("| `streaming_llm(4,1020)` | 2,048 |" in line for line in text.splitlines())
+
+
+def test_times_of_two_machines_stand_on_one_page_under_their_own_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "docs" / "results")
+    monkeypatch.setattr(results, "draw", lambda held: None)
+    (tmp_path / "README.md").write_text(results.BEGIN + results.END)
+
+    def keep(processor: str, seed: int, *beside: str) -> int:
+        plan = replace(SHAPES, seed=seed, environment=SHAPES.environment | {"cpu": processor})
+        folder = write(plan, tmp_path / f"records-{seed}")
+        told = json.loads((folder / "sweep.json").read_text())
+        write_json(folder / "sweep.json", told | {"name": "latency"})
+        return results.main(["--keep", "latency", str(folder), "--command", f"python {seed}.py", *beside])
+
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        keep("Slow", 1, "--beside", "slow")
+    assert "--beside: nothing is kept of latency to stand beside; leave it out" in capsys.readouterr().err
+    assert keep("Fast", 1) == 0
+    alone = (tmp_path / "docs" / "results" / "latency.md").read_text()
+    assert "Fast" not in alone.split("| Measured on |")[0]
+    assert keep("Slow", 2, "--beside", "slow") == 0
+    assert results.main(["--check"]) == 0
+    text = (tmp_path / "docs" / "results" / "latency.md").read_text()
+    for model, *_ in SHAPES.models:
+        for processor, number in (("Fast", 1), ("Slow", 2)):
+            own = rows_in(text, f"| {model} · {processor} |")
+            found, _ = kept(tmp_path / "docs" / "results" / "kept" / ("latency" if number == 1 else "latency@slow"))
+            assert own == len([row for row in found["latency"] if row["model"] == model and in_table(row)])
+    for begins in (
+        "| Machine | Fast, ",
+        "| Machine | Slow, ",
+        "| Command | `python 1.py`",
+        "| Command | `python 2.py`",
+    ):
+        assert rows_in(text, begins) == 1
+    cells = re.search(r"cpu, float32 · Fast and Slow; (\d+) cells", text)[1]
+    assert int(cells) == 2 * int(re.search(r"cpu, float32 · Fast; (\d+) cells", alone)[1])
+    assert keep("Fast", 3, "--beside", "slow") == 2
+    assert "kept latency and latency@slow are both of 'Fast'" in capsys.readouterr().err
+    assert text == (tmp_path / "docs" / "results" / "latency.md").read_text()
+
+
+def rows_in(text: str, beginning: str) -> int:
+    return sum(line.startswith(beginning) for line in text.splitlines())
+
+
+def in_table(row: dict) -> bool:
+    return row["role"] in ("policy", "dynamic", "again") and (row["filled"] or row["budget"] is None)
 
 
 def changes_of(sweep: str) -> dict[tuple[str, int], float]:
@@ -181,14 +243,15 @@ def test_losses_of_a_streams_parts_are_those_of_the_whole():
 @pytest.mark.parametrize("name", PAGES)
 def test_each_number_of_an_answer_stands_in_the_rows(name):
     """What a sentence prints with an interval is a row of the tables, printed so."""
-    frames, about = results.kept(KEPT / QUESTIONS[name].sweep)
+    frames, about = held()[QUESTIONS[name].sweep]
     shown = {findings.lost(row) for rows in frames.values() for row in rows if "ppl_change_low_percent" in row}
     shown |= {findings.lost_since(row) for row in frames.get("length", ()) if "stretch_change_percent" in row}
-    for row in frames.get("latency", ()):
-        cost, *ends = (row[f"eviction_{of}"] for of in ("percent", "low_percent", "high_percent"))
-        if cost is not None:
-            low, high = (f"{end:+.1f}".replace("-", "−") for end in ends)
-            shown.add(f"{cost:+.1f}\u00a0% [{low}, {high}]".replace("-", "−"))
+    for table, changed in (("latency", "eviction"), ("protection", "over_random")):
+        for row in frames.get(table, ()):
+            cost, *ends = (row[f"{changed}_{of}"] for of in ("percent", "low_percent", "high_percent"))
+            if cost is not None and None not in ends:
+                low, high = (f"{end:+.1f}" for end in ends)
+                shown.add(f"{cost:+.1f}\u00a0% [{low}, {high}]".replace("-", "−"))
     text = page(name, frames, about)
     said = re.findall(r"[+−][\d,.]+\u00a0% \[[^]]+\]", text)
     assert set(said) <= shown
@@ -288,7 +351,7 @@ def test_up_to_where_the_winner_at_the_largest_budget_is_ahead():
 
 
 def test_that_is_so_of_the_main_grids_page():
-    said = page("budgets", *results.kept(KEPT / "budgets"))
+    said = page("budgets", *held()["budgets"])
     name, told = re.search(
         r"`(\w+)` is closer to full than `streaming_llm` on .*? up to token (.*), and further on", said
     ).groups()
@@ -356,7 +419,7 @@ def test_labels_become_code_once():
 
 
 def test_the_best_scorer_is_counted_beside_no_scorer_document_by_document():
-    said = page("protection", *results.kept(KEPT / "protection"))
+    said = page("protection", *held()["protection"])
     best, other, closer, of = re.search(r"`(.+)` is closer than `(.+)` in (\d+) of (\d+) documents", said).groups()
     losses = defaultdict(dict)
     for row in pq.read_table(KEPT / "protection" / "documents.parquet").to_pylist():
@@ -372,8 +435,8 @@ def test_the_best_scorer_is_counted_beside_no_scorer_document_by_document():
 
 
 def test_about_says_what_was_computed():
-    for sweep in SWEEPS:
-        about = json.loads((KEPT / sweep / "about.json").read_text())
-        assert about["command"].startswith(f"python sweeps/{sweep}.py")
+    for folder in FOLDERS:
+        about = json.loads((KEPT / folder / "about.json").read_text())
+        assert about["command"].startswith(f"python sweeps/{folder.partition(BESIDE)[0]}.py")
         assert about["cells"] <= about["planned"]
         assert re.search(r"kvstream at `[0-9a-f]{12}", about["machine"])

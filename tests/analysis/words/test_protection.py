@@ -62,20 +62,29 @@ def protected(report, sinks="4"):
     return [row for row in rows if row["recent_percent"] != "0.0"]
 
 
+def gap(row):
+    """A scorer, its share of newest tokens, and its distance from random with the interval."""
+    over, low, high = (shown(row[f"over_random{end}_percent"]) for end in ("", "_low", "_high"))
+    ends = ", ".join(end.removesuffix("\u00a0%") for end in (low, high))
+    return f"{row['scorer']} at {float(row['recent_percent']):g}\u00a0%: {over} [{ends}]"
+
+
 def verdicts(report):
     """The last sentence as the rows have it, and how many scorers are better and worse."""
     told = [row for row in protected(report) if row["scorer"] != "random"]
     better = [row for row in told if float(row["over_random_high_percent"]) < 0]
     worse = [row for row in told if float(row["over_random_low_percent"]) > 0]
+    far = sorted(told, key=lambda row: float(row["over_random_percent"]))
     parts = []
-    for rows, word in ((better, "better than keeping random tokens"), (worse, "worse")):
-        names = [
-            f"{row['scorer']} at {float(row['recent_percent']):g}\u00a0%: {shown(row['over_random_percent'])}"
-            for row in rows
-        ]
-        which = f" ({', '.join(names)})" if 0 < len(rows) <= 3 else ""
+    for rows, word, ends in ((better, "better than keeping random tokens", far), (worse, "worse", far[::-1])):
         number = f"{len(rows)} {'is' if len(rows) == 1 else 'are'}" if rows else "none is"
-        parts.append(f"{number} measurably {word}{which}")
+        parts.append(f"{number} measurably {word}")
+        if rows:
+            named = [row for row in ends if row in rows]
+            few = len(named) <= 3
+            parts[-1] += f" ({'' if few else 'the most '}{', '.join(map(gap, named if few else named[:1]))})"
+        elif ends is far:
+            parts[-1] += f" (at best {gap(far[0])})"
     text = f": of {len(told)} pairs of scorer and share {parts[0]}, and {parts[1]}. Against the full cache "
     return text, len(better), len(worse)
 

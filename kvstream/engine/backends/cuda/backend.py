@@ -19,6 +19,7 @@ from kvstream.engine.backends.cuda.scan import MOST_SLOTS, scan_in_kernel
 from kvstream.engine.backends.cuda.scoring import predicted
 from kvstream.engine.backends.cuda.tiles import Kind, Tiles, shrinking, tiles_of
 from kvstream.engine.backends.reference import Reference
+from kvstream.engine.notes import note
 from kvstream.engine.vocabulary_blocks import Predicted
 
 MOST_OFFSET = 2**31 - 1  # kernels count the numbers of a row of the batch, and those between two rows, in 32 bits
@@ -62,7 +63,7 @@ class Cuda(Reference):
         except TritonError as error:  # nothing was launched
             refused.add(kind)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            print(f"{layer.policy}: no kernel for this card, tokens pass in Python, slowly ({reason})", flush=True)
+            note(f"{layer.policy}: no kernel for this card, tokens pass in Python, slowly ({reason})")
             return super().scan(layer, arriving, scaling)
 
     def predict(

@@ -8,7 +8,8 @@ Every block of queries goes over three kinds of keys and keeps one softmax over 
     contested   those listed for the block (`contest.visible`), each seen by the queries enter ≤ t ≤ leave: rotated, and
                 asked as sinks are, or unrotated and scored at the rank that each has for each query (`positions.Ranks`)
 
-Products of float32 are sums of three of TF32 ("tf32x3"): on an H100 as exact as IEEE's, and 3.5 times as fast.
+Products of float32 are sums of three of TF32 ("tf32x3"): on an H100 as exact as IEEE's, and 3.5 times as fast. Where
+torch is told to multiply in TF32, they are one of them.
 
 Shape legend: B batch, H kv-heads, T queries, S recent keys, N contested keys, D head size; in kernels: tiles of BM
 queries, BN or BC keys.
@@ -93,8 +94,9 @@ def _attend(
     blocks = tl.num_programs(0)
     block = blocks - 1 - tl.program_id(0)  # those with the most keys first
     b, qhead = tl.program_id(1) // QUERY_HEADS, tl.program_id(1) % QUERY_HEADS
-    h = qhead // GROUPS
     b64 = b.to(tl.int64)
+    qhead = qhead.to(tl.int64)  # of a long text a head begins beyond 32 bits
+    h = qhead // GROUPS
     Q += b64 * qb + qhead * qh
     K += b64 * kb + h * kh
     V += b64 * vb + h * vh
@@ -215,6 +217,13 @@ class Contested:
     ranks: Pairs | None
 
 
+def precision_of(dtype: torch.dtype) -> str:
+    """How products of a dtype are taken: of float32 in TF32 alone where torch's are."""
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
 def attend(
     q_BHTD: torch.Tensor, start: int, recent: Recent, old: Old, contested: Contested | None, scaling: float,
     tiles: Tiles,
@@ -238,7 +247,7 @@ def attend(
         QUERY_HEADS=QH, GROUPS=QH // keys[0].shape[1], HALF=none.shape[1], D=D,
         BLOCK_D=max(16, triton.next_power_of_2(D)), BM=tiles.queries, BN=tiles.keys, BC=tiles.contested,
         BS=SINKS_AT_ONCE, SINKS=sinks > 0, TWO_TURNS=old.turn is not recent.turn, CONTESTED=contested is not None,
-        BY_RANK=ranks is not None, PRECISION="tf32x3" if q_BHTD.dtype == torch.float32 else "ieee",
+        BY_RANK=ranks is not None, PRECISION=precision_of(q_BHTD.dtype),
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return out

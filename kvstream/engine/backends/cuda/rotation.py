@@ -38,6 +38,7 @@ def _turn(
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     b, h = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
     inside = rows < T
+    h = h.to(tl.int64)  # of a long text a head begins beyond 32 bits
     x = load_turned(X + b.to(tl.int64) * xb + h * xh, xt, rows, inside, COS, SIN, rows, HALF, D, BLOCK_D)
     d = tl.arange(0, BLOCK_D)
     at = OUT + b.to(tl.int64) * ob + h * oh + rows[:, None] * ot + d[None, :]
