@@ -6,6 +6,7 @@ beside `latency`, and stands on the same page with the hardware in the name of e
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,18 @@ def on_hardware(frames: Frames, hardware: str) -> Frames:
     """The same rows, of settings that are named after their hardware, too."""
 
     def named(setting: str) -> str:
-        return f"{setting} · {hardware}"
+        return f"{setting} · {short(hardware)}"
 
     def renamed(row: dict[str, Any]) -> dict[str, Any]:
         lists = {"settings": [named(one) for one in row["settings"]]} if "settings" in row else {}
         return row | lists | ({"setting": named(row["setting"])} if "setting" in row else {})
 
     return {table: [renamed(row) for row in rows] for table, rows in frames.items()}
+
+
+def short(hardware: str) -> str:
+    """A processor's name without what every one is called."""
+    return " ".join(re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b", "", hardware).split()) or hardware
 
 
 def added_up(rows: list[dict[str, Any]]) -> dict[str, Any]:

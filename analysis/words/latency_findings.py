@@ -8,6 +8,7 @@ from analysis.words.wording import (
     change,
     counted,
     fixed,
+    listed,
     megabytes,
     percent,
     times,
@@ -15,6 +16,8 @@ from analysis.words.wording import (
     told,
     whole,
 )
+
+FEW = 2  # cells are named one by one
 
 
 def latency(frames: Frames) -> list[str]:
@@ -60,8 +63,14 @@ def latency(frames: Frames) -> list[str]:
         )
     said += peaks([row for row in timed(frames) if row["filled"] or row["policy"] == "full"])
     busy = {(row["setting"], *place(row)): row for row in timed(frames) if row["busy"]}
-    where = "; ".join(f"{row['setting']} at {tokens_of(row)}, where {row['busy']}" for row in busy.values())
-    return [*said, f"The machine was busy otherwise in {counted(len(busy), 'cell')}: {where}."] if busy else said
+    alike = [f"{what} in {cells(rows)}" for what, rows in by(list(busy.values()), "busy").items()]
+    return [*said, f"Machines were busy otherwise, too: {'; '.join(alike)}."] if busy else said
+
+
+def cells(rows: list[Row]) -> str:
+    """How many cells these are, and of few which."""
+    which = listed([f"{row['setting']} at {tokens_of(row)}" for row in rows]) if len(rows) <= FEW else ""
+    return counted(len(rows), "cell") + (f" ({which})" if which else "")
 
 
 def added(row: Row) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from exactness_cases import FLOAT32, FLOAT64
 
-from kvstream import H2O, KeyDiff
+from kvstream import H2O, KeyDiff, KVStreamCache, decode, parse_policy, replay
 from kvstream.engine.attention import merge_partials
 from kvstream.engine.backends import backend_for
 from kvstream.engine.backends.compiled_attention import softmax
@@ -20,6 +20,7 @@ from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.chunk_choice import chunk_size_for, fitting_chunk
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.positions import Ranks
+from kvstream.engine.replay import replay_windows
 from kvstream.engine.rope import Rotation
 from kvstream.engine.scanned_layer import Arriving, ScannedLayer
 from kvstream.engine.shared_tables import SharedTables
@@ -146,8 +147,6 @@ def test_cpu_is_the_reference(dtype):
 @pytest.mark.parametrize("policy_text", ["streaming_llm(4,7)", "fix_size_l2(11,0.5,keep_low)", "full"])
 def test_the_engine_computes_the_same_on_the_reference(monkeypatch, policy_text, tiny_model, tokens):
     """What a GPU without a backend of its own runs: replay, decode and plain calls end to end."""
-    from kvstream import decode, parse_policy, replay
-
     policy, ids = parse_policy(policy_text), tokens(60, 3)
     for family in ("neox", "llama"):
         model = tiny_model(family, FLOAT64)
@@ -159,6 +158,25 @@ def test_the_engine_computes_the_same_on_the_reference(monkeypatch, policy_text,
         for one, other in zip(ours, plain):
             assert (one - other).abs().max() < 1e-9
             assert one.shape == other.shape
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["h2o(9,4,start_size=2)", "keydiff(9,3,start_size=1)", "tova(9)", "snapkv(9,3,3,4)", "l2_compress(0.5,9)"],
+)
+def test_scans_need_no_float64_where_a_device_has_none(monkeypatch, label, tiny_model, tokens):
+    """As Apple's GPU, on which nothing of a layer may be float64."""
+    policy, ids, model = parse_policy(label), tokens(40, 3), tiny_model("llama", FLOAT32)
+    truth = replay(model, ids, policy)
+    for module in ("layer", "scoring"):
+        monkeypatch.setattr(f"kvstream.engine.{module}.backend_for", lambda device, dtype: Reference(device))
+    for module in ("scanned_layer", "backends.reference"):
+        monkeypatch.setattr(f"kvstream.engine.{module}.exact_dtype", lambda like: FLOAT32)
+    cache = KVStreamCache(model, policy)
+    [found] = replay_windows(model, [ids[None]], cache)
+    assert (found.nll_nats[0] - truth).abs().max() < 1e-4
+    held = [tensor for layer in cache.layers for tensor in vars(layer).values() if isinstance(tensor, torch.Tensor)]
+    assert {tensor.dtype for tensor in held} == {FLOAT32, torch.int64}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, FLOAT64, torch.bfloat16])

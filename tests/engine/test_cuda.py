@@ -20,6 +20,7 @@ from kvstream import (
     SnapKV,
     StreamingLLM,
     decode,
+    load_model,
     replay,
 )
 from kvstream.engine.backends.reference import Reference
@@ -28,6 +29,7 @@ from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.decode_engine import DecodeEngine
 from kvstream.engine.replay import replay_windows
 from kvstream.engine.scoring import score_logits
+from kvstream.inputs.documents import load_documents
 from kvstream.inputs.weights import multiply_as
 from kvstream.measure.contenders import DynamicContender, Protocol, contenders
 
@@ -103,6 +105,16 @@ def test_tf32_is_coarser_and_only_where_it_is_asked_for():
         found.append((replay(model, ids.cuda(), policy).cpu() - truth).abs().mean())
     multiply_as("float32")
     assert 3 * found[0] < found[1] < 1e-2
+
+
+def test_the_demo_model_computes_what_it_does_on_a_cpu():
+    """A trained model and 8,192 tokens of a real text, under policies that no rounding decides."""
+    model, tokenizer = load_model("smollm2-135m")
+    [document] = load_documents("kjv", name="Genesis", tokens=8192, tokenizer=tokenizer)
+    ids, there = torch.from_numpy(document.token_ids).long(), copy.deepcopy(model).cuda()
+    for policy in (Full(), StreamingLLM(4, 1020), FixSizeL2(512, 0.7, "random")):
+        apart = (replay(there, ids.cuda(), policy).cpu() - replay(model, ids, policy)).abs()
+        assert apart.mean() <= 1e-4, policy
 
 
 @pytest.mark.parametrize("policy", [Full(), StreamingLLM(4, 60), FixSizeL2(70, 0.5, "keep_low")], ids=str)
@@ -193,6 +205,14 @@ def test_every_contender_of_a_latency_cell_is_recorded_once():
             for _ in range(protocol.steps):
                 runner.step()
             assert runner.engine.recorded.graph is graph, runner.label
+
+
+def test_a_step_that_cannot_be_recorded_is_launched_and_leaves_the_device_as_it_was():
+    ids, model = text(300), on_gpu("llama", FLOAT32)
+    truth = replay(model, ids.cuda(), RecentOnly(50)).cpu()
+    model.get_input_embeddings().register_forward_hook(lambda _, __, found: print(found.sum().item()))
+    assert_close(decode(model, ids.cuda(), RecentOnly(50)).nll_nats.cpu(), truth, 1e-4)
+    assert torch.multinomial(torch.ones(3, device="cuda"), 2).shape == (2,)  # as choosing a token by lot does
 
 
 @pytest.mark.parametrize("policy", RECORDED, ids=str)

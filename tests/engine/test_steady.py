@@ -6,6 +6,7 @@ Against the oracle, for every policy: tests/policies/test_against_oracle.py. On 
 import contextlib
 import copy
 from dataclasses import dataclass
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -189,8 +190,8 @@ class Graph:
 
 
 def recording(engine, monkeypatch, fails=False):
-    """Have an engine record as on a GPU."""
-    graphs, streams = [], []
+    """Have an engine record as on a GPU; the last of what is returned: what draws numbers, and is given back."""
+    graphs, streams, generator = [], [], Mock()
 
     @contextlib.contextmanager
     def record(graph, stream, capture_error_mode):
@@ -209,9 +210,10 @@ def recording(engine, monkeypatch, fails=False):
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(recorded.Recorded, "_beside", lambda self, ids: self.step.compute(ids))
     monkeypatch.setattr(notes, "_told", set())
+    monkeypatch.setattr(recorded, "generator_of", lambda _: generator)
     engine.step(engine.first)
     engine.recorded.records, engine.recorded.stream = True, "own"
-    return graphs, streams
+    return graphs, streams, generator.graphsafe_set_state
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -219,11 +221,11 @@ def test_a_recorded_step_takes_each_token_and_its_logits_stay(fails, tiny_llama,
     ids, model, policy = tokens(LENGTH, 3)[None], tiny_llama(FLOAT64), StreamingLLM(2, 6)
     engine = begun(model, policy, ids)
     engine.first = ids[:, PROMPT : PROMPT + 1]
-    graphs, streams = recording(engine, monkeypatch, fails)
+    graphs, streams, given_back = recording(engine, monkeypatch, fails)
     assert not engine.settled
     logits = steps(engine, ids, PROMPT + 1, 60)
     assert engine.settled
-    assert (len(graphs), streams) == ((0, ["before"]) if fails else (1, []))
+    assert (len(graphs), streams, given_back.call_count) == ((0, ["before"], 1) if fails else (1, [], 0))
     assert_close(
         score_logits(torch.cat(logits), ids[0, PROMPT + 2 : 61]).nll_nats,
         replay(model, ids[0, :61], policy)[PROMPT + 1 :],

@@ -25,6 +25,12 @@ def compiled_step(step: SteadyStep) -> Callable[[torch.Tensor], torch.Tensor]:
     return torch.compile(step.compute, fullgraph=True, dynamic=False, **apart)
 
 
+def generator_of(device: torch.device) -> Any:
+    """What draws a GPU's random numbers, unless it is told otherwise."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.default_generators[index]
+
+
 class Recorded:
     """Calls a steady step. Where a device records nothing, or cannot record this one, each call computes it anew.
 
@@ -70,7 +76,8 @@ class Recorded:
         """Record a step without computing it; a model that asks the device something cannot be recorded."""
         graph: Any = torch.cuda.CUDAGraph()
         self.ids_B1 = ids_B1.clone()
-        before = torch.cuda.current_stream(self.device)
+        before, generator = torch.cuda.current_stream(self.device), generator_of(self.device)
+        drawn = generator.clone_state()
         try:
             # Other threads, such as Ray's, may go on allocating meanwhile.
             with (
@@ -79,7 +86,8 @@ class Recorded:
             ):
                 self.logits_BV = self.compute(self.ids_B1)
         except RuntimeError as error:
-            torch.cuda.set_stream(before)  # which torch leaves as it was while recording
+            torch.cuda.set_stream(before)  # which torch leaves as it was while recording, and so
+            generator.graphsafe_set_state(drawn)  # what draws numbers, which then draws none
             self.records = False
             note(f"decoding: no CUDA graph of a step, each is launched anew ({str(error).splitlines()[0]})")
         else:

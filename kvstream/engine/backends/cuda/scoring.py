@@ -47,9 +47,10 @@ def parts_of(vocabulary: int) -> list[slice]:
 
 def unrounded(head: nn.Linear, hidden_TE: torch.Tensor) -> torch.Tensor:
     """Logits in float32, (T, V), of a head in half precision."""
-    bias = 0.0 if head.bias is None else head.bias.float()
-    parts = [hidden_TE.float() @ head.weight[part].float().t() for part in parts_of(len(head.weight))]
-    return torch.cat(parts, dim=1) + bias
+    logits_TV = hidden_TE.new_empty(len(hidden_TE), len(head.weight), dtype=torch.float32)
+    for part in parts_of(len(head.weight)):
+        logits_TV[:, part] = hidden_TE.float() @ head.weight[part].float().t()
+    return logits_TV if head.bias is None else logits_TV.add_(head.bias)
 
 
 def predicted(
@@ -68,8 +69,8 @@ def predicted(
         torch.empty(T, device=hidden_TE.device, dtype=dtype)
         for dtype in (torch.float32, torch.int64, torch.int64, torch.float64)
     )
-    rows = max(64, logits_bytes // (V * hidden_TE.element_size()) // 64 * 64)
     rounds = more and hidden_TE.element_size() < 4
+    rows = max(64, logits_bytes // (V * (4 if rounds else hidden_TE.element_size())) // 64 * 64)
     mean = torch.empty(hidden_TE.shape, device=hidden_TE.device) if keep else None
     for low in range(0, T, rows):
         at = slice(low, low + rows)
