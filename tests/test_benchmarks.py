@@ -160,6 +160,10 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     report["decoding"] = [found := gpu.decode(model, about, rounds=1, prefills=1, steps=1)]
     assert sorted(found["step_ms"]) == sorted(gpu.CONTENDERS)
     assert sorted(found["ttft_ms"]) == sorted(gpu.CONTENDERS[:4])
+    assert found["step_of_full"]["full"] == found["ttft_of_full"]["full"] == 1.0
+    assert (sorted(found["step_of_full"]), sorted(found["ttft_of_full"])) == (
+        sorted(gpu.CONTENDERS), sorted(gpu.CONTENDERS[:4]),
+    )  # fmt: skip
     assert sorted(found["launched"]) == sorted(gpu.CONTENDERS)
     page, old = tmp_path / "page.md", "<!-- {0}:begin -->\nold\n<!-- {0}:end -->\n"
     page.write_text("".join(map(old.format, gpu.BLOCKS)))

@@ -45,9 +45,15 @@ SCANNED = [H2O(512, 256, 4), TOVA(512), KeyDiff(512, 256, 4), SnapKV(512)]
 SIDE_BY_SIDE = 8
 DECODED = [StreamingLLM(4, 1020), FixSizeL2(512, 0.7, "keep_low")]
 CONTENDERS = ["full", DYNAMIC, *(str(each) for each in DECODED), *(WITHOUT_EVICTION.format(each) for each in DECODED)]
-DECODING = [("70m", "bfloat16", 1, 8192, False), ("70m", "bfloat16", 1, 8192, True),
-            ("70m", "bfloat16", 32, 2048, False), ("410m", "bfloat16", 1, 8192, False),
-            ("410m", "bfloat16", 8, 8192, False), ("70m", "float32", 1, 8192, False)]  # fmt: skip
+DECODING = [
+    ("70m", "bfloat16", 1, 2048, False),
+    ("70m", "bfloat16", 1, 8192, False),
+    ("70m", "bfloat16", 1, 8192, True),
+    ("70m", "bfloat16", 32, 2048, False),
+    ("410m", "bfloat16", 1, 8192, False),
+    ("410m", "bfloat16", 8, 8192, False),
+    ("70m", "float32", 1, 8192, False),
+]
 CASES = [("70m", "float32", 1), ("410m", "float32", 1), ("70m", "bfloat16", 1), ("70m", "bfloat16", 8)]
 
 
@@ -111,10 +117,15 @@ def decode(model, about: dict, rounds: int, prefills: int = 5, steps: int = 8) -
     *_, rows = take_turns("bench", runners, prompt_BT, protocol)
     frame = rows.to_pandas()
     medians = 1e3 * frame.groupby(["phase", "policy"]).seconds.median()
+    turns = frame.pivot_table(index=["phase", "round", "step"], columns="policy", values="seconds")
+    ratios = turns.div(turns["full"], axis=0).groupby("phase").median()  # of what was measured within one turn
     launched = [each.label for each in runners if not getattr(getattr(each.engine, "recorded", None), "graph", None)]
-    found = about | {f"{phase}_ms": medians[phase].to_dict() for phase in ("step", "ttft")} | {"launched": launched}
-    for label, taken in found["step_ms"].items():
-        print(f"  {about}  {label}: {taken:.3f} ms a step", flush=True)
+    found = about | {"launched": launched}
+    for phase in ("step", "ttft"):
+        found |= {f"{phase}_ms": medians[phase].to_dict(), f"{phase}_of_full": ratios.loc[phase].dropna().to_dict()}
+        for label, taken in found[f"{phase}_ms"].items():
+            of_full = found[f"{phase}_of_full"][label]
+            print(f"  {about}  {phase} {label}: {taken:.3f} ms, {of_full:.3f} × full's", flush=True)
     return found
 
 
@@ -128,15 +139,15 @@ def decoding_block(report: dict) -> list[str]:
         cells = []
         for label in CONTENDERS:
             step, ttft = found["step_ms"].get(label), found["ttft_ms"].get(label)
-            cells.append("–" if step is None else f"{step:.3f} ms · {step / found['step_ms']['full']:.2f}")
-            cells[-1] += "" if ttft is None else f"; {ttft:.1f} ms"
+            cells.append("–" if step is None else f"{step:.3f} ms · {found['step_of_full'][label]:.2f}")
+            cells[-1] += "" if ttft is None else f"; {ttft:.1f} ms · {found['ttft_of_full'][label]:.2f}"
         texts = "one text" if found["texts"] == 1 else f"{found['texts']} texts"
         lines.append(
             f"| {found['model']}, {found['dtype']}, {texts}, {found['context']:,} tokens | {' | '.join(cells)} |"
         )
     launched = sorted({label for found in report["decoding"] for label in found["launched"]})
     graphs = f"Steps are CUDA graphs, but for {', '.join(launched)}." if launched else "Steps are CUDA graphs."
-    about = f"{report['card']}, torch {report['torch']}: medians, and times `full`'s step"
+    about = f"{report['card']}, torch {report['torch']}: medians, and times `full`'s within a turn"
     return [*lines, "", f"{about}, over {report['rounds']} rounds. {graphs} From `make bench-gpu`."]
 
 
