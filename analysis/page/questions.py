@@ -195,7 +195,7 @@ QUESTIONS = {
         latency_findings.latency_table,
         "tpot",
         "Random weights of the published shapes, as a step takes as long whatever the numbers are. A ratio holds for "
-        "this machine. Policies that hold a whole context are left out there: they are full.",
+        "its machine. Policies that hold a whole context are left out there: they are full.",
         "GPUs; the contexts, up to 32,768, and batches, up to 32, that the table lacks.",
         "All contenders take turns, step by step, in one process: [how](../latency.md). `full` has its memory from the "
         "start; `DynamicCache`, of transformers, copies all it holds at each step. Peak is the most that a request "
