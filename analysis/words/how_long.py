@@ -20,20 +20,6 @@ def how_long(equal: list[Row], stretches: list[Row]) -> str:
     )
 
 
-def times_its_budget(equal: list[Row], stretches: list[Row]) -> str:
-    """The same in short, as multiples of the budget."""
-    name, ends = leads(equal, stretches)
-    if not ends:
-        return ""
-    longest = max(row["length"] for row in stretches)
-    of = sorted(end / budget for budget, end in ends.items() if end < longest)
-    span = " to ".join(dict.fromkeys((f"{of[0]:.3g}", f"{of[-1]:.3g}")))
-    return (
-        f"`{name}` is ahead of sinks and the newest tokens, not always measurably, on tokens up to {span} times its "
-        "budget, and behind on later ones"
-    )
-
-
 def leads(equal: list[Row], stretches: list[Row]) -> tuple[str, dict[int, int]]:
     """The policy, and by budget the last token up to which it is ahead; none if it is not ahead first, then behind.
 

@@ -2,7 +2,6 @@
 
 from analysis.words.budget_findings import further
 from analysis.words.findings import Frames, Row, by, code, lost, near, plain
-from analysis.words.how_long import times_its_budget
 from analysis.words.latency_findings import timed
 from analysis.words.wording import change, listed, times, whole
 
@@ -47,10 +46,8 @@ def choosing(frames: Frames, longer: Frames) -> str:
     nothing = f"gains nothing measurable with {listed(none)}{'' if worse else of}" if none else ""
     kl = {row["policy"]: row["kl_nats"] for row in frames.get("divergence", [])}
     some = [better(own, best, longer.get("length", []), kl) for own, best in found.values() if not near(own)]
-    along = times_its_budget(equal, frames.get("length", []))
     told = "; ".join(filter(None, (" and ".join(filter(None, (loses, nothing))), *some)))
-    first = f"Choosing older tokens by a score in place of the newest, in the settings that were tried, {told}."
-    return f"{first} Along a text {along}." if along else first
+    return f"Choosing older tokens by a score in place of the newest, in the settings that were tried, {told}."
 
 
 def better(own: Row, best: Row, longer: list[Row], kl: dict[str, float]) -> str:

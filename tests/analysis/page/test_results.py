@@ -340,12 +340,8 @@ def test_up_to_where_the_winner_at_the_largest_budget_is_ahead():
         "`h2o` is closer to full than `streaming_llm` on a text’s earlier tokens, up to token 128 with 64 and 256 with "
         "128, and further on later ones, if the texts have any; not each measurably."
     )
-    assert how_long.times_its_budget(equal, first_ahead) == (
-        "`h2o` is ahead of sinks and the newest tokens, not always measurably, on tokens up to 2 times its budget, "
-        "and behind on later ones"
-    )
     for other in (stretches(0.0, 3.0, 1.0, 1.0), stretches(0.0, 1.0, 1.0, 1.0), stretches(0.0, 3.0, 3.0, 1.0), []):
-        assert how_long.how_long(equal, other) == how_long.times_its_budget(equal, other) == ""
+        assert how_long.how_long(equal, other) == ""
     plain = [{"budget": 64, "policy": "streaming_llm(4,60)"}, *equal[:1]]
     assert how_long.how_long(plain, first_ahead) == ""
 
