@@ -1,4 +1,7 @@
-"""What each policy of kvstream decides, written a second time from its paper: no import of kvstream, no shared code.
+"""What each policy of kvstream decides, written a second time from its definition: no import of kvstream.
+
+Definitions are the papers', where these say enough; which reading kvstream takes elsewhere (ties, what `snapkv`'s
+budget counts, that a cut of `l2_compress` takes one at least) is the policy's docstring's.
 
 Tokens, scores and attention stand in plain dictionaries, and every step looks at all of them. `oracle.oracle_trace`
 runs the model and asks `Literal.evict` after each token; see there for the shapes. Of equals the youngest leaves.

@@ -26,8 +26,12 @@ def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
     ends = f"In brackets: {question.brackets or CHARTS[question.chart].whiskers or about['whiskers']}"
     ends += "" if question.brackets else " ([of what](README.md))"
     machines = [about, *about.get("beside", [])]
+
+    def of(what: str, one: dict[str, Any]) -> str:
+        return f"{what}, {one['hardware']}" if len(machines) > 1 else what
+
     facts = [
-        *(("Command", f"`{one['command']}`, then `{REPORT} --records {one['records']}`") for one in machines),
+        *((of("Command", one), f"`{one['command']}`, then `{REPORT} --records {one['records']}`") for one in machines),
         ("Measured on", f"{about['stands_on']}; {cells}"),
         ("Full cache’s perplexity", findings.levels(frames)),
         *(("Machine", one["machine"]) for one in machines),

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from kvstream.engine import transformers_hook
 from kvstream.engine.rope import Rope, ShiftedRope
+from kvstream.engine.widest import in_tf32
 from kvstream.engine.wrappers import device_of, vocabulary_of
 from kvstream.policies import Full
 
@@ -193,7 +194,7 @@ def _last_bit(model: PreTrainedModel) -> float:
     if model.dtype == torch.float32:
         fewer = {"high": torch.finfo(torch.float16).eps, "medium": torch.finfo(torch.bfloat16).eps}  # TF32 has 10 bits
         steps.append(fewer.get(torch.get_float32_matmul_precision(), 0.0))
-        steps.append(torch.finfo(torch.float16).eps if torch.backends.cuda.matmul.allow_tf32 else 0.0)
+        steps.append(torch.finfo(torch.float16).eps if in_tf32() else 0.0)
     return float(max(steps))
 
 

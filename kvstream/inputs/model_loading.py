@@ -89,7 +89,7 @@ def load_model(spec: str, *, dtype: str = "float32", device: str = "cpu") -> tup
 
     kind = weights.parse_dtype(dtype)
     weights.check_device(device, dtype)
-    if device.startswith("cuda"):
+    if dtype == weights.TF32:  # for the whole process, as torch has it
         weights.multiply_as(dtype)
     info = resolve(spec)
     with quiet():

@@ -67,7 +67,9 @@ class Driver:
         at_once = 1  # a CPU is busy with one text
         if quality and self.slots.device != "cpu":
             at_once = side_by_side(quality, min(node.memory for node in self.nodes))
-            self.results.reporter.say(f"up to {at_once} texts side by side, as many as half of a GPU's memory holds")
+            if at_once > 1:
+                told = f"up to {at_once} texts side by side, as many as half of a GPU's memory holds"
+                self.results.reporter.say(told)
         windows = [Recomputing(cells=(cell,)) for cell in cells if isinstance(cell, RecomputeCell)]
         return [*timings, *jobs_of(quality, at_once), *windows]
 

@@ -42,7 +42,8 @@ class Recorded:
         self.compute = compiled_step(step) if compiled else step.compute
         self.records = device.type == "cuda"
         self.graph: Any = None
-        # One stream for all: each has buffers of its own that libraries work in. On this device, whichever is current.
+        # One stream for its first steps and its graph, on this device, whichever is current. Each stream has buffers of
+        # its own that libraries work in, and another graph on it would share them.
         self.stream: Any = torch.cuda.Stream(device) if self.records else None
 
     @property
@@ -86,8 +87,9 @@ class Recorded:
             ):
                 self.logits_BV = self.compute(self.ids_B1)
         except RuntimeError as error:
-            torch.cuda.set_stream(before)  # which torch leaves as it was while recording, and so
-            generator.graphsafe_set_state(drawn)  # what draws numbers, which then draws none
+            with torch.cuda.device(self.device):
+                torch.cuda.set_stream(before)  # which torch leaves as it was while recording, and so
+                generator.graphsafe_set_state(drawn)  # what draws numbers, which then draws none
             self.records = False
             note(f"decoding: no CUDA graph of a step, each is launched anew ({str(error).splitlines()[0]})")
         else:

@@ -175,8 +175,8 @@ def test_times_of_two_machines_stand_on_one_page_under_their_own_names(tmp_path,
     for begins in (
         "| Machine | Fast, ",
         "| Machine | Slow, ",
-        "| Command | `python 1.py`",
-        "| Command | `python 2.py`",
+        "| Command, Fast | `python 1.py`",
+        "| Command, Slow | `python 2.py`",
     ):
         assert rows_in(text, begins) == 1
     cells = re.search(r"cpu, float32 · Fast and Slow; (\d+) cells", text)[1]
