@@ -69,7 +69,7 @@ def together(parts: dict[str, Kept]) -> Kept:
         return next(iter(parts.values()))
     names: dict[str, str] = {}
     for name, (_, about) in parts.items():
-        if (other := names.setdefault(about["hardware"], name)) != name:
+        if (other := names.setdefault(short(about["hardware"]), name)) != name:
             raise RecordsError(
                 f"kept {other} and {name} are both of {about['hardware']!r}; measure into the same records instead"
             )

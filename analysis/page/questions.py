@@ -152,8 +152,8 @@ QUESTIONS = {
         "exactly one budget back are in no sentence, as some windows just hold them.",
         "Models that recall everything with the full cache; questions asked before the text, which tell a policy "
         "what to keep. Distances between half of the budget and all of it; beyond 2,048, where this model’s full cache "
-        "recalls less and less. Why some policies have more near answers "
-        "right than full, if that is no chance: perhaps as other facts, which they have forgotten, confuse it.",
+        "recalls less and less. Why some policies have more near answers right than full, if that is no chance: "
+        "perhaps as other facts, which they have forgotten, confuse it.",
         "A fact reads “The green lion is number 48213.”, and so many tokens later the text asks for it again. When a "
         "policy has to choose, the question has not come: that eviction loses what is asked for later is known of "
         "needles and passkeys ([RULER](https://arxiv.org/abs/2404.06654)). What recalls seems to be the newest tokens "

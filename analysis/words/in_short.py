@@ -97,11 +97,10 @@ def sooner(frames: Frames) -> str:
     span = " to ".join(dict.fromkeys((times(found[0]), times(found[-1]))))
     far = max(mine, key=lambda row: int(row["context"]))
     further_on = f"; after {whole(far['context'])} {times(far['tpot_ratio'])} ({far['model']})"
-    kinds = {row["setting"].removeprefix(row["model"]) for row in mine}
-    device = mine[0]["device"].upper()
-    where = f"{device}s of {len(kinds)} kinds" if len(kinds) > 1 else device
+    apart = list(dict.fromkeys(filter(None, (row["setting"].partition(" · ")[2] for row in mine))))  # as by hardware
+    where = "; ".join(filter(None, (f"{listed(list(models))}, random weights", listed(apart))))
     return (
         f"After {whole(context)} tokens a step with {whole(budget)} kept takes {span} the full cache’s time on "
-        f"{where} ({listed(list(models))}, random weights)"
+        f"{mine[0]['device'].upper()} ({where})"
         f"{further_on if far['context'] > context else ''}."
     )

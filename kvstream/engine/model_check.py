@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from kvstream.engine import transformers_hook
 from kvstream.engine.rope import Rope, ShiftedRope
-from kvstream.engine.widest import in_tf32
+from kvstream.engine.widest import float32_products
 from kvstream.engine.wrappers import device_of, vocabulary_of
 from kvstream.policies import Full
 
@@ -192,9 +192,8 @@ def _last_bit(model: PreTrainedModel) -> float:
     """
     steps = [torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps]
     if model.dtype == torch.float32:
-        fewer = {"high": torch.finfo(torch.float16).eps, "medium": torch.finfo(torch.bfloat16).eps}  # TF32 has 10 bits
-        steps.append(fewer.get(torch.get_float32_matmul_precision(), 0.0))
-        steps.append(torch.finfo(torch.float16).eps if in_tf32() else 0.0)
+        fewer = {"tf32": torch.finfo(torch.float16).eps, "bf16": torch.finfo(torch.bfloat16).eps}  # TF32 has 10 bits
+        steps.append(fewer.get(float32_products(device_of(model).type), 0.0))
     return float(max(steps))
 
 

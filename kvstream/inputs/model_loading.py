@@ -82,18 +82,18 @@ def _cached_sizes(model: Any) -> set[tuple[int, int, int]]:
 def load_model(spec: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
     """The model in eval mode, without gradients, and its tokenizer (None for shapes). Errors as in `resolve`.
 
-    dtype: float32, float16, bfloat16, float64, or tf32: float32 that the GPU multiplies in TF32. device: `cpu`, `cuda`,
-    `cuda:1`, `mps`.
+    dtype: float32, float16, bfloat16, float64, or tf32: float32 that GPUs multiply in TF32, from then on all of this
+    process, as torch has one setting for it. device: `cpu`, `cuda`, `cuda:1`, `mps`.
     """
     from kvstream.inputs import weights
 
     kind = weights.parse_dtype(dtype)
     weights.check_device(device, dtype)
-    if dtype == weights.TF32:  # for the whole process, as torch has it
-        weights.multiply_as(dtype)
     info = resolve(spec)
     with quiet():
         model = pythia_shapes.build(spec, kind) if info.kind == "shape" else _from_folder(info, kind)
+    if dtype == weights.TF32:
+        weights.multiply_as(dtype)
     return model.to(device).requires_grad_(False).eval(), load_tokenizer(info)
 
 

@@ -67,9 +67,8 @@ class Driver:
         at_once = 1  # a CPU is busy with one text
         if quality and self.slots.device != "cpu":
             at_once = side_by_side(quality, min(node.memory for node in self.nodes))
-            if at_once > 1:
-                told = f"up to {at_once} texts side by side, as many as half of a GPU's memory holds"
-                self.results.reporter.say(told)
+        if at_once > 1:
+            self.results.reporter.say(f"up to {at_once} texts side by side, as many as half of a GPU's memory holds")
         windows = [Recomputing(cells=(cell,)) for cell in cells if isinstance(cell, RecomputeCell)]
         return [*timings, *jobs_of(quality, at_once), *windows]
 

@@ -10,6 +10,7 @@ from situations import REFUSED, SERVED, TINY, Architecture
 from kvstream import Full, KVStreamCache
 from kvstream.engine import model_check
 from kvstream.engine.cache import KVStreamCache as Cache
+from kvstream.engine.widest import float32_products
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 IDS = torch.randint(3, 128, (1, 60), generator=torch.Generator().manual_seed(1))
@@ -132,6 +133,27 @@ def test_products_of_fewer_digits_are_the_machines_not_the_models():
             model_check.check(Architecture("Llama").build())
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_how_products_are_taken_is_read_however_torch_was_told():
+    """By its newer names, too, after which its older ones raise an error."""
+    matmul, told = torch.backends.cuda.matmul, torch.set_float32_matmul_precision
+    try:
+        for precision, cpu, cuda in (("high", "tf32", "tf32"), ("medium", "bf16", "tf32"), ("highest", "ieee", "ieee")):
+            told(precision)
+            assert (float32_products("cpu"), float32_products("cuda"), float32_products("mps")) == (cpu, cuda, "ieee")
+        matmul.allow_tf32 = True
+        assert (float32_products("cpu"), float32_products("cuda")) == ("ieee", "tf32")
+        matmul.allow_tf32 = False
+        assert float32_products("cuda") == "ieee"
+        if hasattr(matmul, "fp32_precision"):
+            matmul.fp32_precision = "tf32"
+            assert float32_products("cuda") == "tf32"
+            model_check.check(Architecture("Llama").build())
+    finally:
+        if hasattr(matmul, "fp32_precision"):
+            matmul.fp32_precision = "ieee"
+        told("highest")
 
 
 def test_a_lack_of_memory_is_not_the_models_fault(monkeypatch):

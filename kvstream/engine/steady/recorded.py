@@ -88,8 +88,9 @@ class Recorded:
                 self.logits_BV = self.compute(self.ids_B1)
         except RuntimeError as error:
             with torch.cuda.device(self.device):
-                torch.cuda.set_stream(before)  # which torch leaves as it was while recording, and so
-                generator.graphsafe_set_state(drawn)  # what draws numbers, which then draws none
+                # Torch leaves the recording's stream current, and the generator as one that draws in recordings alone.
+                torch.cuda.set_stream(before)
+                generator.graphsafe_set_state(drawn)
             self.records = False
             note(f"decoding: no CUDA graph of a step, each is launched anew ({str(error).splitlines()[0]})")
         else:

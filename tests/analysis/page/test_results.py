@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from functools import cache
 
@@ -179,11 +179,26 @@ def test_times_of_two_machines_stand_on_one_page_under_their_own_names(tmp_path,
         "| Command, Slow | `python 2.py`",
     ):
         assert rows_in(text, begins) == 1
+    assert "random weights; Fast and Slow)" in (tmp_path / "README.md").read_text()
     cells = re.search(r"cpu, float32 · Fast and Slow; (\d+) cells", text)[1]
     assert int(cells) == 2 * int(re.search(r"cpu, float32 · Fast; (\d+) cells", alone)[1])
     assert keep("Fast", 3, "--beside", "slow") == 2
     assert "kept latency and latency@slow are both of 'Fast'" in capsys.readouterr().err
     assert text == (tmp_path / "docs" / "results" / "latency.md").read_text()
+
+
+def test_cells_on_a_busy_machine_are_counted_and_few_are_named():
+    rows = [row for row in held()["latency"][0]["latency"] if row["busy"] and row["role"] == "policy"]
+    [said] = [
+        line for line in page("latency", *held()["latency"]).splitlines() if line.startswith("Machines were busy")
+    ]
+    busy = {(row["setting"], row["context"], row["batch"]): row["busy"] for row in rows}
+    for what, count in Counter(busy.values()).items():
+        assert f"{what} in {count} cell" in said
+        for (setting, context, _), why in busy.items():
+            if why == what and count <= 2:
+                assert f"{setting} at {context:,} tokens of context" in said
+    assert sum(map(int, re.findall(r" in (\d+) cells?", said))) == len(busy) > 0
 
 
 def rows_in(text: str, beginning: str) -> int:

@@ -25,7 +25,7 @@ import triton.language as tl
 
 from kvstream.engine.backends.cuda.rotation import Pairs, load_turned
 from kvstream.engine.backends.cuda.tiles import Tiles
-from kvstream.engine.widest import in_tf32
+from kvstream.engine.widest import float32_products
 
 LOG2_E = 1.4426950408889634
 SINKS_AT_ONCE = 16
@@ -222,7 +222,7 @@ def precision_of(dtype: torch.dtype) -> str:
     """How products of a dtype are taken: of float32 in TF32 alone where torch's are."""
     if dtype != torch.float32:
         return "ieee"
-    return "tf32" if in_tf32() else "tf32x3"
+    return "tf32" if float32_products("cuda") == "tf32" else "tf32x3"
 
 
 def attend(
