@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from kvstream.engine import admission, cache_state, model_check, transformers_hook
 from kvstream.engine.admission import Owner, Told
 from kvstream.engine.bounded_layer import BoundedLayer
-from kvstream.engine.call_checks import refuse_autocast, refuse_missing_layers
+from kvstream.engine.call_checks import refuse_autocast, refuse_unfit
 from kvstream.engine.layer import Layer
 from kvstream.engine.model_watch import watch
 from kvstream.engine.rope import Rope
@@ -61,7 +61,7 @@ class KVStreamCache(Cache):
 
     def _begin(self, model: PreTrainedModel, policy: Policy, rope: Rope, capacity: int | None) -> None:
         layers = model.config.num_hidden_layers
-        refuse_missing_layers(getattr(policy, "skip_layers", ()), layers, type(model).__name__)
+        refuse_unfit(policy, capacity, layers, type(model).__name__)
         self.policy, self.device, self.owner, self.told = policy, device_of(model), Owner(model.base_model), Told()
         self.admitted = False  # whether the call in hand was looked at
         self.tables = SharedTables(rope)

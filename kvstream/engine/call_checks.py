@@ -1,6 +1,6 @@
 """What a call of the model says beside its tokens: kvstream computes it as asked, or refuses it in one sentence.
 
-Knows neither caches nor policies: what a cache holds is said.
+Knows no caches: what one holds is said.
 
 Shape legend: B texts, T tokens of this call.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from kvstream.engine.token_ids import refuse_ids
+from kvstream.policies import Policy
 
 BY_LENGTH = "group texts by length and give each group a cache of its own"
 
@@ -39,8 +40,14 @@ def refuse_unheard(said: dict[str, Any], seen: int, rows: int | None, vocabulary
         refuse_ids(ids, vocabulary)
 
 
-def refuse_missing_layers(skipped: tuple[int, ...], layers: int, model: str) -> None:
-    """Raise ValueError where a policy names layers that a model does not have."""
+def refuse_unfit(policy: object, capacity: object, layers: int, model: str) -> None:
+    """Raise ValueError for what is no policy or no capacity, and for layers that a model does not have."""
+    if capacity is not None and (type(capacity) is not int or capacity < 1):
+        raise ValueError(f"capacity={capacity!r} is not valid; give a whole number of at least 1")
+    if not isinstance(policy, Policy):
+        remedy = f"give parse_policy({policy!r})" if isinstance(policy, str) else "give one such as StreamingLLM(4, 252)"
+        raise ValueError(f"policy: {policy!r:.100} is a {type(policy).__name__}, not a policy; {remedy}")
+    skipped = getattr(policy, "skip_layers", ())
     if beyond := [layer for layer in skipped if layer >= layers]:
         raise ValueError(
             f"skip_layers={skipped}: layer {beyond[0]} does not exist; {model} has layers 0 to {layers - 1}"

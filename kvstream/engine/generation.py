@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvstream.engine.decode_engine import DecodeEngine
-from kvstream.engine.token_ids import refuse_ids
+from kvstream.engine.token_ids import a_tensor, refuse_ids
 from kvstream.engine.wrappers import unwrapped, vocabulary_of
 from kvstream.policies import Policy
 
@@ -45,10 +45,10 @@ def generate(
 
     >>> generate(model, tokenizer("Call me", return_tensors="pt").input_ids, StreamingLLM(4, 252), max_new_tokens=1000)
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: generate at least 1")
-    if not isinstance(input_ids, torch.Tensor) or input_ids.ndim not in (1, 2) or not input_ids.numel():
-        given = tuple(input_ids.shape) if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
+    if type(max_new_tokens) is not int or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r} is not valid; give a whole number of at least 1")
+    if a_tensor(input_ids).ndim not in (1, 2) or not input_ids.numel():
+        given = tuple(input_ids.shape)
         raise ValueError(f"input_ids: {given}; give prompts of at least one token as a tensor, (B, T) or (T,)")
     ids_BT, model = torch.atleast_2d(input_ids), unwrapped(model)
     refuse_ids(ids_BT, vocabulary_of(model))

@@ -6,7 +6,7 @@ Memory is O(budget + chunk_size) for bounded policies, whatever the length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from transformers import PreTrainedModel
@@ -16,7 +16,7 @@ from kvstream.engine.chunk_choice import chunk_size_for
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.divergence import Kept
 from kvstream.engine.scoring import Scored, compare, score
-from kvstream.engine.token_ids import one_row, one_text, refuse_ids, too_short
+from kvstream.engine.token_ids import a_tensor, one_row, one_text, refuse_ids, too_short
 from kvstream.engine.wrappers import unwrapped, vocabulary_of
 from kvstream.policies import Full, Policy
 
@@ -56,6 +56,8 @@ def replay_chunks(
     if isinstance(input_ids, torch.Tensor):
         input_ids = [one_text(input_ids)]
         capacity = input_ids[0].shape[1]
+    elif isinstance(input_ids, Mapping) or not isinstance(input_ids, Iterable):
+        a_tensor(input_ids)  # which it is not
     if cache is None:
         cache = KVStreamCache(model, policy, capacity=capacity)
     elif cache.policy != policy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 
@@ -20,13 +22,20 @@ def too_short(tokens: int) -> ValueError:
 
 def one_row(input_ids: object) -> torch.Tensor:
     """Check a piece of one text, of any length, and return it as (1, T)."""
-    if not isinstance(input_ids, torch.Tensor):
-        raise ValueError(f"input_ids: {type(input_ids).__name__} is not a tensor; give ids as torch.tensor(…)")
+    input_ids = a_tensor(input_ids)
     if input_ids.ndim == 1:
         input_ids = input_ids[None]
     if input_ids.ndim != 2 or input_ids.shape[0] != 1:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; give one text, of shape (T,) or (1, T)")
     return input_ids
+
+
+def a_tensor(input_ids: object) -> torch.Tensor:
+    """Raise ValueError for what is no tensor; most often it is all that a tokenizer returns."""
+    if isinstance(input_ids, torch.Tensor):
+        return input_ids
+    remedy = "give its input_ids" if isinstance(input_ids, Mapping) else "give ids as torch.tensor(…)"
+    raise ValueError(f"input_ids: {type(input_ids).__name__} is not a tensor; {remedy}")
 
 
 def refuse_ids(ids: torch.Tensor, vocabulary: int) -> None:

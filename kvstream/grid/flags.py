@@ -234,9 +234,9 @@ def _policies(grid: Grid, given: argparse.Namespace) -> tuple[Policy, ...]:
     names = tuple(dict.fromkeys(entry for entry in wanted if isinstance(entry, str)))
     labelled = tuple(entry for entry in wanted if not isinstance(entry, str))
     given_axes = [_flag(axis) for axis in (*(("budgets",) if given.budgets is not None else ()), *asked)]
-    if given_axes and not names:
+    if given_axes and not any(issubclass(POLICIES[name], BoundedPolicy) for name in names):
         raise ValueError(
-            f"{given_axes[0]}: whole labels leave it nothing to vary; name policies without values instead"
+            f"{given_axes[0]}: full and whole labels leave it nothing to vary; name bounded policies without values"
         )
     own: dict[str, tuple[Any, ...]] = {}  # values that the grid's policies have
     for axis in dict.fromkeys(axis for name in names for axis in axes_of(POLICIES[name])):

@@ -74,7 +74,12 @@ def notes(grid: Grid, layers: int) -> list[str]:
             found.append(f"note: {named} will equal full at {what}, which they hold; {remedy}")
     if grid.lengths and grid.attention_loss and grid.lengths[-1] - 1 > PART_TOKENS:
         found.append(f"note: no attention loss is measured, as texts are longer than {PART_TOKENS:,} tokens")
-    if grid.lengths and grid.metrics == "kl" and (why := no_divergence(grid)):
+    if grid.lengths and Full() not in grid.policies:
+        found.append(
+            "note: full is not among the policies, so nothing will tell what these cost in quality; add it: "
+            "--policies full,…"
+        )
+    elif grid.lengths and grid.metrics == "kl" and (why := no_divergence(grid)):
         found.append(f"note: no divergence from the full cache is measured, as {why}")
     return found
 

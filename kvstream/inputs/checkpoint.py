@@ -81,6 +81,18 @@ def weight_files(spec: str, folder: Path) -> list[Path]:
     return files if all(file.is_file() for file in files) else []
 
 
+def require_whole(spec: str, files: Iterable[Path]) -> None:
+    """`ValueError` for a file of weights that is shorter or longer than its header says, as after a broken copy."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"models: {spec!r} has a broken {file.name} ({error}); copy or save it again") from None
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a vocabulary lies in the folder: without one transformers silently makes up an empty tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZERS)
@@ -97,8 +109,12 @@ def require_safetensors(spec: str, names: Iterable[str]) -> None:
     if SINGLE in names or INDEX in names:
         return
     pickled = ", ".join(sorted(name for name in names if name.endswith(PICKLED))[:3])
-    what = f"only pickled weights ({pickled}), which can run code when read" if pickled else f"no {SINGLE}"
-    raise ValueError(f"models: {spec!r} has {what}; convert it with https://huggingface.co/spaces/safetensors/convert")
+    if pickled:
+        raise ValueError(
+            f"models: {spec!r} has only pickled weights ({pickled}), which can run code when read; convert it with "
+            "https://huggingface.co/spaces/safetensors/convert"
+        )
+    raise ValueError(f"models: {spec!r} has no weights (no {SINGLE}); give what save_pretrained() wrote, whole")
 
 
 def identity(spec: str, folder: Path) -> str:

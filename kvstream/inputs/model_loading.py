@@ -4,13 +4,20 @@ Weights come from safetensors only, and code that lies beside a model never runs
 `kvstream.inputs.models` decides. Knows no policies, no Ray.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvstream.inputs import checkpoint, demo_model, pythia_shapes
 from kvstream.inputs.models import ModelInfo, fetch_model, resolve, sizes_of
+
+if TYPE_CHECKING:
+    import os
+
+    import torch
 
 SIZES = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
 
@@ -79,7 +86,9 @@ def _cached_sizes(model: Any) -> set[tuple[int, int, int]]:
     return {(each.keys.shape[1], each.keys.shape[3], each.values.shape[3]) for each in filled}
 
 
-def load_model(spec: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
+def load_model(
+    spec: str | os.PathLike[str], *, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu"
+) -> tuple[Any, Any]:
     """The model in eval mode, without gradients, and its tokenizer (None for shapes). Errors as in `resolve`.
 
     dtype: float32, float16, bfloat16, float64, or tf32: float32 that GPUs multiply in TF32, from then on all of this
@@ -87,6 +96,7 @@ def load_model(spec: str, *, dtype: str = "float32", device: str = "cpu") -> tup
     """
     from kvstream.inputs import weights
 
+    spec, dtype, device = str(spec), str(dtype).removeprefix("torch."), str(device)
     kind = weights.parse_dtype(dtype)
     weights.check_device(device, dtype)
     info = resolve(spec)

@@ -92,10 +92,11 @@ def resolve(spec: str) -> ModelInfo:
         folder = Path(spec).expanduser()
         checkpoint.read_config(spec, folder)
         checkpoint.require_safetensors(spec, [file.name for file in folder.iterdir()])
-        if not checkpoint.weight_files(spec, folder):
+        if not (files := checkpoint.weight_files(spec, folder)):
             raise ValueError(
                 f"models: {spec!r} lacks files that its {checkpoint.INDEX} names; copy the whole directory"
             )
+        checkpoint.require_whole(spec, files)
         return ModelInfo(spec, "local", checkpoint.identity(spec, folder), folder.resolve())
     parts = hub.split_id(ALIASES.get(spec, spec))
     if parts is None:

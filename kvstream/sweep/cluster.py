@@ -138,16 +138,21 @@ def machines() -> list[Node]:
 
 def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
     """Turn "auto" into the cluster's GPUs where it has any, else its CPUs; ValueError if no node has the device."""
-    if device == "mps" and (sys.platform != "darwin" or dtype == "float64"):
-        raise ValueError(f"device: 'mps' needs Apple silicon and computes no float64; use --device cpu (dtype {dtype})")
     gpus = any(node.gpus for node in nodes)
     if device not in ("auto", "cpu") and not gpus:
         raise ValueError(f"device: {device!r} asked, but no node of the cluster has a GPU; use --device cpu")
     if device == "auto":  # Ray counts Apple's GPU as one, too
         device = "cpu" if not gpus else "mps" if sys.platform == "darwin" else "cuda"
+    require_suited(device, dtype)
+    return device
+
+
+def require_suited(device: str, dtype: str) -> None:
+    """ValueError if no machine with such a device computes in that dtype."""
+    if device == "mps" and (sys.platform != "darwin" or dtype == "float64"):
+        raise ValueError(f"device: 'mps' needs Apple silicon and computes no float64; use --device cpu (dtype {dtype})")
     if dtype == "tf32" and device != "cuda":
         raise ValueError(f"dtype: 'tf32' is how NVIDIA GPUs multiply float32; use --dtype float32 (device {device})")
-    return device
 
 
 _gpu_memory: dict[str, float] = {}  # by machine, as each takes a fresh process to ask

@@ -60,12 +60,14 @@ def run(grid: Grid, question: str, options: Options) -> int:
     where = None if options.dry_run else "this process's Ray" if cluster.joined() else cluster.answering()
     plan = Plan(grid, question or question_of(grid), options, prepare(grid), Records(options.out))
     device = cluster.device_here() if options.device == "auto" and not where else options.device
+    if device != "auto":  # else only the cluster knows it
+        cluster.require_suited(device, options.dtype)
     if options.dry_run:
         plan.look(device)
         plan.describe()
         return 0
     with plan.records.locked():
-        if device != "auto":  # else only the cluster knows it
+        if device != "auto":
             plan.look(device)
         if plan.cells and not plan.todo:
             plan.begin()

@@ -79,7 +79,7 @@ class Plan:
         print(f"{self.grid.name}: {counted}")
         print(
             f"cost: {tokens:,} tokens, {tflop:,.1f} TFLOP beside attention; "
-            f"at 50 GFLOP/s per CPU core, {tflop / 0.05 / 60:,.0f} core-minutes"
+            f"at 50 GFLOP/s per CPU core, {tflop / 0.05 / 60:,.1f} core-minutes, and half a minute to begin"
         )
 
     def refuse_too_large(self, nodes: list[Node]) -> None:

@@ -14,9 +14,9 @@ import torch
 from exactness_cases import every_pair
 from situations import Architecture
 from torch.nn.functional import log_softmax
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import BatchEncoding, DynamicCache, LlamaForCausalLM
 
-from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
+from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, generate, replay
 from kvstream.engine.model_watch import SAYS_WHAT_IT_CUTS
 
 POLICIES = [
@@ -579,6 +579,24 @@ def test_what_is_no_model_of_transformers_is_said():
     for wrong in (torch.nn.Linear(2, 2), tiny().model):
         with pytest.raises(ValueError, match=r"…ForCausalLM"):
             KVStreamCache(wrong, Full())
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda model: KVStreamCache(model, "full"), "policy: 'full' is a str, .* give parse_policy"),
+        (lambda model: replay(model, torch.tensor([1, 2]), None), "policy: None .* give one such as StreamingLLM"),
+        (lambda model: decode(model, torch.tensor([1, 2]), Full), "policy: <class .* give one such as StreamingLLM"),
+        (lambda model: KVStreamCache(model, Full(), capacity=0), "capacity=0 is not valid"),
+        (lambda model: replay(model, BatchEncoding({"input_ids": [1, 2]}), Full()), "BatchEncoding .* its input_ids"),
+        (lambda model: replay(model, None, Full()), "NoneType is not a tensor"),
+        (lambda model: replay(model, [1, 2], Full()), "int is not a tensor"),
+        (lambda model: generate(model, torch.tensor([1]), Full(), max_new_tokens=2.5), "max_new_tokens=2.5 is not"),
+    ],
+)
+def test_what_is_no_policy_text_or_number_is_said(llama, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(llama)
 
 
 def test_a_model_without_a_cache_passes_at_once(llama):

@@ -239,9 +239,10 @@ def test_texts_side_by_side_are_as_alone():
 def test_it_is_told_why_nothing_is_compared():
     grid = Grid("g", ("m",), (StreamingLLM(4, 4),), lengths=(100,))
     assert no_divergence(grid) == "full is not among the policies"
-    assert any("divergence" in note for note in notes(grid, 3))
+    assert any("full is not among the policies" in note and "--policies full" in note for note in notes(grid, 3))
     long = Grid("g", ("m",), (Full(),), lengths=(70_000,))
     assert "65,536" in no_divergence(long)
+    assert any("divergence" in note for note in notes(long, 3))
     assert no_divergence(Grid("g", ("m",), (Full(),), lengths=(65_537,))) is None
     quiet = Grid("g", ("m",), (StreamingLLM(4, 4),), lengths=(100,), metrics="nll")
     assert not any("divergence" in note for note in notes(quiet, 3))

@@ -51,6 +51,8 @@ def test_flags_replace_axes(flags, expected):
         (["--policies", "streaming_llm(1,2"], ["--policies", "cannot be read", "write it as name(value"]),
         (["--policies", f"recent_only({HUGE})"], ["policies: recent_only", "budgets up to 2,147,483,647"]),
         (["--policies", "recent_only(8)", "--budgets", "16"], ["--budgets", "nothing to vary"]),
+        (["--policies", "full,recent_only(8)", "--budgets", "16"], ["--budgets", "nothing to vary"]),
+        (["--policies", "full", "--start-sizes", "4"], ["--start-sizes", "nothing to vary"]),
         (["--strategies", ""], ["--strategies: ''", "such as a,b"]),
         (["--strategies", "keep_all"], ["strategy='keep_all'", "keep_low"]),
         (["--keep-ratios", "1e400"], ["keep_ratio=inf", "from 0 to 1"]),

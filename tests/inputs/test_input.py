@@ -4,6 +4,7 @@ Most run in this process, where whatever would start Ray or read weights fails t
 """
 
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -70,6 +71,8 @@ def checked(code, out, error, start="error: "):
 
 
 FLAGS = [
+    (["--dtype", "tf32", "--device", "cpu"], ["dtype: 'tf32'", "--dtype float32"]),
+    (["--dtype", "tf32", "--device", "cpu", "--dry-run"], ["dtype: 'tf32'", "--dtype float32"]),
     (["--skip-layers", "3"], ["skip_layers: 3", "from 0 to 2"]),
     (["--policies", "recent_only(8,skip_layers=(9,))"], ["skip_layers: 9", "from 0 to 2"]),
     (["--lengths", "501"], ["documents: 1 asked", "at least 501 tokens", "has 500", "shorter lengths"]),
@@ -171,7 +174,7 @@ def test_a_bad_config(refused, world, tmp_path, content, words):
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        ("model.safetensors", ["no model.safetensors", "convert it"]),
+        ("model.safetensors", ["no weights (no model.safetensors)", "save_pretrained()"]),
         ("tokenizer.json", ["no tokenizer", "save one into"]),
         ("*", ["has no config.json", "save_pretrained()"]),
     ],
@@ -182,6 +185,13 @@ def test_a_model_without(refused, world, tmp_path, missing, words):
         file.unlink()
     line = refused(model=folder)
     assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("change", [-100, 100])
+def test_weights_that_were_cut_off(refused, world, tmp_path, change):
+    folder = shutil.copytree(world / "model", tmp_path / "model")
+    os.truncate(weights := folder / "model.safetensors", weights.stat().st_size + change)
+    assert "has a broken model.safetensors" in refused(model=folder)
 
 
 def test_a_tokenizer_of_another_model(refused, world, tmp_path):

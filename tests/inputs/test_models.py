@@ -172,6 +172,8 @@ def test_dtypes(folder, dtype):
     model, _ = load_model(str(folder), dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
     assert model.gpt_neox.rotary_emb.inv_freq.dtype == torch.float32
+    same, _ = load_model(folder, dtype=getattr(torch, dtype), device=torch.device("cpu"))
+    assert {parameter.dtype for parameter in same.parameters()} == {getattr(torch, dtype)}
 
 
 @pytest.mark.parametrize(
