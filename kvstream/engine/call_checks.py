@@ -45,7 +45,9 @@ def refuse_unfit(policy: object, capacity: object, layers: int, model: str) -> N
     if capacity is not None and (type(capacity) is not int or capacity < 1):
         raise ValueError(f"capacity={capacity!r} is not valid; give a whole number of at least 1")
     if not isinstance(policy, Policy):
-        remedy = f"give parse_policy({policy!r})" if isinstance(policy, str) else "give one such as StreamingLLM(4, 252)"
+        remedy = (
+            f"give parse_policy({policy!r})" if isinstance(policy, str) else "give one such as StreamingLLM(4, 252)"
+        )
         raise ValueError(f"policy: {policy!r:.100} is a {type(policy).__name__}, not a policy; {remedy}")
     skipped = getattr(policy, "skip_layers", ())
     if beyond := [layer for layer in skipped if layer >= layers]:
