@@ -98,6 +98,7 @@ WITH candidates AS (
         coalesce(bool_or(near AND sure), false) AS any_sure,
         coalesce(bool_or(kv_percent <= getvariable('memory')), false) AS any_small,
         (SELECT count(*) FROM perplexity WHERE perplexity.setting = every.setting) AS quality_rows,
+        (SELECT count(*) FROM perplexity WHERE perplexity.setting = every.setting AND policy_name = 'full') AS full_rows,
         (SELECT count(budget) FROM costs WHERE costs.setting = every.setting AND cost IS NOT NULL) AS bounded,
         (SELECT count(budget) FROM costs WHERE costs.setting = every.setting AND ppl_ratio IS NOT NULL) AS beside_full,
         coalesce((SELECT guesses FROM guessing WHERE guessing.setting = every.setting), false) AS guesses
@@ -114,6 +115,7 @@ WITH candidates AS (
             WHEN policy IS NOT NULL THEN NULL
             WHEN quality_rows = 0 THEN 'no perplexity measured'
             WHEN bounded = 0 AND beside_full > 0 THEN 'no divergence from full measured'
+            WHEN full_rows = 0 THEN 'the full cache was not run beside these: name it in --policies, too'
             WHEN bounded = 0 THEN 'no policy with a budget measured beside full'
             WHEN guesses THEN 'full’s own perplexity is near the size of the vocabulary: the model guesses'
             WHEN found.candidates = 0 THEN 'no budget is exceeded by the texts'

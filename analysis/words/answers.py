@@ -50,7 +50,7 @@ def recommended(row: Row, timed: Row | None) -> tuple[str, list[str]]:
     else:
         headline = f"no policy tried stays {metric.bound(metric.within, row['tolerance'])}."
         why = f"The closest is {row['policy']}: {cost}, with {memory}. {keeps(row)}"
-    more = [why, *filter(None, (spoken,))]
+    more = [why, *filter(None, (spoken, untrained(row)))]
     if row["tight_policy"] and row["tight_policy"] != row["policy"]:
         squeezed = f"{metric.brief(row['tight_cost'])} with {percent(row['tight_kv_percent'])} of the memory"
         squeezed += caveat(row["tight_skip_layers"])
@@ -72,6 +72,17 @@ def sure(row: Row) -> str:
     if row["spread"] == "interval":
         return f"The 95{PER_CENT} interval of the {figure} is {ends}."
     return f"The {figure} is {ends} over {counted(row['paired_documents'], 'document')}, too few for an interval."
+
+
+def untrained(row: Row) -> str:
+    """That full is no yardstick where texts are longer than the model was trained on."""
+    length, trained = row["length"], row["trained_context"]
+    if not trained or length <= trained:
+        return ""
+    return (
+        f"The model was trained on {trained:,} tokens, and these texts have {length:,}: past that the full cache itself "
+        f"may fail, so that being as good says little; --lengths {trained} tells what a policy costs before that."
+    )
 
 
 def guessing(row: Row) -> tuple[str, list[str]]:

@@ -135,7 +135,7 @@ def code(row: Row) -> list[str]:
 def too_few(rows: list[Row]) -> str:
     """What stands in place of an interval of perplexity, if documents are too few for one."""
     few = next((row["paired_documents"] for row in rows if row["spread"] == "range"), 0)
-    return f"the range over {counted(few, 'document')}, too few for an interval" if few else ""
+    return f"the range over {few} documents, too few for an interval" if few > 1 else ""
 
 
 def table(rows: list[Row], several: bool) -> list[str]:

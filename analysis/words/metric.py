@@ -99,8 +99,9 @@ def metric_of(row: Row) -> Metric:
 
 
 def cost(row: Row) -> tuple[str, str]:
-    """A policy's cost, and its interval; of perplexity a narrow one earns a second digit."""
-    low, high, metric = row["cost_low"], row["cost_high"], metric_of(row)
+    """A policy's cost, and its interval over several documents; of perplexity a narrow one earns a second digit."""
+    low, high = (row["cost_low"], row["cost_high"]) if row["paired_documents"] > 1 else (None, None)
+    metric = metric_of(row)
     narrow = metric.show is change and low is not None and high is not None and high - low < 0.2
     show = fixed(2, sign=True, unit="\u00a0%") if narrow else metric.show
     return show(row["cost"]) + metric.unit, between(low, high, show)

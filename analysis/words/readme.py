@@ -60,7 +60,7 @@ def brackets(rows: list[Row]) -> str:
     """What stands in brackets in the cards' table."""
     taken = [row for row in rows if row["policy"]]
     said = []
-    if any(row["cost_low"] is not None for row in taken):
+    if any(row["cost_low"] is not None and row["paired_documents"] > 1 for row in taken):
         said.append(f"behind {metric_of(taken[0]).named} " + (card_sentences.too_few(taken) or "a 95\u00a0% interval"))
     if any(row["tpot_ratio_low"] is not None for row in taken):
         said.append("behind time a 95\u00a0% interval over rounds")

@@ -3,14 +3,17 @@
 from typing import Any
 
 from analysis.read.records import Records
-from analysis.words import card_sentences, wording
+from analysis.words import card_sentences, recall, wording
 from analysis.words.answers import answers
 from analysis.words.metric import METRICS
 from analysis.words.speed import again_ratio
 from analysis.words.visible import in_markdown, visible
 from analysis.words.wording import counted, listed
 
-SAID = ("overview", "answer", "speed", "cards", "perplexity", "tradeoff", "latency", "models", "noise", "invalid")
+SAID = (
+    *("overview", "answer", "speed", "cards", "perplexity", "tradeoff", "latency", "models", "noise", "invalid"),
+    "recall",
+)
 Row = dict[str, Any]
 Frames = dict[str, list[Row]]
 
@@ -52,6 +55,7 @@ def summarise(records: Records, frames: Frames) -> str:
         lines += [f"\nIn brackets behind {named}: {few}.", ""] if few else [""]
         longest = [row for row in frames["perplexity"] if row["longest"]]
         lines += [*quality_table(longest, frames["tradeoff"], several), f"\n{measured(frames)}"]
+    lines += [f"\n{sentence}" for sentence in recall.sentences(frames["recall"], several)]
     alone = {row["setting"] for row in frames["speed"] if not row["has_quality"]}
     if timed := [row for row in frames["latency"] if row["setting"] in alone and row["headline"]]:
         lines += ["", *latency_table(timed, several)]

@@ -1,6 +1,6 @@
 """What is measured side by side in a latency cell: one model, served from one kind of cache each.
 
-    full                        a full cache in preallocated buffers: the strongest honest baseline
+    full                        a full cache in preallocated buffers, with nothing to copy: the baseline
     full (again)                the same under another name: what a difference between equals looks like here
     DynamicCache                transformers' default, which concatenates at every step
     <policy> without eviction   the same number of cached keys, none leaving: the difference is what eviction costs;

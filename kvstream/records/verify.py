@@ -77,7 +77,8 @@ def _planned(records: Records) -> list[str]:
     except ValueError as error:
         raise ValueError(f"records: {where!r} is damaged ({error}); run the sweep again") from None
     except OSError as error:
-        raise ValueError(f"records: {where!r} holds no sweep ({error}); give the folder of a sweep's --out") from None
+        why = "no sweep.json is there" if isinstance(error, FileNotFoundError) else error
+        raise ValueError(f"records: {where!r} holds no sweep ({why}); give the folder of a sweep's --out") from None
     if plan["schema"] != SCHEMA:
         raise ValueError(f"records: {where!r} has schema {plan['schema']!r}, this kvstream reads {SCHEMA}")
     keys: list[str] = plan["cells"]

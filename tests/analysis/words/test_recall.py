@@ -1,5 +1,6 @@
 """Who recalls what: both charts' rows and the sentences, against the records in plain Python; and who is not blamed."""
 
+import html
 import math
 import random
 import re
@@ -58,6 +59,12 @@ def test_each_share_and_interval_follows_from_the_rows(case):
         for name, share in expected.items():
             assert float(row[f"{name}_percent"]) == pytest.approx(100 * share, abs=1e-9), name
         assert row["full_recalls"] == "True"
+
+
+def test_the_summary_says_it_too(case):
+    summary = (case[1] / "summary.md").read_text(encoding="utf-8")
+    [*_, told] = [line for line in summary.splitlines() if line.startswith(FAR)]
+    assert told in [html.unescape(each) for each in sentences_of(case[1])]
 
 
 def test_wilsons_interval_is_wilsons():

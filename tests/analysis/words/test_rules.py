@@ -136,6 +136,10 @@ def test_an_interval_must_be_within_and_not_only_the_point(choice):
         ({"rounds": 4}, "too few rounds to tell which is faster"),
         ({"evicting": 30.0}, "none is faster by more than full differs from itself"),
         ({"policies": (FULL,)}, "no policy with a budget measured beside full"),
+        (
+            {"policies": (streaming(4, 96, 0.01),), "latency": None},
+            "the full cache was not run beside these: name it in --policies, too",
+        ),
         ({"tokens": 100}, "no budget is exceeded by the texts"),
     ],
 )
@@ -202,6 +206,29 @@ def test_a_model_that_guesses_recommends_nothing(tmp_path, vocab_size, guesses):
     rows = database.rows(connection, "cards")
     assert any(row["policy"] for row in rows) == (not guesses)
     assert all("the model guesses" in (row["why"] or "") for row in rows) == guesses
+
+
+@pytest.mark.parametrize(("tokens", "warned"), [(2048, False), (2049, True)])
+def test_beyond_the_trained_context_full_is_said_to_be_no_yardstick(tmp_path, tokens, warned):
+    plan = replace(
+        SMALL,
+        models=(("tiny", None, 2048),),
+        policies=(FULL, streaming(4, 60, -0.1)),
+        tokens=tokens,
+        lengths=(tokens,),
+    )
+    report = report_of(plan, tmp_path)
+    assert ("trained on 2,048 tokens, and these texts have 2,049" in summary_of(report)) == warned
+    assert ("--lengths 2048 tells what a policy costs before that" in page_of(report)) == warned
+
+
+def test_one_document_has_no_range(tmp_path):
+    plan = replace(SMALL, policies=(FULL, streaming(4, 60, 0.01)), documents=("one",), tokens=300, lengths=(300,))
+    report = report_of(plan, tmp_path)
+    found = summary_of(report)
+    assert re.search(r"\| `streaming_llm\(4,60\)` \| \+\d\.\d+ % \|", found.replace("\u00a0", " "))
+    assert "too few for an interval" not in found
+    assert "document, no interval" in page_of(report)
 
 
 def test_a_setting_is_a_model_on_a_device_in_a_dtype(tmp_path):
