@@ -20,6 +20,7 @@ from kvstream.engine.scoring import compare
 from kvstream.grid.axes import Grid
 from kvstream.grid.planning import no_divergence, notes
 from kvstream.measure import quality, scores
+from kvstream.measure.peak_memory import peak_bytes
 from kvstream.measure.rows import MOST_RANK
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
@@ -234,6 +235,24 @@ def test_texts_side_by_side_are_as_alone():
         kept = {"cells": ["c"], "documents": ["d"], "device": "cpu", "full": run.of(place)}
         [one] = quality.evaluate(model, both[place : place + 1].numpy(), policy, **kept)
         np.testing.assert_allclose(one.rows["kl_nats"], alone["kl_nats"], rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_kept_of_full_is_of_the_hidden_size_and_no_logits_of_all_tokens_exist():
+    tokens, vocabulary = 4096, 50_304
+    model = build_model("neox", FLOAT32, vocabulary)
+    ids = torch.randint(0, vocabulary, (1, tokens + 1), generator=torch.Generator().manual_seed(6)).numpy()
+    asked = {"cells": ["c"], "documents": ["d"], "device": "cpu"}
+
+    def cells():
+        run = scores.run_full(model, ids, "cpu")
+        quality.evaluate(model, ids, POLICIES[0], **asked, full=run)
+        held.append(sum(each.nbytes for each in vars(run.kept).values()))
+
+    held: list[int] = []
+    quality.evaluate(model, ids[:, :600], POLICIES[0], **asked)  # what is loaded once
+    peak = peak_bytes("cpu", cells)
+    assert held == [tokens * (model.config.hidden_size * 4 + 16)]
+    assert peak < tokens * vocabulary * 4 / 10, "the logits of all tokens"
 
 
 def test_it_is_told_why_nothing_is_compared():
