@@ -23,6 +23,12 @@ WITH candidates AS (
     JOIN candidates AS without ON without.setting = with_sinks.setting AND without.budget = with_sinks.budget
         AND without.start_size = 0 AND without.recent_size IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY with_sinks.setting ORDER BY with_sinks.budget, without.policy_name) = 1
+), modes AS (
+    SELECT setting, min(variant) FILTER (in_focus AND budget IS NOT NULL) AS focus,
+        count(*) FILTER (NOT in_focus AND budget IS NOT NULL AND evicts AND every IS NULL) AS in_other_modes
+    FROM costs
+    WHERE longest
+    GROUP BY setting
 )
 SELECT setting,
     within.policy IS NOT NULL AS qualifies,
@@ -33,12 +39,13 @@ SELECT setting,
     tight.policy AS tight_policy, tight.budget AS tight_budget, tight.cost AS tight_cost,
     tight.kv_percent AS tight_kv_percent, tight.skip_layers AS tight_skip_layers,
     sinks.budget AS sinks_budget, sinks_policy, sinks_cost,
-    bare_policy, bare_cost
+    bare_policy, bare_cost, focus, in_other_modes
 FROM closest
 LEFT JOIN within USING (setting)
 JOIN candidates AS pick ON pick.setting = closest.setting AND pick.policy = coalesce(within.policy, closest.policy)
 JOIN tried ON tried.setting = closest.setting
 JOIN guessing ON guessing.setting = closest.setting
+JOIN modes ON modes.setting = closest.setting
 LEFT JOIN tight ON tight.setting = closest.setting
 LEFT JOIN sinks ON sinks.setting = closest.setting
 ORDER BY setting

@@ -77,7 +77,7 @@ WITH candidates AS (
         ceil(10 * needed - 1e-9) / 10 AS let_in  -- as it is printed, so rounded up
     FROM misses
     JOIN measured USING (setting, policy)
-    QUALIFY row_number() OVER (PARTITION BY misses.setting, card ORDER BY needed IS NULL, needed, missing, policy) = 1
+    QUALIFY row_number() OVER (PARTITION BY misses.setting, card ORDER BY needed IS NULL, needed, missing, cost, policy) = 1
 ), thresholds AS (
     SELECT card, threshold, CASE getvariable('quality_metric')
         WHEN 'ppl' THEN format('within {:g} % of full', threshold)

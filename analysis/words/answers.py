@@ -59,6 +59,11 @@ def recommended(row: Row, timed: Row | None) -> tuple[str, list[str]]:
         bare, kept = metric.spoken(row["bare_cost"]), metric.brief(row["sinks_cost"])
         less = f"With {row['sinks_budget']:,} tokens and no attention sink, {row['bare_policy']} is at {bare}"
         more.append(f"{less}; {row['sinks_policy']}, which keeps as many, is at {kept}.")
+    if others := row["in_other_modes"]:
+        left = (
+            f"{others} policies in other position modes are" if others > 1 else "1 policy in another position mode is"
+        )
+        more.append(f"The answer is of policies in position mode “{row['focus']}”; {left} in the table of all results.")
     return headline, more
 
 

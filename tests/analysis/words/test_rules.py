@@ -222,6 +222,21 @@ def test_beyond_the_trained_context_full_is_said_to_be_no_yardstick(tmp_path, to
     assert ("--lengths 2048 tells what a policy costs before that" in page_of(report)) == warned
 
 
+@pytest.mark.parametrize(
+    ("others", "told"), [(0, None), (1, "1 policy in another position mode is"), (2, "2 policies")]
+)
+def test_the_answer_says_that_other_position_modes_are_not_asked(tmp_path, others, told):
+    better = (streaming(4, 60, 0.001, "absolute"), streaming(4, 60, 0.002, "frozen"))[:others]
+    more = (streaming(4, 60, 0.01), streaming(4, 124, 0.005), streaming(4, 28, 0.1))
+    connection = database_of(replace(SMALL, policies=(FULL, *more, *better)), tmp_path)
+    frames = {name: database.rows(connection, name) for name in ("overview", "answer", "speed")}
+    [answer] = answers(frames)
+    assert answer["headline"].startswith("Take streaming_llm(4,60): ")
+    said = [line for line in answer["more"] if "position mode" in line]
+    assert len(said) == (told is not None)
+    assert all("is of policies in position mode “cache”; " in line and told in line for line in said)
+
+
 def test_one_document_has_no_range(tmp_path):
     plan = replace(SMALL, policies=(FULL, streaming(4, 60, 0.01)), documents=("one",), tokens=300, lengths=(300,))
     report = report_of(plan, tmp_path)
