@@ -85,8 +85,8 @@ def untrained(row: Row) -> str:
     if not trained or length <= trained:
         return ""
     return (
-        f"The model was trained on {trained:,} tokens, and these texts have {length:,}: past that the full cache itself "
-        f"may fail, so that being as good says little; --lengths {trained} tells what a policy costs before that."
+        f"The model was trained on {trained:,} tokens, and these texts have {length:,}: past that the full cache "
+        f"itself may fail, so that being as good says little; --lengths {trained} tells what a policy costs before that."
     )
 
 
