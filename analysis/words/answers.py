@@ -86,7 +86,7 @@ def untrained(row: Row) -> str:
         return ""
     return (
         f"The model was trained on {trained:,} tokens, and these texts have {length:,}: past that the full cache "
-        f"itself may fail, so that being as good says little; --lengths {trained} tells what a policy costs before that."
+        f"itself may fail, so that being as good says little; --lengths {trained} tells what policies cost before it."
     )
 
 

@@ -219,7 +219,7 @@ def test_beyond_the_trained_context_full_is_said_to_be_no_yardstick(tmp_path, to
     )
     report = report_of(plan, tmp_path)
     assert ("trained on 2,048 tokens, and these texts have 2,049" in summary_of(report)) == warned
-    assert ("--lengths 2048 tells what a policy costs before that" in page_of(report)) == warned
+    assert ("--lengths 2048 tells what policies cost before it" in page_of(report)) == warned
 
 
 @pytest.mark.parametrize(
