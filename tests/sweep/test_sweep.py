@@ -32,7 +32,7 @@ from kvstream.grid.memory_needed import needed_bytes, too_large
 from kvstream.policies import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.records.long_cells import Parts
 from kvstream.sweep import cluster, jobs, preflight, results
-from kvstream.sweep.cluster import choose_device, fit_for
+from kvstream.sweep.cluster import choose_device, fit_for, require_suited
 from kvstream.sweep.pool import Node
 from kvstream.sweep.preflight import divide, question_of
 
@@ -143,11 +143,13 @@ def test_another_grid_reuses_the_cells_they_share_and_a_damaged_one_is_recompute
 
 @pytest.mark.parametrize(
     ("device", "dtype", "words"),
-    [("cuda", "float32", "no node"), ("mps", "float64", "Apple silicon"), ("auto", "tf32", "NVIDIA.*device cpu")],
+    [("cuda", "float32", "no node"), ("mps", "float32", "no node"), ("auto", "tf32", "NVIDIA.*device cpu")],
 )
 def test_a_device_that_is_not_there_is_refused(device, dtype, words):
     with pytest.raises(ValueError, match=words):
         choose_device(device, dtype, nodes([2]))
+    with pytest.raises(ValueError, match="Apple silicon"):
+        require_suited("mps", "float64")
     assert choose_device("auto", "float32", nodes([2])) == "cpu"
     assert choose_device("auto", "tf32", [Node("0", 2, 1, 1e9)]) == ("mps" if sys.platform == "darwin" else "cuda")
 
