@@ -54,6 +54,7 @@ class DecodeEngine:
         self.room = None if compiled or repeated else ROOM
         self.fewest = 1 if repeated else WORTH  # steps alike for which one is recorded
         self.recorded: Recorded | None = None
+        self.paused = False  # whether the last step was another than those that are recorded
 
     def prefill(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Begin a request with its prompt, chunk by chunk as replay does: logits after its last token, (B, V)."""
@@ -72,7 +73,13 @@ class DecodeEngine:
         if self.steady and self.recorded is None:
             found = SteadyStep.of(self.model, self.cache, held=self.held, room=self.room, fewest=self.fewest)
             self.recorded = Recorded(found, self.cache.device, compiled=self.compiled) if found else None
-        return self.recorded(ids_B1) if self.recorded else self._logits(ids_B1)
+        self.paused = self.recorded is not None and self.recorded.step.pauses
+        if not self.recorded or self.paused:
+            logits_BV = self._logits(ids_B1)
+            if self.recorded:
+                self.recorded.step.passed()
+            return logits_BV
+        return self.recorded(ids_B1)
 
     def rewind(self) -> None:
         """Have the next steps cost what they do right after the prompt.

@@ -54,7 +54,7 @@ class Contender(ABC):
 
     @abstractmethod
     def new_engine(self) -> Any:
-        """Make what serves a request: it has prefill, step, rewind and settled, as `DecodeEngine` has, and a cache."""
+        """Make what serves a request: a cache, and prefill, step, rewind, settled and paused as `DecodeEngine` has them."""
 
     def start(self, prompt_BT: torch.Tensor) -> None:
         """Take the prompt with a new cache, and choose the first token."""
@@ -74,7 +74,8 @@ class Contender(ABC):
         self.rewind()
         self.step()
         while not self.engine.settled:
-            self.rewind()
+            if not self.engine.paused:  # else the same would come again
+                self.rewind()
             self.step()
 
     def release(self) -> None:
@@ -82,9 +83,11 @@ class Contender(ABC):
         self.engine = None
 
     def serve(self, prompt_BT: torch.Tensor) -> None:
-        """Take a prompt and make a few tokens."""
+        """Take a prompt and make a few tokens, until a step costs what those after it do."""
         self.start(prompt_BT)
         for _ in range(WARM_UP_STEPS):
+            self.step()
+        while not self.engine.settled:
             self.step()
 
     @property
@@ -146,7 +149,7 @@ class DynamicContender(Contender):
 class DynamicEngine:
     """A model with transformers' DynamicCache and its own prefill, all at once; shapes as in `DecodeEngine`."""
 
-    settled = True
+    settled, paused = True, False
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.cache, self.prompt_tokens = model, DynamicCache(config=model.config), 0

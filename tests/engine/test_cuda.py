@@ -16,6 +16,7 @@ from kvstream import (
     Full,
     KeyDiff,
     KVStreamCache,
+    L2Compress,
     RecentOnly,
     SnapKV,
     StreamingLLM,
@@ -44,6 +45,8 @@ RECORDED = [
     H2O(64, 32, 4),
     TOVA(64),
     KeyDiff(64, 32, 4),
+    SnapKV(70, 16, 5, 32),
+    L2Compress(0.5, 64, position="absolute"),
 ]
 BOUNDED = [
     StreamingLLM(4, 60),

@@ -14,7 +14,20 @@ from exactness_cases import FLOAT64, assert_close
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kvstream import H2O, TOVA, FixSizeL2, Full, KeyDiff, KVStreamCache, SinkL2, SnapKV, StreamingLLM, generate, replay
+from kvstream import (
+    H2O,
+    TOVA,
+    FixSizeL2,
+    Full,
+    KeyDiff,
+    KVStreamCache,
+    L2Compress,
+    SinkL2,
+    SnapKV,
+    StreamingLLM,
+    generate,
+    replay,
+)
 from kvstream.engine import notes
 from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
 from kvstream.engine.scoring import score_logits
@@ -34,6 +47,10 @@ POLICIES = [
     H2O(9, 4, 2),
     TOVA(9),
     KeyDiff(9, 3, 1),
+    SnapKV(16, 3, 3, 8),
+    SnapKV(40, 5, 3, 8, position="frozen", skip_layers=(0,)),
+    L2Compress(0.3, 14, position="absolute"),
+    L2Compress(0.5, 40, layer_budgets="pyramid"),
 ]
 PROMPT, LENGTH = 21, 90  # FORESIGHT lies between
 PLAIN = pytest.mark.parametrize("policy", POLICIES, ids=str)
@@ -162,13 +179,58 @@ def test_the_twin_is_the_caches_own(policy, tiny_llama, tokens):
     assert_close(*found, 1e-9)
 
 
+@pytest.mark.parametrize("policy", [SnapKV(16, 3, 3, 8), L2Compress(0.3, 14)], ids=str)
+def test_the_step_at_which_many_leave_is_the_caches_and_nothing_is_made_anew(policy, tiny_llama, tokens):
+    ids = tokens(LENGTH, 3)[None]
+    engine, kept, apart = begun(tiny_llama(), policy, ids), set(), []
+    full, left = policy.shed(policy.regions)
+    for token in range(PROMPT, LENGTH):
+        steps(engine, ids, token, token + 1)
+        kept.add(engine.recorded)
+        if engine.paused:
+            apart.append(token)
+    held, expected = 0, []
+    for token in range(LENGTH):
+        held += 1
+        if held == full:
+            expected.append(token)
+            held = left
+    assert apart == [token for token in expected if token >= PROMPT]
+    assert len(kept) == 1
+    assert engine.recorded.calls == LENGTH - PROMPT - len(apart)
+
+
+def test_what_a_free_slot_holds_means_nothing(tiny_llama, tokens):
+    ids, found = tokens(LENGTH, 3)[None], []
+    for value in (0.0, torch.nan):
+        engine = begun(tiny_llama(), SnapKV(16, 3, 3, 8), ids)
+        for layer in engine.cache.own_layers():
+            free_BHF = layer.order_BUS[:, :, layer.held(layer.seen) :]
+            assert free_BHF.numel()
+            for slots_BHSD in (layer.keys, layer.values):
+                slots_BHSD.scatter_(2, free_BHF[..., None].expand(-1, -1, -1, slots_BHSD.shape[-1]), value)
+        found.append(torch.cat(steps(engine, ids, PROMPT, PROMPT + 2)))
+        assert engine.recorded.calls == 2
+    assert torch.equal(*found)
+
+
+def test_many_leave_of_some_layers_alone_is_no_steady_step(tiny_llama, tokens, monkeypatch):
+    """A `BoundedLayer` beside them lays plans, which a step that the cache takes would cross."""
+    plain = SnapKV.regions_of
+    monkeypatch.setattr(SnapKV, "regions_of", lambda self, layer: Regions(0, 0, 9) if layer else plain(self, layer))
+    ids, policy = tokens(LENGTH, 3)[None], SnapKV(16, 3, 3, 8)
+    engine = begun(tiny_llama(), policy, ids)
+    assert {type(layer).__name__ for layer in engine.cache.layers} == {"ScannedLayer", "BoundedLayer"}
+    steps(engine, ids, PROMPT, 40)
+    assert engine.recorded is None
+
+
 def test_steps_that_differ_stay_the_caches_own(tiny_llama, tokens):
     ids = tokens(LENGTH, 3)[None]
-    for policy in (SnapKV(9, 3, 3, 4), FixSizeL2(40, 0.2, "keep_low")):  # many leave at once; seats are still free
-        engine = begun(tiny_llama(), policy, ids)
-        steps(engine, ids, PROMPT, 30)
-        assert engine.recorded is None
-        assert engine.settled
+    engine = begun(tiny_llama(), FixSizeL2(40, 0.2, "keep_low"), ids)  # seats are still free
+    steps(engine, ids, PROMPT, 30)
+    assert engine.recorded is None
+    assert engine.settled
 
 
 @pytest.mark.parametrize("policy", [Full(), StreamingLLM(2, 40)], ids=str)
@@ -276,7 +338,7 @@ def test_layers_that_go_back_differently_count_apart(tiny_llama, tokens):
 def test_trying_in_vain_makes_nothing(tiny_llama, tokens, monkeypatch):
     monkeypatch.setattr("kvstream.engine.steady.step.Counter", None)
     ids = tokens(LENGTH, 3)[None]
-    engine = begun(tiny_llama(), SnapKV(9, 3, 3, 4, skip_layers=(0,)), ids)
+    engine = begun(tiny_llama(), FixSizeL2(40, 0.2, "keep_low", skip_layers=(0,)), ids)
     steps(engine, ids, PROMPT, 25)
     assert engine.recorded is None
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 from driving import sweep_here
 
-from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
+from kvstream import FixSizeL2, Full, L2Compress, RecentOnly, StreamingLLM
+from kvstream.engine.steady.recorded import WARM_UP, Recorded
 from kvstream.grid.axes import Grid, Repeats
 from kvstream.grid.cells import LatencyCell
 from kvstream.grid.memory_needed import too_large
@@ -150,6 +151,21 @@ def test_steps_are_alike_from_the_first_round_to_the_last(tiny_neox, context, mo
                 runner.step()
                 assert engine.recorded is recorded, runner.label
             runner.settle()
+
+
+def test_settling_goes_beyond_a_step_at_which_many_leave(tiny_neox, monkeypatch):
+    """Right behind this prompt half of what is held leaves, every time that the contender goes back to it."""
+    monkeypatch.setattr(Recorded, "settled", property(lambda self: self.calls > WARM_UP))  # as on a GPU
+    protocol = Protocol(context=23, batch=1, prefills=1, rounds=3, steps=4)
+    prompt = torch.randint(97, (1, 23), generator=torch.Generator().manual_seed(0))
+    runner = PolicyContender("cut", tiny_neox(), protocol, L2Compress(0.5, 24))
+    monkeypatch.setattr(runner, "new_engine", lambda: engine)
+    for prepare in (lambda: runner.serve(prompt), lambda: (runner.start(prompt), runner.settle())):
+        engine = PolicyContender.new_engine(runner)
+        engine.steady = True
+        prepare()
+        assert engine.recorded.calls == WARM_UP + 1
+        assert not engine.paused
 
 
 def test_latency_cells_run_one_after_the_other(ray_here, world, tmp_path):

@@ -35,21 +35,9 @@ def scan_step(
     """
     policy = layer.policy
     slot_BUN = layer.order_BUS[:, :, :N]
+    take(layer, token, slot_BUN[:, :, -1:], t, new)
     slot_BHN = slot_BUN.expand(-1, new.k_BHTD.shape[1], -1)
     slot_BHND = slot_BHN[..., None].expand(-1, -1, -1, new.k_BHTD.shape[-1])
-    layer.keys.scatter_(2, slot_BHND[:, :, -1:], new.k_BHTD[:, :, t, None])
-    layer.values.scatter_(2, slot_BHND[:, :, -1:], new.v_BHTD[:, :, t, None])
-    first_BHT = layer.score_BHS.new_zeros(()).expand(new.k_BHTD.shape[:3]) if new.score_BHT is None else new.score_BHT
-    layer.score_BHS.scatter_(2, slot_BHN[:, :, -1:], first_BHT[:, :, t, None])
-    youngest_BU1 = slot_BUN[:, :, -1:]
-    layer.token_BUS.scatter_(2, youngest_BU1, torch.zeros_like(youngest_BU1) + token)
-    if new.own_BHTE is not None:
-        own_BHE = new.own_BHTE[:, :, t]
-        E = own_BHE.shape[-1]
-        layer.own_BHSE.scatter_(2, slot_BHND[:, :, -1:, :E], own_BHE[:, :, None])
-        own_BHC = torch.cat((own_BHE, new.k_BHTD[:, :, t, E:]), -1).to(layer.sum_BHC)
-        layer.sum_BHC.add_(own_BHC * first_BHT[:, :, t, None])
-
     q_BHGD = new.q_BHGTD[..., t, :]
     wide = torch.promote_types(q_BHGD.dtype, torch.float32)
     keys_BHND, values_BHND = layer.keys.gather(2, slot_BHND).to(wide), layer.values.gather(2, slot_BHND)
@@ -65,6 +53,23 @@ def scan_step(
     if layer.full == N:
         _shed(layer, token, slot_BUN, slot_BHN)
     return (weights_BHGN @ values_BHND.to(wide)).to(new.v_BHTD.dtype)
+
+
+def take(layer: ScannedLayer, token: int | torch.Tensor, slot_BU1: torch.Tensor, t: int, new: Arriving) -> None:
+    """Put number t of the arriving, the token of that index, into a free slot."""
+    slot_BH1 = slot_BU1.expand(-1, new.k_BHTD.shape[1], -1)
+    slot_BH1D = slot_BH1[..., None].expand(-1, -1, -1, new.k_BHTD.shape[-1])
+    layer.keys.scatter_(2, slot_BH1D, new.k_BHTD[:, :, t, None])
+    layer.values.scatter_(2, slot_BH1D, new.v_BHTD[:, :, t, None])
+    first_BHT = layer.score_BHS.new_zeros(()).expand(new.k_BHTD.shape[:3]) if new.score_BHT is None else new.score_BHT
+    layer.score_BHS.scatter_(2, slot_BH1, first_BHT[:, :, t, None])
+    layer.token_BUS.scatter_(2, slot_BU1, torch.zeros_like(slot_BU1) + token)
+    if new.own_BHTE is not None:
+        own_BHE = new.own_BHTE[:, :, t]
+        E = own_BHE.shape[-1]
+        layer.own_BHSE.scatter_(2, slot_BH1D[..., :E], own_BHE[:, :, None])
+        own_BHC = torch.cat((own_BHE, new.k_BHTD[:, :, t, E:]), -1).to(layer.sum_BHC)
+        layer.sum_BHC.add_(own_BHC * first_BHT[:, :, t, None])
 
 
 def _shed(layer: ScannedLayer, token: int | torch.Tensor, slot_BUN: torch.Tensor, slot_BHN: torch.Tensor) -> None:

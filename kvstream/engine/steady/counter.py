@@ -65,6 +65,13 @@ class Counter:
         first, slots = layout.sinks, layout.recent + 1
         return self._once(("slot", layout, behind), lambda: first + (self.token_1 - behind - first) % slots)
 
+    def held(self, full: int, left: int) -> torch.Tensor:
+        """How many tokens a `ScannedLayer` holds as the token comes, which is its rank in age: int64, (1,)."""
+        grown = self.token_1
+        return self._once(
+            ("held", full, left), lambda: torch.where(grown < full, grown, left + (grown - full) % (full - left))
+        )
+
     def _from_token(self, start: int, stop: int) -> torch.Tensor:
         return torch.arange(start, stop, device=self.token_1.device) + self.token_1
 

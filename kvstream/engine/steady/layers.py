@@ -5,13 +5,11 @@ Shape legend: B batch, H kv-heads, G query heads per kv-head, T one token, D hea
 
 from __future__ import annotations
 
-from functools import partial
 from math import inf
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvstream.engine.backends.scan import scan_step
 from kvstream.engine.bounded_layer import BoundedLayer
 from kvstream.engine.layer import Layer
 from kvstream.engine.scanned_layer import ScannedLayer
@@ -128,24 +126,6 @@ class Evicting(SteadyLayer):
         of.values.scatter_(2, self.first + seat_BH1D, value_BH1D)
 
 
-class Scanning(SteadyLayer):
-    """A full `ScannedLayer` from which one token leaves at each step."""
-
-    of: ScannedLayer
-
-    def __init__(self, of: ScannedLayer, tables: SharedTables, counter: Counter) -> None:
-        super().__init__(of, tables, counter)
-        self.since = of.left
-
-    def _answer(
-        self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
-        of, counter = self.of, self.counter
-        by_index, in_place = partial(counter.rotation, k_BHTD), partial(counter.rotation, k_BHTD, of.positions.cap)
-        new = of.arriving(q_BHGTD, k_BHTD, v_BHTD, by_index, in_place)
-        return scan_step(of, counter.token_1, of.full, 0, new, scaling)[..., None, :]
-
-
 def attend(
     q_BHGTD: torch.Tensor,
     keys_BHSD: torch.Tensor,
@@ -166,19 +146,8 @@ def steady_until(layer: Layer, room: int | None) -> float:
     if isinstance(layer, UnboundedLayer):
         return layer.keys.shape[2] if room is None else min(layer.keys.shape[2], (layer.seen // room + 1) * room)
     if isinstance(layer, ScannedLayer):
-        return inf if layer.full - layer.left == 1 and layer.seen >= layer.left else 0
+        return inf if layer.full - layer.left > 1 or layer.seen >= layer.left else 0
     assert isinstance(layer, BoundedLayer)
     if layer.seen >= layer.layout.budget:
         return inf
     return layer.layout.protected if layer.layout.sinks <= layer.seen < layer.layout.protected else 0
-
-
-def steady_layer(layer: Layer, tables: SharedTables, counter: Counter, until: float) -> SteadyLayer:
-    """Make of a layer what takes it to `until`, as `steady_until` said."""
-    if isinstance(layer, ScannedLayer):
-        return Scanning(layer, tables, counter)
-    if isinstance(layer, BoundedLayer):
-        if until == inf:
-            return Evicting(layer, tables, counter)
-        return Growing(layer, tables, counter, int(until), layer.positions.cap)
-    return Growing(layer, tables, counter, int(until), None)

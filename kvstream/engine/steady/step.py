@@ -12,13 +12,16 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from kvstream.engine.bounded_layer import BoundedLayer
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.eviction import FORESIGHT
 from kvstream.engine.layer import Layer
+from kvstream.engine.scanned_layer import ScannedLayer
 from kvstream.engine.shared_tables import SharedTables
 from kvstream.engine.sink_rotation import groups_of
 from kvstream.engine.steady.counter import Counter
-from kvstream.engine.steady.layers import Evicting, Held, SteadyLayer, steady_layer, steady_until
+from kvstream.engine.steady.layers import Evicting, Growing, Held, SteadyLayer, steady_until
+from kvstream.engine.steady.scanned import Sawing, Scanning
 
 
 class SteadyStep(Cache):
@@ -47,6 +50,8 @@ class SteadyStep(Cache):
         until = [inf if held else steady_until(layer, room) for layer in layers]
         if any(each - layer.seen < fewest for each, layer in zip(until, layers)):
             return None
+        if not held and any(map(_saws, layers)) and any(isinstance(layer, BoundedLayer) for layer in layers):
+            return None  # whose plans would not hold behind a step that the cache takes
         with torch.inference_mode(False):  # a compiler takes no tensors made in inference mode
             tables = SharedTables(cache.tables.rope)
             tables.model_rotates = False
@@ -57,7 +62,7 @@ class SteadyStep(Cache):
                 if known not in counters:
                     counters[known] = Counter(layer.seen, cache.tables.rope, layer.keys.device)
                 new = layer, tables, counters[known]
-                made.append(Held(*new) if held else steady_layer(*new, each))
+                made.append(Held(*new) if held else _steady_layer(*new, each))
             return cls(model, cache, made, held)
 
     def __init__(self, model: PreTrainedModel, cache: KVStreamCache, layers: list[SteadyLayer], held: bool) -> None:
@@ -65,6 +70,7 @@ class SteadyStep(Cache):
         self.model, self.cache, self.held, self.steady_layers = model, cache, held, layers
         self.counters = list({id(layer.counter): layer.counter for layer in layers}.values())
         self.evicting = [layer for layer in layers if isinstance(layer, Evicting)]
+        self.sawing = [layer for layer in layers if isinstance(layer, Sawing)]
         self.by_rank = [layer for layer in self.evicting if layer.of.positions.by_rank]
         self.sinks = groups_of([layer.of for layer in self.by_rank])
         cache.tables.sinks.forget()
@@ -100,6 +106,16 @@ class SteadyStep(Cache):
                 layer.prepare_draws()
 
     @property
+    def pauses(self) -> bool:
+        """Whether many tokens leave at the next step, which the cache is to take by itself: see `passed`."""
+        return any(layer.sheds for layer in self.sawing)
+
+    def passed(self) -> None:
+        """Go on behind a token that the cache took."""
+        for counter in self.counters:
+            counter.end()
+
+    @property
     def goes_on(self) -> bool:
         """Whether another step is like those before."""
         return all(layer.of.seen < layer.until for layer in self.steady_layers)
@@ -129,3 +145,19 @@ class SteadyStep(Cache):
             layers = [self.by_rank[place] for place in group.places]
             by = layers[0].counter.shifted(0, 1, layers[0].of.layout.budget, layers[0].of.keys)
             group.turn_by([layer.of for layer in layers], by)
+
+
+def _saws(layer: Layer) -> bool:
+    """Whether many tokens leave it at once."""
+    return isinstance(layer, ScannedLayer) and layer.full - layer.left > 1
+
+
+def _steady_layer(layer: Layer, tables: SharedTables, counter: Counter, until: float) -> SteadyLayer:
+    """Make of a layer what takes it to `until`, as `steady_until` said."""
+    if isinstance(layer, ScannedLayer):
+        return (Sawing if _saws(layer) else Scanning)(layer, tables, counter)
+    if isinstance(layer, BoundedLayer):
+        if until == inf:
+            return Evicting(layer, tables, counter)
+        return Growing(layer, tables, counter, int(until), layer.positions.cap)
+    return Growing(layer, tables, counter, int(until), None)
