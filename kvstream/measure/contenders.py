@@ -54,7 +54,7 @@ class Contender(ABC):
 
     @abstractmethod
     def new_engine(self) -> Any:
-        """Make what serves a request: a cache, and prefill, step, rewind, settled and paused as `DecodeEngine` has them."""
+        """Make what serves a request: a cache, and prefill, step, rewind, settled and paused as of `DecodeEngine`."""
 
     def start(self, prompt_BT: torch.Tensor) -> None:
         """Take the prompt with a new cache, and choose the first token."""
