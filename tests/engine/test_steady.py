@@ -214,6 +214,17 @@ def test_what_a_free_slot_holds_means_nothing(tiny_llama, tokens):
     assert torch.equal(*found)
 
 
+def test_layers_that_cut_in_turn_are_no_steady_steps(tiny_llama, tokens):
+    """Else the next step may always be one at which many leave, and settling would never end."""
+    policy, ids = L2Compress(0.9, 20, layer_budgets="pyramid"), tokens(LENGTH, 3)[None]
+    gaps = [policy.shed(regions) for regions in map(policy.in_layers(3).regions_of, range(3))]
+    assert [full - left for full, left in gaps] == [3, 2, 1]
+    for one, recorded in (policy, False), (L2Compress(0.9, 20), True):  # which cuts at every other step
+        engine = begun(tiny_llama(), one, ids)
+        steps(engine, ids, PROMPT, 40)
+        assert bool(engine.recorded) == recorded
+
+
 def test_many_leave_of_some_layers_alone_is_no_steady_step(tiny_llama, tokens, monkeypatch):
     """A `BoundedLayer` beside them lays plans, which a step that the cache takes would cross."""
     plain = SnapKV.regions_of

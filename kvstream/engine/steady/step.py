@@ -5,6 +5,7 @@ Shape legend: B texts side by side, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
@@ -50,8 +51,8 @@ class SteadyStep(Cache):
         until = [inf if held else steady_until(layer, room) for layer in layers]
         if any(each - layer.seen < fewest for each, layer in zip(until, layers)):
             return None
-        if not held and any(map(_saws, layers)) and any(isinstance(layer, BoundedLayer) for layer in layers):
-            return None  # whose plans would not hold behind a step that the cache takes
+        if not held and not _pause_little(layers):
+            return None
         with torch.inference_mode(False):  # a compiler takes no tensors made in inference mode
             tables = SharedTables(cache.tables.rope)
             tables.model_rotates = False
@@ -150,6 +151,14 @@ class SteadyStep(Cache):
 def _saws(layer: Layer) -> bool:
     """Whether many tokens leave it at once."""
     return isinstance(layer, ScannedLayer) and layer.full - layer.left > 1
+
+
+def _pause_little(layers: Sequence[Layer]) -> bool:
+    """Whether steps at which many tokens leave are at most half of all, and no layer would suffer from them."""
+    sawing = [layer for layer in layers if isinstance(layer, ScannedLayer) and _saws(layer)]
+    apart = {(layer.full, layer.left, layer.held(layer.seen)) for layer in sawing}
+    planned = any(isinstance(layer, BoundedLayer) for layer in layers)  # ahead, and the cache's own step crosses that
+    return sum(1 / (full - left) for full, left, _ in apart) <= 0.5 and not (sawing and planned)
 
 
 def _steady_layer(layer: Layer, tables: SharedTables, counter: Counter, until: float) -> SteadyLayer:
