@@ -219,10 +219,10 @@ def test_layers_that_cut_in_turn_are_no_steady_steps(tiny_llama, tokens):
     policy, ids = L2Compress(0.9, 20, layer_budgets="pyramid"), tokens(LENGTH, 3)[None]
     gaps = [policy.shed(regions) for regions in map(policy.in_layers(3).regions_of, range(3))]
     assert [full - left for full, left in gaps] == [3, 2, 1]
-    for one, recorded in (policy, False), (L2Compress(0.9, 20), True):  # which cuts at every other step
+    for one, alike in (policy, False), (L2Compress(0.9, 20), True):  # which cuts at every other step
         engine = begun(tiny_llama(), one, ids)
         steps(engine, ids, PROMPT, 40)
-        assert bool(engine.recorded) == recorded
+        assert bool(engine.recorded) == alike
 
 
 def test_many_leave_of_some_layers_alone_is_no_steady_step(tiny_llama, tokens, monkeypatch):
