@@ -115,7 +115,7 @@ WITH candidates AS (
             WHEN policy IS NOT NULL THEN NULL
             WHEN quality_rows = 0 THEN 'no perplexity measured'
             WHEN bounded = 0 AND beside_full > 0 THEN 'no divergence from full measured'
-            WHEN full_rows = 0 THEN 'the full cache was not run beside these: name it in --policies, too'
+            WHEN full_rows = 0 THEN 'no results of full beside these: name it in --policies, or finish the sweep'
             WHEN bounded = 0 THEN 'no policy with a budget measured beside full'
             WHEN guesses THEN 'full’s own perplexity is near the size of the vocabulary: the model guesses'
             WHEN found.candidates = 0 THEN 'no budget is exceeded by the texts'

@@ -60,10 +60,11 @@ def recommended(row: Row, timed: Row | None) -> tuple[str, list[str]]:
         less = f"With {row['sinks_budget']:,} tokens and no attention sink, {row['bare_policy']} is at {bare}"
         more.append(f"{less}; {row['sinks_policy']}, which keeps as many, is at {kept}.")
     if others := row["in_other_modes"]:
-        left = (
-            f"{others} policies in other position modes are" if others > 1 else "1 policy in another position mode is"
+        left = f"{others} {'policies' if others > 1 else 'policy'} with others, or other layers that never evict,"
+        stand = "are" if others > 1 else "is"
+        more.append(
+            f"The answer is of policies with positions “{row['focus']}”; {left} {stand} in the table of all results."
         )
-        more.append(f"The answer is of policies in position mode “{row['focus']}”; {left} in the table of all results.")
     return headline, more
 
 
@@ -82,11 +83,11 @@ def sure(row: Row) -> str:
 def untrained(row: Row) -> str:
     """That full is no yardstick where texts are longer than the model was trained on."""
     length, trained = row["length"], row["trained_context"]
-    if not trained or length <= trained:
+    if not trained or length - 1 <= trained:  # the last token is only predicted
         return ""
     return (
         f"The model was trained on {trained:,} tokens, and these texts have {length:,}: past that the full cache "
-        f"itself may fail, so that being as good says little; --lengths {trained} tells what policies cost before it."
+        f"may fail, so that being as good says little; lengths up to {trained:,} tell what policies cost within it."
     )
 
 

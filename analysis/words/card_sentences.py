@@ -134,8 +134,9 @@ def code(row: Row) -> list[str]:
 
 def too_few(rows: list[Row]) -> str:
     """What stands in place of an interval of perplexity, if documents are too few for one."""
-    few = next((row["paired_documents"] for row in rows if row["spread"] == "range"), 0)
-    return f"the range over {few} documents, too few for an interval" if few > 1 else ""
+    of_several = (row["paired_documents"] for row in rows if row["spread"] == "range" and row["paired_documents"] > 1)
+    few = next(of_several, 0)
+    return f"the range over {few} documents, too few for an interval" if few else ""
 
 
 def table(rows: list[Row], several: bool) -> list[str]:

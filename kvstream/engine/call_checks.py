@@ -7,6 +7,7 @@ Shape legend: B texts, T tokens of this call.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -42,13 +43,13 @@ def refuse_unheard(said: dict[str, Any], seen: int, rows: int | None, vocabulary
 
 def refuse_unfit(policy: object, capacity: object, layers: int, model: str) -> None:
     """Raise ValueError for what is no policy or no capacity, and for layers that a model does not have."""
-    if capacity is not None and (type(capacity) is not int or capacity < 1):
+    if capacity is not None and (not isinstance(capacity, Integral) or capacity < 1):
         raise ValueError(f"capacity={capacity!r} is not valid; give a whole number of at least 1")
     if not isinstance(policy, Policy):
         remedy = (
             f"give parse_policy({policy!r})" if isinstance(policy, str) else "give one such as StreamingLLM(4, 252)"
         )
-        raise ValueError(f"policy: {policy!r:.100} is a {type(policy).__name__}, not a policy; {remedy}")
+        raise ValueError(f"policy: {policy!r:.100} is not a policy; {remedy}")
     skipped = getattr(policy, "skip_layers", ())
     if beyond := [layer for layer in skipped if layer >= layers]:
         raise ValueError(

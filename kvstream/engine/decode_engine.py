@@ -94,7 +94,7 @@ class DecodeEngine:
 
     @property
     def settled(self) -> bool:
-        """Whether the next step costs what those after it do; asked after a step."""
+        """Whether all is recorded that will be; asked after a step."""
         return self.recorded is None or self.recorded.settled
 
     def rest(self) -> None:

@@ -9,6 +9,7 @@ Shape legend: B texts side by side, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from transformers import PreTrainedModel
@@ -45,7 +46,7 @@ def generate(
 
     >>> generate(model, tokenizer("Call me", return_tensors="pt").input_ids, StreamingLLM(4, 252), max_new_tokens=1000)
     """
-    if type(max_new_tokens) is not int or max_new_tokens < 1:
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens!r} is not valid; give a whole number of at least 1")
     if a_tensor(input_ids).ndim not in (1, 2) or not input_ids.numel():
         given = tuple(input_ids.shape)

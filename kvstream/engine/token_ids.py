@@ -31,7 +31,7 @@ def one_row(input_ids: object) -> torch.Tensor:
 
 
 def a_tensor(input_ids: object) -> torch.Tensor:
-    """Raise ValueError for what is no tensor; most often it is all that a tokenizer returns."""
+    """Return ids that are a tensor; raise ValueError for what is none, such as all that a tokenizer returned."""
     if isinstance(input_ids, torch.Tensor):
         return input_ids
     remedy = "give its input_ids" if isinstance(input_ids, Mapping) else "give ids as torch.tensor(…)"

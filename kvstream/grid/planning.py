@@ -56,7 +56,7 @@ def prepare(grid: Grid) -> list[Source]:
 
 
 def notes(grid: Grid, layers: int) -> list[str]:
-    """What of a grid will say nothing: divergence without full, policies whose budgets hold a whole text or prompt.
+    """What of a grid will say nothing: costs without full, policies whose budgets hold a whole text or prompt.
 
     layers: of the deepest model.
     """

@@ -90,7 +90,9 @@ def require_whole(spec: str, files: Iterable[Path]) -> None:
             with safe_open(file, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"models: {spec!r} has a broken {file.name} ({error}); copy or save it again") from None
+            raise ValueError(
+                f"models: {spec!r} has an unreadable {file.name} ({error}); copy or save it again"
+            ) from None
 
 
 def has_tokenizer(folder: Path) -> bool:

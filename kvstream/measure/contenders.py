@@ -83,7 +83,7 @@ class Contender(ABC):
         self.engine = None
 
     def serve(self, prompt_BT: torch.Tensor) -> None:
-        """Take a prompt and make a few tokens, until a step costs what those after it do."""
+        """Take a prompt and make a few tokens, on a GPU until a step is recorded."""
         self.start(prompt_BT)
         for _ in range(WARM_UP_STEPS):
             self.step()
@@ -115,9 +115,10 @@ class PolicyContender(Contender):
     """A `KVStreamCache` under a policy."""
 
     def new_engine(self) -> DecodeEngine:
-        """Make one with room for the prompt and the steps until it goes back."""
-        most = self.protocol.context + max(self.protocol.steps + 1, WARM_UP_STEPS)
-        return DecodeEngine(self.model, self.policy, capacity=most, repeated=True)
+        """Make one with room for the prompt and the steps until it goes back, twice as many where some are apart."""
+        full, left = self.policy.shed(self.policy.regions) if self.policy.regions else (0, 0)
+        most = max(self.protocol.steps + 1, WARM_UP_STEPS) * (2 if full - left > 1 else 1)
+        return DecodeEngine(self.model, self.policy, capacity=self.protocol.context + most, repeated=True)
 
 
 class AgainContender(PolicyContender):

@@ -138,6 +138,8 @@ def machines() -> list[Node]:
 
 def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
     """Turn "auto" into the cluster's GPUs where it has any, else its CPUs; ValueError if no node has the device."""
+    if device == "mps" and sys.platform != "darwin":
+        raise ValueError(f"device: 'mps' needs Apple silicon; use --device cpu (dtype {dtype})")
     gpus = any(node.gpus for node in nodes)
     if device not in ("auto", "cpu") and not gpus:
         raise ValueError(f"device: {device!r} asked, but no node of the cluster has a GPU; use --device cpu")
@@ -149,8 +151,8 @@ def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
 
 def require_suited(device: str, dtype: str) -> None:
     """ValueError if no machine with such a device computes in that dtype."""
-    if device == "mps" and (sys.platform != "darwin" or dtype == "float64"):
-        raise ValueError(f"device: 'mps' needs Apple silicon and computes no float64; use --device cpu (dtype {dtype})")
+    if device == "mps" and dtype == "float64":
+        raise ValueError("dtype: 'float64' does not exist on mps; use --dtype float32, or --device cpu")
     if dtype == "tf32" and device != "cuda":
         raise ValueError(f"dtype: 'tf32' is how NVIDIA GPUs multiply float32; use --dtype float32 (device {device})")
 

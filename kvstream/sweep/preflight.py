@@ -75,11 +75,12 @@ class Plan:
             print(f"  {cell.key}  {cell}  {cell.tokens:,} tokens{'  finished' if cell.key in self.finished else ''}")
         tokens = sum(cell.tokens for cell in self.todo)
         tflop = sum(cell.tokens * cell.model.flops_per_token for cell in self.todo) / 1e12
+        begin = ", and half a minute to begin" if self.todo else ""
         counted = f"{len(self.cells)} cells, {len(self.finished)} finished, {len(self.todo)} to do"
         print(f"{self.grid.name}: {counted}")
         print(
             f"cost: {tokens:,} tokens, {tflop:,.1f} TFLOP beside attention; "
-            f"at 50 GFLOP/s per CPU core, {tflop / 0.05 / 60:,.1f} core-minutes, and half a minute to begin"
+            f"at 50 GFLOP/s per CPU core, {tflop / 0.05 / 60:,.1f} core-minutes{begin}"
         )
 
     def refuse_too_large(self, nodes: list[Node]) -> None:

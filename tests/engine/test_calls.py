@@ -584,7 +584,7 @@ def test_what_is_no_model_of_transformers_is_said():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda model: KVStreamCache(model, "full"), "policy: 'full' is a str, .* give parse_policy"),
+        (lambda model: KVStreamCache(model, "full"), "policy: 'full' is not a policy; give parse_policy"),
         (lambda model: replay(model, torch.tensor([1, 2]), None), "policy: None .* give one such as StreamingLLM"),
         (lambda model: decode(model, torch.tensor([1, 2]), Full), "policy: <class .* give one such as StreamingLLM"),
         (lambda model: KVStreamCache(model, Full(), capacity=0), "capacity=0 is not valid"),

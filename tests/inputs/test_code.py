@@ -220,7 +220,7 @@ BROKEN = {
 def test_weights_that_are_none_are_refused(world, tmp_path, what):
     folder, canary = changed(world, tmp_path, BROKEN[what])
     clock = time.monotonic()
-    with pytest.raises(ValueError, match=r"^models: .* has a broken model.safetensors .*; copy or save it again"):
+    with pytest.raises(ValueError, match=r"^models: .* has an unreadable model.safetensors .*; copy or save it again"):
         load_model(str(folder))
     assert time.monotonic() - clock < 5, "gigabytes that are claimed are not fetched"
     assert not canary.exists()

@@ -191,7 +191,7 @@ def test_a_model_without(refused, world, tmp_path, missing, words):
 def test_weights_that_were_cut_off(refused, world, tmp_path, change):
     folder = shutil.copytree(world / "model", tmp_path / "model")
     os.truncate(weights := folder / "model.safetensors", weights.stat().st_size + change)
-    assert "has a broken model.safetensors" in refused(model=folder)
+    assert "has an unreadable model.safetensors" in refused(model=folder)
 
 
 def test_a_tokenizer_of_another_model(refused, world, tmp_path):

@@ -158,7 +158,7 @@ def test_settling_goes_beyond_a_step_at_which_many_leave(tiny_neox, monkeypatch)
     monkeypatch.setattr(Recorded, "settled", property(lambda self: self.calls > WARM_UP))  # as on a GPU
     protocol = Protocol(context=23, batch=1, prefills=1, rounds=3, steps=4)
     prompt = torch.randint(97, (1, 23), generator=torch.Generator().manual_seed(0))
-    runner = PolicyContender("cut", tiny_neox(), protocol, L2Compress(0.5, 24))
+    runner = PolicyContender("cut", tiny_neox(), protocol, L2Compress(0.5, 24, skip_layers=(0,)))
     monkeypatch.setattr(runner, "new_engine", lambda: engine)
     for prepare in (lambda: runner.serve(prompt), lambda: (runner.start(prompt), runner.settle())):
         engine = PolicyContender.new_engine(runner)
@@ -166,6 +166,12 @@ def test_settling_goes_beyond_a_step_at_which_many_leave(tiny_neox, monkeypatch)
         prepare()
         assert engine.recorded.calls == WARM_UP + 1
         assert not engine.paused
+    recorded = engine.recorded
+    for _ in range(protocol.rounds):
+        for _ in range(protocol.steps):
+            runner.step()
+            assert engine.recorded is recorded, "there is room"
+        runner.settle()
 
 
 def test_latency_cells_run_one_after_the_other(ray_here, world, tmp_path):

@@ -146,7 +146,7 @@ def steady_until(layer: Layer, room: int | None) -> float:
     if isinstance(layer, UnboundedLayer):
         return layer.keys.shape[2] if room is None else min(layer.keys.shape[2], (layer.seen // room + 1) * room)
     if isinstance(layer, ScannedLayer):
-        return inf if layer.full - layer.left > 1 or layer.seen >= layer.left else 0
+        return inf if layer.seen >= layer.left else 0
     assert isinstance(layer, BoundedLayer)
     if layer.seen >= layer.layout.budget:
         return inf

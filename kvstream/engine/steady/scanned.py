@@ -40,9 +40,13 @@ class Scanning(SteadyLayer):
 
 
 class Sawing(SteadyLayer):
-    """A `ScannedLayer` from which none leaves at this step."""
+    """A `ScannedLayer` from which none leaves at this step, and which holds as many as are ever left, or more."""
 
     of: ScannedLayer
+
+    def __init__(self, of: ScannedLayer, tables: SharedTables, counter: Counter) -> None:
+        super().__init__(of, tables, counter)
+        self.since = of.left
 
     @property
     def sheds(self) -> bool:

@@ -138,7 +138,7 @@ def test_an_interval_must_be_within_and_not_only_the_point(choice):
         ({"policies": (FULL,)}, "no policy with a budget measured beside full"),
         (
             {"policies": (streaming(4, 96, 0.01),), "latency": None},
-            "the full cache was not run beside these: name it in --policies, too",
+            "no results of full beside these: name it in --policies, or finish the sweep",
         ),
         ({"tokens": 100}, "no budget is exceeded by the texts"),
     ],
@@ -208,7 +208,7 @@ def test_a_model_that_guesses_recommends_nothing(tmp_path, vocab_size, guesses):
     assert all("the model guesses" in (row["why"] or "") for row in rows) == guesses
 
 
-@pytest.mark.parametrize(("tokens", "warned"), [(2048, False), (2049, True)])
+@pytest.mark.parametrize(("tokens", "warned"), [(2049, False), (2050, True)])
 def test_beyond_the_trained_context_full_is_said_to_be_no_yardstick(tmp_path, tokens, warned):
     plan = replace(
         SMALL,
@@ -218,13 +218,11 @@ def test_beyond_the_trained_context_full_is_said_to_be_no_yardstick(tmp_path, to
         lengths=(tokens,),
     )
     report = report_of(plan, tmp_path)
-    assert ("trained on 2,048 tokens, and these texts have 2,049" in summary_of(report)) == warned
-    assert ("--lengths 2048 tells what policies cost before it" in page_of(report)) == warned
+    assert ("trained on 2,048 tokens, and these texts have 2,050" in summary_of(report)) == warned
+    assert ("lengths up to 2,048 tell what policies cost within it" in page_of(report)) == warned
 
 
-@pytest.mark.parametrize(
-    ("others", "told"), [(0, None), (1, "1 policy in another position mode is"), (2, "2 policies")]
-)
+@pytest.mark.parametrize(("others", "told"), [(0, None), (1, "1 policy with others"), (2, "2 policies with others")])
 def test_the_answer_says_that_other_position_modes_are_not_asked(tmp_path, others, told):
     better = (streaming(4, 60, 0.001, "absolute"), streaming(4, 60, 0.002, "frozen"))[:others]
     more = (streaming(4, 60, 0.01), streaming(4, 124, 0.005), streaming(4, 28, 0.1))
@@ -232,9 +230,9 @@ def test_the_answer_says_that_other_position_modes_are_not_asked(tmp_path, other
     frames = {name: database.rows(connection, name) for name in ("overview", "answer", "speed")}
     [answer] = answers(frames)
     assert answer["headline"].startswith("Take streaming_llm(4,60): ")
-    said = [line for line in answer["more"] if "position mode" in line]
+    said = [line for line in answer["more"] if "with positions" in line]
     assert len(said) == (told is not None)
-    assert all("is of policies in position mode “cache”; " in line and told in line for line in said)
+    assert all("is of policies with positions “cache”; " in line and told in line for line in said)
 
 
 def test_one_document_has_no_range(tmp_path):
