@@ -21,14 +21,18 @@ from kvstream.engine.steady.counter import Counter
 from kvstream.engine.steady.layers import SteadyLayer
 
 
-class Scanning(SteadyLayer):
-    """A full `ScannedLayer` from which one token leaves at each step."""
+class Scanned(SteadyLayer):
+    """A `ScannedLayer` that holds as many tokens as are ever left, or more."""
 
     of: ScannedLayer
 
     def __init__(self, of: ScannedLayer, tables: SharedTables, counter: Counter) -> None:
         super().__init__(of, tables, counter)
         self.since = of.left
+
+
+class Scanning(Scanned):
+    """One from which a token leaves at each step."""
 
     def _answer(
         self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
@@ -39,14 +43,8 @@ class Scanning(SteadyLayer):
         return scan_step(of, counter.token_1, of.full, 0, new, scaling)[..., None, :]
 
 
-class Sawing(SteadyLayer):
-    """A `ScannedLayer` from which none leaves at this step, and which holds as many as are ever left, or more."""
-
-    of: ScannedLayer
-
-    def __init__(self, of: ScannedLayer, tables: SharedTables, counter: Counter) -> None:
-        super().__init__(of, tables, counter)
-        self.since = of.left
+class Sawing(Scanned):
+    """One from which none leaves at this step."""
 
     @property
     def sheds(self) -> bool:
