@@ -68,7 +68,9 @@ def _finish(records: Records, cells: list[QualityCell]) -> None:
     """Leave the files of finished cells: one is committed, and the others are like it."""
     random, count = np.random.default_rng(0), TOKENS - 1
     columns = (["k" * 16] * count, ["random"] * count, range(1, TOKENS), random.integers(0, 50_000, count))
-    rows = pa.table([*columns, random.random(count, np.float32), random.random(count) < 0.4], schema=TOKEN_ROWS)
+    scores = random.random(count, np.float32), random.random(count) < 0.4
+    compared = random.random(count, np.float32), random.random(count) < 0.9, random.integers(1, 999, count, np.uint16)
+    rows = pa.table([*columns, *scores, *compared], schema=TOKEN_ROWS)
     records.commit(cells[0].key, cells[0].fields, [rows], 1.0, {})
     record = records.read_json(f"{cells[0].key}.json")
     data = records.storage.read(record["file"])

@@ -129,6 +129,7 @@ def _scan(
                 tl.debug_barrier()
             score = tl.load(SCORE + head * S + s, mask=there, other=0.0)
             score = tl.where(s == new, first, score)
+            tl.debug_barrier()  # several threads may hold the same slot: all have read before one writes
             if BY_ATTENTION:  # noqa: SIM102 - known when compiled, unlike what follows
                 if (heard == 0) | (S - held < heard):
                     stays = tl.where((heard > 0) & (S - held == heard - 1), 0.0, memory)
