@@ -59,7 +59,7 @@ class Card:
     def get_current_device(self) -> int:
         return 0
 
-    def get_current_stream(self, device: int = 0) -> int:  # noqa: ARG002
+    def get_current_stream(self, device: int = 0) -> int:
         return 0
 
 
@@ -78,7 +78,7 @@ def stand_in(capability: int) -> None:
     """Have launches compile, tensors that kernels would fill begin as zeros, and all but float64 go to the kernels."""
     compiled, run, limit = set(), JITFunction.run, SHARED_BYTES[capability]
 
-    def compile_only(self, *args, grid, warmup, **kwargs):  # noqa: ARG001
+    def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         if kernel.metadata.shared > limit:
             raise OutOfResources(kernel.metadata.shared, limit, "shared memory")

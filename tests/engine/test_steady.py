@@ -6,13 +6,14 @@ Against the oracle, for every policy: tests/policies/test_against_oracle.py. On 
 import contextlib
 import copy
 from dataclasses import dataclass
-from unittest.mock import Mock, call
+from unittest.mock import Mock, call, patch
 
 import pytest
 import torch
 from exactness_cases import FLOAT64, assert_close
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kvstream import (
     H2O,
@@ -28,7 +29,8 @@ from kvstream import (
     generate,
     replay,
 )
-from kvstream.engine import notes
+from kvstream.engine import admission, notes
+from kvstream.engine.backends.reference import Reference
 from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
 from kvstream.engine.scoring import score_logits
 from kvstream.engine.steady import recorded
@@ -127,6 +129,62 @@ def test_a_compiler_sees_one_graph(policy, tiny_llama, tokens):
 def test_compiled_steps_choose_the_same_tokens(policy, tiny_neox, tokens):
     ids, model = tokens(PROMPT, 3), tiny_neox(FLOAT64)
     assert torch.equal(*(generate(model, ids, policy, max_new_tokens=40, compiled=each) for each in (True, False)))
+
+
+class Strays(TorchDispatchMode):
+    """Writes down operations that take or make a tensor on a CPU: a number, of no dimension, may be anywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, torch.Tensor)]
+        if any(each.device.type == "cpu" and each.dim() for each in tensors):
+            self.seen.append(str(function))
+        return result
+
+
+def moved(step, device):
+    """A copy of a step, its model and its cache, all of whose tensors are on another device."""
+
+    def there(tensor, memo):
+        new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        if isinstance(tensor, torch.nn.Parameter):
+            new = torch.nn.Parameter(new, requires_grad=False)
+        memo[id(tensor)] = new
+        return new
+
+    with (
+        patch.object(torch.Tensor, "__deepcopy__", there),
+        patch.object(torch.nn.Parameter, "__deepcopy__", there),
+        patch.object(admission, "_looks", lambda _: ()),  # it reads weights
+    ):
+        step = copy.deepcopy(step)
+    for layer in step.steady_layers:
+        layer.of.device, layer.of.backend = device, Reference(device)
+    return step
+
+
+@PLAIN
+def test_a_step_is_all_on_its_device(policy, tiny_llama, tokens):
+    """Here on one that has no numbers, which would refuse any question, too: a graph can copy nothing from a CPU."""
+    ids = tokens(LENGTH, 3)[None]
+    engine, device = begun(tiny_llama(), policy, ids), torch.device("meta")
+    steps(engine, ids, PROMPT, PROMPT + 1)
+    step = moved(engine.recorded.step, device)
+    with Strays() as strays:
+        logits = step.compute(torch.zeros(1, 1, dtype=torch.int64, device=device))
+    assert logits.device == device
+    assert not strays.seen
+
+
+def test_a_stray_would_be_noticed():
+    with Strays() as strays:
+        torch.ones(2, device="meta") + torch.ones(())
+        torch.ones(2).to("meta")
+    assert strays.seen == ["aten.ones.default", "aten._to_copy.default"]
 
 
 def test_a_question_would_be_noticed():
