@@ -10,7 +10,7 @@ Shape legend: B batch, T queries, D head size.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -26,7 +26,6 @@ class NotComputed(ValueError):
     """A model's attention is given something that kvstream does not compute."""
 
 
-@runtime_checkable
 class CacheLayer(Protocol):
     """What the hook needs of a layer's cache: it took this call's keys and values in `update`, now come the queries."""
 
@@ -63,7 +62,7 @@ def _attention(
     position_ids: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    if not isinstance(key, CacheLayer):
+    if isinstance(key, torch.Tensor):  # of another cache, or of none
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     asked = {name: kwargs[name] for name in NOT_COMPUTED if kwargs.get(name) is not None}
     if attention_mask is not None:
