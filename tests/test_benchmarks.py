@@ -165,6 +165,7 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
         sorted(gpu.CONTENDERS), sorted(gpu.CONTENDERS[:4]),
     )  # fmt: skip
     assert sorted(found["launched"]) == sorted(gpu.CONTENDERS)
+    report["far"] = gpu.far(model, (1100, 1300), rounds=2)
     page, old = tmp_path / "page.md", "<!-- {0}:begin -->\nold\n<!-- {0}:end -->\n"
     page.write_text("".join(map(old.format, gpu.BLOCKS)))
     gpu.rewrite(page, report)
@@ -174,6 +175,7 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     assert f"| 70m, bfloat16, 8 texts side by side | 9 |{' 9 · 0.50 |' * 4}\n" in text
     assert text.count("Some GPU, torch 2.11") == 2
     assert "| 70m, float32, 2 texts, 1,100 tokens | " in text
+    assert "A step under `streaming_llm(4,1020)`, 410m, bfloat16, after 1,300 tokens (" in text
     assert "old" not in text
     assert "The mission's grid was not run on a GPU yet" in text
     gpu.rewrite(page, report | {"mission": {"card": "Some GPU", "cells": 840, "seconds": 300.4, "flags": []}})

@@ -26,6 +26,7 @@ import torch
 from measuring import clocked, interleaved
 
 from kvstream import H2O, TOVA, FixSizeL2, Full, KeyDiff, KVStreamCache, Policy, SnapKV, StreamingLLM
+from kvstream.engine.backends import synchronize
 from kvstream.engine.chunk_choice import chunk_size_for
 from kvstream.engine.decode_engine import DecodeEngine
 from kvstream.engine.replay import replay_windows, windows
@@ -54,6 +55,7 @@ DECODING = [
     ("410m", "bfloat16", 8, 8192, False),
     ("70m", "float32", 1, 8192, False),
 ]
+FAR, STEADY = (TOKENS, 1 << 20), DECODED[0]  # contexts after which a step should take as long
 CASES = [("70m", "float32", 1), ("410m", "float32", 1), ("70m", "bfloat16", 1), ("70m", "bfloat16", 8)]
 
 
@@ -129,6 +131,30 @@ def decode(model, about: dict, rounds: int, prefills: int = 5, steps: int = 8) -
     return found
 
 
+def far(model, contexts: Sequence[int], rounds: int) -> dict:
+    """Let steps after a short and a long context take turns: medians in milliseconds, and the last over the first."""
+    turns = []
+    for context in contexts:
+        engine = DecodeEngine(model, STEADY, repeated=True)
+        token_B1 = engine.prefill(torch.randint(model.config.vocab_size, (1, context)).to(model.device)).argmax(-1)[
+            None
+        ]
+        engine.step(token_B1)
+        while not engine.settled:
+            engine.step(token_B1)
+
+        def step(engine=engine, token_B1=token_B1) -> None:
+            engine.step(token_B1)
+            synchronize(model.device)
+
+        turns.append(lambda step=step, context=context: {context: clocked(step)})
+    found = interleaved(turns, rounds)
+    medians = [1e3 * float(np.median(found[context])) for context in contexts]
+    ratio = float(np.median(found[contexts[-1]] / found[contexts[0]]))
+    print(f"  {STEADY} after {contexts[-1]:,} tokens: {ratio:.3f} × a step's time after {contexts[0]:,}", flush=True)
+    return {"policy": str(STEADY), "contexts": list(contexts), "step_ms": medians, "ratio": ratio, "rounds": rounds}
+
+
 def decoding_block(report: dict) -> list[str]:
     """The page's lines on decoding: a row for each way to run, a column for each contender."""
     lines = [
@@ -148,7 +174,13 @@ def decoding_block(report: dict) -> list[str]:
     launched = sorted({label for found in report["decoding"] for label in found["launched"]})
     graphs = f"Steps are CUDA graphs, but for {', '.join(launched)}." if launched else "Steps are CUDA graphs."
     about = f"{report['card']}, torch {report['torch']}: medians, and times `full`'s within a turn"
-    return [*lines, "", f"{about}, over {report['rounds']} rounds. {graphs} From `make bench-gpu`."]
+    last = report["far"]
+    after = [f"{tokens:,} tokens ({taken:.3f} ms)" for tokens, taken in zip(last["contexts"], last["step_ms"])]
+    far_said = (
+        f"A step under `{last['policy']}`, 410m, bfloat16, after {after[1]} takes {last['ratio']:.3f} × its time after "
+        f"{after[0]}; {last['rounds']} rounds."
+    )
+    return [*lines, "", f"{about}, over {report['rounds']} rounds. {graphs} {far_said} From `make bench-gpu`."]
 
 
 def block_of(report: dict) -> list[str]:
@@ -220,6 +252,7 @@ def main() -> None:
         model = build(f"shape:pythia-{size}", getattr(torch, dtype)).cuda().eval()
         about = {"model": size, "dtype": dtype, "texts": texts, "context": context, "compiled": compiled}
         report["decoding"].append(decode(model, about, options.rounds, 1 if compiled else 5))
+    report["far"] = far(build("shape:pythia-410m", torch.bfloat16).cuda().eval(), FAR, 20 * options.rounds)
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1))
     print(f"wrote {options.out}")
