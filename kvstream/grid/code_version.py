@@ -17,6 +17,11 @@ LATENCY = (*_ALL, "measure/contenders", "measure/latency", "measure/machine_nois
 
 def code_digest(modules: Iterable[str]) -> str:
     """Digest of the source of `modules`, files or folders of the package, as it was when this process first asked."""
+    return _digest(tuple(modules))
+
+
+@cache  # the key of each of ten thousand cells asks
+def _digest(modules: tuple[str, ...]) -> str:
     digests = _source_digests()
     names = [name for name in digests for module in modules if name == module or name.startswith(f"{module}/")]
     return hashlib.sha256("".join(digests[name] for name in names).encode()).hexdigest()
