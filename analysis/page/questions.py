@@ -148,8 +148,8 @@ QUESTIONS = {
         finding_tables.recall_table,
         "recall",
         "One small model, which does not recall all near facts itself, and one kind of fact, between verses of the "
-        "King James Bible. Answers are taken not to depend on one another; their intervals are in the chart. Facts "
-        "exactly one budget back are in no sentence, as some windows just hold them.",
+        "King James Bible; another is on [strings](strings.md). Answers are taken not to depend on one another; their "
+        "intervals are in the chart. Facts exactly one budget back are in no sentence, as some windows just hold them.",
         "Models that recall everything with the full cache; questions asked before the text, which tell a policy "
         "what to keep. Distances between half of the budget and all of it; beyond 2,048, where this model’s full cache "
         "recalls less and less. Why some policies have more near answers right than full, if that is no chance: "
@@ -160,6 +160,21 @@ QUESTIONS = {
         "that a policy has, whatever its score: `h2o`, `keydiff` and `sink_l2` always keep half of their budget so; "
         "`snapkv` an eighth, and all that came since it last let go; `tova` none, and recalls little within its budget "
         "either.",
+    ),
+    "strings": Question(
+        "Which policy still repeats a random string once it has left the window?",
+        "strings",
+        lambda frames: findings.with_code(recall.sentences(frames["recall"], several=False)),
+        finding_tables.recall_table,
+        "recall",
+        "One small model, which repeats about half of the near strings itself, and one budget. Answers are taken not "
+        "to depend on one another; their intervals are in the chart.",
+        "Models that repeat every string with the full cache; distances at which this one repeats next to none. Why "
+        "some policies have more near strings right than full, if that is no chance: perhaps as half of the text is "
+        "other strings, which they have forgotten, and full confuses with the one that is asked for.",
+        "Twelve tokens drawn from the text stand in it, none twice; so many tokens later the first eight come again, "
+        "and the answer is the other four. No sentence need be understood, as on [recall](recall.md), so that it is "
+        "asked of small models, too; the texts are twice as long.",
     ),
     "tail": Question(
         "What does perplexity hide: how far are the worst tokens from the full cache?",
