@@ -31,7 +31,7 @@ def test_every_kernel_compiles_for_cards_that_are_not_here(capability, dtype, he
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [LINE.fullmatch(line) for line in done.stdout.splitlines()]
-    assert all(lines), done.stdout  # no policy was left to Python, which would be said, too
+    assert all(lines), done.stdout  # a note that the compiler refused one would be a line, too
     launched = set(re.findall(r"(_\w+)\[\(", "".join(file.read_text() for file in KERNELS.glob("*.py"))))
     assert {line["kernel"] for line in lines} == launched
     assert sum(line["kernel"] == "_scan" for line in lines) == 6
