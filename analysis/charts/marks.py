@@ -94,7 +94,7 @@ def by_budgets(rows: list[Row]) -> Iterator[tuple[str, int, list[Row], list[Row]
 
 def most_budgets(rows: list[Row]) -> int:
     """The columns of a plate of panels: as many as the most budgets of a setting, up to three, and two for four."""
-    most = max(len(groups(mine, "budget")) for _, mine in groups(rows, "setting"))
+    most = max((len(groups(mine, "budget")) for _, mine in groups(rows, "setting")), default=1)
     return 2 if most == 4 else min(3, most)
 
 

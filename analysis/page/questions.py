@@ -69,7 +69,9 @@ QUESTIONS = {
         "Tokens are scored one by one as decoding would see them; policies that choose by attention get no look ahead. "
         "Whether one is measurably closer is told by the differences document by document, so intervals may overlap. "
         "The table is sorted by each policy’s best column. Lots fall on a token again at every step, so that old ones "
-        "have mostly gone: `sink_random` is a window with a soft end. One budget along the text: [length](length.md). "
+        "have mostly gone: `sink_random` is a window with a soft end. What is said of a text’s earlier and later "
+        "tokens is of the same run’s stretches from one length to the next; [length](length.md) has a table for one "
+        "budget. "
         "What policies cost in time: [latency](latency.md).",
         also=("length", "divergence"),
     ),
@@ -92,8 +94,9 @@ QUESTIONS = {
         findings.positions,
         finding_tables.positions_table,
         "position_modes",
-        ONE + "The texts are shorter than the trained context, within which a key’s place in the text is as good.",
-        "Frozen positions beyond the trained context; the two others are on [stream](stream.md). Why layers that never "
+        ONE + "The texts are a quarter of the trained context long.",
+        "Longer texts within the trained context, and frozen positions beyond it, where “cache” and “absolute” are far "
+        "apart: [stream](stream.md). Why layers that never "
         "evict, and take more memory, gain nothing.",
         "A plain window of the newest tokens is the same under “cache” and “absolute”, as RoPE sees distances alone.",
     ),
@@ -134,10 +137,11 @@ QUESTIONS = {
         ONE
         + "One text, whose passages are not equally hard: only differences on the same tokens are the policies’ doing. "
         "The full cache was not run, as beyond its trained context it is no yardstick.",
-        "What a model would lose that had been trained on texts as long.",
+        "Whether the end is as good as the beginning: that needs the same passages at both. What a model would lose "
+        "that had been trained on texts as long.",
         "With positions in the text the sinks are soon further away than any distance that the model was trained on; "
-        "within its trained context the two are alike ([positions](positions.md)). Memory is the most that a part took "
-        "beyond what the process held before it: cache, activations and scores of its tokens.",
+        "on much shorter texts the two cannot be told apart ([positions](positions.md)). Memory is the most that a "
+        "part took beyond what the process held before it: cache, activations and scores of its tokens.",
         also=("parts",),
         brackets="the least and the most over stretches of 4,096 tokens",
     ),
@@ -155,8 +159,8 @@ QUESTIONS = {
         "recalls less and less. Why some policies have more near answers right than full, if that is no chance: "
         "perhaps as other facts, which they have forgotten, confuse it.",
         "A fact reads “The green lion is number 48213.”, and so many tokens later the text asks for it again. When a "
-        "policy has to choose, the question has not come: that eviction loses what is asked for later is known of "
-        "needles and passkeys ([RULER](https://arxiv.org/abs/2404.06654)). What recalls seems to be the newest tokens "
+        "policy has to choose, the question has not come. Needle tasks ask the same of models with long contexts "
+        "([RULER](https://arxiv.org/abs/2404.06654)). What recalls seems to be the newest tokens "
         "that a policy has, whatever its score: `h2o`, `keydiff` and `sink_l2` always keep half of their budget so; "
         "`snapkv` an eighth, and all that came since it last let go; `tova` none, and recalls little within its budget "
         "either.",
@@ -168,7 +172,8 @@ QUESTIONS = {
         finding_tables.recall_table,
         "recall",
         "One small model, which repeats about half of the near strings itself, and one budget. Answers are taken not "
-        "to depend on one another; their intervals are in the chart.",
+        "to depend on one another; their intervals are in the chart. Strings exactly one budget back are in no "
+        "sentence, as some windows just hold them.",
         "Models that repeat every string with the full cache; distances at which this one repeats next to none. Why "
         "some policies have more near strings right than full, if that is no chance: perhaps as half of the text is "
         "other strings, which they have forgotten, and full confuses with the one that is asked for.",
@@ -200,7 +205,7 @@ QUESTIONS = {
         "The seed is the unpublished report that kvstream grew out of. Sentences and chart are of all 3,000 tokens "
         "together, the table, as the seed’s own, of means over documents and mostly of 2,024 tokens. Its model has "
         "six layers, of which it let two never evict; this one has thirty. The papers mean positions counted within "
-        "the cache, and all layers to evict. Why sinks are worth far more here may be the model, or those two layers.",
+        "the cache, and all layers to evict. Why sinks are worth far more here is open: model and text are others.",
         also=("published",),
     ),
     "latency": Question(
@@ -228,7 +233,8 @@ QUESTIONS = {
         "equal_budget",
         ONE + "Latency is of this model on this CPU; the seed’s was of Pythia-70M, on hardware that it does not name.",
         "The same on Pythia-70M: `python sweeps/seed.py` on a connected machine.",
-        "How long prompts beyond a budget take, of other models: [latency](latency.md).",
+        "The seed is the unpublished report that kvstream grew out of. How long prompts beyond a budget take, and what "
+        "other models gain or do not, at short contexts and with `h2o`: [latency](latency.md).",
         also=("published_latency",),
     ),
 }

@@ -24,7 +24,7 @@ FROM shown
 LEFT JOIN unscored USING (setting, budget, start_size)
 LEFT JOIN (SELECT setting, policy, length, spread, ppl_change_low, ppl_change_high FROM control_intervals) AS control
     USING (setting, policy, length)
-WHERE scorer <> 'none'
+WHERE scorer <> 'none' AND recent_share IS NOT NULL  -- with sinks and newest tokens alone there is nothing to score
 WINDOW ends AS (PARTITION BY setting, budget, start_size, recent_share)
 QUALIFY count(DISTINCT scorer) OVER (PARTITION BY setting, budget, start_size) > 1
     AND count(DISTINCT recent_share) OVER (PARTITION BY setting, budget, start_size) > 1

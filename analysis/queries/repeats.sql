@@ -21,7 +21,7 @@ SELECT setting, binned.budget, binned.series, binned.policy, distance,
     nll_nats - full_nll_nats AS extra_nats
 FROM binned
 JOIN (SELECT * FROM binned WHERE policy_name = 'full') AS full_cache USING (setting, document, distance)
-WHERE binned.policy_name <> 'full' AND coalesce(binned.evicts, true)
+WHERE binned.policy_name <> 'full' AND coalesce(binned.evicts, true) AND binned.n = full_cache.n  -- else of other tokens
 GROUP BY ALL
 HAVING scored >= 30
 ORDER BY setting, budget, series, binned.policy, distance

@@ -6,7 +6,7 @@ WITH picks AS (
     FROM latency
     WHERE headline AND role = 'policy' AND policy_name <> 'full' AND in_focus
         AND setting NOT IN (SELECT latency_setting FROM pairs)
-    QUALIFY row_number() OVER (PARTITION BY setting ORDER BY filled DESC, tpot_ratio, policy) = 1
+    QUALIFY row_number() OVER (PARTITION BY setting ORDER BY filled DESC, coalesce(tpot_verdict = 'faster', false) DESC, tpot_ratio, policy) = 1
 ), contexts AS (
     SELECT latency.setting, latency.policy, count(*) AS contexts,
         count(*) FILTER (tpot_verdict IS DISTINCT FROM 'faster') AS contexts_not_faster

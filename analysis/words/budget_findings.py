@@ -6,7 +6,7 @@ from analysis.words.by_document import in_documents
 from analysis.words.divergence import beside_perplexity
 from analysis.words.findings import Frames, by, code, lost, near, plain
 from analysis.words.how_long import how_long
-from analysis.words.wording import between, capital, change, fixed, listed, whole
+from analysis.words.wording import between, bracketed, capital, change, fixed, listed, whole
 
 Row = dict[str, Any]
 
@@ -39,7 +39,7 @@ def drawn_by_lot(rows: list[Row]) -> str:
     if not (lot and (scored := choosing(rows))):
         return ""
     worse = sum(row["ppl_change_percent"] > lot["ppl_change_percent"] for row in scored)
-    of = f"{worse} of the {len(scored)} policies that choose them by a score, if not than each measurably"
+    of = f"{worse} of the {len(scored)} policies that choose them by a score; not every difference is measurable"
     return f"{code(lot['policy'])}, which draws lots among older tokens, loses less than {of}."
 
 
@@ -68,11 +68,14 @@ def nothing_closer(budgets: list[int], length: int) -> list[str]:
     return [f"{sizes} {nothing} than attention sinks and the newest tokens"] if budgets else []
 
 
-def behind(row: Row) -> str:
-    """The interval of what a policy's perplexity is above that of the best of its budget, on the same documents."""
-    ends = between(row["behind_best_low_percent"], row["behind_best_high_percent"], fixed(2, sign=True, unit=""))
-    span = f"[{ends.replace(' … ', ', ')}]\u00a0%"
-    return f", whose perplexity is {span} above it (95\u00a0% interval of the paired difference)" if ends else ""
+def behind(row: Row, best: Row) -> str:
+    """What a policy's perplexity is above that of the best of its budget, with its interval over the same documents."""
+    per_cent = fixed(2, sign=True, unit="")
+    ends = between(row["behind_best_low_percent"], row["behind_best_high_percent"], per_cent)
+    above = bracketed(per_cent(100 * (row["ppl_corpus"] / best["ppl_corpus"] - 1)), ends)
+    return (
+        f", whose perplexity is {above}\u00a0% above it (95\u00a0% interval of the paired difference)" if ends else ""
+    )
 
 
 def against_plain(budget: int, rows: list[Row]) -> str:
@@ -80,6 +83,8 @@ def against_plain(budget: int, rows: list[Row]) -> str:
     best = rows[0]
     own = next(filter(plain, rows), None)
     closer = "measurably closer" if own and own["tied_with_best"] is not None else "closest"
-    against = f" against {change(own['ppl_change_percent'])} with {code(own['policy'])}{behind(own)}" if own else ""
+    against = (
+        f" against {change(own['ppl_change_percent'])} with {code(own['policy'])}{behind(own, best)}" if own else ""
+    )
     found = f"{change(best['ppl_change_percent'])} perplexity{against}"
     return f"with {whole(budget)} {code(best['policy'])} is {closer}, at {found}"

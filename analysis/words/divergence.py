@@ -16,12 +16,11 @@ def page(frames: Frames) -> list[str]:
     leads = [row for budget, row in own.items() if row and (row is least[budget] or row["tied_with_least"])]
     lead = []
     if leads and len(leads) == len(own):
-        first, last = leads[0], leads[-1]
         away = listed(f"{nats(mean(row))} with {whole(row['budget'])}" for row in leads)
         lead.append(
             "On average nothing is measurably closer to the full cache’s predictions than attention sinks and the "
-            f"newest tokens: in nats of KL they are at {away} cached tokens. The worst tokens are another matter: one "
-            f"in a thousand is more than {beyond(first, sizes)}, and {beyond(last, sizes)}. These have no interval."
+            f"newest tokens: in nats of KL they are at {away} cached tokens. At the worst tokens some others are: one "
+            f"in a thousand is more than {listed(beyond(row, sizes) for row in leads)}. These have no interval."
         )
     return [*lead, *beside_perplexity(frames), *map(capital, sentences(frames["divergence"], several=False))]
 
@@ -30,10 +29,10 @@ def beyond(row: Row, sizes: dict[int, list[Row]]) -> str:
     """How far one token in a thousand is from full, and how many other policies of the budget have less."""
     others = [one for one in sizes[row["budget"]] if one is not row]
     less = sum(one["kl_p999_nats"] < row["kl_p999_nats"] for one in others)
-    have = "has" if less == 1 else "have"
+    have = "has" if less <= 1 else "have"
     return (
-        f"{fixed(2)(row['kl_p999_nats'])} nats away with {whole(row['budget'])}, where {less or 'none'} of "
-        f"{len(others)} others {have} less"
+        f"{fixed(2)(row['kl_p999_nats'])} nats away with {whole(row['budget'])} ({less or 'none'} of {len(others)} "
+        f"others {have} less)"
     )
 
 

@@ -87,7 +87,8 @@ def positions(frames: Frames) -> list[str]:
             verdicts.setdefault(beside_cache(row), []).append(way(row))
         first = f"at {lost(own)} against the full cache with “cache”" if own else "against the full cache"
         parts = [first, *(f"{verdict}{listed(ways)}" for verdict, ways in verdicts.items())]
-        told.append(f"{code(base)} is {'; '.join(parts)}.")
+        texts = f"on texts of {whole(rows[0]['length'])} tokens"
+        told.append(f"{code(base)} is, {texts}, {'; '.join(parts)}.")
     return told
 
 
@@ -116,26 +117,28 @@ def length(frames: Frames) -> list[str]:
     told = []
     for budget, rows in by([row for row in frames["length"] if row["since"] >= row["budget"]], "budget").items():
         runs = [mine for mine in by(rows, "policy").values() if mine[1:]]
-        more = [code(mine[-1]["policy"]) for mine in runs if (mine[-1]["growth_low_percent"] or 0) > 0]
+        known = [mine for mine in runs if mine[-1]["growth_low_percent"] is not None]
+        more = [code(mine[-1]["policy"]) for mine in known if mine[-1]["growth_low_percent"] > 0]
         if own := next((mine for mine in runs if plain(mine[0])), None):
             steps = listed(f"{lost_since(row)} on tokens {stretch(row)}" for row in own)
             who = code(own[0]["policy"])
-            known = own[-1]["growth_low_percent"] is not None
-            loses = "loses measurably more" if who in more else "loses not measurably more" if known else "loses"
-            than = " on the last tokens of a text than on the first beyond its budget" if known else ""
+            told_apart = own in known
+            loses = "loses measurably more" if who in more else "loses not measurably more" if told_apart else "loses"
+            than = " on the last tokens of a text than on the first beyond its budget" if told_apart else ""
             level = own[1:] and own[-1]["stretch_change_percent"] <= own[-2]["stretch_change_percent"]
-            so_far = f", if not than on tokens {stretch(own[-2])}" if level and loses.endswith("more") else ""
+            so_far = f", though no more than on tokens {stretch(own[-2])}" if level and loses.endswith("more") else ""
             told.append(f"With {whole(budget)} cached tokens {who} {loses}{than}{so_far}: it is at {steps}.")
-        if runs[1:]:
+        if known[1:]:
             first, last = (f"{whole(row['since'])} and {whole(row['length'])}" for row in (runs[0][0], runs[0][-1]))
             lose = "1 loses" if len(more) == 1 else f"{len(more) or 'none'} lose"
-            others = [who for mine in runs if (who := code(mine[-1]["policy"])) not in more]
+            others = [who for mine in known if (who := code(mine[-1]["policy"])) not in more]
             which = f": {listed(more)}" if more and others and len(more) <= len(others) else ""
             which = f", all but {listed(others)}" if more and others and not which else which
             told.append(
-                f"Of {len(runs)} policies with {whole(budget)} tokens {lose} measurably more between {last} tokens "
+                f"Of {len(known)} policies with {whole(budget)} tokens {lose} measurably more between {last} tokens "
                 f"than between {first}{which}."
             )
+        if runs[1:]:
             told += [levelling(runs), closest(rows)]
     return told
 
@@ -146,7 +149,8 @@ def levelling(runs: list[list[Row]]) -> str:
     level = sum(mine[-1]["stretch_change_percent"] <= mine[-2]["stretch_change_percent"] for mine in runs)
     lose = "loses" if level == 1 else "lose"
     return (
-        f"On tokens {last} {level or 'none'} of the {len(runs)} {lose} less than on tokens {before}, if not measurably."
+        f"On tokens {last} {level or 'none'} of the {len(runs)} {lose} less than on tokens {before}; whether "
+        "measurably, was not asked."
     )
 
 
@@ -169,7 +173,7 @@ def closest(rows: list[Row]) -> str:
     ]
     spans = {policy: [stretch(row) for row in mine] for policy, mine in by(least, "policy").items()}
     found = listed(f"{code(policy)} on tokens {listed(mine)}" for policy, mine in spans.items())
-    return f"Closest to full, if not always measurably, is {found}."
+    return f"Closest to full, whether or not measurably, is {found}."
 
 
 def stream(frames: Frames) -> list[str]:
@@ -181,9 +185,15 @@ def stream(frames: Frames) -> list[str]:
         told.append(
             f"Over {whole(last['tokens'])} tokens, {fixed(1)(last['tokens'] / last['trained_context'])} times the "
             f"trained context, {code(last['policy'])} is at {listed([fixed(2)(row['nll_nats']) for row in rows])} nats "
-            f"per token in {len(rows)} parts, one after another{held(rows)}."
+            f"per token in {len(rows)} parts, one after another, the last {since_first(rows)} the first{held(rows)}."
         )
     return told
+
+
+def since_first(rows: list[Row]) -> str:
+    """How far the last part's loss is from the first's."""
+    more = rows[-1]["nll_nats"] - rows[0]["nll_nats"]
+    return f"{fixed(2)(abs(more))} {'above' if more > 0 else 'below'}"
 
 
 def held(rows: list[Row]) -> str:

@@ -16,7 +16,7 @@ def how_long(equal: list[Row], stretches: list[Row]) -> str:
     until = listed([f"{whole(end)} with {whole(budget)}" for budget, end in ends.items()])
     return (
         f"`{name}` is closer to full than `{PLAIN}` on a text’s earlier tokens, up to token {until}, and further on "
-        "later ones, if the texts have any; not each measurably."
+        "later ones, if the texts have any; not every such difference is measurable."
     )
 
 

@@ -93,10 +93,10 @@ def sooner(frames: Frames) -> str:
     if not shared:
         return ""
     context = max(shared)
-    found = sorted(row["tpot_ratio"] for row in mine if row["context"] == context)
-    span = " to ".join(dict.fromkeys((times(found[0]), times(found[-1]))))
+    found = sorted((row for row in mine if row["context"] == context), key=lambda row: float(row["tpot_ratio"]))
+    span = " to ".join(dict.fromkeys(map(step, (found[0], found[-1]))))
     far = max(mine, key=lambda row: int(row["context"]))
-    further_on = f"; after {whole(far['context'])} {times(far['tpot_ratio'])} ({far['model']})"
+    further_on = f"; after {whole(far['context'])} {step(far)} ({far['model']})"
     apart = list(dict.fromkeys(filter(None, (row["setting"].partition(" · ")[2] for row in mine))))  # as by hardware
     where = "; ".join(filter(None, (f"{listed(list(models))}, random weights", listed(apart))))
     return (
@@ -104,3 +104,8 @@ def sooner(frames: Frames) -> str:
         f"{mine[0]['device'].upper()} ({where})"
         f"{further_on if far['context'] > context else ''}."
     )
+
+
+def step(row: Row) -> str:
+    """A step's time as a multiple of full's, with its interval."""
+    return times(row["tpot_ratio"], row["tpot_ratio_low"], row["tpot_ratio_high"])

@@ -23,6 +23,7 @@ FEW = 2  # cells are named one by one
 def latency(frames: Frames) -> list[str]:
     """Of each model the smallest budget's sinks and newest tokens, at the longest context and the shortest."""
     said = []
+    noise = prompts_again(frames)
     for setting, rows in by(timed(frames), "setting").items():
         mine = [row for row in rows if row["policy_name"] == PLAIN and row["batch"] == rows[0]["batch"]]
         if not mine:
@@ -34,9 +35,9 @@ def latency(frames: Frames) -> list[str]:
         memory, peak = (percent(100 * far[name] / full[name]) for name in ("kv_mb", "peak_mb"))
         said.append(
             f"{setting}: at {whole(far['context'])} tokens of context {code(far['policy'])} takes {paced(far, 'tpot')} "
-            f"the full cache’s time per token with {memory} of its KV memory, {peak} of a request’s peak, and "
-            f"{paced(far, 'ttft')} its time to the first token; at {whole(near['context'])} tokens "
-            f"{paced(near, 'tpot')} the time per token."
+            f"the full cache’s time per token with {memory} of its KV memory, {peak} of its peak memory, and "
+            f"{prompt(far, noise)} its time to the first token"
+            + (f"; at {whole(near['context'])} tokens {paced(near, 'tpot')} the time per token." if mine[1:] else ".")
         )
         said += side_by_side([row for row in rows if row["policy"] == far["policy"]])
     costs = [row for row in timed(frames) if row["eviction_percent"] is not None and row["filled"]]
@@ -55,16 +56,27 @@ def latency(frames: Frames) -> list[str]:
             for row in (prompts[0], prompts[-1])
         )
         said.append(f"A prompt takes {least} to {most} the full cache’s time.")
-    again = sorted(row["ttft_ratio"] for row in frames["latency"] if row["role"] == "again" and row["ttft_ratio"])
-    if again:
+    if noise:
         said.append(
-            f"TTFT is of few prompts, without an interval: full’s second turn in the same cell is at {times(again[0])} "
-            f"to {times(again[-1])} its first."
+            f"TTFT is of few prompts, without an interval: full’s second turn in the same cell is at {times(noise[0])} "
+            f"to {times(noise[-1])} its first."
         )
     said += peaks([row for row in timed(frames) if row["filled"] or row["policy"] == "full"])
     busy = {(row["setting"], *place(row)): row for row in timed(frames) if row["busy"]}
     alike = [f"{what} in {cells(rows)}" for what, rows in by(list(busy.values()), "busy").items()]
     return [*said, f"Machines were busy otherwise, too: {'; '.join(alike)}."] if busy else said
+
+
+def prompts_again(frames: Frames) -> list[float]:
+    """What full's TTFT in its second turn is of that in its first, in all cells, the least first."""
+    return sorted(row["ttft_ratio"] for row in frames["latency"] if row["role"] == "again" and row["ttft_ratio"])
+
+
+def prompt(row: Row, noise: list[float]) -> str:
+    """A ratio of TTFT, or that it is no further from one than full from itself in any cell, where few were timed."""
+    few = row["ttft_ratio_low"] is None and bool(noise)
+    same = few and min(noise[0], 1.0) <= row["ttft_ratio"] <= max(noise[-1], 1.0)
+    return told(times(row["ttft_ratio"]), True) if same else paced(row, "ttft")
 
 
 def cells(rows: list[Row]) -> str:

@@ -46,8 +46,8 @@ def short(rows: list[Row], sinks: int) -> str:
     told = {beside_random(row) for row in protected if row["over_random_percent"] is not None} - {""}
     if not told:
         return ""
-    gain = "Some scorers gain" if "better" in told else "No scorer gains"
-    return f"{gain}{' and some lose' if 'worse' in told else ''} measurably against random choice, with "
+    gain = "some scorers gain measurably" if "better" in told else "no scorer gains measurably"
+    return f"Against random choice {gain}{' and some lose measurably' if 'worse' in told else ''}, with "
 
 
 def unscored(row: Row, sinks: int, budget: int) -> bool:

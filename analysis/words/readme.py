@@ -32,7 +32,7 @@ def block(records: Records, frames: dict[str, list[Row]], picture: bool) -> str:
     first, *others = answers(frames) or [{"setting": None, "headline": "Nothing to compare.", "more": [""]}]
     lines = [BEGIN, f"**{first['headline']}** {first['more'][0]}", ""]
     if picture:
-        lines += [f"![Perplexity against KV memory, both against the full cache]({PICTURE.as_posix()})", ""]
+        lines += [f"![Quality against KV memory, both against the full cache]({PICTURE.as_posix()})", ""]
     mine = [row for row in frames["perplexity"] if row["setting"] == first["setting"] and row["longest"]]
     chosen = [row for row in frames["cards"] if row["setting"] == first["setting"]]
     if mine:

@@ -51,7 +51,17 @@ def beyond(budget: int, far: list[Row]) -> str:
         )
     distances = sorted({row["distance"] for row in known})
     span = f"at {listed(f'{distance:,}' for distance in distances)} tokens"
-    return f"Beyond a budget of {budget:,}, {span}: {'; '.join(right(known))}."
+    return f"Beyond a budget of {budget:,}, {span}: {'; '.join(right(known))}.{out_of_reach(far)}"
+
+
+def out_of_reach(far: list[Row]) -> str:
+    """At which distances beyond a budget full itself recalls next to nothing, if at some."""
+    lost = [row for row in far if row["policy"] == "full" and not row["full_recalls"]]
+    if not lost:
+        return ""
+    distances = listed(f"{row['distance']:,}" for row in sorted(lost, key=lambda row: int(row["distance"])))
+    count = f"{added(lost, 'recalled'):,} of {added(lost, 'answers'):,}"
+    return f" At {distances} full itself recalls next to nothing, {count}: nothing follows there."
 
 
 def within(budget: int, near: list[Row]) -> str:

@@ -2,7 +2,7 @@
 
 from analysis.words.findings import Frames, Row, by, code, lost, near, plain
 from analysis.words.how_long import PLAIN
-from analysis.words.wording import fixed, percent, whole
+from analysis.words.wording import fixed, percent, times, whole
 
 
 def seed(frames: Frames) -> list[str]:
@@ -19,9 +19,9 @@ def seed(frames: Frames) -> list[str]:
         more = max(one["kv_percent"] / other["kv_percent"] for _, one, other in pairs)
         told.append(
             "Measured as the seed did, with each key at its place in the text and layers that never evict, policies "
-            f"are at most {fixed(1)(apart(widest))} percentage points of perplexity change from what the papers mean "
-            f"({code(base)}: {lost(measured)} and {lost(meant)} against the full cache), with up to {fixed(1)(more)} × "
-            "the memory."
+            f"are at most {fixed(1)(apart(widest))} percentage points of perplexity change, which have no interval, "
+            f"from what the papers mean ({code(base)}: {lost(measured)} and {lost(meant)} against the full cache), "
+            f"with up to {fixed(1)(more)} × the memory."
         )
     rows = [row for row in frames["published"] if row["source"].startswith("seed")]
     verdicts = by(rows, "verdict")
@@ -51,7 +51,8 @@ def claims(frames: Frames) -> list[str]:
     told = (
         f"that {code(PLAIN)} loses least of the seed’s {len(methods)} methods {least(mine, methods)}",
         f"that throughput falls {moves(throughput)}",
-        f"that TTFT falls {moves(ttft)} (over {few} prefills), nor could the seed’s clock tell",
+        f"that TTFT falls {moves(ttft)} (over {few} prefills of {whole(ttft[0]['context'])} tokens), nor could the "
+        "seed’s clock tell",
     )
     return [f"Of the seed’s three claims: {'; '.join(told)}."]
 
@@ -73,7 +74,8 @@ def moves(rows: list[Row]) -> str:
     if known and all(row["high"] < 1 for row in rows):
         return "holds"
     if known and all(row["low"] > 1 for row in rows):
-        return "is wrong, it rises"
+        least, most = (times(end(row["ours"] for row in rows)) for end in (min, max))
+        return f"is wrong, it is {least} to {most} full’s after {whole(rows[0]['context'])} tokens"
     within = sum(row["low"] <= row["published"] <= row["high"] for row in rows) if known else 0
     undecided = f", as {within or 'none'} of its {len(rows)} ratios lie within our intervals" if known else ""
     return f"cannot be told here{undecided}"

@@ -86,7 +86,8 @@ def alone(row: Row, several: bool) -> Row:
         more = ["A sweep with longer --contexts or smaller --budgets tells."]
     else:
         if verdict(row) in ("faster", "unsure"):
-            headline, nearest = f"{where}{row['policy']} decodes fastest: {pace(row)}.", ""
+            takes = "decodes fastest" if verdict(row) == "faster" else "takes the least time of those measured"
+            headline, nearest = f"{where}{row['policy']} {takes}: {pace(row)}.", ""
         else:
             slower = f"{where}no policy measured here decodes faster than the full cache at {tokens_of(row)}."
             headline, nearest = capital(slower), f"The nearest is {row['policy']}: {pace(row)}."

@@ -26,7 +26,7 @@ def problems(records: Records, frames: Frames) -> list[tuple[str, list[str]]]:
         where = " · ".join(str(fields.get(name)) for name in ("model", "policy", "document"))
         if fields.get("kind") == "latency":
             where = f"{fields.get('model')} · latency · context {fields.get('context')} · batch {fields.get('batch')}"
-        failed.append(f"{where}: {record.get('error')} (after {record.get('attempts')} attempts)")
+        failed.append(f"{where}: {record.get('error')} (after {counted(record.get('attempts') or 1, 'attempt')})")
     invalid = []
     for row in frames["invalid"]:
         where = " · ".join(row[name] for name in ("setting", "policy", "document"))

@@ -1,4 +1,4 @@
-"""A layer with a budget: B + 1 slots per kv-head, overwritten in place.
+"""A layer with a budget: slots for what it keeps and for the next token, overwritten in place.
 
 Nothing moves to make room: the next token overwrites the slot of one that left, since attention over a set of keys does
 not care about their order (`slot_layout`). Single tokens are served by `bounded_step`, many at once, as exactly, by
@@ -93,7 +93,7 @@ class BoundedLayer(Layer):
         self.forget_plans()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything this layer holds; where the next token goes, nothing instead of what memory happened to hold."""
+        """Everything this layer holds. The slot of the next token is zeroed: it holds what memory happened to hold."""
         if self.seen >= self.layout.contested_at:
             for slots in (self.keys, self.values):
                 slots[:, :, self.layout.slot_of(self.seen)] = 0
@@ -116,7 +116,7 @@ class BoundedLayer(Layer):
         self.forget_plans()
 
     def rewind(self, tokens: int) -> None:
-        """As for any layer; one that is full stays as it is, since any later token costs it the same."""
+        """As for any layer; one that is full after so many stays as it is, since any later token costs it the same."""
         if tokens < self.layout.budget:
             self.take_back(tokens)
 

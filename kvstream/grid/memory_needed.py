@@ -18,7 +18,7 @@ SCORING_BYTES = {True: 16 << 20, False: 1 << 30}  # logits that exist at once an
 def needed_bytes(cell: Cell) -> float:
     """Estimate the memory that a cell needs: weights, caches, and what is computed with at once."""
     model, size = cell.model, DTYPE_BYTES[cell.dtype]
-    weights = model.flops_per_token / 2 * size
+    weights = model.num_weights * size
     if isinstance(cell, LatencyCell):
         # DynamicCache's prefill takes the prompt at once: a few activations of four times the hidden size per token.
         return 2 * weights + cell.kv_bytes_held + 16 * cell.batch * cell.context * model.hidden_size * size

@@ -42,6 +42,7 @@ def as_built(info: ModelInfo, require_servable: Callable[[Any], object]) -> Mode
             model.base_model.rotary_emb = type(rotary)(config=model.config)  # frequencies, where the skeleton has none
         own = model.config.get_text_config()
         sizes = sizes_of({name: getattr(own, name, None) for name in (*SIZES, "max_position_embeddings")})
+        sizes["built_weights"] = sum(weight.numel() for weight in model.parameters())
     except Exception as error:
         raise ValueError(
             f"models: {info.spec!r} is no language model that transformers can build from its config.json ({error}); "

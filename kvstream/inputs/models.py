@@ -48,6 +48,12 @@ class ModelInfo:
     num_kv_heads: int = 0
     head_dim: int = 0
     vocab_size: int = 0
+    built_weights: int = 0  # of a model in files, where it was built
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights it has; roughly, for a head of its own, where it was not built."""
+        return self.built_weights or 12 * self.num_layers * self.hidden_size**2 + 2 * self.vocab_size * self.hidden_size
 
     @property
     def flops_per_token(self) -> float:

@@ -56,9 +56,13 @@ class Contender(ABC):
     def new_engine(self) -> Any:
         """Make what serves a request: a cache, and prefill, step, rewind, settled and paused as of `DecodeEngine`."""
 
-    def start(self, prompt_BT: torch.Tensor) -> None:
-        """Take the prompt with a new cache, and choose the first token."""
+    def renew(self) -> None:
+        """Let go of the cache, and make an empty one: neither is what a prompt waits for."""
+        self.engine = None
         self.engine = self.new_engine()
+
+    def start(self, prompt_BT: torch.Tensor) -> None:
+        """Take the prompt with the empty cache, and choose the first token."""
         self._choose(self.engine.prefill(prompt_BT[:, : self.protocol.context]))
 
     def step(self) -> None:
@@ -83,7 +87,8 @@ class Contender(ABC):
         self.engine = None
 
     def serve(self, prompt_BT: torch.Tensor) -> None:
-        """Take a prompt and make a few tokens, on a GPU until a step is recorded."""
+        """Take a prompt with a new cache and make a few tokens, on a GPU until a step is recorded."""
+        self.renew()
         self.start(prompt_BT)
         for _ in range(WARM_UP_STEPS):
             self.step()
@@ -168,8 +173,9 @@ class DynamicEngine:
         return logits_BV
 
     def rewind(self) -> None:
-        """Crop what came after the prompt."""
-        self.cache.crop(self.prompt_tokens - self.cache.get_seq_length())
+        """Crop what came after the prompt, if anything did: older versions of transformers crop all at zero."""
+        if came := self.cache.get_seq_length() - self.prompt_tokens:
+            self.cache.crop(-came)
 
 
 def contenders(model: PreTrainedModel, policies: Sequence[Policy], protocol: Protocol) -> list[Contender]:

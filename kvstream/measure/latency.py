@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from kvstream.engine.backends import synchronize
 from kvstream.engine.chunks import CHUNK_SIZE
+from kvstream.engine.wrappers import vocabulary_of
 from kvstream.measure import machine_noise as noise
 from kvstream.measure.contenders import AgainContender, Contender, HeldContender, Protocol, contenders
 from kvstream.measure.peak_memory import peak_bytes
@@ -56,8 +57,7 @@ def evaluate(
     """Measure one cell: yields what it is at, and last the result."""
     started, noise_before = time.perf_counter(), noise.before()
     generator = torch.Generator().manual_seed(protocol.seed)
-    vocabulary = model.config.vocab_size
-    prompt_BT = torch.randint(vocabulary, (protocol.batch, protocol.context), generator=generator).to(device)
+    prompt_BT = torch.randint(vocabulary_of(model), (protocol.batch, protocol.context), generator=generator).to(device)
     runners = contenders(model, policies, protocol)
     peaks: dict[str, int] = {}
     for runner in runners:
@@ -115,6 +115,7 @@ def measure(
             for turn, place in enumerate(order.permutation(len(prefilled)) if protocol.prefills else ()):
                 runner = prefilled[place]
                 yield Progress(share, f"prefill {prefill + 1} of {protocol.prefills}, {runner.label}")
+                runner.renew()
                 seconds = clock(partial(runner.start, prompt_BT))
                 samples.append((runner.label, "ttft", prefill, turn, 0, seconds))
             for number in map(int, rounds):

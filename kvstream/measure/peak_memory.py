@@ -60,9 +60,11 @@ def _sampled(read: Callable[[], int], work: Callable[[], None]) -> int:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    work()
-    done.set()
-    watcher.join()
+    try:
+        work()
+    finally:  # else it would go on beside what is timed later
+        done.set()
+        watcher.join()
     return max(peak, read()) - before
 
 

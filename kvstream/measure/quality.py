@@ -81,11 +81,10 @@ def evaluate(
 
 def evaluate_attention(
     model: PreTrainedModel, token_ids_T: np.ndarray, policy: Policy, device: str
-) -> list[list[float]]:
-    """Measure full's attention on what `policy` evicts: see `engine.attention_loss`."""
-    ids_T = torch.as_tensor(token_ids_T, dtype=torch.int64, device=device)
-    found: list[list[float]] = attention_loss(model, ids_T, policy).tolist()
-    return found
+) -> list[list[float]] | None:
+    """Measure full's attention on what `policy` evicts: see `engine.attention_loss`. None where it is no number."""
+    lost_LQ = attention_loss(model, torch.as_tensor(token_ids_T, dtype=torch.int64, device=device), policy)
+    return lost_LQ.tolist() if lost_LQ.isfinite().all() else None
 
 
 def evaluate_windows(

@@ -40,8 +40,9 @@ class Parts:
         name = f"{self.key}.parts.json"
         if name not in self.records.storage.names():
             return None
-        record, files = self.records.read_json(name), []
-        try:
+        files = []
+        try:  # another sweep on the bucket may have finished the cell meanwhile
+            record = self.records.read_json(name)
             for entry in (*record["parts"], record["state"]):
                 name = entry["file"]
                 files.append(self.records.read_committed(name, entry["sha256"]))

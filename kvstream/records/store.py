@@ -121,7 +121,8 @@ class Records:
         today = {code_digest(QUALITY), code_digest(LATENCY)}
         for name in self.storage.names():
             if name.endswith(".failed.json"):
-                with suppress(ValueError):  # what is damaged stays, for `verify` to name
+                # What is damaged stays, for `verify` to name; another sweep on a bucket may have removed one meanwhile.
+                with suppress(ValueError, FileNotFoundError):
                     if self.read_json(name).get("fields", {}).get("code") not in today:
                         self.storage.remove(name)
 
@@ -144,7 +145,7 @@ class Records:
 
     def _remove_strays(self) -> None:
         """Remove rows of cells that were killed before their record was written, or of records written anew."""
-        there = self.storage.names()
+        there = set(self.storage.names())
         files = [(found[1], name) for name in there if (found := ROWS.fullmatch(name))]
         often = Counter(key for key, _ in files)
         for key, name in files:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kvstream.records.storage import first_line
 from kvstream.sweep.pool import Node
 
 NODE_ID = "ray.io/node-id"  # Ray's label of each machine
@@ -180,8 +181,13 @@ def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
     ask = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(gpu_bytes)
     new = [node.id for node in able if node.id not in _gpu_memory]
     asked = [ask.options(label_selector={NODE_ID: id}).remote(device) for id in new]
-    _gpu_memory.update((id, ray.get(memory)) for id, memory in zip(new, asked))
-    able = [replace(node, memory=_gpu_memory[node.id]) for node in able if _gpu_memory[node.id]]
+    for id, memory in zip(new, asked):
+        try:
+            _gpu_memory[id] = ray.get(memory)
+        except ray.exceptions.RayError as error:  # it may be lost, or have no kvstream
+            why = first_line(getattr(error, "cause", None) or error)
+            print(f"left out: machine {id} does not tell its GPU's memory ({why})", file=sys.stderr, flush=True)
+    able = [replace(node, memory=_gpu_memory[node.id]) for node in able if _gpu_memory.get(node.id)]
     if not able:
         raise ValueError(
             f"device: {device!r} asked, and Ray counts GPUs, but torch finds none there; "
@@ -192,7 +198,7 @@ def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
 
 def refuse_lost(out: str) -> None:
     """Raise ValueError for records that would lie in a Ray job's own copy of its working directory: Ray removes it."""
-    if "://" not in out and "working_dir_files" in (folder := Path(out).resolve()).parts:
+    if "://" not in out and "working_dir_files" in (folder := Path(os.path.realpath(out))).parts:
         raise ValueError(
             f"out: {out!r} lies in this job's temporary folder {folder}, which Ray removes; "
             "give --out an absolute path or a URL, such as /home/ray/records or s3://bucket/prefix"

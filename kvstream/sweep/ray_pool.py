@@ -124,7 +124,7 @@ class RayPool:
         hired.sent[do.remote(work.call, worker.threads, self.model, [self.weights], self.slots.whole)] = work
 
     def wait(self, seconds: float) -> list[Event]:
-        """What happened, a lost machine first."""
+        """What happened, a lost machine first; whoever was lost is being replaced by then."""
         self.watch.look()
         gone = [hired for hired in self._hired.values() if hired.node.id not in self.watch.nodes]
         # Ray itself waits for minutes for the answer of a machine that has fallen silent.
@@ -142,6 +142,7 @@ class RayPool:
                 self._take_on(hired)
             elif hired.id in self._hired:
                 events.append(self._heard(hired, reference))
+        self._hire()
         return events
 
     def close(self) -> None:
@@ -173,6 +174,7 @@ class RayPool:
                 self.watch.leave_out(hired.node, f"no worker starts on it ({_explained(error)})")
             return
         hired.report = None
+        del self._failed_starts[hired.node.id]
         if code != self._code:
             self.watch.leave_out(hired.node, f"{OTHER_CODE.format(machine)} (there: {code})")
 

@@ -18,15 +18,17 @@ def worst_tokens(rows: pa.Table, document: Document) -> list[dict[str, Any]]:
     """The 20 tokens of a document with the highest KL, the first of equals first, as plain JSON values.
 
     Each with its position, KL and loss in nats, and as text what stands before it, the token itself, and what follows.
-    Empty where nothing was compared with full, or the words of the document's tokens are not known.
+    Empty where nothing was compared with full, or the words of the document's tokens are not known. Tokens whose KL or
+    loss is no finite number are not among them: the report counts those.
     """
     if document.words is None or not rows.num_rows or rows["kl_nats"].null_count:
         return []
     position_N, kl_N, nll_N = (rows[name].to_numpy() for name in ("position", "kl_nats", "nll_nats"))
-    order = np.lexsort((position_N, -np.nan_to_num(kl_N, nan=-1.0)))
+    known_N = np.isfinite(kl_N) & np.isfinite(nll_N)
+    order = np.lexsort((position_N, -np.where(known_N, kl_N, -1.0)))
     found, ids_T = [], document.token_ids
     for row in order[:MOST]:
-        if not kl_N[row] > LEAST_NATS:
+        if not (known_N[row] and kl_N[row] > LEAST_NATS):
             break
         at = int(position_N[row])
         pieces = ids_T[max(0, at - BEFORE) : at], ids_T[at : at + 1], ids_T[at + 1 : at + 1 + AFTER]

@@ -94,6 +94,7 @@ def peer(rounds: int) -> None:
     for budget, target in ((256, "≥ 1.2"), (1024, "≥ 1.45")):
         theirs = Peer("shape:pythia-70m", budget)
         ours = PolicyContender("ours", model, Protocol(2048, 1, 0, rounds, STEPS), StreamingLLM(4, budget - 4))
+        ours.renew()
         ours.start(torch.randint(1000, (1, 2048)))
         turns = (
             lambda: {f"attention-sinks {budget}": np.mean(theirs.step_seconds(STEPS))},  # noqa: B023

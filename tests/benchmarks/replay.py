@@ -154,6 +154,7 @@ def replaying_one_chunk(model: PreTrainedModel, context: int) -> Turn:
 def decoding(label: str, kind: type[Contender], model: PreTrainedModel, policy: Policy, context: int) -> Turn:
     """Decode a few tokens after a prompt of `context` tokens."""
     contender = kind(label, model, Protocol(context, 1, 0, 0, STEPS), policy)
+    contender.renew()
     contender.start(tokens_of(model, context))
     contender.step()
 

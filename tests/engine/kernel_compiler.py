@@ -4,7 +4,8 @@
 
 Triton's compiler needs no GPU: a driver that says which card it is stands in, and launches stop once they are compiled.
 What kernels would have written is zeros, so nothing is said about results: those are the interpreter's to check. Prints
-a line per kernel: its name, registers a thread, bytes of stack a thread, bytes of shared memory, warps.
+a line per kernel: its name, registers a thread, bytes of stack a thread, bytes of shared memory, warps, and which
+of its parts are switched on. A chunk that would be left to the reference is an error.
 """
 
 import os
@@ -28,6 +29,7 @@ from kvstream import H2O, TOVA, FixSizeL2, Full, KeyDiff, KVStreamCache, L2Compr
 from kvstream.engine import layer, model_check, scoring
 from kvstream.engine.backends import backend_for
 from kvstream.engine.backends.cuda import backend
+from kvstream.engine.backends.reference import Reference
 from kvstream.engine.replay import replay_windows, windows
 
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide/ (shared memory per thread block, at most)
@@ -85,8 +87,13 @@ def stand_in(capability: int) -> None:
         if kernel.hash not in compiled:
             compiled.add(kernel.hash)
             registers, stack = usage(kernel.asm["cubin"])
-            print(self.__name__, registers, stack, kernel.metadata.shared, kernel.metadata.num_warps, flush=True)
+            parts = sorted(name for name, value in kwargs.items() if value is True)
+            meta = kernel.metadata
+            print(self.__name__, registers, stack, meta.shared, meta.num_warps, *parts, flush=True)
         return kernel
+
+    def left_over(self, layer, *_):
+        raise AssertionError(f"no kernel takes {layer.policy}")
 
     class Properties:
         shared_memory_per_block_optin = limit
@@ -97,6 +104,8 @@ def stand_in(capability: int) -> None:
     torch.empty_like = torch.zeros_like
     torch.cuda.get_device_properties = lambda *_: Properties
     model_check.check = lambda *_: None  # it would find that zeros are no outputs
+    for name in ("causal", "bounded", "scan"):
+        setattr(Reference, name, left_over)
     for module in (layer, scoring):
         module.backend_for = lambda device, dtype: (
             backend_for(device, dtype) if dtype == torch.float64 else backend.Cuda(device)

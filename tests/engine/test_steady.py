@@ -12,6 +12,7 @@ import pytest
 import torch
 from exactness_cases import FLOAT64, assert_close
 from torch._dynamo.testing import CompileCounter
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -132,7 +133,10 @@ def test_compiled_steps_choose_the_same_tokens(policy, tiny_neox, tokens):
 
 
 class Strays(TorchDispatchMode):
-    """Writes down operations that take or make a tensor on a CPU: a number, of no dimension, may be anywhere."""
+    """Writes down operations that take or make a tensor on a CPU, or bring one from there.
+
+    A number, of no dimension, may be anywhere, as long as it is not copied.
+    """
 
     def __init__(self):
         super().__init__()
@@ -141,9 +145,25 @@ class Strays(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         tensors = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, torch.Tensor)]
-        if any(each.device.type == "cpu" and each.dim() for each in tensors):
+        copied = "copy" in str(function) and len({each.device for each in tensors}) > 1
+        if copied or any(each.device.type == "cpu" and each.dim() for each in tensors):
             self.seen.append(str(function))
         return result
+
+
+class Literals(TorchFunctionMode):
+    """Writes down what makes a tensor of Python's numbers: on the CPU, wherever it is to go, and unseen by `Strays`."""
+
+    MAKING = (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.Tensor.new_tensor)
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.MAKING:
+            self.seen.append(function.__name__)
+        return function(*args, **(kwargs or {}))
 
 
 def moved(step, device):
@@ -163,7 +183,11 @@ def moved(step, device):
     ):
         step = copy.deepcopy(step)
     for layer in step.steady_layers:
+        layer.tables.model_rotates = False  # which no copy takes along
+        rope = layer.of.tables.rope
         layer.of.device, layer.of.backend = device, Reference(device)
+        rope.frequencies, rope._copies = torch.zeros(rope.frequencies.shape, dtype=torch.float64), {}
+        rope._frequencies_on(device)  # as steps before this one have asked
     return step
 
 
@@ -174,17 +198,26 @@ def test_a_step_is_all_on_its_device(policy, tiny_llama, tokens):
     engine, device = begun(tiny_llama(), policy, ids), torch.device("meta")
     steps(engine, ids, PROMPT, PROMPT + 1)
     step = moved(engine.recorded.step, device)
-    with Strays() as strays:
-        logits = step.compute(torch.zeros(1, 1, dtype=torch.int64, device=device))
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    with Strays() as strays, Literals() as literals:
+        logits = step.compute(ids)
     assert logits.device == device
     assert not strays.seen
+    assert not literals.seen
 
 
 def test_a_stray_would_be_noticed():
     with Strays() as strays:
-        torch.ones(2, device="meta") + torch.ones(())
+        there = torch.ones(2, device="meta") + torch.ones(())
         torch.ones(2).to("meta")
-    assert strays.seen == ["aten.ones.default", "aten._to_copy.default"]
+        torch.ones(()).to("meta")
+        there.copy_(torch.ones(()))
+    copied = "aten._to_copy.default"
+    assert strays.seen == ["aten.ones.default", copied, copied, "aten.copy_.default"]
+    with Literals() as literals:
+        torch.tensor(1.0, device="meta")
+        there.new_tensor([1.0])
+    assert literals.seen == ["tensor", "new_tensor"]
 
 
 def test_a_question_would_be_noticed():

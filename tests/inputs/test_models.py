@@ -13,7 +13,14 @@ import safetensors.torch
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from kvstream.engine.rope import Rope
 from kvstream.inputs import checkpoint, demo_model, model_loading, pythia_shapes, weights
@@ -339,6 +346,15 @@ def cached(folder):
 def test_sizes_are_those_of_the_built_model(tmp_path, name, left_out, fields):
     info = as_built(saved(tmp_path, name, *left_out, **fields))
     assert (info.num_layers, info.num_kv_heads, info.head_dim) == cached(tmp_path)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert info.num_weights == sum(weight.numel() for weight in model.parameters())
+
+
+def test_the_weights_of_a_shape_are_counted_with_both_ends():
+    """Its head is not its embedding: 70 million are 45 million without."""
+    model = pythia_shapes.build("shape:pythia-70m", torch.float32)
+    built = sum(weight.numel() for weight in model.parameters())
+    assert resolve("shape:pythia-70m").num_weights == pytest.approx(built, rel=0.01)
 
 
 # The demo model

@@ -5,10 +5,12 @@ import re
 import runpy
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,7 +25,7 @@ from kvstream.grid.cells import LatencyCell
 from kvstream.grid.memory_needed import too_large
 from kvstream.inputs.models import resolve
 from kvstream.measure import machine_noise, peak_memory
-from kvstream.measure.contenders import DYNAMIC, FULL_AGAIN, PolicyContender, Protocol, contenders
+from kvstream.measure.contenders import DYNAMIC, FULL_AGAIN, DynamicEngine, PolicyContender, Protocol, contenders
 from kvstream.measure.latency import Measured, Progress, evaluate, measure, warm_up
 from kvstream.measure.peak_memory import peak_bytes
 
@@ -82,6 +84,9 @@ class Sleeper:
     def __init__(self, label: str, prefill_s: float, step_s: float) -> None:
         self.label, self.prefill_s, self.step_s = label, prefill_s, step_s
 
+    def renew(self) -> None:
+        time.sleep(0.02)  # must not be timed
+
     def start(self, prompt_BT: torch.Tensor) -> None:
         time.sleep(self.prefill_s)
 
@@ -122,6 +127,15 @@ def test_peak_memory_sees_what_was_held_for_a_moment(monkeypatch, tmp_path, rese
         assert 0.95 * 4 * floats < peak_bytes("cpu", work) < 1.2 * 4 * floats
 
 
+def test_sampling_ends_with_what_fails(monkeypatch, tmp_path):
+    """Else it would go on beside all that is timed later."""
+    monkeypatch.setattr(peak_memory, "CLEAR_REFS", tmp_path / "no" / "such")
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="broken"):
+        peak_bytes("cpu", Mock(side_effect=RuntimeError("broken")))
+    assert threading.active_count() == before
+
+
 def test_a_context_beyond_memory_is_refused_with_the_estimate():
     info = resolve("shape:pythia-70m")
     cell = LatencyCell(info, "cpu", "float32", (Full(), RecentOnly(256)), 100_000, 4, Repeats(), None)
@@ -140,7 +154,8 @@ def test_steps_are_alike_from_the_first_round_to_the_last(tiny_neox, context, mo
     for runner in contenders(tiny_neox(), POLICIES, protocol):
         if runner.label == DYNAMIC:
             continue
-        runner.engine = engine = runner.new_engine()
+        runner.renew()
+        engine = runner.engine
         engine.steady = True  # as on a GPU
         runner._choose(engine.prefill(prompt))
         runner.settle()
@@ -160,7 +175,7 @@ def test_settling_goes_beyond_a_step_at_which_many_leave(tiny_neox, monkeypatch)
     prompt = torch.randint(97, (1, 23), generator=torch.Generator().manual_seed(0))
     runner = PolicyContender("cut", tiny_neox(), protocol, L2Compress(0.5, 24, skip_layers=(0,)))
     monkeypatch.setattr(runner, "new_engine", lambda: engine)
-    for prepare in (lambda: runner.serve(prompt), lambda: (runner.start(prompt), runner.settle())):
+    for prepare in (lambda: runner.serve(prompt), lambda: (runner.renew(), runner.start(prompt), runner.settle())):
         engine = PolicyContender.new_engine(runner)
         engine.steady = True
         prepare()
@@ -208,6 +223,21 @@ def test_twins_are_one_for_each_size_and_none_where_nothing_is_evicted(tiny_neox
 
     assert twins(20) == [f"{policy} without eviction" for policy in POLICIES[:2]]
     assert twins(8) == []
+
+
+def test_going_back_to_where_it_is_empties_no_dynamic_cache(tiny_neox, monkeypatch):
+    """transformers 5.0 to 5.10, at least, take `crop(0)` as the length to go back to."""
+    asked, engine = [], DynamicEngine(tiny_neox())
+    engine.prefill(torch.ones(1, 7, dtype=torch.int64))
+    for _ in range(2):
+        engine.rewind()
+        assert engine.cache.get_seq_length() == 7
+        engine.step(torch.ones(1, 1, dtype=torch.int64))
+    monkeypatch.setattr(type(engine.cache), "crop", lambda cache, tokens: asked.append(tokens))
+    engine.rewind()
+    engine.prompt_tokens += 1
+    engine.rewind()
+    assert asked == [-1]
 
 
 @pytest.mark.timed

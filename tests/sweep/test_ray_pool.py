@@ -5,16 +5,18 @@ import runpy
 import signal
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import ray
-from apart import workers
+from apart import until, workers
 from driving import QUICK, arguments, digest, sweep_here
 
 from kvstream.grid.flags import parse_flags
 from kvstream.sweep import ray_pool, watch
+from kvstream.sweep.cluster import machines
 from kvstream.sweep.main import run
-from kvstream.sweep.pool import Done, Node, Slots
+from kvstream.sweep.pool import Done, Lost, Node, Slots
 from kvstream.sweep.work import Check
 from kvstream.sweep.worker import own_gpu
 
@@ -65,6 +67,21 @@ def test_a_worker_that_died_in_between_is_replaced(one_thread, ray_here, tmp_pat
     one_thread(tmp_path / "after")
     assert digest(tmp_path / "after") == digest(tmp_path / "before")
     assert victim.pid not in {process.pid for process in workers(ray_here)}
+
+
+def test_who_died_is_being_replaced_when_that_is_told(ray_here):
+    """Else what only a large machine holds would be given up while small ones are idle and nobody is starting."""
+    pool = ray_pool.pool_for(Slots("cpu", 2), machines())  # which ends the workers of other slots
+    while not (ready := pool.idle()):
+        assert pool.wait(0.5) == []
+    [victim] = until(lambda: workers(ray_here), 30, "its process")
+    victim.kill()
+    victim.wait(10)
+    pool.send(ready[0], SimpleNamespace(call=("check", {"token_ids_T": None})))
+    while not (told := pool.wait(0.5)):
+        pass
+    assert [type(event) for event in told] == [Lost]
+    assert pool.starting()
 
 
 @pytest.fixture

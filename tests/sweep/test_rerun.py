@@ -1,12 +1,15 @@
 """`kvstream rerun`: the same cell again, on the same machine and where roundings differ."""
 
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from driving import here
 from record_cases import rewritten, swept
 
+from kvstream import __main__ as command
 from kvstream.__main__ import main
 from kvstream.policies import FixSizeL2, Full
 from kvstream.records.store import Records
@@ -73,3 +76,10 @@ def test_bad_input_is_one_line(whole, capsys, cell, words):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize("words", [["verify", "records"], ["rerun", "records", "0" * 16]])
+def test_ctrl_c_is_no_traceback(words, monkeypatch):
+    monkeypatch.setattr(command, f"_{words[0]}", Mock(side_effect=KeyboardInterrupt))
+    ended = here(command.main, words)
+    assert (ended.returncode, ended.stderr) == (130, "")

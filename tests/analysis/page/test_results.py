@@ -18,7 +18,7 @@ from analysis.page.kept import BESIDE, all_kept, by_sweep, kept
 from analysis.page.questions import QUESTIONS
 from analysis.read.records import read_records
 from analysis.report import asked
-from analysis.words import budget_findings, divergence, findings, how_long
+from analysis.words import budget_findings, divergence, findings, how_long, latency_findings
 from analysis.words.by_document import in_documents
 
 KEPT = ROOT / "docs" / "results" / "kept"
@@ -354,7 +354,7 @@ def test_up_to_where_the_winner_at_the_largest_budget_is_ahead():
     first_ahead = stretches(0.0, 1.0, 3.0, 1.0)
     assert how_long.how_long(equal, first_ahead) == (
         "`h2o` is closer to full than `streaming_llm` on a text’s earlier tokens, up to token 128 with 64 and 256 with "
-        "128, and further on later ones, if the texts have any; not each measurably."
+        "128, and further on later ones, if the texts have any; not every such difference is measurable."
     )
     for other in (stretches(0.0, 3.0, 1.0, 1.0), stretches(0.0, 1.0, 1.0, 1.0), stretches(0.0, 3.0, 3.0, 1.0), []):
         assert how_long.how_long(equal, other) == ""
@@ -423,6 +423,25 @@ def test_what_is_ahead_in_perplexity_is_compared_in_kl(kl, said):
     assert told.endswith("full’s at 80.0\u00a0% of the tokens against 90.0\u00a0%.")
     for equal in (ranked(plain, best), ranked(best, plain, tied=(plain,)), ranked(best)):
         assert divergence.beside_perplexity(frames | {"equal_budget": equal}) == []
+
+
+def test_a_prompts_time_is_a_difference_only_beyond_that_of_full_from_itself():
+    def told(ratio, *noise, low=None):
+        rows = [{"role": "again", "ttft_ratio": one} for one in (*noise, None)]
+        row = {"ttft_ratio": ratio, "ttft_ratio_low": low, "ttft_ratio_high": low, "ttft_verdict": None}
+        return latency_findings.prompt(row, latency_findings.prompts_again({"latency": rows}))
+
+    assert told(0.9, 1.18, 0.72) == "no measurable difference: 0.90\u00a0×"
+    assert told(0.6, 1.18, 0.72) == "0.60\u00a0×"
+    assert told(0.95, 0.9, 0.8) == "no measurable difference: 0.95\u00a0×", "one is no difference either"
+    assert told(0.9, 1.18, 0.72, low=0.9) == "0.900\u00a0× [0.900, 0.900]", "its own interval tells"
+    assert told(0.9) == "0.90\u00a0×"
+
+
+def test_what_a_stream_lost_since_its_first_part_is_told():
+    parts = [{"nll_nats": nats} for nats in (2.5, 9.0, 2.61)]
+    assert findings.since_first(parts) == "0.11 above"
+    assert findings.since_first(parts[::-1]) == "0.11 below"
 
 
 def test_labels_become_code_once():

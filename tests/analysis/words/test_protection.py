@@ -145,12 +145,15 @@ def scored(scorer, low, high, spread="interval"):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([scored("l2", -2.0, 1.0), scored("h2o", 1.0, 3.0)], "No scorer gains and some lose measurably against random"),
-        ([scored("l2", -2.0, 1.0)], "No scorer gains measurably against random"),
-        ([scored("l2", -2.0, -1.0)], "Some scorers gain measurably against random"),
+        (
+            [scored("l2", -2.0, 1.0), scored("h2o", 1.0, 3.0)],
+            "Against random choice no scorer gains measurably and some lose measurably, with ",
+        ),
+        ([scored("l2", -2.0, 1.0)], "Against random choice no scorer gains measurably, with "),
+        ([scored("l2", -2.0, -1.0)], "Against random choice some scorers gain measurably, with "),
         (
             [scored("l2", -2.0, -1.0), scored("h2o", 1.0, 3.0)],
-            "Some scorers gain and some lose measurably",
+            "Against random choice some scorers gain measurably and some lose measurably, with ",
         ),
         ([scored("l2", -2.0, -1.0, "range")], ""),
     ],
