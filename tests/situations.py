@@ -57,9 +57,14 @@ class Architecture:
         return getattr(transformers, f"{self.name}Config")(**TINY | self.more)
 
     def build(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-        """A tiny model with random weights."""
+        """A tiny model with random weights, those of its norms as well, which begin as ones."""
         torch.manual_seed(seed)
-        return getattr(transformers, f"{self.name}ForCausalLM")(self.config()).eval().to(dtype)
+        model = getattr(transformers, f"{self.name}ForCausalLM")(self.config()).eval()
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "norm" in name and name.endswith("weight"):
+                    weight.add_(0.2 * torch.randn_like(weight))
+        return model.to(dtype)
 
 
 SERVED = [
@@ -82,7 +87,6 @@ SERVED = [
     Architecture("Persimmon"),
     Architecture("Arcee"),
     Architecture("Apertus"),
-    Architecture("HunYuanDenseV1", {"head_dim": 16}),
     Architecture("Jais2"),
     Architecture("Mixtral", {"num_local_experts": 4, "sliding_window": None}, "no window", no_float64=True),
     Architecture("Qwen2Moe", {"num_experts": 4, "shared_expert_intermediate_size": 32, **EXPERTS}, no_float64=True),
@@ -116,6 +120,7 @@ REFUSED = [
         refused="at positions from 512 on",
     ),
     Architecture("SmolLM3", {"no_rope_layers": [1, 0, 1]}, "a layer without rotation", refused="KL divergence"),
+    Architecture("HunYuanDenseV1", {"head_dim": 16}, "norms behind the rotation", refused="KL divergence"),
     Architecture(
         "Llama",
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},

@@ -76,7 +76,8 @@ class Owner:
     def _bind(self, base: Any) -> None:
         self.base, self.looks = weakref.ref(base), _looks(base)
         self.frequencies = base.rotary_emb.inv_freq  # another tensor once a model is converted or moved
-        self.dtype, self.devices = base.dtype, set(getattr(base, "hf_device_map", {}).values())
+        self.dtype = base.dtype
+        self.devices = {weight.device for weight in base.parameters() if weight.device.type not in ("cpu", "meta")}
 
     def require(self, base: Any) -> None:
         """Raise ValueError if a call comes from another model than this, or from what has become of it since."""
@@ -106,6 +107,7 @@ class Owner:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Belong to no model yet."""
         self.looks, self.base = state["looks"], lambda: None  # type: ignore[assignment]
+        self.dtype, self.devices = None, set()
 
 
 def _looks(base: Any) -> tuple[object, ...]:
@@ -134,6 +136,8 @@ class Told:
         if ids_BT is None or self.count != seen:
             self.count = None
             return
+        if not seen:  # a call that failed before it began may have told of other rows
+            self.ids_BN = None
         stop = seen + ids_BT.shape[1]
         with torch.inference_mode(False):  # a tensor made in inference mode could not be written outside it
             if self.ids_BN is None:

@@ -61,7 +61,7 @@ def restore(cache: KVStreamCache, state: dict[str, torch.Tensor]) -> None:
         raise ValueError(
             f"state: of {len(of_layers)} layers, the model has {len(cache.layers)}; restore one of this model"
         )
-    if seen and (held := of_layers[0]["keys"].dtype) != cache.owner.dtype:
+    if seen and (held := of_layers[0]["keys"].dtype) != (cache.owner.dtype or held):
         raise ValueError(f"state: of a model in {held}, this is in {cache.owner.dtype}; restore one of this model")
     for layer, number in zip(cache.own_layers(), sorted(of_layers)):
         if unknown := of_layers[number].keys() - layer.names:
@@ -72,4 +72,5 @@ def restore(cache: KVStreamCache, state: dict[str, torch.Tensor]) -> None:
     cache.reset()
     for layer, number in zip(cache.own_layers(), sorted(of_layers)):
         layer.restore(of_layers[number], seen)
-    cache.told.add(state.get("told"), 0)
+    if seen:
+        cache.told.add(state.get("told"), 0)

@@ -67,6 +67,11 @@ class Layer(CacheLayerMixin):
         self._arrived = key_states, value_states
         return self, self
 
+    @property
+    def arrived(self) -> tuple[torch.Tensor, ...]:
+        """This call's keys and values, until they are answered."""
+        return self._arrived or ()
+
     def attend(self, queries_BHTD: torch.Tensor, scaling: float, position_ids: torch.Tensor | None) -> torch.Tensor:
         """Answer the queries (B, query heads, T, D) of this call: shape (B, T, query heads, D)."""
         assert self._arrived is not None, "attend follows update"

@@ -31,9 +31,10 @@ def watch(model: PreTrainedModel) -> None:
         model.base_model.register_forward_pre_hook(_before_layers, with_kwargs=True)
         setattr(model.base_model, WATCHED, True)
     kind: Any = type(model)
-    prepare = getattr(kind, "prepare_inputs_for_generation", None)
-    if prepare is not None and not hasattr(prepare, WATCHED):
-        kind.prepare_inputs_for_generation = _asking(prepare)
+    for name, asking in (("prepare_inputs_for_generation", _asking), ("_prefill", _whole)):
+        method = getattr(kind, name, None)
+        if method is not None and not hasattr(method, WATCHED):
+            setattr(kind, name, asking(method))
 
 
 @torch.compiler.disable
@@ -63,6 +64,24 @@ def _asking(prepare: Callable[..., Any]) -> Callable[..., Any]:
 
     setattr(prepare_inputs_for_generation, WATCHED, True)
     return prepare_inputs_for_generation
+
+
+def _whole(prefill: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse a prompt in pieces where a cache holds tokens: its head is cut off before anybody is asked."""
+
+    @functools.wraps(prefill)
+    def _prefill(self: Any, input_ids: Any, generation_config: Any, model_kwargs: Any, *more: Any, **named: Any) -> Any:
+        cache = model_kwargs.get("past_key_values")
+        if hasattr(cache, "told") and generation_config.prefill_chunk_size and cache.get_seq_length():
+            raise ValueError(
+                f"prefill_chunk_size={generation_config.prefill_chunk_size}: nobody could ask whether the prompt "
+                f"goes on from the {cache.get_seq_length()} tokens that the cache holds; leave it out, or reset() the "
+                "cache"
+            )
+        return prefill(self, input_ids, generation_config, model_kwargs, *more, **named)
+
+    setattr(_prefill, WATCHED, True)
+    return _prefill
 
 
 def _is_whole_prompt(input_ids: torch.Tensor, said: dict[str, Any]) -> bool:

@@ -113,7 +113,7 @@ class Rope:
 
     def undo(self, position_ids: torch.Tensor, like: torch.Tensor) -> Rotation:
         """Build the inverse of what transformers did at `position_ids`, shape (B, S), in its float32 angles."""
-        angles_B1SD = -(position_ids.float()[:, None, :, None] * self.frequencies.float().to(position_ids.device))
+        angles_B1SD = -(position_ids.float()[:, None, :, None] * self._frequencies_on(position_ids.device).float())
         rotation = _rotation(angles_B1SD, like)
         squared = (
             rotation.cos.square() + rotation.sin.square()

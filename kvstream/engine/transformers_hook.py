@@ -29,6 +29,11 @@ class NotComputed(ValueError):
 class CacheLayer(Protocol):
     """What the hook needs of a layer's cache: it took this call's keys and values in `update`, now come the queries."""
 
+    @property
+    def arrived(self) -> tuple[torch.Tensor, ...]:
+        """These keys and values."""
+        ...
+
     def attend(self, queries_BHTD: torch.Tensor, scaling: float, position_ids: torch.Tensor | None) -> torch.Tensor:
         """Answer queries (B, query heads, T, D): shape (B, T, query heads, D)."""
         ...
@@ -39,8 +44,8 @@ class NoGradient(torch.autograd.Function):
     the model's own would be wrong in silence without it."""
 
     @staticmethod
-    def forward(ctx: Any, output: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
-        """Return the output, as if it depended on the queries."""
+    def forward(ctx: Any, output: torch.Tensor, learning: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
+        """Return the output, as if it depended on the other tensor."""
         return output.view_as(output)
 
     @staticmethod
@@ -85,11 +90,11 @@ def _attention(
 
 
 def _attend(layer: CacheLayer, query: torch.Tensor, scaling: float, position_ids: torch.Tensor | None) -> torch.Tensor:
+    # An adapter may be of values alone.
+    learning = [each for each in (query, *layer.arrived) if each.requires_grad] if torch.is_grad_enabled() else []
     with torch.no_grad():
         output = layer.attend(query, scaling, position_ids)
-    if torch.is_grad_enabled() and query.requires_grad:
-        return NoGradient.apply(output, query)
-    return output
+    return NoGradient.apply(output, learning[0]) if learning else output
 
 
 def _mask(*, kv_length: int, **kwargs: Any) -> torch.Tensor | None:

@@ -340,6 +340,54 @@ def test_backward_says_that_there_is_no_gradient():
         assert model.model.layers[1].self_attn.q_proj.weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("learning", ["k_proj", "v_proj"])
+def test_backward_says_so_where_keys_or_values_alone_learn(learning):
+    """Else the head's gradient would end without an error, and theirs be none."""
+    with torch.enable_grad():
+        model = tiny()
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(learning in name or "lm_head" in name)
+        loss = nll(model(IDS, past_key_values=KVStreamCache(model, StreamingLLM(2, 10))).logits, IDS).mean()
+        with pytest.raises(RuntimeError, match="KVStreamCache computes no gradients"):
+            loss.backward()
+
+
+def test_what_a_call_that_failed_has_told_of_other_rows_is_forgotten(llama):
+    cache = KVStreamCache(llama, StreamingLLM(2, 10))
+    with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
+        llama(IDS[:, :9].repeat(2, 1), inputs_embeds=torch.zeros(2, 9, 8), past_key_values=cache)
+    llama(IDS[:, :9], past_key_values=cache)
+    assert torch.equal(cache.told.ids, IDS[:, :9])
+    with pytest.raises(ValueError, match="do not begin with the 9 tokens"):
+        generated(llama, IDS[:, 50:80], cache, max_new_tokens=2)
+
+
+def test_a_restored_empty_state_still_asks_what_follows(llama):
+    cache = KVStreamCache(llama, StreamingLLM(2, 10))
+    cache.restore(KVStreamCache(llama, StreamingLLM(2, 10)).state())
+    generated(llama, IDS[:, :9], cache, max_new_tokens=2)
+    with pytest.raises(ValueError, match="do not begin with the 10 tokens"):
+        generated(llama, IDS[:, 50:80], cache, max_new_tokens=2)
+
+
+def test_a_prompt_in_pieces_is_refused_where_a_cache_holds_tokens(llama):
+    cache = KVStreamCache(llama, StreamingLLM(4, 28))
+    ids = generated(llama, IDS[:, :20], cache, max_new_tokens=5)
+    with pytest.raises(ValueError, match=r"prefill_chunk_size=9: .* the 24 tokens that the cache holds; leave it out"):
+        generated(llama, IDS[:, 50:120], cache, max_new_tokens=5, prefill_chunk_size=9)
+    assert cache.get_seq_length() == 24
+    generated(llama, torch.cat((ids, IDS[:, 30:40]), 1), cache, max_new_tokens=2)
+
+
+def test_an_unpickled_cache_takes_a_state(llama):
+    cache = KVStreamCache(llama, StreamingLLM(2, 10))
+    llama(IDS[:, :9], past_key_values=cache)
+    other = pickle.loads(pickle.dumps(KVStreamCache(llama, StreamingLLM(2, 10))))
+    other.restore(cache.state())
+    ours, theirs = (llama(IDS[:, 9:12], past_key_values=each).logits for each in (other, cache))
+    assert torch.equal(ours, theirs)
+
+
 # What is wrapped around a model.
 
 
@@ -435,7 +483,8 @@ def test_adapters_are_evaluated(targets):
     with model.disable_adapter():
         exact(model, base)
     cache = KVStreamCache(model, StreamingLLM(4, 28))
-    made = model.generate(input_ids=IDS[:, :40], past_key_values=cache, max_new_tokens=5, do_sample=False)
+    length = {"min_new_tokens": 5, "max_new_tokens": 5}
+    made = model.generate(input_ids=IDS[:, :40], past_key_values=cache, do_sample=False, **length)
     assert made.shape[1] == 45
     exact(model.merge_and_unload(), adapted)
 

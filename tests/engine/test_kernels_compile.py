@@ -13,7 +13,16 @@ import kvstream
 
 HERE = Path(__file__).parent
 KERNELS = Path(kvstream.__file__).parent / "engine/backends/cuda"
-LINE = re.compile(r"(?P<kernel>_\w+) (?P<registers>\d+) (?P<stack>\d+) (?P<shared>\d+) (?P<warps>\d+)")
+LINE = re.compile(
+    r"(?P<kernel>_\w+) (?P<registers>\d+) (?P<stack>\d+) (?P<shared>\d+) (?P<warps>\d+)(?P<parts>[A-Z_ ]*)"
+)
+ATTENDING = {  # what a chunk may need of its kernel
+    "",
+    "SINKS TWO_TURNS",
+    "CONTESTED",
+    "BY_RANK CONTESTED TWO_TURNS",
+    "BY_RANK CONTESTED SINKS TWO_TURNS",
+}
 CARDS = [
     (90, "bfloat16", 64),
     pytest.param(80, "float32", 64, marks=pytest.mark.interpreted),  # not in continuous integration
@@ -35,3 +44,4 @@ def test_every_kernel_compiles_for_cards_that_are_not_here(capability, dtype, he
     launched = set(re.findall(r"(_\w+)\[\(", "".join(file.read_text() for file in KERNELS.glob("*.py"))))
     assert {line["kernel"] for line in lines} == launched
     assert sum(line["kernel"] == "_scan" for line in lines) == 6
+    assert {line["parts"].strip() for line in lines if line["kernel"] == "_attend"} == ATTENDING

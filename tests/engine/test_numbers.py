@@ -147,6 +147,15 @@ def test_what_rounding_alone_changes_is_told_of_drawn_tokens_where_the_text_has_
     assert np.isnan(model_check.rounding_nats(of_logits(3e38), ids))
 
 
+def test_attention_to_what_is_no_number_is_none_to_write_down():
+    """JSON has no NaN."""
+    policy, model = parse_policy(LABELS[1]), poisoned(float("nan"))
+    assert quality.evaluate_attention(model, ids_with_poison(80).numpy(), policy, "cpu") is None
+    lost = quality.evaluate_attention(model, (torch.arange(80) * 11 % 90).numpy(), policy, "cpu")
+    assert np.isfinite(lost).all()
+    assert np.max(lost) > 0
+
+
 # A sweep
 
 
@@ -161,7 +170,6 @@ def swept(ray_here, world, tmp_path_factory):
         (base / "texts" / f"{name}.txt").write_text(" ".join(WORDS[number] for number in ids))
     flags = ["--models", str(base / "model"), "--text", str(base / "texts"), "--documents", "2", "--lengths", "20,60"]
     flags += ["--policies", ",".join(LABELS), "--contexts", "none", "--device", "cpu", "--out", str(base / "records")]
-    flags += ["--attention-loss"]  # of a text with NaN in it there is none to write down
     return base, sweep_here(flags)
 
 
@@ -178,7 +186,6 @@ def test_a_sweep_finishes_and_its_lines_say_nan(swept):
 
 def test_every_row_is_recorded(swept):
     base, _ = swept
-    lacking = 0
     for path in (base / "records").glob("????????????????.json"):
         text = path.read_text()
         assert "NaN" not in text, "JSON has no such number"
@@ -189,15 +196,11 @@ def test_every_row_is_recorded(swept):
         ill = record["fields"]["document"] == "ill"
         assert np.isfinite(nll[: FIRST if ill else None]).all()
         assert np.isnan(nll[FIRST]) == ill
-        without = "attention_loss" not in record["fields"]
-        assert without <= ill
-        lacking += without
         model = build_model("neox", torch.float32)
         ids = torch.tensor(rows["token"].to_numpy()[: FIRST - 1])
         if record["fields"]["strategy"] != "random":  # whose seed is the document's own
             expected = replay(model, torch.cat([torch.tensor([0]), ids]), parse_policy(record["fields"]["policy"]))
             assert np.abs(nll[: FIRST - 1] - expected.numpy()).max() < 1e-5
-    assert lacking, "no attention was lost to a number that is none"
 
 
 def test_the_folder_is_whole_and_a_cell_of_nan_comes_again(swept):

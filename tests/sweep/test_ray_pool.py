@@ -74,7 +74,7 @@ def test_who_died_is_being_replaced_when_that_is_told(ray_here):
     pool = ray_pool.pool_for(Slots("cpu", 2), machines())  # which ends the workers of other slots
     while not (ready := pool.idle()):
         assert pool.wait(0.5) == []
-    [victim] = until(lambda: workers(ray_here), 30, "its process")
+    [victim] = until(lambda: len(found := workers(ray_here)) == 1 and found, 30, "the end of all others")
     victim.kill()
     victim.wait(10)
     pool.send(ready[0], SimpleNamespace(call=("check", {"token_ids_T": None})))
