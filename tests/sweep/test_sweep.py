@@ -12,6 +12,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -162,6 +163,24 @@ def test_gpus_that_torch_cannot_use_are_refused_before_a_model_loads(monkeypatch
     assert fit_for("cuda", machines, None) == [Node("b", 2, 1, 8e9)]
     with pytest.raises(ValueError, match="device: 'cuda' asked, and Ray counts GPUs, but torch finds none there"):
         fit_for("cuda", machines[:1], None)
+
+
+def test_a_gpu_machine_that_does_not_tell_its_memory_is_left_out(monkeypatch, capsys):
+    """It has no kvstream, or is lost while it is asked."""
+    asked = SimpleNamespace(options=lambda label_selector: SimpleNamespace(remote=lambda _: [*label_selector.values()]))
+
+    def get(labels):
+        if labels == ["b"]:
+            raise ray.exceptions.RayError("no module named kvstream\nand more")
+        return 8e9
+
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda function: asked)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(cluster, "_gpu_memory", {})
+    machines = [Node("a", 2, 1, 1e9), Node("b", 2, 1, 1e9)]
+    assert fit_for("cuda", machines, None) == [Node("a", 2, 1, 8e9)]
+    told = "left out: machine b does not tell its GPU's memory (no module named kvstream)\n"
+    assert capsys.readouterr().err == told
 
 
 def long_text(world, out, policies, tokens):
