@@ -71,8 +71,7 @@ QUESTIONS = {
         "The table is sorted by each policy’s best column. Lots fall on a token again at every step, so that old ones "
         "have mostly gone: `sink_random` is a window with a soft end. What is said of a text’s earlier and later "
         "tokens is of the same run’s stretches from one length to the next; [length](length.md) has a table for one "
-        "budget. "
-        "What policies cost in time: [latency](latency.md).",
+        "budget. What policies cost in time: [latency](latency.md).",
         also=("length", "divergence"),
     ),
     "sinks": Question(
@@ -94,10 +93,9 @@ QUESTIONS = {
         findings.positions,
         finding_tables.positions_table,
         "position_modes",
-        ONE + "The texts are a quarter of the trained context long.",
+        ONE + "The texts are shorter than the trained context.",
         "Longer texts within the trained context, and frozen positions beyond it, where “cache” and “absolute” are far "
-        "apart: [stream](stream.md). Why layers that never "
-        "evict, and take more memory, gain nothing.",
+        "apart: [stream](stream.md). Why layers that never evict, and take more memory, gain nothing.",
         "A plain window of the newest tokens is the same under “cache” and “absolute”, as RoPE sees distances alone.",
     ),
     "protection": Question(

@@ -3,7 +3,7 @@
 from analysis.words.budget_findings import further
 from analysis.words.findings import Frames, Row, by, code, lost, near, plain
 from analysis.words.latency_findings import timed
-from analysis.words.wording import change, listed, times, whole
+from analysis.words.wording import bracketed, change, listed, pace, whole
 
 
 def in_short(frames: dict[str, Frames]) -> list[str]:
@@ -94,9 +94,9 @@ def sooner(frames: Frames) -> str:
         return ""
     context = max(shared)
     found = sorted((row for row in mine if row["context"] == context), key=lambda row: float(row["tpot_ratio"]))
-    span = " to ".join(dict.fromkeys(map(step, (found[0], found[-1]))))
+    span = " to ".join(dict.fromkeys(bracketed(*pace(row)) for row in (found[0], found[-1])))
     far = max(mine, key=lambda row: int(row["context"]))
-    further_on = f"; after {whole(far['context'])} {step(far)} ({far['model']})"
+    further_on = f"; after {whole(far['context'])} {bracketed(*pace(far))} ({far['model']})"
     apart = list(dict.fromkeys(filter(None, (row["setting"].partition(" · ")[2] for row in mine))))  # as by hardware
     where = "; ".join(filter(None, (f"{listed(list(models))}, random weights", listed(apart))))
     return (
@@ -104,8 +104,3 @@ def sooner(frames: Frames) -> str:
         f"{mine[0]['device'].upper()} ({where})"
         f"{further_on if far['context'] > context else ''}."
     )
-
-
-def step(row: Row) -> str:
-    """A step's time as a multiple of full's, with its interval."""
-    return times(row["tpot_ratio"], row["tpot_ratio_low"], row["tpot_ratio_high"])

@@ -145,8 +145,8 @@ class Records:
 
     def _remove_strays(self) -> None:
         """Remove rows of cells that were killed before their record was written, or of records written anew."""
-        there = set(self.storage.names())
-        files = [(found[1], name) for name in there if (found := ROWS.fullmatch(name))]
+        names = self.storage.names()
+        there, files = set(names), [(found[1], name) for name in names if (found := ROWS.fullmatch(name))]
         often = Counter(key for key, _ in files)
         for key, name in files:
             if f"{key}.json" not in there:

@@ -11,6 +11,7 @@ import pytest
 from record_cases import file_of
 
 from analysis.read.records import RecordsError, read_records
+from kvstream.records.long_cells import Parts
 from kvstream.records.store import Records
 
 KEY, FAILED = "0123456789abcdef", "f" * 16
@@ -102,3 +103,11 @@ def test_a_second_sweep_is_told_who_holds_the_folder(records):
     assert second.returncode == 1
     assert "is being written by process" in second.stderr
     assert subprocess.run(command).returncode == 0
+
+
+def test_what_another_sweep_removes_meanwhile_ends_none(records, monkeypatch):
+    """In a bucket, which no lock keeps for one sweep: between the list of names and the reading of one."""
+    monkeypatch.setattr(records.storage, "names", lambda: [f"{FAILED}.failed.json", f"{KEY}.parts.json"])
+    records.forget_failures()
+    with pytest.raises(ValueError, match=f"{KEY}.parts.json cannot be read"):  # with which a cell begins anew
+        Parts(records, KEY).load()

@@ -72,14 +72,12 @@ def test_a_worker_that_died_in_between_is_replaced(one_thread, ray_here, tmp_pat
 def test_who_died_is_being_replaced_when_that_is_told(ray_here):
     """Else what only a large machine holds would be given up while small ones are idle and nobody is starting."""
     pool = ray_pool.pool_for(Slots("cpu", 2), machines())  # which ends the workers of other slots
-    while not (ready := pool.idle()):
-        assert pool.wait(0.5) == []
+    ready = until(lambda: not pool.wait(0.1) and pool.idle(), 60, "its worker")
     [victim] = until(lambda: len(found := workers(ray_here)) == 1 and found, 30, "the end of all others")
     victim.kill()
     victim.wait(10)
     pool.send(ready[0], SimpleNamespace(call=("check", {"token_ids_T": None})))
-    while not (told := pool.wait(0.5)):
-        pass
+    told = until(lambda: pool.wait(0.1), 60, "its loss")
     assert [type(event) for event in told] == [Lost]
     assert pool.starting()
 

@@ -316,3 +316,15 @@ def test_hostile_names_are_escaped_and_their_control_characters_shown(tmp_path, 
 def test_what_cannot_be_seen_gets_a_symbol(text, shown):
     assert visible(text) == shown
     assert visible({"names": [text], "other": 1.5}) == {"names": [shown], "other": 1.5}
+
+
+def test_policies_that_share_no_document_with_full_have_no_line_over_it(tmp_path):
+    plan = replace(SMALL, documents=("Job", "Ruth"))
+    folder = write(plan, tmp_path / "records")
+    for path in folder.glob("????????????????.json"):
+        fields = json.loads(path.read_text(encoding="utf-8"))["fields"]
+        if (fields["policy"] == "full") == (fields["document"] == "Ruth"):
+            path.unlink()
+    done = quick_report("--records", folder, "--out", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr

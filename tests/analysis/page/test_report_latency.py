@@ -377,3 +377,21 @@ def test_a_ratio_with_a_narrow_interval_has_a_third_digit():
     assert wording.times(1.0, 0.999, 1.001) == "1.000\u00a0× [0.999, 1.001]"
     assert wording.times(0.5, 0.45, 0.55) == "0.50\u00a0× [0.45, 0.55]"
     assert wording.times(0.0512) == "0.051\u00a0×"
+
+
+def test_of_speed_alone_a_policy_that_is_measurably_faster_comes_first(tmp_path):
+    """Whatever another's ratio, of which less is known."""
+    connection = database_of(replace(SHAPES, models=SHAPES.models[:1]), tmp_path)
+    [before] = database.rows(connection, "speed")
+    others = connection.execute(
+        "SELECT policy FROM latency WHERE headline AND filled AND role = 'policy' AND in_focus "
+        "AND policy NOT IN ('full', ?)",
+        [before["policy"]],
+    ).fetchall()
+    connection.execute("UPDATE latency SET tpot_verdict = 'same' WHERE role = 'policy'")
+    connection.execute("UPDATE latency SET tpot_verdict = 'faster' WHERE policy = ?", [others[-1][0]])
+    [after] = database.rows(connection, "speed")
+    assert after["policy"] == others[-1][0] != before["policy"]
+    assert f"{after['policy']} decodes fastest" in speed_words.alone(after, several=False)["headline"]
+    unsure = speed_words.alone(after | {"tpot_verdict": None}, several=False)["headline"]
+    assert f"{after['policy']} takes the least time of those measured" in unsure

@@ -162,3 +162,14 @@ def test_the_answer_in_a_few_words_is_what_the_intervals_say(rows, words):
     told = short(rows, 4)
     assert told.startswith(words)
     assert bool(told) == bool(words)
+
+
+def test_a_scorer_to_which_the_ends_leave_nothing_is_none(tmp_path):
+    """Four sinks and sixty of 64: nothing is scored, and no share is asked for."""
+    plan = protection()
+    all_ends = next(one for one in plan.policies if one.label == "h2o(64,16,start_size=4)")
+    fields = all_ends.fields | {"recent_size": 60}
+    all_ends = replace(all_ends, label="h2o(64,60,start_size=4)", fields=fields)
+    rows = rows_of(report_of(replace(plan, policies=(*plan.policies, all_ends)), tmp_path), "protection")
+    assert len(rows) == 4 * 4
+    assert all_ends.label not in {row["policy"] for row in rows}
