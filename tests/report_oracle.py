@@ -45,6 +45,15 @@ class Oracle:
     def documents(self, model, policy):
         return sorted(document for m, p, document in self.runs if (m, p) == (model, policy))
 
+    def comparable(self, model, policy, *prefixes):
+        """Documents of which both the policy and full have as many losses within each of these first tokens."""
+        mine, full = ({n: run.sums for (m, p, n), run in self.runs.items() if (m, p) == (model, one)} for one in (policy, "full"))
+        return [
+            name
+            for name in self.documents(model, policy)
+            if name in full and all(mine[name](1, end)[0] == full[name](1, end)[0] for end in prefixes)
+        ]
+
     def piece(self, model, policy, names, width, index):
         """(n, loss) of these documents in one bin of the text."""
         sums = [self.runs[model, policy, name].sums(index * width, (index + 1) * width) for name in names]
@@ -54,7 +63,7 @@ class Oracle:
         """Each column of the main table that is a number."""
         mine = {name: self.runs[model, policy, name].sums(1, length) for name in self.documents(model, policy)}
         full = {name: self.runs[model, "full", name].sums(1, length) for name in self.documents(model, "full")}
-        shared = [name for name in mine if name in full]
+        shared = self.comparable(model, policy, length)
         fields = [self.runs[model, policy, name].fields for name in mine]
 
         def nll(sums, names):

@@ -17,6 +17,7 @@ WITH runs AS (
         sum(full_cache.n)::DOUBLE AS full_n, fsum(full_cache.nll_sum) AS full_nll_sum
     FROM binned
     JOIN (SELECT * FROM binned WHERE policy = 'full') AS full_cache USING (setting, document, bin)
+    WHERE binned.n = full_cache.n
     GROUP BY ALL
 ), budgets AS (
     SELECT setting, budget FROM runs WHERE budget IS NOT NULL GROUP BY setting, budget HAVING budget < max(tokens)

@@ -9,7 +9,7 @@ WITH shown AS (
 ), sums AS (
     SELECT setting, policy, length, document, n, nll_sum, correct, kl_n, kl_sum, same_top, shown.budget, shown.start_size, recent_share, scorer
     FROM documents JOIN shown USING (setting, policy, length)
-    WHERE n > 0
+    WHERE paired
 )
 SELECT setting, sums.policy, length, document, sums.n, sums.nll_sum, sums.correct, sums.kl_n, sums.kl_sum, sums.same_top,
     control.policy AS control, control.n AS full_n, control.nll_sum AS full_nll_sum, control.correct AS full_correct, true AS paired

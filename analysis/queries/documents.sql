@@ -12,7 +12,8 @@ SELECT chosen.* EXCLUDE (cell),
     CASE WHEN chosen.every > 1 THEN sampled.n ELSE full_cache.n END AS full_n,
     CASE WHEN chosen.every > 1 THEN sampled.nll_sum ELSE full_cache.nll_sum END AS full_nll_sum,
     CASE WHEN chosen.every > 1 THEN sampled.correct ELSE full_cache.correct END AS full_correct,
-    coalesce(chosen.n > 0 AND full_cache.n > 0 AND (coalesce(chosen.every, 1) = 1 OR sampled.n > 0), false) AS paired
+    -- Only where both have numbers for as many tokens: else what is lost on other tokens would pass for the policy's cost.
+    coalesce(chosen.n > 0 AND chosen.n = full_n, false) AS paired
 FROM chosen
 LEFT JOIN (SELECT * FROM chosen WHERE policy_name = 'full') AS full_cache USING (setting, document, length)
 LEFT JOIN sampled ON sampled.cell = chosen.cell AND sampled.length = chosen.length

@@ -8,7 +8,7 @@ WITH shown AS (
     SELECT setting, policy, length, document, kl_n AS n, kl_sum AS nll_sum, correct, kl_n, kl_sum, same_top, budget, least
     FROM documents
     JOIN shown USING (setting, policy, length, budget)
-    WHERE kl_n > 0
+    WHERE paired AND kl_n > 0
 )
 SELECT sums.* EXCLUDE (least), least.n AS full_n, least.nll_sum AS full_nll_sum, least.correct AS full_correct, true AS paired
 FROM sums

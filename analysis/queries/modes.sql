@@ -8,7 +8,7 @@ WITH shown AS (
     SELECT setting, base, variant, policy, length, document, n, nll_sum, correct, kl_n, kl_sum, same_top
     FROM documents
     JOIN shown USING (setting, base, variant, policy, length)
-    WHERE n > 0
+    WHERE paired
 )
 SELECT sums.*, own.n AS full_n, own.nll_sum AS full_nll_sum, own.correct AS full_correct, true AS paired
 FROM sums

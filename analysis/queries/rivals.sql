@@ -6,7 +6,7 @@ WITH shown AS (
     WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND ppl_ratio IS NOT NULL
 ), sums AS (
     SELECT setting, policy, length, document, n, nll_sum, correct, kl_n, kl_sum, same_top, budget, best FROM documents JOIN shown USING (setting, policy, length, budget)
-    WHERE n > 0
+    WHERE paired
 )
 SELECT sums.* EXCLUDE (best), best.policy AS best_policy, best.n AS full_n, best.nll_sum AS full_nll_sum, best.correct AS full_correct,
     true AS paired

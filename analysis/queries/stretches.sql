@@ -7,11 +7,12 @@ WITH differences AS (
         kl_n - coalesce(lag(kl_n) OVER run, 0) AS kl_n, kl_sum - coalesce(lag(kl_sum) OVER run, 0) AS kl_sum,
         same_top - coalesce(lag(same_top) OVER run, 0) AS same_top,
         full_n - coalesce(lag(full_n) OVER run, 0) AS full_n, full_nll_sum - coalesce(lag(full_nll_sum) OVER run, 0) AS full_nll_sum,
-        full_correct - coalesce(lag(full_correct) OVER run, 0) AS full_correct, paired
+        full_correct - coalesce(lag(full_correct) OVER run, 0) AS full_correct,
+        paired AND coalesce(lag(paired) OVER run, true) AS paired
     FROM documents
-    WHERE paired AND in_focus AND usual_ends AND budget IS NOT NULL
+    WHERE in_focus AND usual_ends AND budget IS NOT NULL
     WINDOW run AS (PARTITION BY setting, policy, document ORDER BY length)
 )
 FROM differences
-WHERE n > 0 AND full_n > 0
+WHERE paired AND n > 0
 ORDER BY setting, length, policy, document

@@ -18,7 +18,8 @@ class Reporter:
 
     def __init__(self, cells: int, tokens: float) -> None:
         self.cells, self.done = cells, 0
-        self.last = self.said = time.monotonic()
+        self.said = time.monotonic()
+        self.begun: dict[str, float] = {}  # by long cell, when the share of it that is done left 0
         self.terminal = sys.stdout.isatty()
         count, what = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("fields[cells]", "description"))
         columns = BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn(), what
@@ -45,7 +46,7 @@ class Reporter:
 
     def part(self, line: str, tokens: int) -> None:
         """Report so many more tokens of a cell as done."""
-        self.last = self.said = time.monotonic()
+        self.said = time.monotonic()
         if tokens:
             self.bar.advance(self.task.id, tokens)
         count, left = f"{self.done}/{self.cells}", self.task.time_remaining
@@ -63,9 +64,15 @@ class Reporter:
             print(line, flush=True)
 
     def inside(self, cell: str, what: str, share: float) -> None:
-        """Report how far a long cell is: at once in a terminal, every half minute in a log."""
+        """Report how far a long cell is: at once in a terminal, every half minute in a log.
+
+        What comes before the first of its share is done, as a warm-up, tells nothing of the pace of the rest.
+        """
         now = time.monotonic()
-        left = f"{timedelta(seconds=round((now - self.last) * (1 - share) / share))} left" if share > 0 else "starting"
+        if share == 0:
+            self.begun[cell] = now
+        spent = now - self.begun.setdefault(cell, now)
+        left = f"{timedelta(seconds=round(spent * (1 - share) / share))} left" if share > 0 else "starting"
         if self.terminal:
             self.say(f"{left}, {what}")
         elif now - self.said > LOG_S:

@@ -95,7 +95,12 @@ def test_loss_along_the_text(case):
         names = [name for name in oracle.documents(model, policy) if (model, "full", name) in oracle.runs]
         bins = range(max(oracle.runs[model, policy, name].rows[-1][0] for name in names) // width + 1)
         assert len(mine) == len(bins) > 3
-        pieces = {which: [oracle.piece(model, which, names, width, n) for n in bins] for which in (policy, "full")}
+
+        def sums_of(which, name, index, model=model, width=width):
+            return oracle.piece(model, which, [name], width, index)
+
+        alike = [[name for name in names if sums_of(policy, name, n)[0] == sums_of("full", name, n)[0]] for n in bins]
+        pieces = {which: [oracle.piece(model, which, alike[n], width, n) for n in bins] for which in (policy, "full")}
         for index, row in zip(bins, mine):
             near = [n for n in bins if abs(n - index) <= 2 and (n * width >= budget) == (index * width >= budget)]
             loss, full = (
@@ -111,7 +116,7 @@ def test_what_stretches_between_lengths_cost_and_whether_that_grows(case):
     grown = 0
     for row in rows_of(report, "length"):
         model, policy, since, until = row["setting"], row["policy"], int(row["since"]), int(row["length"])
-        names = [name for name in oracle.documents(model, policy) if (model, "full", name) in oracle.runs]
+        names = oracle.comparable(model, policy, since, until)
         lengths = [0, *oracle.runs[model, policy, names[0]].fields["lengths"]]
         assert since == lengths[lengths.index(until) - 1]
 
