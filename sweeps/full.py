@@ -8,8 +8,8 @@ and l2_compress was not run yet: `--policies` names others.
 
     python sweeps/full.py                              needs the Hugging Face hub, once: docs/first_run.md
     python sweeps/full.py --models smollm2-135m --text kjv --documents 5       offline
-    python sweeps/full.py --policies streaming_llm --budgets 256 --start-sizes 1,2,4,8
-    ray start --head; python sweeps/full.py                                    on a Ray that runs
+    python sweeps/full.py --policies full,streaming_llm --budgets 256 --start-sizes 1,2,4,8
+    ray start --head; python sweeps/full.py      on a Ray that runs, .venv activated: docs/clusters.md, with a token
 """
 
 from kvstream.grid import Grid, expand

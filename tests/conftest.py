@@ -28,7 +28,8 @@ from kvstream.grid import terminal
 NO_TRITON = find_spec("triton") is None
 
 
-SHARED = re.compile(r"^def \w+\(.*\b(ray_here|start)\b", re.MULTILINE)
+# What asks for a Ray, but for long tests, which are handed out one by one.
+SHARED = re.compile(r"(?<!mark\.long\n)^def \w+\(.*\b(ray_here|start)\b *[,)]", re.MULTILINE)
 COMPUTES = ("engine", "policies", "inputs")  # folders of tests for which the engine's functions are compiled
 LONGEST = ("test_exactness", "test_against_oracle", "test_browser", "test_calls", "test_report", "test_evictions")
 LONG = ("test_each_command_does", "test_ten_million", "test_kills_at_random", "test_ray_up", "test_a_driver_that_is")

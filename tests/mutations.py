@@ -3,8 +3,9 @@
     python tests/mutations.py              all: some six minutes
     python tests/mutations.py sinks tie    those whose name holds one of these words
 
-Prints a line for each: caught, missed, or outdated where the code no longer holds the line. Exit code 1 unless all are
-caught. Before, the tests named are run once on the code as it is: they must pass.
+Prints a line for each: caught, missed, outdated where the code no longer holds the line, or broken where pytest could
+run no test. Exit code 1 unless all are caught. Before, the tests named are run once on the code as it is: they must
+pass.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PLANTED, RECALL = ("tests/inputs/test_recall.py", ""), ("tests/analysis/words/te
 DIVERGENCE, DIVERGED = ("tests/engine/test_divergence.py", ""), ("tests/analysis/numbers/test_divergence.py", "")
 QUERIES, CARDS = ("tests/analysis/numbers/test_queries.py", ""), ("tests/analysis/words/test_rules.py", "card")
 
+PASSED, FAILED = 0, 1  # exit codes of pytest; others say that no test was run
+
 
 @dataclass(frozen=True)
 class Mutation:
@@ -49,10 +52,10 @@ MUTATIONS = [
     Mutation("a key that left is still compared with", "kvstream/engine/backends/compiled_scan.py",
              "-score_UKS[u, k, slot]", "-0.0 * score_UKS[u, k, slot]", BY_HAND),
     Mutation("tie: norms are compared to the last bit", "kvstream/engine/scanned_layer.py",
-             'tie(of_keys if self.policy.scored_by == "token" else torch.float64)', "tie(torch.float64)",
+             'tie(of_keys if self.policy.scored_by == "token" else exact)', "tie(exact)",
              ("tests/policies/test_against_oracle.py", "repeated and l2_compress")),
     Mutation("sinks turn one too far", "kvstream/engine/sink_rotation.py",
-             "rotation_of((shift,), self.anchors)", "rotation_of((shift + 1,), self.anchors)", EXACT),
+             "rotation_of((shift,), layers[0].keys)", "rotation_of((shift + 1,), layers[0].keys)", EXACT),
     Mutation("older keys one position off", "kvstream/engine/positions.py",
              "max(0, token - self.budget) if", "max(0, token - self.budget + 1) if", EXACT),
     Mutation("frozen positions never freeze", "kvstream/engine/positions.py",
@@ -146,15 +149,13 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
-def passes(folder: Path, tests: tuple[str, str]) -> bool:
-    """Whether these tests pass on the code in `folder`; False also where one cannot be collected."""
+def run(folder: Path, tests: tuple[str, str]) -> int:
+    """Run these tests on the code in `folder`: pytest's exit code."""
     file, chosen = tests
     command = [sys.executable, "-m", "pytest", file, "-x", "-p", "no:cacheprovider", "-m", "not long and not timed"]
+    command += ["-k", chosen] if chosen else []
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    ran = subprocess.run(
-        [*command, *(["-k", chosen] if chosen else [])], cwd=folder, env=environment, capture_output=True
-    )
-    return ran.returncode == 0
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
 
 
 def outcome(folder: Path, mutation: Mutation) -> str:
@@ -165,7 +166,7 @@ def outcome(folder: Path, mutation: Mutation) -> str:
         return "outdated"
     path.write_text(code.replace(mutation.old, mutation.new))
     try:
-        return "missed" if passes(folder, mutation.noticed_by) else "caught"
+        return {PASSED: "missed", FAILED: "caught"}.get(run(folder, mutation.noticed_by), "broken")
     finally:
         path.write_text(code)
 
@@ -182,7 +183,7 @@ def main() -> int:
             else:
                 shutil.copy(ROOT / name, folder / name)
         for tests in dict.fromkeys(each.noticed_by for each in chosen):
-            if not passes(folder, tests):
+            if run(folder, tests) != PASSED:
                 print(f"{' -k '.join(tests)}: fails on the code as it is")
                 return 1
         found = []

@@ -47,7 +47,9 @@ class Oracle:
 
     def comparable(self, model, policy, *prefixes):
         """Documents of which both the policy and full have as many losses within each of these first tokens."""
-        mine, full = ({n: run.sums for (m, p, n), run in self.runs.items() if (m, p) == (model, one)} for one in (policy, "full"))
+        mine, full = (
+            {n: run.sums for (m, p, n), run in self.runs.items() if (m, p) == (model, one)} for one in (policy, "full")
+        )
         return [
             name
             for name in self.documents(model, policy)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mutations import MUTATIONS
 
 ROOT = Path(__file__).parent.parent
 CODE = [path for folder in ("kvstream", "analysis") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -130,6 +131,13 @@ def test_sweeps_import_only_installed_packages():
         assert top(imports(path)) <= {"kvstream"} | set(sys.stdlib_module_names), path.name
         for word in ("Hypothesis", "Cost", "python sweeps/"):
             assert word in ast.get_docstring(ast.parse(path.read_text())), f"{path.name} does not state: {word}"
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.name)
+def test_a_mutation_finds_its_line_once(mutation):
+    assert (ROOT / mutation.file).read_text().count(mutation.old) == 1
+    assert mutation.new != mutation.old
+    assert (ROOT / mutation.noticed_by[0]).is_file()
 
 
 def test_nothing_is_left_for_later():

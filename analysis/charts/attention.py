@@ -21,7 +21,8 @@ def attention(rows: list[Row]) -> Figure:
 
 def heat_map(setting: str, policy: str, rows: list[Row]) -> Panel:
     """A row a layer, a column a head."""
-    scale = alt.Scale(domain=[0, rows[0]["highest_percent"]], scheme="viridis", reverse=True)
+    highest = rows[0]["highest_percent"] or 1  # where nothing is lost, a scale all the same
+    scale = alt.Scale(domain=[0, highest], scheme="viridis", reverse=True)
     key = alt.Legend(title="attention lost, %", orient="bottom", gradientLength=140, format=".3~g")
     lost = alt.Color(f"{FIELD}:Q", scale=scale, legend=key)
     tooltip = marks.tips(

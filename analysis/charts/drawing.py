@@ -21,6 +21,6 @@ def begin(
         for ending in ("svg", "png"):
             (folder / f"{name}.{ending}").unlink(missing_ok=True)
         if figure and figure.panels and CHARTS[name].file:
-            line = CHARTS[name].beneath(about, whiskers)
+            line = CHARTS[name].beneath(about, whiskers, figure)
             specs[folder / name] = for_file(figure, CHARTS[name].heading, line)
     return len(specs), pictures.begin(specs)

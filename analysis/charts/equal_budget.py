@@ -16,11 +16,11 @@ def equal_budget(rows: list[Row]) -> Figure:
     rows = with_caveat(rows, "policy")
     x = change_axis(alt.X, FIELD, "perplexity against full", rows)
     tooltip = marks.tips(marks.POLICY, marks.CORPUS, marks.CHANGE, ("spread:N", "whisker", ""))
-    panels = []
+    legend, panels = marks.legend_of(rows), []
     for _, size, mine, _ in marks.by_budgets(rows):
         placed = [row | {"label": change(row[FIELD]) + (", tie" if row["tied_with_best"] else "")} for row in mine]
         about = "perplexity of each method against the full cache’s in per cent, best first:" + marks.spoken(
             mine, FIELD
         )
-        panels.append(forest(marks.budget_title(size), placed, x, 0, tooltip, about))
-    return Figure(panels, marks.legend_of(rows), marks.most_budgets(rows), named=True)
+        panels.append(forest(marks.budget_title(size), placed, x, 0, tooltip, about, legend))
+    return Figure(panels, legend, marks.most_budgets(rows), named=True)

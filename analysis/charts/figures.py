@@ -35,7 +35,7 @@ class Chart:
     """A chart: its section, drawing and heading, how to read it, what it needs, what command fills it, its query.
 
     file: a control on the page is no file. whiskers: what they are, where they are none over documents or rounds; None
-    where there are none.
+    where there never are any.
     """
 
     section: str
@@ -48,9 +48,10 @@ class Chart:
     file: bool = True
     whiskers: str | None = ""
 
-    def beneath(self, about: str, whiskers: str) -> str:
-        """The line beneath a file's title: what was measured, and what whiskers are, if it has any."""
-        return about if self.whiskers is None else f"{about} · whiskers: {self.whiskers or whiskers}"
+    def beneath(self, about: str, whiskers: str, figure: Figure | None = None) -> str:
+        """The line beneath a file's title: what was measured, and what whiskers are, if it, or this figure, has any."""
+        none = self.whiskers is None or (figure and not figure.whiskers)
+        return about if none else f"{about} · whiskers: {self.whiskers or whiskers}"
 
 
 CHARTS: dict[str, Chart] = {
@@ -59,8 +60,8 @@ CHARTS: dict[str, Chart] = {
             "tradeoff",
             tradeoff(axis),
             f"Quality against {what}",
-            f"Numbers are budgets in tokens{beside}. The step line joins what nothing measured beats on both axes, as "
-            "far as can be told. Whiskers are 95 % intervals, or the range over few documents.",
+            f"Numbers are budgets in tokens{beside}. A point is on the step line unless another lies lower, whiskers "
+            "aside, and is not measurably dearer. Whiskers are 95 % intervals, or the range over few documents.",
             needs,
             command,
             "tradeoff",
@@ -160,6 +161,7 @@ CHARTS: dict[str, Chart] = {
         "Loss over the full cache’s on those tokens alone that end five which stood in the text before, by how far "
         "back. Zero is the full cache.",
         "a text that repeats itself under a policy that has to evict",
+        whiskers=None,
     ),
     "overview": Chart("zoom", along_the_text.overview, "Zoom", query="along_the_text", file=False),
     "excess": Chart(
@@ -204,7 +206,7 @@ CHARTS: dict[str, Chart] = {
         "speed",
         speed.tpot,
         "Time per output token (TPOT)",
-        "Lower is better; whiskers are 95 % intervals over rounds.",
+        "Lower is better. Whiskers, at a single context alone, are 95 % intervals over rounds.",
         "a latency cell",
         LATENCY,
         "context",
@@ -224,6 +226,7 @@ CHARTS: dict[str, Chart] = {
         "Higher is better. Output tokens per second over the whole batch, after the first token.",
         "several batch sizes",
         LATENCY + " --batches 1,8",
+        whiskers=None,
     ),
 }
 CHARTS = {name: one if one.query else replace(one, query=name) for name, one in CHARTS.items()}
@@ -233,5 +236,9 @@ QUERIES = tuple(dict.fromkeys(chart.query for chart in CHARTS.values()))
 def drawn(frames: dict[str, list[Row]]) -> dict[str, Figure | None]:
     """Every chart from the rows of its query; None where there are none."""
     series = {row["series"] for query in QUERIES for row in frames[query] if "series" in row}
+    among = len(frames["overview"][0]["settings"]) > 1
     with looks(series):
-        return {name: one.draw(frames[one.query]) if frames[one.query] else None for name, one in CHARTS.items()}
+        return {
+            name: replace(one.draw(frames[one.query]), among=among) if frames[one.query] else None
+            for name, one in CHARTS.items()
+        }

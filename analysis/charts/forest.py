@@ -6,18 +6,23 @@ import altair as alt
 
 from analysis.charts import marks
 from analysis.charts.axes import bound, middle
-from analysis.charts.marks import Panel, Row
+from analysis.charts.marks import Legend, Panel, Row
 from analysis.charts.theme import INK
 
 LINE = 30  # pixels of height a series takes
 NAMES = alt.Axis(labelLimit=240, domain=False, ticks=False, labelPadding=8)  # of an axis that names what it shows
 
 
-def forest(title: str, rows: list[Row], x: alt.X, origin: float | None, tooltip: Any, about: str) -> Panel:
-    """A line per row in their order, each with its `label`; and a rule at `origin`, if any."""
+def forest(
+    title: str, rows: list[Row], x: alt.X, origin: float | None, tooltip: Any, about: str, legend: Legend
+) -> Panel:
+    """A line per row in their order, each with its `label`; and a rule at `origin`, if any.
+
+    legend: the whole figure's, as in a file its panels share one scale of colours.
+    """
     field = marks.field_of(x)
     y = alt.Y("series:N", title=None, sort=[row["series"] for row in rows], axis=NAMES)
-    layers = marks.points(rows, x, y, marks.legend_of(rows), tooltip, size=95, key=None)
+    layers = marks.points(rows, x, y, legend, tooltip, size=95, key=None)
     line = [] if origin is None else marks.rule(alt.X, field, origin)
     return marks.panel(rows[0]["setting"], title, [*line, *layers, *beside(rows, field, x, y)], about, LINE * len(rows))
 

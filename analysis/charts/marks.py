@@ -39,17 +39,26 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """The panels of one figure and its legend: (name, style) in reading order; `named` if an axis names the series."""
+    """The panels of one figure and its legend: (name, style) in reading order; `named` if an axis names the series.
+
+    among: whether the report has more than one setting, of which the figure may show one alone.
+    """
 
     panels: list[Panel]
     legend: Legend
     columns: int = 1
     named: bool = False
+    among: bool = False
 
     @property
     def several(self) -> bool:
         """Whether panels must say whose they are."""
-        return len({one.setting for one in self.panels}) > 1
+        return self.among or len({one.setting for one in self.panels}) > 1
+
+    @property
+    def whiskers(self) -> bool:
+        """Whether any are drawn: an interval may be unknown, or the figure be of a quantity that has none."""
+        return any({"x2", "y2"} & layer["encoding"].keys() for one in self.panels for layer in one.spec["layer"])
 
 
 class Rows:

@@ -6,7 +6,7 @@ from analysis.charts import marks
 from analysis.charts.axes import change_axis
 from analysis.charts.forest import NAMES
 from analysis.charts.marks import Figure, Row
-from analysis.charts.theme import variant_style
+from analysis.charts.theme import variant_styles
 from analysis.words.wording import with_caveat
 
 FIELD = "ppl_change_percent"
@@ -23,7 +23,8 @@ def position_modes(rows: list[Row]) -> Figure:
     """One line a policy, one point a mode."""
     modes = [*MODES, *sorted({row["variant"].split(",")[0] for row in rows} - set(MODES))]
     variants = sorted({row["variant"] for row in rows}, key=lambda name: (modes.index(name.split(",")[0]), name))
-    legend = [(mode_name(name), variant_style(name)) for name in variants]
+    styles = variant_styles(variants)
+    legend = [(mode_name(name), styles[name]) for name in variants]
     rows = [row | {"mode": mode_name(row["variant"])} for row in with_caveat(rows, "policy")]
     tooltip = marks.tips(marks.POLICY, marks.CORPUS, marks.CHANGE, ("kv_percent:Q", "KV kept, %", ".1f"))
     y = alt.Y("base:N", title=None, sort=None, axis=NAMES)

@@ -5,7 +5,7 @@ import altair as alt
 from analysis.charts import marks
 from analysis.charts.axes import change_axis
 from analysis.charts.marks import Figure, Row
-from analysis.charts.theme import BUDGET_STYLES
+from analysis.charts.theme import budget_style
 
 FIELD = "ppl_change_percent"
 
@@ -13,7 +13,7 @@ FIELD = "ppl_change_percent"
 def sinks(rows: list[Row]) -> Figure:
     """Points without a line, as numbers of sinks are tried one by one; budgets in greys, as colours are methods'."""
     sizes = sorted({row["budget"] for row in rows})
-    legend = [(f"budget {size:,}", BUDGET_STYLES[index % len(BUDGET_STYLES)]) for index, size in enumerate(sizes)]
+    legend = [(f"budget {size:,}", budget_style(place)) for place, size in enumerate(sizes)]
     tooltip = marks.tips(marks.POLICY, marks.CORPUS, marks.CHANGE)
     panels = []
     for (setting,), every in marks.groups(rows, "setting"):

@@ -16,38 +16,58 @@ TESTED = re.compile(r"datum\['([^']+)'\]")
 
 
 def for_page(one: Panel) -> Row:
-    """A panel's spec for the page: as wide as its container, no legend (the page draws one per figure)."""
+    """A panel's spec for the page: as wide as its container, no legend of series (the page draws one per figure)."""
     spec = {name: value for name, value in one.spec.items() if name not in ("data", "$schema", "config")}
     fitted = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
     return spec | fitted | {"layer": [bare(layer, rows_of(one.spec, layer)) for layer in one.spec["layer"]]}
 
 
 def bare(layer: Row, rows: list[Row]) -> Row:
-    """A layer without legends, its rows with the fields it draws and the digits that can be seen."""
+    """A layer without legends of series, its rows with the fields it draws and the digits that can be seen."""
     fields = sorted(encoded(layer))
     data = [{name: shortened(row[name]) for name in fields} for row in rows]
-    encoding = {name: one | {"legend": None} if name in LEGENDS else one for name, one in layer["encoding"].items()}
-    return layer | {"data": {"values": data}, "encoding": encoding}
+    encoding = layer["encoding"]
+    series = [name for name, one in encoding.items() if name in LEGENDS and one["type"] == "nominal"]
+    silent = {name: encoding[name] | {"legend": None} for name in series}
+    return layer | {"data": {"values": data}, "encoding": encoding | silent}
 
 
 def for_file(figure: Figure, title: str, about: str = "") -> Row:
-    """All panels of a figure with one legend, on white; `about`: a line that says of what, as a file stands alone."""
+    """All panels of a figure with one legend, on white; `about`: a line that says of what, as a file stands alone.
+
+    Vega-Lite has one legend where all panels have the same scales, as those of a figure do.
+    """
     alone = len(figure.panels) == 1
     width = FILE_WIDE if alone and not figure.named else FILE_WIDTH
     first = figure.panels[0].spec
     names = [" · ".join(filter(None, (one.setting if figure.several else "", one.title))) for one in figure.panels]
     parts = [
         {name: value for name, value in one.spec.items() if name not in ("config", "$schema", "params")}
-        | {"width": width, "title": name}
+        | {"width": width, "title": name, "layer": [settled(layer, one.spec["params"]) for layer in one.spec["layer"]]}
         for one, name in zip(figure.panels, names)
     ]
-    whole: Row = {"concat": parts, "columns": figure.columns}
+    apart = {"scale": {"yOffset": "independent"}}  # else all panels' points are as far apart as the first one's
+    whole: Row = {"concat": parts, "columns": figure.columns, "resolve": apart}
     if alone:
         whole = parts[0]
         about = "; ".join(filter(None, (names[0], about)))
     whole["title"] = {"text": title, "subtitle": about} if about else title
     look = first["config"] | {"background": "white", "padding": 14}
-    return whole | {"$schema": first["$schema"], "config": look, "params": first["params"]}
+    emphasis = [one for one in first["params"] if one["name"] == "emphasis"]
+    return whole | {"$schema": first["$schema"], "config": look, "params": emphasis}
+
+
+def settled(layer: Row, params: list[Row]) -> Row:
+    """A layer whose scales end where its panel's parameters say: those of a file are all panels' alike."""
+    known = {one["name"]: one["value"] for one in params}
+
+    def set_in(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        is_set = value.keys() == {"expr"} and value["expr"] in known
+        return known[value["expr"]] if is_set else {name: set_in(one) for name, one in value.items()}
+
+    return layer | {"encoding": set_in(layer["encoding"])}
 
 
 def rows_of(spec: Row, layer: Row) -> list[Row]:

@@ -51,10 +51,12 @@ POLICIES: dict[str, Style] = {
 }
 SPARE = ("#7a78d6", "#4f8c6b", "#a0628a", "#b5764a", "#5f7fa8", "#7d7f45", "#a3566b", "#4c86a8")  # for any other policy
 SPARE_DASHES = ((3, 1), (5, 1, 1, 1), (1, 2), (6, 1), (10, 3))
-BUDGET_SHAPES = {"circle": (1, 0), "diamond": (4, 2), "square": (8, 2), "triangle-up": (2, 2), "cross": (8, 2, 2, 2)}
-BUDGET_STYLES = tuple(
-    Style(("#6f7680", "#8d949e")[place % 2], shape, dash) for place, (shape, dash) in enumerate(BUDGET_SHAPES.items())
+BUDGET_COLOURS = ("#6f7680", "#8d949e")
+BUDGET_SHAPES = (
+    *("circle", "diamond", "square", "triangle-up", "cross"),
+    *("triangle-down", "triangle-right", "triangle-left"),
 )
+BUDGET_DASHES = ((1, 0), (4, 2), (8, 2), (2, 2), (8, 2, 2, 2))
 VARIANT_STYLES = {
     "cache": Style("#6f7680", "circle"),
     "absolute": Style("#8d949e", "diamond"),
@@ -110,11 +112,28 @@ def order(series: str) -> tuple[int, list[int], str]:
     return listed.index(known) if known in listed else len(listed), numbers, series
 
 
-def variant_style(variant: str) -> Style:
-    """The style of a position mode, whatever follows its name."""
-    mode, _, rest = variant.partition(",")
-    look = VARIANT_STYLES.get(mode, Style(SPARE[0], "cross"))
-    return replace(look, shape=SKIPPING.get(mode, "triangle-left"), dash=(4, 2)) if rest else look
+def budget_style(place: int) -> Style:
+    """The style of the budget at that place among all of a chart: no two of the first sixteen points are alike."""
+    shape = BUDGET_SHAPES[place % len(BUDGET_SHAPES)]
+    colour = BUDGET_COLOURS[(place + place // len(BUDGET_SHAPES)) % len(BUDGET_COLOURS)]
+    return Style(colour, shape, BUDGET_DASHES[place % len(BUDGET_DASHES)])
+
+
+def variant_styles(variants: Iterable[str]) -> dict[str, Style]:
+    """Styles of position modes, whatever follows their names: each its mode's shape, or one that no other has yet."""
+    found: dict[str, Style] = {}
+    for variant in sorted(variants, key=lambda name: "," in name):  # the modes themselves choose first
+        mode, _, rest = variant.partition(",")
+        look = VARIANT_STYLES.get(mode, Style(SPARE[0], "cross"))
+        if rest:
+            look = replace(look, shape=SKIPPING.get(mode, "triangle-left"), dash=(4, 2))
+        lap, place = divmod(len(found), len(SHAPES))
+        if lap:  # all shapes are taken: they come again in other colours
+            look = Style(SPARE[lap % len(SPARE)], look.shape, SPARE_DASHES[lap % len(SPARE_DASHES)])
+        taken = {one.shape for one in list(found.values())[len(found) - place :]}
+        free = [shape for shape in (look.shape, *reversed(SHAPES)) if shape not in taken]
+        found[variant] = replace(look, shape=free[0])
+    return found
 
 
 @alt.theme.register("kvstream", enable=True)

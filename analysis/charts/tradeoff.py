@@ -59,11 +59,15 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: marks.Legend) 
     x = ratio_axis(alt.X, "place" if axis == "kv" else "x", title, rows)
     metric = metric_of(rows[0])
     y = change_axis(alt.Y, FIELD, metric.axis, rows, NAMED[rows[0]["metric"]])
-    marked = [{**row, "label": "full" if row["budget"] is None else f"{row['budget']:,}"} for row in rows]
+    marked = [
+        {**row, "label": "full" if row["budget"] is None else f"{row['budget']:,}", "told": metric.scale * row[FIELD]}
+        for row in rows
+    ]
     front = alt.Chart(marks.values(row for row in marked if row["unbeaten"]))
     step = front.mark_line(interpolate="step-after", color=RULE, strokeWidth=1.5).encode(x=x, y=y)
     tooltip = marks.tips(
         marks.POLICY,
+        *([] if rows[0]["metric"] == "ppl" else [("told:Q", metric.axis, ".3~g")]),
         marks.CHANGE,
         ("x:Q", f"{name} ÷ full’s", ".3f"),
         ("x_low:Q", "from", ".3f"),

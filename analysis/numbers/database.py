@@ -22,7 +22,7 @@ from analysis.read.records import Records
 
 QUERIES = Path(__file__).parent.parent / "queries"
 PUBLISHED = Path(__file__).parent.parent / "published"
-NAMED = ("settings", "focus", "cells", "texts", "compared")  # what cells are, without their rows
+NAMED = ("settings", "focus", "cells", "texts", "compared_at", "compared")  # what cells are, without their rows
 # The queries that read rows, `tokens`, and of which cells: no file is opened in vain.
 OF_ROWS = {
     "repeated": "SELECT cell FROM texts",

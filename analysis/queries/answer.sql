@@ -1,8 +1,9 @@
 -- Which policy should be taken: the smallest budget within the tolerance, the best at the smallest budget, with or without sinks?
 WITH candidates AS (
-    SELECT *, row_number() OVER (PARTITION BY setting, budget ORDER BY cost, policy) AS place
+    SELECT *, row_number() OVER of_budget AS place, count(*) OVER (PARTITION BY setting, budget) = 1 AS alone
     FROM costs
-    WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND cost IS NOT NULL
+    WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND cost IS NOT NULL AND kv_mb IS NOT NULL
+    WINDOW of_budget AS (PARTITION BY setting, budget ORDER BY cost, policy)
 ), within AS (
     SELECT * FROM candidates
     WHERE cost <= getvariable('within')
@@ -10,7 +11,10 @@ WITH candidates AS (
 ), closest AS (
     SELECT * FROM candidates QUALIFY row_number() OVER (PARTITION BY setting ORDER BY cost, budget, policy) = 1
 ), tried AS (
-    SELECT setting, min(budget) AS smallest_budget FROM candidates GROUP BY setting
+    SELECT setting, min(budget) AS smallest_budget, min(paired_documents) AS fewest_documents,
+        max(paired_documents) AS most_documents
+    FROM candidates
+    GROUP BY setting
 ), tight AS (
     SELECT * FROM candidates WHERE place = 1 QUALIFY row_number() OVER (PARTITION BY setting ORDER BY budget) = 1
 ), with_sinks AS (
@@ -36,7 +40,8 @@ SELECT setting,
     pick.policy, pick.policy_name, pick.budget, pick.budget = smallest_budget AS smallest_tried, full_ppl, vocab_size, guesses, pick.start_size, pick.recent_size, pick.policy_fields,
     pick.skip_layers, pick.metric, pick.cost, pick.cost_low, pick.cost_high, pick.ppl_change_percent, pick.ppl_change_low_percent, pick.ppl_change_high_percent, pick.spread,
     pick.accuracy_change_points, pick.kv_percent, pick.length, pick.trained_context, pick.paired_documents,
-    tight.policy AS tight_policy, tight.budget AS tight_budget, tight.cost AS tight_cost,
+    fewest_documents, most_documents,
+    tight.policy AS tight_policy, tight.alone AS tight_alone, tight.budget AS tight_budget, tight.cost AS tight_cost,
     tight.kv_percent AS tight_kv_percent, tight.skip_layers AS tight_skip_layers,
     sinks.budget AS sinks_budget, sinks_policy, sinks_cost,
     bare_policy, bare_cost, focus, in_other_modes

@@ -16,7 +16,7 @@ WITH candidates AS (
     SELECT costs.*, CASE WHEN spread = 'interval' THEN coalesce(cost_high, cost) ELSE cost END AS cost_at_most
     FROM costs
     JOIN guessing USING (setting)
-    WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND cost IS NOT NULL AND NOT guesses
+    WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND cost IS NOT NULL AND kv_mb IS NOT NULL AND NOT guesses
 ), timed AS (  -- each policy where its speed shows best what it is: budget exceeded, context long
     SELECT pairs.setting, latency.*, filled AND budget IS NOT NULL AS budget_full
     FROM pairs
@@ -110,7 +110,7 @@ WITH candidates AS (
         paired_documents, spread, getvariable('quality_metric') AS metric, cost, cost_low, cost_high, kl_nats, same_top_percent, ppl_change_percent, ppl_change_low_percent, ppl_change_high_percent, accuracy_change_points,
         accuracy_change_low_points, accuracy_change_high_points, kv_mb, kv_percent, 100 - kv_percent AS kv_saved_percent, context, batch,
         rounds_n, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict, tpot_band_low, tpot_band_high, ttft_ratio, ttft_ratio_low,
-        ttft_ratio_high, busy, threshold,
+        ttft_ratio_high, busy, is_full, threshold,
         CASE
             WHEN policy IS NOT NULL THEN NULL
             WHEN quality_rows = 0 THEN 'no perplexity measured'

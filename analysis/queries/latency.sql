@@ -30,6 +30,7 @@ WITH prefills AS (
 SELECT setting, model, device, dtype, threads, context, batch, label AS contender, role, contenders.policy,
     contenders.policy_name, contenders.skip_layers, contenders.budget, contenders.start_size,
     coalesce(context > coalesce(contenders.full_after, contenders.budget), true) AS filled,  -- the layers with a budget
+    coalesce(contenders.full_after, contenders.budget) AS full_after,
     policies.policy_fields,
     CASE WHEN role = 'policy' THEN series ELSE label END AS series, variant, in_focus, usual_ends,
     ttft_ms, ttft_ratio, ttft_ratio_low, ttft_ratio_high, ttft_verdict, ttft_band_low, ttft_band_high,

@@ -25,7 +25,7 @@ WITH totals AS (
 )
 SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
     start_size, recent_size, policy_fields, in_focus, usual_ends, every, trained_context, length,
-    length = max(length) OVER (PARTITION BY setting) AS longest,
+    length = compared_at AS longest,  -- of those that most policies reach
     policy_name = 'full' OR coalesce(coalesce(evicts_after, budget) < length, true) AS evicts,  -- else all it says is what full says
     documents, paired_documents, scored, invalid,
     kv_mb, kv_percent, ppl_corpus, ppl_mean, accuracy_percent,
@@ -53,6 +53,6 @@ SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_
     CASE WHEN complete THEN 100 * accuracy_low END AS accuracy_low_percent,
     CASE WHEN complete THEN 100 * accuracy_high END AS accuracy_high_percent
 FROM (SELECT *, spread = 'interval' AND documents = paired_documents AS complete
-    FROM totals LEFT JOIN intervals USING (setting, policy, length))
+    FROM totals LEFT JOIN intervals USING (setting, policy, length) JOIN compared_at USING (setting))
 WINDOW prefix AS (PARTITION BY setting, length)
 ORDER BY setting, length DESC, policy_name <> 'full', budget, ppl_corpus, policy

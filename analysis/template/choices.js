@@ -16,9 +16,11 @@ for (const radio of document.querySelectorAll(".axis input")) {
   });
 }
 
-// Hides what belongs to another model than the one chosen; panels say whose they are only when all are shown.
+// Hides what belongs to another model than the one chosen; panels of a model that was measured in one way alone need not
+// say whose they are.
 function choose(model) {
-  document.body.classList.toggle("one-model", model !== "");
+  const mine = places.filter((place) => place.closest("[data-of]")?.dataset.of === model);
+  document.body.classList.toggle("one-model", new Set(mine.map((place) => place.dataset.setting)).size === 1);
   for (const part of document.querySelectorAll("[data-of]")) {
     part.classList.toggle("elsewhere", model !== "" && part.dataset.of !== model);
   }

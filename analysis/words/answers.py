@@ -50,11 +50,12 @@ def recommended(row: Row, timed: Row | None) -> tuple[str, list[str]]:
     else:
         headline = f"no policy tried stays {metric.bound(metric.within, row['tolerance'])}."
         why = f"The closest is {row['policy']}: {cost}, with {memory}. {keeps(row)}"
-    more = [why, *filter(None, (spoken, untrained(row)))]
+    more = [why, *filter(None, (unequal(row), spoken, untrained(row)))]
     if row["tight_policy"] and row["tight_policy"] != row["policy"]:
         squeezed = f"{metric.brief(row['tight_cost'])} with {percent(row['tight_kv_percent'])} of the memory"
         squeezed += caveat(row["tight_skip_layers"])
-        more.append(f"At {row['tight_budget']:,} tokens the best is {row['tight_policy']}: {squeezed}.")
+        which = "there is" if row["tight_alone"] else "the best is"
+        more.append(f"At {row['tight_budget']:,} tokens {which} {row['tight_policy']}: {squeezed}.")
     if row["sinks_budget"]:
         bare, kept = metric.spoken(row["bare_cost"]), metric.brief(row["sinks_cost"])
         less = f"With {row['sinks_budget']:,} tokens and no attention sink, {row['bare_policy']} is at {bare}"
@@ -78,6 +79,16 @@ def sure(row: Row) -> str:
     if row["spread"] == "interval":
         return f"The 95{PER_CENT} interval of the {figure} is {ends}."
     return f"The {figure} is {ends} over {counted(row['paired_documents'], 'document')}, too few for an interval."
+
+
+def unequal(row: Row) -> str:
+    """That policies were not run on the same documents, as in a sweep that has not ended."""
+    fewest, most = row["fewest_documents"], row["most_documents"]
+    if fewest == most:
+        return ""
+    return (
+        f"Policies share {fewest:,} to {most:,} documents with full: until all have the same, their order may change."
+    )
 
 
 def untrained(row: Row) -> str:

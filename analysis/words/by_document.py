@@ -12,7 +12,7 @@ def in_documents(documents: list[Row], ranked: list[str], own: str) -> str:
     documents: rows of the table `documents`; counted is its greatest length. Nothing is said where one of the policies
     was run on other documents than the first.
     """
-    longest = max(row["length"] for row in documents)
+    longest = max(row["length"] for row in documents if row["policy"] in ranked)
     runs: dict[str, Sums] = {}
     for row in documents:
         if row["length"] == longest and row["paired"]:

@@ -56,6 +56,7 @@ def card(row: Row) -> Row:
     shown |= {"flag": f"{case.flag} {threshold:g}", "nearest": nearest(row)}
     if row["policy"] is None:
         return shown
+    shown["said"] = f"{SAME} in {metric.named}" if none_measurable(row) else metric.spoken(row["cost"])
     return shown | {"keeps": keeps(row), "facts": [*quality(row), pace(row), memory(row)], "code": code(row)}
 
 
@@ -117,7 +118,7 @@ def pace(row: Row) -> Fact:
 
 def timed(row: Row) -> bool:
     """Whether the policy was timed where it has to evict."""
-    return row["tpot_ratio"] is not None and bool(row["context"] > row["budget"])
+    return row["tpot_ratio"] is not None and bool(row["is_full"])
 
 
 def memory(row: Row) -> Fact:
@@ -133,10 +134,13 @@ def code(row: Row) -> list[str]:
 
 
 def too_few(rows: list[Row]) -> str:
-    """What stands in place of an interval of perplexity, if documents are too few for one."""
-    of_several = (row["paired_documents"] for row in rows if row["spread"] == "range" and row["paired_documents"] > 1)
-    few = next(of_several, 0)
-    return f"the range over {few} documents, too few for an interval" if few else ""
+    """What stands in place of an interval of quality, if documents are too few for one; of some, if of some."""
+    told = [row for row in rows if row["spread"] and row["paired_documents"] > 1]
+    few = [row["paired_documents"] for row in told if row["spread"] == "range"]
+    if not few:
+        return ""
+    ranged = f"the range over {few[0]} documents, too few for an interval"
+    return ranged if len(few) == len(told) else f"a 95\u00a0% interval, or {ranged}"
 
 
 def table(rows: list[Row], several: bool) -> list[str]:

@@ -108,6 +108,12 @@ def cost(row: Row) -> tuple[str, str]:
 
 
 def none_measurable(row: Row) -> bool:
-    """Whether the spread of a cost holds zero, so that it is neither a loss nor a gain."""
+    """Whether the interval of a cost holds zero, so that it is neither loss nor gain; the range of a few is none."""
     low, high = row["cost_low"], row["cost_high"]
-    return low is not None and high is not None and low <= 0 <= high and (low, high) != (0, 0)
+    return (
+        row["spread"] == "interval"
+        and low is not None
+        and high is not None
+        and low <= 0 <= high
+        and (low, high) != (0, 0)
+    )

@@ -45,15 +45,20 @@ def block(records: Records, frames: dict[str, list[Row]], picture: bool) -> str:
 def shortlist(rows: list[Row], picked: set[str]) -> list[Row]:
     """At most ROWS of them: full, what the cards took, the best of each other method, then the best; in their order."""
     best: dict[str, str] = {}
-    for row in sorted(rows, key=lambda row: row["ppl_corpus"]):
+    for row in sorted(rows, key=lost):
         best.setdefault(row["policy_name"], row["policy"])
 
     def place(row: Row) -> tuple[Any, ...]:
         first = (row["budget"] is not None, row["policy"] not in picked, row["policy"] not in best.values())
-        return *first, row["ppl_corpus"]
+        return *first, *lost(row)
 
     wanted = sorted(rows, key=place)[:ROWS]
     return [row for row in rows if row in wanted]
+
+
+def lost(row: Row) -> tuple[bool, Any]:
+    """By perplexity; where no token has a number, last."""
+    return row["ppl_corpus"] is None, row["ppl_corpus"]
 
 
 def brackets(rows: list[Row]) -> str:

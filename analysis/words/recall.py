@@ -46,8 +46,9 @@ def beyond(budget: int, far: list[Row]) -> str:
     if not known:
         of_full = [row for row in far if row["policy"] == "full"]
         return (
-            f"Beyond {budget:,} tokens the full cache itself recalls next to nothing, {added(of_full, 'recalled'):,} "
-            f"of {added(of_full, 'answers'):,} answers: nothing follows about policies."
+            f"Beyond {budget:,} tokens the full cache itself has {added(of_full, 'recalled'):,} of "
+            f"{added(of_full, 'answers'):,} answers right, at no distance measurably more than a tenth: nothing "
+            "follows about policies."
         )
     distances = sorted({row["distance"] for row in known})
     span = f"at {listed(f'{distance:,}' for distance in distances)} tokens"
@@ -55,13 +56,13 @@ def beyond(budget: int, far: list[Row]) -> str:
 
 
 def out_of_reach(far: list[Row]) -> str:
-    """At which distances beyond a budget full itself recalls next to nothing, if at some."""
+    """At which distances beyond a budget full itself recalls too little to tell, if at some."""
     lost = [row for row in far if row["policy"] == "full" and not row["full_recalls"]]
     if not lost:
         return ""
     distances = listed(f"{row['distance']:,}" for row in sorted(lost, key=lambda row: int(row["distance"])))
     count = f"{added(lost, 'recalled'):,} of {added(lost, 'answers'):,}"
-    return f" At {distances} full itself recalls next to nothing, {count}: nothing follows there."
+    return f" At {distances} full itself has {count} right, not measurably more than a tenth: nothing follows there."
 
 
 def within(budget: int, near: list[Row]) -> str:

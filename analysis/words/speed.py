@@ -33,13 +33,14 @@ def beside_quality(row: Row) -> tuple[str, str]:
     """What speed adds to the answer of a model with quality: the headline's end, and sentences."""
     if unfilled(row):
         return "", (
-            f"Its speed is not known: the longest context timed, {row['context']:,} tokens, does not exceed its budget "
-            f"of {row['budget']:,}. A sweep with longer --contexts tells."
+            f"Its speed is not known: the longest context timed, {row['context']:,} tokens, does not exceed "
+            f"{budget(row)}. A sweep with longer --contexts tells."
         )
     ratio = times(row["tpot_ratio"]).replace("×", "× the time per token")
     joined = {"faster": f"and {ratio}", "slower": f"but {ratio}", "same": f"and {SAME} in time per token"}
     busy = " (machine slightly busy)" if row["busy"] else ""
-    end = f", {joined.get(verdict(row), f'and about {ratio}')} at {row['context']:,}{busy}"
+    where = f" ({row['latency_setting']})" if row["several_machines"] else ""
+    end = f", {joined.get(verdict(row), f'and about {ratio}')} at {row['context']:,}{where}{busy}"
     return end, f"{sentence(row)} {again_words(row)}"
 
 
@@ -65,6 +66,14 @@ def unfilled(row: Row) -> bool:
     return not row["filled"]
 
 
+def budget(row: Row) -> str:
+    """The budget that a context has to exceed before all layers evict."""
+    whole = f"its budget of {row['budget']:,}"
+    return (
+        whole if row["full_after"] == row["budget"] else f"{whole}, of which its widest layer has {row['full_after']:,}"
+    )
+
+
 def again_words(row: Row) -> str:
     """The A/A pair of the same cell, and what else the machine did."""
     ratio = again_ratio(row, "tpot")
@@ -85,7 +94,7 @@ def alone(row: Row, several: bool) -> Row:
         headline = capital(f"{where}no policy was timed where it evicts: {longest}.")
         more = ["A sweep with longer --contexts or smaller --budgets tells."]
     else:
-        if verdict(row) in ("faster", "unsure"):
+        if verdict(row) == "faster" or (verdict(row) == "unsure" and row["tpot_ratio"] < 1):
             takes = "decodes fastest" if verdict(row) == "faster" else "takes the least time of those measured"
             headline, nearest = f"{where}{row['policy']} {takes}: {pace(row)}.", ""
         else:
@@ -95,7 +104,11 @@ def alone(row: Row, several: bool) -> Row:
         grows = caveat(row["skip_layers"])
         keeps = f"It keeps {percent(row['kv_percent'])} of the full KV memory there{grows}."
         more = [" ".join(filter(None, (nearest, tied))), f"{keeps} {again_words(row)}"]
-    more.append("What a policy costs in perplexity these records do not say, so none is recommended.")
+    more.append(
+        f"What a policy costs in perplexity stands beside {row['quality_setting']}."
+        if row["quality_setting"]
+        else "What a policy costs in perplexity these records do not say, so none is recommended."
+    )
     return {"setting": row["setting"], "headline": headline, "more": [*filter(None, more)]}
 
 

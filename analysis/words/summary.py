@@ -115,7 +115,8 @@ def measured(frames: Frames) -> str:
     """Of what the qualities are: models, text, documents, device and dtype."""
     overview = frames["overview"][0]
     models = [row["model"] for row in frames["models"] if row["tokens"]]
-    size = f"{counted(overview['documents'], 'document')} of {max(overview['lengths']):,} tokens"
+    length = max(row["length"] for row in frames["perplexity"] if row["longest"])
+    size = f"{counted(overview['documents'], 'document')} of {length:,} tokens"
     where = f"{', '.join(overview['devices'])}, {', '.join(overview['dtypes'])}"
     what = f"{', '.join(models)} on {', '.join(overview['texts'])}"
     return f"{what}, {size}, {where}. Perplexity is over all documents together."
@@ -162,8 +163,10 @@ def stands_on(frames: Frames) -> str:
 
 def whiskers(frames: Frames) -> str:
     """What whiskers in them are, unless a chart has its own."""
-    ranges = any(row["spread"] == "range" for row in frames["perplexity"])
-    return f"{'range over documents, for time ' if ranges else ''}95 % interval"
+    spreads = {row["spread"] for row in frames["perplexity"] if row["longest"] and row["spread"]}
+    of_quality = {"range": "range over documents, for time ", "interval": ""}
+    both = "95 % interval, of few documents their range"
+    return both if len(spreads) > 1 else f"{of_quality[spreads.pop()] if spreads else ''}95 % interval"
 
 
 def texts_of(overview: Row) -> str:

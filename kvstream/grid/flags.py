@@ -1,6 +1,7 @@
 """The flags that every sweep shares. Each replaces one axis of the sweep's grid; the other axes stay as they are.
 
-The axes of policies are those that their fields declare: see `kvstream.policies.fields`.
+Where the policies change, latency cells compare all of them. The axes of policies are those that their fields declare:
+see `kvstream.policies.fields`.
 """
 
 from __future__ import annotations
@@ -66,11 +67,14 @@ def parser_of(grid: Grid, question: str) -> argparse.ArgumentParser:
         description=question,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="An axis flag replaces that axis; the policies are then the product of all axes.",
+        epilog="An axis flag replaces that axis; the policies are then the product of all axes.\n"
+        "Where policies change, latency cells time all of them; --contexts none leaves latency out.",
     )
     _add_axes(parser.add_argument_group("axes (comma lists)"), grid)
     text = parser.add_argument_group("text")
-    text.add_argument("--text", metavar="NAME", help=f"kjv, pg19, recall:, a file, folder or glob; now {grid.text}")
+    sources = "kjv, pg19, recall:, hub:owner/name@revision, a file, folder or glob"
+    column = ":column behind the last four if the texts' is not called text"
+    text.add_argument("--text", metavar="NAME", help=f"{sources}; {column}; now {grid.text}")
     text.add_argument("--documents", type=_number, metavar="N", help=f"how many of it; now {grid.documents}")
     text.add_argument(
         "--join-rows",
@@ -115,7 +119,7 @@ def _add_axes(group: Any, grid: Grid) -> None:
     group.add_argument("--recompute-every", type=_number, metavar="N", help=sample)
     metrics = f"kl: also compare each token with full's prediction; nll: do not; now {grid.metrics}"
     group.add_argument("--metrics", choices=METRICS, help=metrics)
-    attention = "also measure full's attention on what each policy has evicted: two more replays of each text"
+    attention = "also measure full's attention on what each policy has evicted: two more replays per text and policy"
     group.add_argument("--attention-loss", action=argparse.BooleanOptionalAction, help=attention)
     contexts = "prompt lengths of latency cells; none: no such cells"
     group.add_argument("--contexts", type=_none_or(numbers), metavar="N,N", help=contexts)
@@ -126,7 +130,8 @@ def _add_how(group: Any, grid: Grid) -> None:
     for name, what in REPEATS.items():
         now = getattr(grid.repeats, name)
         group.add_argument(f"--{name}", type=_number, metavar="N", help=f"{what} in latency cells; now {now}")
-    group.add_argument("--device", choices=DEVICES, default="auto", help="auto: the cluster's GPUs, else CPUs")
+    device = "auto: the cluster's GPUs, else CPUs; Apple's GPUs were not tried: give cpu there"
+    group.add_argument("--device", choices=DEVICES, default="auto", help=device)
     group.add_argument(
         "--dtype",
         choices=tuple(DTYPE_BYTES),

@@ -17,13 +17,22 @@ SCORING_BYTES = {True: 16 << 20, False: 1 << 30}  # logits that exist at once an
 
 def needed_bytes(cell: Cell) -> float:
     """Estimate the memory that a cell needs: weights, caches, and what is computed with at once."""
-    model, size = cell.model, DTYPE_BYTES[cell.dtype]
-    weights = model.num_weights * size
+    model, size, weights = cell.model, DTYPE_BYTES[cell.dtype], weights_bytes(cell)
     if isinstance(cell, LatencyCell):
         # DynamicCache's prefill takes the prompt at once: a few activations of four times the hidden size per token.
         return 2 * weights + cell.kv_bytes_held + 16 * cell.batch * cell.context * model.hidden_size * size
     assert isinstance(cell, TextCell)
     return weights + text_bytes(cell)
+
+
+def weights_bytes(cell: Cell) -> float:
+    """The bytes of a model's weights in the cell's dtype."""
+    return float(cell.model.num_weights * DTYPE_BYTES[cell.dtype])
+
+
+def own_weights_bytes(cell: Cell) -> float:
+    """The bytes of weights that each worker holds itself: on GPUs all; the CPU workers of a machine share theirs."""
+    return 0.0 if cell.device == "cpu" else weights_bytes(cell)
 
 
 def text_bytes(cell: TextCell) -> float:
@@ -54,8 +63,8 @@ def text_bytes(cell: TextCell) -> float:
 def side_by_side(cells: Sequence[Cell], memory: float) -> int:
     """How many texts of one model to take along at once: as many as half of a GPU's memory holds beside the weights."""
     short = [cell for cell in cells if isinstance(cell, QualityCell) and cell.tokens - 1 <= PART_TOKENS]
-    sizes = [(needed_bytes(cell), text_bytes(cell)) for cell in short]
-    return int(min((max(1, (memory / 2 - (all_ - text)) // text) for all_, text in sizes), default=1))
+    fit = (max(1, (memory / 2 - weights_bytes(cell)) // text_bytes(cell)) for cell in short)
+    return int(min(fit, default=1))
 
 
 def too_large(cell: Cell, available_bytes: float) -> str | None:

@@ -85,7 +85,8 @@ def read_rows(file: Path, column: str) -> Iterator[tuple[str | None, str]]:
         if not isinstance(text, str):
             what = f"holds {type(text).__name__}, not text" if column in columns else "does not exist"
             raise ValueError(
-                f"text: column {column!r} of {str(file)!r} {what}; there are {', '.join(map(repr, columns))}"
+                f"text: column {column!r} of {str(file)!r} {what}; there are {', '.join(map(repr, columns))}; "
+                "write NAME:column for one of them"
             )
         title = next((row[key] for key in TITLES if isinstance(row.get(key), str) and row[key] and key != column), None)
         if "\0" in text:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvstream.grid.cells import Cell, LatencyCell, QualityCell, RecomputeCell
-from kvstream.grid.memory_needed import side_by_side
+from kvstream.grid.memory_needed import needed_bytes, side_by_side
 from kvstream.sweep.interrupt import Interrupt
 from kvstream.sweep.jobs import jobs_of
 from kvstream.sweep.pool import Failed, Lost, Node, Pool, Slots
@@ -66,7 +66,9 @@ class Driver:
         quality = [cell for cell in cells if isinstance(cell, QualityCell)]
         at_once = 1  # a CPU is busy with one text
         if quality and self.slots.device != "cpu":
-            at_once = side_by_side(quality, min(node.memory for node in self.nodes))
+            least = min(map(needed_bytes, quality))
+            able = [node.memory for node in self.nodes if node.memory >= least]
+            at_once = side_by_side(quality, min(able, default=0))
         if at_once > 1:
             self.results.reporter.say(f"up to {at_once} texts side by side, as many as half of a GPU's memory holds")
         windows = [Recomputing(cells=(cell,)) for cell in cells if isinstance(cell, RecomputeCell)]

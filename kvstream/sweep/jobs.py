@@ -16,7 +16,7 @@ import numpy as np
 
 from kvstream.engine.chunks import CHUNK_SIZE, PART_TOKENS
 from kvstream.grid.cells import QualityCell
-from kvstream.grid.memory_needed import text_bytes
+from kvstream.grid.memory_needed import own_weights_bytes, text_bytes
 from kvstream.policies import Policy
 from kvstream.policies.draws import derived_seed
 from kvstream.policies.sizes import tokens_from_full
@@ -69,8 +69,8 @@ class Job(Work):
 
     @cached_property
     def memory_bytes(self) -> float:
-        """What its texts need; all workers of a machine share the weights."""
-        return sum(map(text_bytes, self.cells))
+        """What its texts need."""
+        return own_weights_bytes(self.cells[0]) + sum(map(text_bytes, self.cells))
 
     @property
     def call(self) -> tuple[str, dict[str, Any]]:

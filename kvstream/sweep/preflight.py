@@ -76,7 +76,7 @@ class Plan:
         tokens = sum(cell.tokens for cell in self.todo)
         tflop = sum(cell.tokens * cell.model.flops_per_token for cell in self.todo) / 1e12
         begin = ", and half a minute to begin" if self.todo else ""
-        counted = f"{len(self.cells)} cells, {len(self.finished)} finished, {len(self.todo)} to do"
+        counted = f"{len(self.cells):,} cells, {len(self.finished):,} finished, {len(self.todo):,} to do"
         print(f"{self.grid.name}: {counted}")
         print(
             f"cost: {tokens:,} tokens, {tflop:,.1f} TFLOP beside attention; "
@@ -105,8 +105,8 @@ class Plan:
         """Write down what the sweep consists of, and tell how much of it is to do, and what cannot be done."""
         self.records.plan(self.grid, self.question, self.cells)
         self.records.forget_failures()
-        counted = f"{len(self.cells)} cells, {len(self.finished)} finished before"
-        print(f"{self.grid.name}: {counted}, {len(self.todo)} to do → {self.options.out}", flush=True)
+        counted = f"{len(self.cells):,} cells, {len(self.finished):,} finished before"
+        print(f"{self.grid.name}: {counted}, {len(self.todo):,} to do → {self.options.out}", flush=True)
         if others := tidy(self.records, self.finished, {cell.key for cell in self.cells}):
             told = "long cells that other code or another grid has begun lie in"
             print(f"{others} {told} {self.options.out}, unfinished")

@@ -1,10 +1,13 @@
 """Does a cell give the same losses again? `kvstream rerun DIR CELL` computes one quality cell anew and compares.
 
-Nothing is written. It computes where it is started, without Ray.
+Nothing is written. It computes where it is started, without Ray, with as many threads as the record names.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +54,12 @@ def rerun(records: Records, key: str) -> Rerun:
     fields = records.read_json(f"{key}.json")["fields"]
     if fields["kind"] != "quality":
         raise ValueError(f"cell: {key!r} holds times, which never come again; give a quality cell")
+    with _threads(fields.get("threads")):
+        return _compared(key, fields, before)
+
+
+def _compared(key: str, fields: dict[str, Any], before: pa.Table) -> Rerun:
+    """Compute the cell that a commit record describes, and hold it against its rows."""
     import torch  # for which neither `verify` nor a misspelt cell waits
 
     from kvstream.engine import model_check
@@ -70,6 +79,20 @@ def rerun(records: Records, key: str) -> Rerun:
     sound_T = ids_T[: int(lost[0]) - 1] if len(lost) else ids_T
     differs = float(apart.max()), float(apart.mean()), model_check.rounding_nats(model, sound_T)
     return Rerun(str(cell), cell.key == key, len(apart), *differs, hits)
+
+
+@contextmanager
+def _threads(recorded: int | None) -> Iterator[None]:
+    """As many threads as a cell was computed with, all cores if these are fewer; then as many as before."""
+    import torch
+
+    own = torch.get_num_threads()
+    if recorded:
+        torch.set_num_threads(min(recorded, os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
 
 
 def cell_of(fields: dict[str, Any]) -> QualityCell | RecomputeCell:

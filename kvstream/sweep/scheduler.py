@@ -2,7 +2,7 @@
 
 The rules, for the cells of one model and kind; `phases` says in which order these come:
 
-* The model is checked first, by the worker that asks first. If it is refused, all its cells are.
+* The model is checked first, by the first worker that asks and can hold it. If it is refused, all its cells are.
 * A worker stays with its text, whose first tokens it has replayed; else it takes a text that no other has, else the
   one with most to do. A long text's next part comes before all texts, and so does what is tried again.
 * A worker has one piece of work, and one more behind it as long as at least one for each worker waits.
@@ -75,7 +75,8 @@ class Scheduler:
         if self.stopped or len(held) >= IN_FLIGHT or (held and self.waiting < len(self._workers)):
             return None
         if self.check:
-            work = None if self.in_flight else self.check
+            fits = self.check.memory_bytes <= worker.memory_bytes
+            work = self.check if fits and not self.in_flight else None
         elif work := self._taken(worker):
             self._text_of[worker.id] = work.text
             work = self.prepare(work)

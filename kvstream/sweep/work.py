@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvstream.grid.cells import Cell, RecomputeCell, TextCell
-from kvstream.grid.memory_needed import needed_bytes, text_bytes
+from kvstream.grid.memory_needed import needed_bytes, own_weights_bytes, text_bytes
 
 CHECK_TOKENS = 512  # of a text, with which a model is checked
 
@@ -53,6 +53,11 @@ class Check(Work):
     """Does kvstream compute what the model of these cells does? Asked with ordinary tokens, if there are any."""
 
     @property
+    def memory_bytes(self) -> float:
+        """The weights, so that a GPU is asked which can hold them."""
+        return own_weights_bytes(self.cells[0])
+
+    @property
     def call(self) -> tuple[str, dict[str, Any]]:
         """Ask."""
         first = self.cells[0]
@@ -65,10 +70,10 @@ class Recomputing(Work):
 
     @property
     def memory_bytes(self) -> float:
-        """What its windows need; all workers of a machine share the weights."""
+        """What its windows need."""
         [cell] = self.cells
         assert isinstance(cell, RecomputeCell)
-        return text_bytes(cell)
+        return own_weights_bytes(cell) + text_bytes(cell)
 
     @property
     def call(self) -> tuple[str, dict[str, Any]]:

@@ -346,8 +346,8 @@ def machine(before: machine_noise.Before) -> dict[str, object]:
 
 
 def command(options: argparse.Namespace, defaults: argparse.Namespace) -> str:
-    """The command that measures the same again."""
-    given = {name: getattr(options, name) for name in ("only", "models", "lengths", "rounds")}
+    """The command that measures the same again, into the same file."""
+    given = {name: getattr(options, name) for name in ("only", "models", "lengths", "rounds", "out")}
     flags = [
         f" --{name} {','.join(map(str, value)) if name == 'lengths' else value}"
         for name, value in given.items()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from exactness_cases import every_pair
+from exactness_cases import TOLERANCE, every_pair, spec_of
+from oracle import oracle_trace
 from situations import Architecture
 from torch.nn.functional import log_softmax
 from transformers import BatchEncoding, DynamicCache, LlamaForCausalLM
@@ -176,10 +177,24 @@ def test_another_prompt_is_refused(llama):
         llama(IDS[:, :0], past_key_values=cache)
 
 
-def test_beams_and_samples_are_followed(llama):
-    cache = KVStreamCache(llama, StreamingLLM(4, 28))
-    made = generated(llama, IDS[:, :40], cache, max_new_tokens=8, num_beams=3)
-    assert made.shape[1] == 48
+@pytest.mark.parametrize("policy", [POLICIES[1], POLICIES[4]], ids=str)
+def test_a_beams_score_is_what_the_oracle_gives_its_tokens(llama, policy):
+    """Which it is only if the cache took the rows of the beams that went on, whenever some ended or met."""
+    cache, orders = KVStreamCache(llama, policy), []
+    reorder = cache.reorder_cache
+    cache.reorder_cache = lambda rows: (orders.append(rows.tolist()), reorder(rows))
+    said = {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.0, "max_new_tokens": 8}
+    said |= {"return_dict_in_generate": True, "output_scores": True}
+    made = generated(llama, IDS[:, :40], cache, **said)
+    assert made.sequences.shape == (3, 48)
+    assert len({tuple(row) for row in made.sequences.tolist()}) == 3
+    assert any(order != [0, 1, 2] for order in orders[1:]), "each beam kept its row, so nothing is told"
+    for row, score in zip(made.sequences, made.sequences_scores.tolist()):
+        nll = oracle_trace(llama, row, spec_of(policy)).nll_nats
+        assert -nll[39:].sum() == pytest.approx(score, abs=8 * TOLERANCE[torch.float32])
+
+
+def test_samples_are_followed(llama):
     torch.manual_seed(0)
     cache = KVStreamCache(llama, FixSizeL2(16, 0.5, "keep_low"))
     ids = llama.generate(IDS[:, :40], past_key_values=cache, do_sample=True, max_new_tokens=8)

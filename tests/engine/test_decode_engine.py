@@ -24,25 +24,32 @@ def test_a_prompt_and_steps_predict_what_replay_does(policy, tiny_llama, tokens,
         assert_close(score_logits(torch.cat(logits), ids[20:]).nll_nats, truth[19:], 1e-9)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_going_back_brings_sizes_back(policy, tiny_llama, tokens):
+@pytest.mark.parametrize("policy", [*POLICIES, StreamingLLM(2, 6, skip_layers=(1,))], ids=str)
+def test_going_back_takes_back_what_grows_and_leaves_what_is_full(policy, tiny_llama, tokens):
     engine, ids = DecodeEngine(tiny_llama(), policy), tokens(40, 3)[None]
     engine.prefill(ids[:, :20])
-    sizes = [policy.kept(layer, 20) for layer in range(3)]
-
-    def held():
-        regions = map(policy.regions_of, range(3))
-        return [
-            min(layer.seen, each.budget) if each else layer.seen for layer, each in zip(engine.cache.layers, regions)
-        ]
-
-    assert held() == sizes
-    for _ in range(3):
+    grows = [policy.kept(layer, 21) > 20 for layer in range(3)]
+    for turn in range(1, 4):
         for token in range(20, 36):
             engine.step(ids[:, token : token + 1])
-        assert (held() == sizes) == (policy in (POLICIES[1], POLICIES[3]))
+        assert [layer.seen for layer in engine.cache.layers] == [36 if each else 20 + 16 * turn for each in grows]
         engine.rewind()
-        assert held() == sizes
+        assert [layer.seen for layer in engine.cache.layers] == [20 if each else 20 + 16 * turn for each in grows]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_after_going_back_what_grows_takes_its_first_steps_again_and_what_is_full_goes_on(policy, tiny_llama, tokens):
+    model, ids = tiny_llama(FLOAT64), tokens(40, 3)[None]
+    engine, straight = (DecodeEngine(model, policy) for _ in range(2))
+    for each in (engine, straight):
+        each.prefill(ids[:, :20])
+    steps = [straight.step(ids[:, token : token + 1]) for token in range(20, 28)]
+    for token in range(20, 24):
+        engine.step(ids[:, token : token + 1])
+    engine.rewind()
+    start = 20 if policy.kept(0, 21) > 20 else 24
+    again = [engine.step(ids[:, token : token + 1]) for token in range(start, start + 4)]
+    assert_close(torch.cat(again).flatten(), torch.cat(steps[start - 20 : start - 16]).flatten(), 1e-9)
 
 
 @pytest.mark.parametrize("policy", [H2O(24, 8, 2), TOVA(24)], ids=str)

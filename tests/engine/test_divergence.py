@@ -4,6 +4,7 @@ The truth comes from the model's own head over caches that are fed one token at 
 tested, which sees neither set of logits at once.
 """
 
+import copy
 from itertools import product
 from types import SimpleNamespace
 
@@ -94,9 +95,18 @@ def test_the_size_of_chunks_changes_nothing(monkeypatch, chunk):
 @pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32, torch.bfloat16])
 @pytest.mark.parametrize("policy", [Full(), StreamingLLM(4, 1000), RecentOnly(130), H2O(300, 100)], ids=str)
 def test_what_evicts_nothing_is_at_no_distance(dtype, policy):
-    found = rows_of(build_model("neox", dtype), policy, IDS)
-    assert np.abs(found["kl_nats"]).max() <= 1e-6 if dtype != torch.bfloat16 or policy == Full() else True
-    assert policy != Full() or (found["same_top"].all() and not found["kl_nats"].any())
+    """But for rounding, where positions by rank and by index round in other ways: twice what the dtype itself does."""
+    model = build_model("neox", dtype)
+    found = rows_of(model, policy, IDS)
+    if policy == Full():
+        assert found["same_top"].all()
+        assert not found["kl_nats"].any()
+    elif dtype == torch.bfloat16:
+        twin = copy.deepcopy(model).double()
+        kl_T, *_ = by_definition(*(all_logits(each, Full(), IDS) for each in (twin, model)), IDS[1:])
+        assert np.abs(found["kl_nats"]).mean() <= 2 * kl_T.mean()
+    else:
+        assert np.abs(found["kl_nats"]).max() <= 1e-6
 
 
 def test_shared_first_tokens_change_nothing():
@@ -127,11 +137,13 @@ def test_a_vocabulary_of_50304(dtype, level):
     _, kept = compare(head_only(head), full, targets)
     found, _ = compare(head_only(head), policy, targets, kept)
     kl_T, same_T, rank_T = by_definition(full_TV, policy_TV, targets[0])
-    exact = dtype == FLOAT64
-    assert_close(found.kl_nats[0], kl_T, 1e-10 if exact else 2e-5 * (1 + abs(level) / 100))
+    assert_close(found.kl_nats[0], kl_T, 1e-10 if dtype == FLOAT64 else 2e-5 * (1 + abs(level) / 100))
     assert found.same_top[0].tolist() == same_T.tolist()
-    apart = (found.rank[0] - rank_T).abs()
-    assert (apart == 0).all() if exact else (apart <= 0.01 * rank_T + 20 * (level < 0) * rank_T.sqrt()).all()
+    # A logit and the target's own are each a sum of this size, rounded: such as lie nearer may count or not.
+    reach = torch.finfo(dtype).eps * (abs(level) + 100)
+    near_T = ((policy_TV - policy_TV.gather(1, targets[0, :, None])).abs() <= reach).sum(-1) - 1
+    assert near_T.max() <= (0 if dtype == FLOAT64 else 20)
+    assert ((found.rank[0] - rank_T).abs() <= near_T).all()
 
 
 PLACES = [0, 1, 2, 10, 1000, 30_000, 50_000, 50_302, 50_303]

@@ -106,8 +106,8 @@ POLICIES = [
     H2O(3, 4, 11),
     Tova(0, 0, 9),
     Tova(2, 3, 11),
-    *(kind(4, 3, 14, narrower=2) for kind in (Sliding, Drawn, SmallValues, H2O, Tova)),
-    *(kind(4, 3, 13, narrower=1) for kind in (Sliding, SmallValues, H2O)),  # two layers have as many sinks
+    *(kind(4, 3, 14, narrower=2) for kind in (Sliding, Drawn, H2O)),
+    *(kind(4, 3, 13, narrower=1) for kind in (SmallValues, H2O)),  # two layers have as many sinks
     SnapKV(12, 3, 3, 5),
     KeyDiff(11, 3, 2),
     L2Compress(0.6, 11),

@@ -371,7 +371,8 @@ def test_shapes_and_defaults(policy, tiny_llama, tokens):
 def test_two_tokens_are_the_least_that_can_be_scored(run, policy, tiny_neox, tokens):
     model = tiny_neox(FLOAT64)
     for nothing_to_score in [tokens(1), tokens(1)[None], torch.tensor([], dtype=torch.long), torch.empty(1, 0).long()]:
-        with pytest.raises(ValueError, match=r"\d"):
+        held = nothing_to_score.numel()
+        with pytest.raises(ValueError, match=f"^input_ids holds {held} tokens; at least 2 are needed"):
             run(model, nothing_to_score, policy)
     result = run(model, tokens(2), policy)
     assert getattr(result, "nll_nats", result).shape == (1,)
@@ -470,16 +471,17 @@ def test_every_dtype_is_as_near_the_oracle_as_transformers_own_forward(policy, f
         steps = torch.cat([head(cache.hidden_states(model, id_[None])[0]) for id_ in ids.split(1)])
         cache.reset()
         calls = torch.cat([model(part[None], past_key_values=cache).logits[0] for part in ids.split([20, 1, 1, 1, 14])])
-    allowed, off = divergence(full.log_p, own), np.abs(nll_of(own, ids) - full.nll_nats).mean()
-    if policy == BOUNDED[3]:  # norms that a dtype cannot tell apart may keep another token: no worse than one fewer
+    apart, off = 4 * divergence(full.log_p, own), 3 * np.abs(nll_of(own, ids) - full.nll_nats).mean()
+    if policy == BOUNDED[3] and dtype != FLOAT32:
+        # Norms that half precision cannot tell apart may keep another token: half as bad as a budget of one fewer.
         fewer = trace_in(family, dtype, text, replace(policy, budget=policy.budget - 1))
-        allowed = max(allowed, divergence(truth.log_p, torch.from_numpy(fewer.log_p)) / 4)
-        off = max(off, np.abs(truth.nll_nats - fewer.nll_nats).mean() / 3)
+        apart = max(apart, divergence(truth.log_p, torch.from_numpy(fewer.log_p)) / 2)
+        off = max(off, np.abs(truth.nll_nats - fewer.nll_nats).mean() / 2)
     for logits in (chunk, steps, calls):
-        assert divergence(truth.log_p, logits) <= 4 * allowed
+        assert divergence(truth.log_p, logits) <= apart
     for nll in (replay(model, ids, policy, chunk_size=13), decode(model, ids, policy).nll_nats):
         assert nll.dtype == FLOAT32
-        assert np.abs(nll.numpy() - truth.nll_nats).mean() <= 3 * off
+        assert np.abs(nll.numpy() - truth.nll_nats).mean() <= off
 
 
 def nll_of(logits: torch.Tensor, ids: torch.Tensor) -> np.ndarray:

@@ -186,7 +186,9 @@ def test_a_sweep_finishes_and_its_lines_say_nan(swept):
 
 def test_every_row_is_recorded(swept):
     base, _ = swept
-    for path in (base / "records").glob("????????????????.json"):
+    paths = [*(base / "records").glob("????????????????.json")]
+    assert len(paths) == 2 * len(LABELS)
+    for path in paths:
         text = path.read_text()
         assert "NaN" not in text, "JSON has no such number"
         record = json.loads(text)
@@ -248,7 +250,9 @@ def test_the_report_counts_them_and_keeps_them_out_of_means(swept):
     for row in longest:
         assert row["ppl_corpus"] == pytest.approx(np.exp(np.mean(finite[row["policy"]])), rel=1e-6)
         assert row["invalid"] == invalid[row["policy"]] >= 2 * 59 - len(finite[row["policy"]]) > 0
-    for file in (base / "report" / "tables").glob("*.csv"):
+    files = [*(base / "report" / "tables").glob("*.csv")]
+    assert "perplexity.csv" in {file.name for file in files}
+    for file in files:
         cells = [cell for row in csv.reader(file.open()) for cell in row]
         assert not {"nan", "NaN", "inf", "-inf"} & set(cells), file.name
     page = (base / "report" / "index.html").read_text()

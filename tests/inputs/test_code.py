@@ -8,7 +8,6 @@ tokenizer where remote code is trusted. No other setting is: its code would lie 
 import json
 import os
 import pickle
-import re
 import runpy
 import shutil
 import struct
@@ -97,6 +96,7 @@ REFUSED = {
     "attention that is none": (with_config(attn_implementation="evil"), "transformers can build"),
     "quantised weights": (with_config(quantization_config={"quant_method": "evil"}), "quantised weights"),
     "a type of its own": (with_config(model_type="evil"), "transformers can build"),
+    "a dtype that is none": (with_config(dtype="__import__('os').system('touch canary')"), "transformers can build"),
 }
 
 
@@ -108,14 +108,6 @@ def changed(world, tmp_path, change):
         (folder / name).write_text(evil(canary))
     change(folder, canary)
     return folder, canary
-
-
-def outcome(act):
-    """What an act makes, and what it says if it refuses to."""
-    try:
-        return act(), ""
-    except ValueError as error:
-        return (), str(error)
 
 
 def grid_of(model, text):
@@ -181,7 +173,7 @@ HARMLESS = {
     "an unknown tokenizer": with_tokenizer(tokenizer_class="EvilTokenizer"),
     "a template": with_tokenizer(chat_template=TEMPLATE),
     "architectures": with_config(architectures=["evil.EvilModel"]),
-    "a dtype that is none": with_config(torch_dtype="__import__('os').system('touch canary')"),
+    "a dtype that is none, under its older name": with_config(torch_dtype="__import__('os').system('touch canary')"),
     "a name elsewhere": with_config(_name_or_path="o/evil"),
     "a custom pipeline": with_config(custom_pipelines={"text-generation": {"impl": "evil.EvilModel"}}),
     "code for an architecture that transformers contains": with_config(
@@ -203,9 +195,12 @@ HARMLESS = {
 def test_a_model_is_refused_or_loaded_without(world, tmp_path, monkeypatch, what):
     folder, canary = changed(world, tmp_path, HARMLESS[what])
     monkeypatch.chdir(tmp_path)
-    made, refusal = outcome(lambda: (planning.prepare(grid_of(folder, world / "texts")), *load_model(str(folder)))[1:])
-    assert all(type(each).__module__.startswith("transformers.") for each in made)
-    assert re.match(r"^models: .*; |$", refusal, re.DOTALL)
+    planning.prepare(grid_of(folder, world / "texts"))
+    model, tokenizer = load_model(str(folder))
+    assert all(type(each).__module__.startswith("transformers.") for each in (model, tokenizer))
+    plain, words = load_model(str(world / "model"))
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), plain.parameters(), strict=True))
+    assert tokenizer.get_vocab() == words.get_vocab()
     assert not canary.exists()
 
 

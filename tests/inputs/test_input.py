@@ -9,6 +9,7 @@ import pickle
 import shutil
 import sys
 import time
+from itertools import product
 
 import pytest
 import transformers
@@ -40,6 +41,10 @@ def ends(capfd):
     return once
 
 
+def flags_for(model, text):
+    return ["--models", str(model), "--text", str(text), "--out", "out", "--contexts", "none", "--lengths", "50"]
+
+
 @pytest.fixture
 def refused(world, tmp_path, monkeypatch, ends):
     """Factory: flags → the line that a sweep of the tiny world ends with."""
@@ -50,8 +55,7 @@ def refused(world, tmp_path, monkeypatch, ends):
     monkeypatch.chdir(tmp_path)
 
     def refuse(*flags, model=world / "model", text=world / "texts"):
-        given = ["--models", str(model), "--text", str(text), "--out", "out", "--contexts", "none", "--lengths", "50"]
-        return checked(*ends(lambda: main.main(GRID, "Is it refused?", [*given, *flags])))
+        return checked(*ends(lambda: main.main(GRID, "Is it refused?", [*flags_for(model, text), *flags])))
 
     yield refuse
     assert not (tmp_path / "out").exists(), "nothing is written"
@@ -204,10 +208,12 @@ def test_a_tokenizer_of_another_model(refused, world, tmp_path):
     assert "the model knows 97; give a directory whose tokenizer and weights belong together" in line
 
 
-@pytest.mark.parametrize("file", ["tokenizer.json", "config.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00{", "folder", "loop"])
-def test_a_file_of_a_model_that_is_garbage(refused, world, tmp_path, file, content):
-    folder = shutil.copytree(world / "model", tmp_path / "model")
+GARBAGE = [b"", b"\xff\xfe\x00{", "folder", "loop"]
+FILES = [*product(["tokenizer.json", "config.json"], GARBAGE), *product(["tokenizer_config.json"], GARBAGE[:2])]
+
+
+def spoilt(folder, file, content):
+    """A copied model, one of whose files is this instead."""
     (folder / file).unlink()
     if content == "folder":
         (folder / file).mkdir()
@@ -215,8 +221,24 @@ def test_a_file_of_a_model_that_is_garbage(refused, world, tmp_path, file, conte
         (folder / file).symlink_to(file)
     else:
         (folder / file).write_bytes(content)
-    if (file, content) not in (("tokenizer_config.json", "folder"), ("tokenizer_config.json", "loop")):  # one may lack
-        assert f"models: {str(folder)!r}" in refused(model=folder)
+    return folder
+
+
+@pytest.mark.parametrize(("file", "content"), FILES)
+def test_a_file_of_a_model_that_is_garbage(refused, world, tmp_path, file, content):
+    folder = spoilt(shutil.copytree(world / "model", tmp_path / "model"), file, content)
+    assert f"models: {str(folder)!r}" in refused(model=folder)
+
+
+@pytest.mark.parametrize("content", GARBAGE[2:])
+def test_a_tokenizer_config_that_is_no_file_is_none(world, tmp_path, monkeypatch, ends, content):
+    """Which a model may lack."""
+    folder = spoilt(shutil.copytree(world / "model", tmp_path / "model"), "tokenizer_config.json", content)
+    monkeypatch.chdir(tmp_path)
+    flags = [*flags_for(folder, world / "texts"), "--device", "cpu", "--dry-run"]
+    code, out, error = ends(lambda: main.main(GRID, "Is it taken?", flags))
+    assert (code, error) == (0, "")
+    assert "3 to do" in out
 
 
 # Texts

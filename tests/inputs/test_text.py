@@ -394,7 +394,7 @@ def test_unknown_sources(spec, complaint):
         ("nul.txt", b"a\0b", "is binary"),
         ("bad.jsonl", b"{bad", "cannot be read"),
         ("bad.parquet", b"PAR1 nonsense", "cannot be read"),
-        ("no.jsonl", b'{"body": "a", "title": "t"}\n', "does not exist; there are 'body', 'title'"),
+        ("no.jsonl", b'{"body": "a", "title": "t"}\n', "does not exist; there are 'body', 'title'; write NAME:column"),
         ("int.jsonl", b'{"text": 3}\n', "holds int, not text"),
         ("book.pdf", b"%PDF", "is of no known kind"),
         ("list.jsonl", b'{"text": "a"}\n[1, 2]\n', "line 2 is no JSON object"),

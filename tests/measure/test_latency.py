@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -170,7 +170,13 @@ def test_steps_are_alike_from_the_first_round_to_the_last(tiny_neox, context, mo
 
 def test_settling_goes_beyond_a_step_at_which_many_leave(tiny_neox, monkeypatch):
     """Right behind this prompt half of what is held leaves, every time that the contender goes back to it."""
-    monkeypatch.setattr(Recorded, "settled", property(lambda self: self.calls > WARM_UP))  # as on a GPU
+    asked = count()
+
+    def settled(recorded):  # as on a GPU
+        assert next(asked) < 100, "it never settles"
+        return recorded.calls > WARM_UP
+
+    monkeypatch.setattr(Recorded, "settled", property(settled))
     protocol = Protocol(context=23, batch=1, prefills=1, rounds=3, steps=4)
     prompt = torch.randint(97, (1, 23), generator=torch.Generator().manual_seed(0))
     runner = PolicyContender("cut", tiny_neox(), protocol, L2Compress(0.5, 24, skip_layers=(0,)))

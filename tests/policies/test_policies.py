@@ -5,7 +5,7 @@ import pkgutil
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kvstream.policies as package
@@ -41,11 +41,13 @@ ANY_POLICY = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(ANY_POLICY)
 def test_a_label_reads_back_as_its_policy(policy: Policy):
     assert parse_policy(str(policy)) == policy
 
 
+@settings(deadline=None)
 @given(ANY_POLICY, st.integers(0, 10_000))
 def test_what_a_layer_keeps_is_bounded_unless_it_is_skipped(policy: Policy, tokens: int):
     for layer in range(6):

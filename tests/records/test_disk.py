@@ -12,10 +12,25 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from driving import arguments, digest, sweep_here
-from record_cases import KEY, Nth, Written, add_part, cell_is_sound, commit_anew, fail, left_before, part_is_sound
+from record_cases import (
+    AFTER,
+    KEY,
+    OTHER,
+    Nth,
+    Written,
+    add_part,
+    cell_is_sound,
+    commit_anew,
+    fail,
+    left_before,
+    part_is_sound,
+    rows_of,
+)
 
+from kvstream.records.long_cells import Parts
 from kvstream.records.store import Records, parquet
 
 # Of a file: its folder is made; it is opened, written, flushed, synced, closed, renamed; its folder is opened, synced.
@@ -134,6 +149,20 @@ class NthOnDisk(Nth):
         return call
 
 
+def is_written(records, write):
+    """What nothing disturbed is there, and can be gone on from."""
+    assert records.finished([KEY])
+    if write is commit_anew:
+        record, rows = rows_of(records, KEY)
+        assert record["fields"] == {"n": 2}
+    else:
+        part_is_sound(records)
+        parts = Parts(records, OTHER)
+        assert parts.load().tokens == 512
+        [rows] = [pq.read_table(pa.BufferReader(data)) for data in parts.rows]
+    assert rows.equals(AFTER)
+
+
 @pytest.mark.parametrize(("write", "calls"), [(commit_anew, COMMIT_CALLS), (add_part, PART_CALLS)])
 def test_a_write_may_fail_at_any_call(records, monkeypatch, write, calls):
     left_before(records)
@@ -152,7 +181,7 @@ def test_a_write_may_fail_at_any_call(records, monkeypatch, write, calls):
         part_is_sound(records)
         assert not list(records.storage.folder.glob(".*.tmp"))
         write(records)
-        assert records.finished([KEY])
+        is_written(records, write)
         assert records.storage.names() == whole
 
 
@@ -174,7 +203,7 @@ def test_a_kill_may_come_at_any_call(records, monkeypatch, write, calls):
         assert len(list(records.storage.folder.glob(f"{KEY}.*.parquet"))) == 1
         cell_is_sound(records)
     write(records)
-    assert records.finished([KEY])
+    is_written(records, write)
 
 
 def test_a_sweep_says_that_room_is_lacking_before_it_begins(ray_here, world, tmp_path, monkeypatch):

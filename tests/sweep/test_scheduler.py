@@ -1,7 +1,7 @@
 """The scheduler's rules, without Ray: workers are a list, and what happens to them is made up."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from unittest.mock import Mock
 
 import numpy as np
@@ -12,6 +12,7 @@ from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.engine.chunks import PART_TOKENS
 from kvstream.grid.axes import Repeats
 from kvstream.grid.cells import LatencyCell, QualityCell
+from kvstream.grid.memory_needed import weights_bytes
 from kvstream.inputs.documents import Document
 from kvstream.inputs.models import resolve
 from kvstream.measure.quality import Evaluated
@@ -206,6 +207,21 @@ def test_workers_of_one_machine_share_its_memory_and_those_of_gpus_have_their_ow
     assert scheduler.next(worker("1", memory=room)) is first
     assert scheduler.next(worker("2", memory=room)) is None
     assert scheduler.next(worker("3", memory=room, memory_of="a GPU")) is second
+
+
+def test_a_gpu_holds_the_weights_beside_its_texts():
+    """The CPU workers of a machine share them. A model is checked on a GPU that holds it."""
+    beside = replace(cell(), device="cuda")
+    assert Job(cells=(cell(),)).memory_bytes < weights_bytes(cell())
+    assert Job(cells=(beside,)).memory_bytes > weights_bytes(beside)
+    check = Check(cells=(beside,))
+    scheduler = Scheduler(check, jobs_of([beside], 1))
+    little, large = worker("1", "little", weights_bytes(beside) - 1), worker("2", "big", 1e12)
+    assert scheduler.next(little) is None
+    assert scheduler.next(large) is check
+    scheduler.settle(Done(large, check, None, 0, 1))
+    assert scheduler.next(little) is None
+    assert scheduler.next(large).cells == (beside,)
 
 
 def test_told_changes_nothing():

@@ -31,7 +31,9 @@ NAMES = ("stream", "recall", "protection", "quick", "golden")  # whose figures c
 def figures_of(report):
     """Every figure of a report that it has records for."""
     tables = {name: read_table(report / "tables" / f"{name}.parquet") for name in figures.QUERIES}
-    found = figures.drawn({name: table.to_pylist() for name, table in tables.items()})
+    frames = {name: table.to_pylist() for name, table in tables.items()}
+    settings = {row["setting"] for rows in frames.values() for row in rows}
+    found = figures.drawn(frames | {"overview": [{"settings": sorted(settings)}]})
     return {name: figure for name, figure in found.items() if figure and figure.panels}
 
 

@@ -65,6 +65,7 @@ def covered(count):
     return {name: np.mean(held) for name, held in found.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TRUTH)
 @pytest.mark.parametrize("count", [stats.MIN_DOCUMENTS, 20])
 def test_intervals_over_documents_cover_the_truth(name, count):

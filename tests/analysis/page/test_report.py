@@ -262,14 +262,14 @@ def test_policies_with_layers_that_never_evict_are_marked_and_no_others(table, t
 
 
 @pytest.mark.parametrize(
-    ("within", "start"), [(1, "No policy tried stays"), (50, "Take streaming_llm(4,60,skip_layers=")]
+    ("within", "said"), [(1, "No policy tried stays"), (50, "Take streaming_llm(4,60,skip_layers=")]
 )
-def test_no_answer_calls_memory_bounded_that_grows(tmp_path, within, start):
+def test_no_answer_calls_memory_bounded_that_grows(tmp_path, within, said):
     sizes = ((1, 63, 0.2), (4, 60, 0.1), (4, 124, 0.05))
     plan = replace(SMALL, policies=(FULL, *(streaming(*size, skip="0,1") for size in sizes)), documents=("Job", "Ruth"))
     report = report_of(plan, tmp_path, "--within", within, "--quality-within", within)
     answer = answer_of(report)
-    assert start in answer
+    assert said in answer
     assert "of the KV memory at 300 tokens (memory grows with the text)" in answer
     assert ("MB kept at 300 tokens (memory grows with the text)" in answer) == (within == 50)
     assert "Its memory grows with the text all the same: layers 0, 1 never evict." in answer

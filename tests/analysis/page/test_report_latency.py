@@ -65,7 +65,10 @@ def test_latency_table_as_printed(case):
 @pytest.mark.parametrize("name", ["latency", "context", "eviction", "throughput"])
 def test_tables_at_full_precision(case, name):
     cells, report = case
-    for row in rows_of(report, name):
+    rows = rows_of(report, name)
+    several = len({batch for _, _, batch in cells}) > 1
+    assert bool(rows) == (several or name != "throughput")
+    for row in rows:
         label = row.get("contender") or row["policy"]
         expected = cells[row["setting"], int(row["context"]), int(row["batch"])].totals(label)
         checked = set(row) & set(expected)
@@ -204,6 +207,33 @@ def test_a_context_that_does_not_exceed_the_budget_says_nothing(tmp_path):
     assert "<b>not measured</b><small>its budget is not exceeded at 512 tokens of context" in answer
 
 
+def test_a_budget_that_one_layer_does_not_fill_yet_says_nothing(tmp_path):
+    """With unequal budgets per layer the widest decides, on the card as in the sentence."""
+    plan = replace(PLAIN, policies=(FULL, streaming(4, 508, 0.01)), latency=Latency((600,), rounds=6))
+    folder = write(plan, tmp_path / "records")
+    [path] = (path for path in folder.glob("*.json") if '"kind": "latency"' in path.read_text())
+    record = json.loads(path.read_text())
+    fields = record["fields"]
+    fields["contenders"] = [one | ({"full_after": 1000} if one["budget"] else {}) for one in fields["contenders"]]
+    commit(folder, path.stem, fields, pq.read_table(folder / record["file"]), record["environment"])
+    assert quick_report("--records", folder, "--out", tmp_path / "out").returncode == 0
+    answer = answer_of(tmp_path / "out")
+    assert "600 tokens, does not exceed its budget of 512, of which its widest layer has 1,000." in answer
+    assert "<b>not measured</b><small>its budget is not exceeded at 600 tokens of context" in answer
+
+
+def test_times_of_two_machines_name_theirs_and_point_to_the_quality(tmp_path):
+    plan = replace(PLAIN, policies=(FULL, streaming(4, 60, 0.01)), latency=Latency((600,), rounds=6))
+    folder = write(plan, tmp_path / "records")
+    other = replace(plan, documents=(), latency=Latency((300,), rounds=6))
+    write(replace(other, environment=plan.environment | {"cpu": "Other CPU"}), folder)
+    assert quick_report("--records", folder, "--out", tmp_path / "out").returncode == 0
+    answer = answer_of(tmp_path / "out")
+    assert "the time per token at 600 (tiny-neox · Golden CPU)." in answer
+    assert "What a policy costs in perplexity stands beside tiny-neox." in answer
+    assert "these records do not say" not in answer
+
+
 def test_the_answer_and_the_summary_give_the_speed(tmp_path_factory):
     records, report = built("golden", tmp_path_factory)
     ratio = cells_of(records)["tiny-llama", 600, 1].ratio("streaming_llm(4,124)", "step", "full")
@@ -340,6 +370,8 @@ def test_no_more_is_said_of_speed_than_its_interval_supports(ratio, low, high, v
         "rounds_n": 4,
         "contexts": 1,
         "contexts_not_faster": 0,
+        "full_after": 256,
+        "several_machines": False,
     }
     row |= {"busy": None, "again_tpot_ratio": None, "again_tpot_low": None, "again_tpot_high": None}
     _, said = speed_words.beside_quality(row)

@@ -211,10 +211,12 @@ def test_where_full_itself_fades_nothing_follows(tmp_path, monkeypatch):
     first, near, second, _ = sentences_of(report)
     assert near.startswith("Within a budget of 96, at 64 tokens: of 60 answers")
     assert first.startswith(f"{FAR} 96, at 128 tokens: of 60 answers")
-    assert first.endswith(". At 256 full itself recalls next to nothing, 0 of 60: nothing follows there.")
+    assert first.endswith(
+        ". At 256 full itself has 0 of 60 right, not measurably more than a tenth: nothing follows there."
+    )
     assert second == (
-        "Beyond 192 tokens the full cache itself recalls next to nothing, 0 of 60 answers: nothing follows about "
-        "policies."
+        "Beyond 192 tokens the full cache itself has 0 of 60 answers right, at no distance measurably more than a "
+        "tenth: nothing follows about policies."
     )
 
 

@@ -176,24 +176,32 @@ def test_a_card_that_nothing_fits_names_the_nearest_and_the_flag_that_lets_it_in
     assert asked[place] < 0 or thresholds(choice, *asked)["tiny-neox", card]["policy"] is None
 
 
-def test_a_change_whose_spread_holds_zero_is_no_difference(tmp_path):
-    """Two documents, one better and one worse without cause: neither a gain nor a loss is told."""
-    folder = write(replace(SMALL, policies=(FULL, streaming(4, 28, 0.0))), tmp_path / "r")
+@pytest.mark.parametrize("count", [2, 12])
+def test_a_change_whose_interval_holds_zero_is_no_difference(tmp_path, count):
+    """Some documents better and as many worse without cause: neither a gain nor a loss is told, if they tell at all."""
+    plan = replace(PLAIN, policies=(FULL, streaming(4, 28, 0.0)), tokens=300, lengths=(300,))
+    folder = write(replace(plan, documents=plan.documents[:count]), tmp_path / "r")
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
         if record.get("fields", {}).get("budget"):
             table = pq.read_table(folder / record["file"])
-            shift = 0.01 if record["fields"]["document"] == "Job" else -0.012
+            shift = (0.01, -0.012)[plan.documents.index(record["fields"]["document"]) % 2]
             losses = table["nll_nats"].to_numpy() + np.float32(shift)
             table = table.set_column(table.column_names.index("nll_nats"), "nll_nats", pa.array(losses))
             commit(folder, path.stem, record["fields"], table, record["environment"])
     assert quick_report("--records", folder, "--out", tmp_path / "out").returncode == 0
-    summary = summary_of(tmp_path / "out")
-    assert "Take streaming_llm(4,28): no measurable difference in perplexity (−1.2 … +1.0 %)" in summary
+    summary, page = summary_of(tmp_path / "out"), page_of(tmp_path / "out").replace("\u00a0", " ")
     assert "It is the smallest budget tried." in summary
-    assert "| no measurable difference: −0.1 % [−1.2, +1.0] |" in summary
-    page = page_of(tmp_path / "out").replace("\u00a0", " ")
-    assert "<b>no measurable difference</b><small>−0.1 %; −1.2 … +1.0 over 2 documents" in page
+    assert ("no measurable difference" in summary) == ("no measurable difference" in page) == (count == 12)
+    if count == 2:
+        assert "Take streaming_llm(4,28): −0.1 % perplexity against the full cache" in summary
+        assert "The −0.1 % is −1.2 to +1.0 % over 2 documents, too few for an interval." in summary
+        return
+    assert re.search(
+        r"Take streaming_llm\(4,28\): no measurable difference in perplexity \(−0\.\d+ … \+0\.\d+ %\)", summary
+    )
+    assert re.search(r"\| no measurable difference: −0\.1\d? % \[−0\.\d+, \+0\.\d+\] \|", summary)
+    assert re.search(r"<b>no measurable difference</b><small>−0\.1\d? %; 95 % interval −0\.\d+ … \+0\.\d+", page)
 
 
 @pytest.mark.parametrize(("vocab_size", "guesses"), [(50_000, False), (9, True)])
