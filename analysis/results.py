@@ -171,7 +171,7 @@ def draw(held: dict[str, Kept]) -> None:
         rows = visible(frames[chart.query])
         with looks({row["series"] for row in rows if "series" in row}):
             figure = chart.draw(rows)
-        line = chart.beneath(about["stands_on"], about["whiskers"])
+        line = chart.beneath(about["stands_on"], about["whiskers"], figure)
         specs[RESULTS / name] = for_file(figure, chart.heading, line)
     pictures.finish(pictures.begin(specs))
     for path in specs:

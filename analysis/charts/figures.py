@@ -48,9 +48,9 @@ class Chart:
     file: bool = True
     whiskers: str | None = ""
 
-    def beneath(self, about: str, whiskers: str, figure: Figure | None = None) -> str:
+    def beneath(self, about: str, whiskers: str, figure: Figure) -> str:
         """The line beneath a file's title: what was measured, and what whiskers are, if it, or this figure, has any."""
-        none = self.whiskers is None or (figure and not figure.whiskers)
+        none = self.whiskers is None or not figure.whiskers
         return about if none else f"{about} · whiskers: {self.whiskers or whiskers}"
 
 
