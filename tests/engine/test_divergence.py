@@ -95,7 +95,7 @@ def test_the_size_of_chunks_changes_nothing(monkeypatch, chunk):
 @pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32, torch.bfloat16])
 @pytest.mark.parametrize("policy", [Full(), StreamingLLM(4, 1000), RecentOnly(130), H2O(300, 100)], ids=str)
 def test_what_evicts_nothing_is_at_no_distance(dtype, policy):
-    """But for rounding, where positions by rank and by index round in other ways: twice what the dtype itself does."""
+    """But for rounding, where attention is summed in another order: in bfloat16 no more than of two such forwards."""
     model = build_model("neox", dtype)
     found = rows_of(model, policy, IDS)
     if policy == Full():
