@@ -160,5 +160,5 @@ def line(row: Row) -> list[str]:
     ratio = NOT_MEASURED
     if timed(row):
         ratio = wording.told(bracketed(*wording.pace(row)), row["tpot_verdict"] == "same")
-        ratio += f" at {row['context']:,}{' (machine slightly busy)' if row['busy'] else ''}"
+        ratio += f" at {row['context']:,}{' (machine not idle)' if row['busy'] else ''}"
     return [case, f"`{row['policy']}`{caveat(row['skip_layers'])}", lost, ratio, percent(row["kv_saved_percent"])]

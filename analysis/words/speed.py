@@ -38,7 +38,7 @@ def beside_quality(row: Row) -> tuple[str, str]:
         )
     ratio = times(row["tpot_ratio"]).replace("×", "× the time per token")
     joined = {"faster": f"and {ratio}", "slower": f"but {ratio}", "same": f"and {SAME} in time per token"}
-    busy = " (machine slightly busy)" if row["busy"] else ""
+    busy = " (machine not idle)" if row["busy"] else ""
     where = f" ({row['latency_setting']})" if row["several_machines"] else ""
     end = f", {joined.get(verdict(row), f'and about {ratio}')} at {row['context']:,}{where}{busy}"
     return end, f"{sentence(row)} {again_words(row)}"

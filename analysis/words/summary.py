@@ -128,7 +128,7 @@ def speed_lines(frames: Frames) -> list[str]:
     for row in (row for row in frames["noise"] if row["headline"]):
         of = f"{row['setting']} ({row['device']}, {row['dtype']}) at {wording.tokens_of(row)}"
         where = f"{of}, {counted(row['threads'], 'thread')}, {row['rounds']} rounds"
-        busy = f" (machine slightly busy: {row['busy']})" if row["busy"] else ""
+        busy = f" (machine not idle: {row['busy']})" if row["busy"] else ""
         found.append(f"{where}, full against itself {again_ratio(row, 'tpot')}{busy}")
     start = "Time per token is a multiple of full’s, with its 95\u00a0% interval over rounds; a difference is one only "
     start += "outside the interval of full against itself"

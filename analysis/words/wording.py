@@ -111,7 +111,7 @@ def tokens_of(row: Row) -> str:
 
 def busy(row: Row) -> str:
     """What else the machine did, if anything."""
-    return f"; machine slightly busy: {row['busy']}" if row["busy"] else ""
+    return f"; machine not idle: {row['busy']}" if row["busy"] else ""
 
 
 def growth(skip_layers: str) -> str:

@@ -102,7 +102,7 @@ def test_what_else_the_machine_did_is_said_and_hides_nothing(tmp_path_factory):
     assert {row["context"] for row in rows if row["headline"] == "True"} == {"600"}
     assert page_of(report).count('<span class="tag busy"') == sum(bool(row["busy"]) for row in rows) > 0
     neox = answer_of(report).partition("For tiny-neox: take")[2].partition("</p>")[0]
-    assert re.search(r"and 0\.\d+ × the time per token at 600 \(machine slightly busy\)\.$", neox)
+    assert re.search(r"and 0\.\d+ × the time per token at 600 \(machine not idle\)\.$", neox)
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def test_a_busy_machine_is_said_beside_a_cards_number(tmp_path):
         _, value, small = (text.replace("\u00a0", " ") for text in card_sentences.pace(row))
         assert re.fullmatch(r"[\d.]+ ×", value), row["card"]
         assert re.match(r"full’s; 95 % interval [\d.]+ … [\d.]+, full against itself ", small), row["card"]
-        assert small.endswith("; machine slightly busy: other processes used 0.7 of 2 cores"), row["card"]
+        assert small.endswith("; machine not idle: other processes used 0.7 of 2 cores"), row["card"]
 
 
 def tables_of(text):
