@@ -60,7 +60,7 @@ def rerun(records: Records, key: str) -> Rerun:
 
 def _compared(key: str, fields: dict[str, Any], before: pa.Table) -> Rerun:
     """Compute the cell that a commit record describes, and hold it against its rows."""
-    import torch  # for which neither `verify` nor a misspelt cell waits
+    import torch
 
     from kvstream.engine import model_check
 
@@ -84,7 +84,7 @@ def _compared(key: str, fields: dict[str, Any], before: pa.Table) -> Rerun:
 @contextmanager
 def _threads(recorded: int | None) -> Iterator[None]:
     """As many threads as a cell was computed with, all cores if these are fewer; then as many as before."""
-    import torch
+    import torch  # for which neither `verify` nor a misspelt cell waits
 
     own = torch.get_num_threads()
     if recorded:

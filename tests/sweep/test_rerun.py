@@ -73,7 +73,7 @@ def test_it_computes_with_the_records_threads(copy, monkeypatch, recorded, cores
     records.write_json(f"{keys[0]}.json", record | {"fields": record["fields"] | {"threads": recorded}})
     real = module._rows_of
     monkeypatch.setattr(module, "_rows_of", lambda *given: seen.append(torch.get_num_threads()) or real(*given))
-    monkeypatch.setattr(module.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(module, "os", Mock(cpu_count=lambda: cores))
     own = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
