@@ -24,7 +24,7 @@ WITH candidates AS (
     WHERE role = 'policy' AND smallest_batch AND tpot_ratio IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY pairs.setting, policy ORDER BY filled DESC, context DESC, cell) = 1
 ), measured AS (
-    SELECT candidates.*, context, batch, rounds_n, busy, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict, tpot_band_low,
+    SELECT candidates.*, context, batch, rounds_n, busy, full_after, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict, tpot_band_low,
         tpot_band_high, ttft_ratio, ttft_ratio_low, ttft_ratio_high,
         coalesce(cost <= getvariable('within'), false) AS near,
         tpot_ratio IS NOT NULL AS is_timed,
@@ -110,7 +110,7 @@ WITH candidates AS (
         paired_documents, spread, getvariable('quality_metric') AS metric, cost, cost_low, cost_high, kl_nats, same_top_percent, ppl_change_percent, ppl_change_low_percent, ppl_change_high_percent, accuracy_change_points,
         accuracy_change_low_points, accuracy_change_high_points, kv_mb, kv_percent, 100 - kv_percent AS kv_saved_percent, context, batch,
         rounds_n, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict, tpot_band_low, tpot_band_high, ttft_ratio, ttft_ratio_low,
-        ttft_ratio_high, busy, is_full, threshold,
+        ttft_ratio_high, busy, is_full, full_after, threshold,
         CASE
             WHEN policy IS NOT NULL THEN NULL
             WHEN quality_rows = 0 THEN 'no perplexity measured'

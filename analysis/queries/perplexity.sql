@@ -6,8 +6,8 @@ WITH totals AS (
         count(*) FILTER (paired) AS paired_documents,
         sum(n)::BIGINT AS scored,
         sum(invalid)::BIGINT AS invalid,
-        avg(kv_bytes) FILTER (tokens = length) / 1e6 AS kv_mb,
-        100.0 * sum(kv_bytes) FILTER (tokens = length) / sum(kv_bytes_full) FILTER (tokens = length) AS kv_percent,
+        any_value(held) / 1e6 AS kv_mb,
+        100.0 * any_value(held / held_by_full) AS kv_percent,
         exp(sum(nll_sum) / nullif(sum(n), 0)) AS ppl_corpus,
         avg(exp(nll_sum / nullif(n, 0))) AS ppl_mean,
         100.0 * sum(correct) / nullif(sum(n), 0) AS accuracy_percent,
@@ -21,6 +21,9 @@ WITH totals AS (
         CASE WHEN all_compared THEN sum(kl_sum) FILTER (paired) / sum(kl_n) FILTER (paired) END AS kl_nats,
         CASE WHEN all_compared THEN 100.0 * sum(same_top) FILTER (paired) / sum(kl_n) FILTER (paired) END AS same_top_percent
     FROM documents
+    -- Known of runs of just this length, whether losses come from these or from longer ones.
+    LEFT JOIN (SELECT setting, policy, tokens AS length, avg(kv_bytes) AS held, avg(kv_bytes_full) AS held_by_full
+        FROM cells GROUP BY ALL) USING (setting, policy, length)
     GROUP BY ALL
 )
 SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,

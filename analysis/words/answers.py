@@ -82,13 +82,11 @@ def sure(row: Row) -> str:
 
 
 def unequal(row: Row) -> str:
-    """That policies were not run on the same documents, as in a sweep that has not ended."""
+    """That policies were not compared on the same documents: the sweep has not ended, or losses are no numbers."""
     fewest, most = row["fewest_documents"], row["most_documents"]
     if fewest == most:
         return ""
-    return (
-        f"Policies share {fewest:,} to {most:,} documents with full: until all have the same, their order may change."
-    )
+    return f"Policies were compared with full on {fewest:,} to {most:,} documents: on the same their order may differ."
 
 
 def untrained(row: Row) -> str:

@@ -9,14 +9,15 @@ Sums = dict[str, Row]  # by document
 def in_documents(documents: list[Row], ranked: list[str], own: str) -> str:
     """In how many documents the first of these policies is closer to full than `own`, or than the next if it is that.
 
-    documents: rows of the table `documents`; counted is its greatest length. Nothing is said where one of the policies
-    was run on other documents than the first.
+    documents: rows of the table `documents`; counted is the greatest length that all these policies have. Nothing is
+    said where one of them was run on other documents than the first.
     """
-    longest = max(row["length"] for row in documents if row["policy"] in ranked)
-    runs: dict[str, Sums] = {}
+    lengths = [{row["length"] for row in documents if row["policy"] == policy} for policy in ranked]
+    longest = max(set.intersection(*lengths))
+    runs: dict[str, Sums] = {policy: {} for policy in ranked}
     for row in documents:
-        if row["length"] == longest and row["paired"]:
-            runs.setdefault(row["policy"], {})[row["document"]] = row
+        if row["length"] == longest and row["paired"] and row["policy"] in runs:
+            runs[row["policy"]][row["document"]] = row
     best, other = ranked[0], own if own != ranked[0] else ranked[1]
     names = sorted(runs[best])
     if len(names) < 2 or any(sorted(runs[policy]) != names for policy in ranked):

@@ -108,8 +108,10 @@ def pace(row: Row) -> Fact:
     """The time per token against full's, and whether full differs from itself as much."""
     name = "Time per token"
     if not timed(row):
-        unfilled = row["tpot_ratio"] is not None
-        return name, NOT_MEASURED, f"its budget is not exceeded at {tokens_of(row)}" if unfilled else ""
+        if row["tpot_ratio"] is None:
+            return name, NOT_MEASURED, ""
+        widest = "" if row["full_after"] == row["budget"] else f", {row['full_after']:,} in its widest layer,"
+        return name, NOT_MEASURED, f"its budget{widest} is not exceeded at {tokens_of(row)}"
     value, ends = wording.pace(row)
     band = f", full against itself {between(row['tpot_band_low'], row['tpot_band_high'], fixed(2))}" if ends else ""
     where = f"full’s; {speed.sureness(row)}{band}, {tokens_of(row)}{wording.busy(row)}"

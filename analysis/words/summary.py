@@ -115,8 +115,7 @@ def measured(frames: Frames) -> str:
     """Of what the qualities are: models, text, documents, device and dtype."""
     overview = frames["overview"][0]
     models = [row["model"] for row in frames["models"] if row["tokens"]]
-    length = max(row["length"] for row in frames["perplexity"] if row["longest"])
-    size = f"{counted(overview['documents'], 'document')} of {length:,} tokens"
+    size = f"{counted(overview['documents'], 'document')} of {compared_at(frames):,} tokens"
     where = f"{', '.join(overview['devices'])}, {', '.join(overview['dtypes'])}"
     what = f"{', '.join(models)} on {', '.join(overview['texts'])}"
     return f"{what}, {size}, {where}. Perplexity is over all documents together."
@@ -145,7 +144,7 @@ def subtitle_of(frames: Frames) -> str:
     at = f" at budgets of {listed(f'{size:,}' for size in budgets)} tokens" if budgets else ""
     against = " against the full cache" if any(row["policy_name"] == "full" for row in run) else ""
     what = [f"{names}{at}{against} on {listed(overview['models'])}"]
-    what += [f"quality on {texts_of(overview)}"] if overview["quality_cells"] else []
+    what += [f"quality on {texts_of(frames)}"] if overview["quality_cells"] else []
     if overview["contexts"]:
         what.append(f"speed after {listed(f'{size:,}' for size in sorted(overview['contexts']))} tokens")
     return "; ".join([*what, place_of(overview)]) + "."
@@ -154,7 +153,7 @@ def subtitle_of(frames: Frames) -> str:
 def stands_on(frames: Frames) -> str:
     """What charts that stand alone are of: models, text, documents, device, and the hardware that took times."""
     overview = frames["overview"][0]
-    texts = [texts_of(overview)] if overview["quality_cells"] else []
+    texts = [texts_of(frames)] if overview["quality_cells"] else []
     hardware = sorted({row["hardware"] for row in frames["noise"] if row["hardware"]})
     return " · ".join(
         [listed(overview["models"]), *texts, place_of(overview), *([listed(hardware)] if hardware else [])]
@@ -169,10 +168,16 @@ def whiskers(frames: Frames) -> str:
     return both if len(spreads) > 1 else f"{of_quality[spreads.pop()] if spreads else ''}95 % interval"
 
 
-def texts_of(overview: Row) -> str:
+def texts_of(frames: Frames) -> str:
     """On what quality was measured."""
+    overview = frames["overview"][0]
     documents = counted(overview["documents"], "document")
-    return f"{documents} of {listed(overview['texts'])}, {max(overview['lengths']):,} tokens each"
+    return f"{documents} of {listed(overview['texts'])}, {compared_at(frames):,} tokens each"
+
+
+def compared_at(frames: Frames) -> int:
+    """The tokens of the texts that the answer and the charts are of."""
+    return max(row["length"] for row in frames["perplexity"] if row["longest"])
 
 
 def place_of(overview: Row) -> str:

@@ -19,7 +19,9 @@ class Reporter:
     def __init__(self, cells: int, tokens: float) -> None:
         self.cells, self.done = cells, 0
         self.said = time.monotonic()
-        self.begun: dict[str, float] = {}  # by long cell, when the share of it that is done left 0
+        self.begun: dict[
+            str, tuple[float, float]
+        ] = {}  # by long cell: since when, and from which share on, it is timed
         self.terminal = sys.stdout.isatty()
         count, what = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("fields[cells]", "description"))
         columns = BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn(), what
@@ -69,10 +71,11 @@ class Reporter:
         What comes before the first of its share is done, as a warm-up, tells nothing of the pace of the rest.
         """
         now = time.monotonic()
-        if share == 0:
-            self.begun[cell] = now
-        spent = now - self.begun.setdefault(cell, now)
-        left = f"{timedelta(seconds=round(spent * (1 - share) / share))} left" if share > 0 else "starting"
+        if share <= self.begun.get(cell, (now, share))[1]:  # its first share, or it is tried again
+            self.begun[cell] = now, share
+        since, first = self.begun[cell]
+        pace = (now - since) / (share - first) if share > first else 0.0
+        left = f"{timedelta(seconds=round(pace * (1 - share)))} left" if pace else "starting"
         if self.terminal:
             self.say(f"{left}, {what}")
         elif now - self.said > LOG_S:

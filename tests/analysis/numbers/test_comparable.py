@@ -12,9 +12,10 @@ from report_oracle import answer_of, page_of, rows_of
 
 from analysis.numbers import database
 from analysis.read.records import read_records
+from analysis.words.by_document import in_documents
 
 POLICIES = (FULL, streaming(4, 28, 0.1), streaming(4, 60, 0.05), recent(64, 0.4))
-SMALL = replace(PLAIN, policies=POLICIES, documents=("Job", "Ruth"), tokens=200, lengths=(100, 200))
+SMALL = replace(PLAIN, policies=POLICIES, diverges=True, documents=("Job", "Ruth"), tokens=200, lengths=(100, 200))
 
 
 def lose(folder, policy, document, places):
@@ -73,14 +74,37 @@ def test_a_report_of_a_policy_without_numbers_names_it_and_is_written_whole(tmp_
 
 def test_a_longer_run_of_few_leaves_the_others_in_the_answer(tmp_path):
     folder = write(SMALL, tmp_path / "records")
-    write(replace(SMALL, policies=(FULL,), tokens=300, lengths=(100, 200, 300)), folder)
+    few = (FULL, streaming(4, 60, 0.05))
+    write(replace(SMALL, policies=few, tokens=300, lengths=(100, 200, 300)), folder)
     assert quick_report("--records", folder, "--out", tmp_path / "out").returncode == 0
     rows = rows_of(tmp_path / "out", "perplexity")
-    assert {row["policy"] for row in rows if row["length"] == "300"} == {"full"}
+    assert {row["policy"] for row in rows if row["length"] == "300"} == {policy.label for policy in few}
     first = {row["policy"] for row in rows if row["longest"] == "True"}
     assert first == {policy.label for policy in POLICIES}
     assert {row["length"] for row in rows if row["longest"] == "True"} == {"200"}
+    assert all(row["kv_mb"] for row in rows if row["longest"] == "True")
     assert "at 200 tokens" in answer_of(tmp_path / "out")
+    page = page_of(tmp_path / "out").replace("\u00a0", " ")
+    assert "At the longest length, 200 tokens." in page
+    assert "2 documents of kjv, 200 tokens each" in page
+    connection = database.open_database(read_records(folder), database.WITHIN)
+    candidates = connection.sql("SELECT policy FROM compared").fetchall()
+    assert {policy for (policy,) in candidates} == {policy.label for policy in POLICIES[1:]}
+
+
+def test_one_policy_is_compared_at_its_own_length_whatever_full_reaches(tmp_path):
+    folder = write(replace(SMALL, policies=POLICIES[:2]), tmp_path)
+    write(replace(SMALL, policies=(FULL,), tokens=300, lengths=(100, 200, 300)), folder)
+    longest = {key: row for key, row in perplexity(folder).items() if row["longest"]}
+    assert longest.keys() == {("full", 200), ("streaming_llm(4,28)", 200)}
+
+
+def test_documents_decide_at_the_length_that_all_have(tmp_path):
+    folder = write(SMALL, tmp_path)
+    write(replace(SMALL, policies=(FULL, POLICIES[1]), tokens=300, lengths=(100, 200, 300)), folder)
+    connection = database.open_database(read_records(folder), database.WITHIN)
+    ranked = [policy.label for policy in POLICIES[1:]]
+    assert "of 2 documents" in in_documents(database.rows(connection, "documents"), ranked, ranked[1])
 
 
 def test_the_length_that_most_reach_is_the_longest_of_a_sweep(tmp_path):
@@ -90,6 +114,6 @@ def test_the_length_that_most_reach_is_the_longest_of_a_sweep(tmp_path):
 
 
 def test_it_is_said_where_policies_share_different_numbers_of_documents(tmp_path):
-    said = "Policies share 1 to 2 documents with full: until all have the same, their order may change."
+    said = "Policies were compared with full on 1 to 2 documents: on the same their order may differ."
     assert said not in answer_of(report_of(SMALL, tmp_path / "whole"))
     assert said in answer_of(report_of(replace(SMALL, missing=1), tmp_path / "part"))

@@ -219,7 +219,7 @@ def test_a_budget_that_one_layer_does_not_fill_yet_says_nothing(tmp_path):
     assert quick_report("--records", folder, "--out", tmp_path / "out").returncode == 0
     answer = answer_of(tmp_path / "out")
     assert "600 tokens, does not exceed its budget of 512, of which its widest layer has 1,000." in answer
-    assert "<b>not measured</b><small>its budget is not exceeded at 600 tokens of context" in answer
+    assert "<small>its budget, 1,000 in its widest layer, is not exceeded at 600 tokens of context" in answer
 
 
 def test_times_of_two_machines_name_theirs_and_point_to_the_quality(tmp_path):
