@@ -35,12 +35,6 @@ LONGEST = ("test_exactness", "test_against_oracle", "test_browser", "test_calls"
 LONG = ("test_each_command_does", "test_ten_million", "test_kills_at_random", "test_ray_up", "test_a_driver_that_is")
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Say what could not be run on this machine, in a line."""
-    if NO_TRITON and any("test_cuda_kernels" in report.nodeid for report in terminalreporter.getreports("skipped")):
-        terminalreporter.line("Triton is not installed, so the CUDA kernels were not tested: pip install triton")
-
-
 @lru_cache
 def group_of(path):
     """What one of the processes runs: a file, or all files that use a Ray of the tests', or the nursery, together."""

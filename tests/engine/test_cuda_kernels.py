@@ -41,7 +41,7 @@ from kvstream.engine.shared_tables import SharedTables
 from kvstream.policies.base import BoundedPolicy, Regions
 from kvstream.policies.draws import uniform_ranks
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(NO_TRITON, reason="Triton is not installed")]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(NO_TRITON, reason="Triton is not installed: pip install triton")]
 if not NO_TRITON:
     from triton.runtime.errors import OutOfResources
 

@@ -32,7 +32,7 @@ CARDS = [
 
 
 @pytest.mark.long
-@pytest.mark.skipif(NO_TRITON or sys.platform != "linux", reason="Triton is not installed")
+@pytest.mark.skipif(NO_TRITON or sys.platform != "linux", reason="Triton is not installed: pip install triton")
 @pytest.mark.parametrize(("capability", "dtype", "head_size"), CARDS)
 def test_every_kernel_compiles_for_cards_that_are_not_here(capability, dtype, head_size, tmp_path):
     command = [sys.executable, str(HERE / "kernel_compiler.py"), str(capability), dtype, str(head_size)]
