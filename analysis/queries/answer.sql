@@ -1,9 +1,9 @@
 -- Which policy should be taken: the smallest budget within the tolerance, the best at the smallest budget, with or without sinks?
 WITH candidates AS (
-    SELECT *, row_number() OVER of_budget AS place, count(*) OVER (PARTITION BY setting, budget) = 1 AS alone
+    SELECT *, row_number() OVER (PARTITION BY setting, budget ORDER BY cost, policy) AS place,
+        count(*) OVER (PARTITION BY setting, budget) = 1 AS alone
     FROM costs
     WHERE longest AND in_focus AND budget IS NOT NULL AND evicts AND cost IS NOT NULL AND kv_mb IS NOT NULL
-    WINDOW of_budget AS (PARTITION BY setting, budget ORDER BY cost, policy)
 ), within AS (
     SELECT * FROM candidates
     WHERE cost <= getvariable('within')

@@ -68,10 +68,8 @@ def unfilled(row: Row) -> bool:
 
 def budget(row: Row) -> str:
     """The budget that a context has to exceed before all layers evict."""
-    whole = f"its budget of {row['budget']:,}"
-    return (
-        whole if row["full_after"] == row["budget"] else f"{whole}, of which its widest layer has {row['full_after']:,}"
-    )
+    widest = "" if row["full_after"] == row["budget"] else f", of which its widest layer has {row['full_after']:,}"
+    return f"its budget of {row['budget']:,}{widest}"
 
 
 def again_words(row: Row) -> str:

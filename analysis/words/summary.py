@@ -163,9 +163,9 @@ def stands_on(frames: Frames) -> str:
 def whiskers(frames: Frames) -> str:
     """What whiskers in them are, unless a chart has its own."""
     spreads = {row["spread"] for row in frames["perplexity"] if row["longest"] and row["spread"]}
-    of_quality = {"range": "range over documents, for time ", "interval": ""}
-    both = "95 % interval, of few documents their range"
-    return both if len(spreads) > 1 else f"{of_quality[spreads.pop()] if spreads else ''}95 % interval"
+    if spreads == {"range"}:
+        return "range over documents, for time 95 % interval"
+    return "95 % interval" + (", of few documents their range" if "range" in spreads else "")
 
 
 def texts_of(frames: Frames) -> str:
