@@ -227,8 +227,8 @@ class LatencyCell(Cell):
     @property
     def tokens(self) -> int:
         """Roughly the tokens that the cell computes: prefills of every policy, of full again and of DynamicCache."""
-        prefills = len(self.policies) + 2
-        return self.batch * self.context * prefills * (self.repeats.prefills + 1)
+        prefills = self.repeats.prefills + (self.device != "cpu")  # one more to warm up
+        return self.batch * self.context * prefills * (len(self.policies) + 2)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
 from kvstream.engine.steady.recorded import WARM_UP
 from kvstream.policies import Full, Policy
 from kvstream.policies.fields import policy_fields
-from kvstream.policies.sizes import distinct_sizes, full_after, kept_by_layer
+from kvstream.policies.sizes import distinct_sizes, evicts_after, full_after, kept_by_layer
 
 FULL_AGAIN = "full (again)"
 DYNAMIC = "DynamicCache"
@@ -51,6 +51,7 @@ class Contender(ABC):
     def __init__(self, label: str, model: PreTrainedModel, protocol: Protocol, policy: Policy) -> None:
         self.label, self.model, self.protocol, self.policy = label, model, protocol, policy
         self.engine: Any = None
+        self.peak_bytes: int | None = None  # of a request, where it was measured
 
     @abstractmethod
     def new_engine(self) -> Any:
@@ -87,20 +88,36 @@ class Contender(ABC):
         self.engine = None
 
     def serve(self, prompt_BT: torch.Tensor) -> None:
-        """Take a prompt with a new cache and make a few tokens, on a GPU until a step is recorded."""
+        """Take a prompt with a new cache and make a few tokens."""
         self.renew()
         self.start(prompt_BT)
+        self.make_a_few()
+
+    def make_a_few(self) -> None:
+        """Make a few tokens, on a GPU until a step is recorded."""
         for _ in range(WARM_UP_STEPS):
             self.step()
         while not self.engine.settled:
             self.step()
 
     @property
+    def code(self) -> tuple[str, ...]:
+        """What contenders have in common that run the same code: all but numbers."""
+        return self.policy.name, *(value for value in vars(self.policy).values() if isinstance(value, str))
+
+    @property
+    def evicting(self) -> int:
+        """Tokens after which some leave; zero where none ever do."""
+        return evicts_after(self.policy, self.model.config.num_hidden_layers) or 0
+
+    @property
     def description(self) -> dict[str, Any]:
         """What the report groups and labels by, as plain JSON values; of: the policy that a twin is of."""
         of = str(self.policy) if self.role == HeldContender.role else None
         full = full_after(self.policy, self.model.config.num_hidden_layers)
-        return {"label": self.label, "role": self.role, "of": of, "full_after": full, **policy_fields(self.policy)}
+        return {"label": self.label, "role": self.role, "of": of, "full_after": full, "peak_bytes": self.peak_bytes} | (
+            policy_fields(self.policy)
+        )
 
     @property
     def kv_bytes(self) -> dict[str, int]:
@@ -146,6 +163,11 @@ class DynamicContender(Contender):
     """transformers' DynamicCache."""
 
     role = "dynamic"
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """transformers' own."""
+        return (DYNAMIC,)
 
     def new_engine(self) -> DynamicEngine:
         """Make one with an empty cache."""

@@ -28,7 +28,7 @@ from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.wrappers import vocabulary_of
 from kvstream.measure import machine_noise as noise
 from kvstream.measure.contenders import AgainContender, Contender, HeldContender, Protocol, contenders
-from kvstream.measure.peak_memory import peak_bytes
+from kvstream.measure.peak_memory import marked, peak_bytes
 from kvstream.measure.rows import LATENCY_ROWS
 from kvstream.policies import Policy
 
@@ -59,10 +59,7 @@ def evaluate(
     generator = torch.Generator().manual_seed(protocol.seed)
     prompt_BT = torch.randint(vocabulary_of(model), (protocol.batch, protocol.context), generator=generator).to(device)
     runners = contenders(model, policies, protocol)
-    peaks: dict[str, int] = {}
-    for runner in runners:
-        yield Progress(0.0, f"warm-up and memory, {runner.label}")
-        peaks |= warm_up(runner, prompt_BT, device)
+    yield from warm_up(runners, prompt_BT, device)
     rows = pa.table([])
     for item in measure(cell, runners, prompt_BT, protocol):
         if isinstance(item, Progress):
@@ -70,22 +67,30 @@ def evaluate(
         else:
             rows = item
     noise_after = noise.after(noise_before)
-    described = [runner.description | runner.kv_bytes | {"peak_bytes": peaks.get(runner.label)} for runner in runners]
+    described = [runner.description | runner.kv_bytes for runner in runners]
     yield Measured(rows, described, noise_after, time.perf_counter() - started)
 
 
-def warm_up(runner: Contender, prompt_BT: torch.Tensor, device: str) -> dict[str, int]:
-    """Serve a request that is not timed, and return its peak memory in bytes under the runner's label.
+def warm_up(runners: Sequence[Contender], prompt_BT: torch.Tensor, device: str) -> Iterator[Progress]:
+    """Serve requests that are not timed: yields what comes next before each contender's.
 
-    A short request before loads code and libraries, which are no part of what serving takes. Full again and twins are
-    not asked for their peaks: nothing is returned for them.
+    First of all that run the same code the one that evicts soonest serves a short one: what loads code and libraries is
+    no part of what serving takes. Then each serves a whole one for its peak memory, but for full again, unless that can
+    be read while the first prefill is timed. A twin serves no other.
     """
-    if isinstance(runner, (AgainContender, HeldContender)):
-        runner.serve(prompt_BT)
-        return {}
-    runner.serve(prompt_BT[:, :CHUNK_SIZE])
-    runner.release()
-    return {runner.label: peak_bytes(device, partial(runner.serve, prompt_BT))}
+    loaded: set[tuple[str, ...]] = set()
+    for runner in sorted(runners, key=lambda runner: runner.evicting):
+        yield Progress(0.0, f"warm-up, {runner.label}")
+        if isinstance(runner, HeldContender):
+            runner.serve(prompt_BT)
+            continue
+        if runner.code not in loaded:
+            loaded.add(runner.code)
+            runner.serve(prompt_BT[:, : runner.evicting + CHUNK_SIZE])
+            runner.release()
+        if not marked(device):
+            peak = peak_bytes(device, partial(runner.serve, prompt_BT))
+            runner.peak_bytes = None if isinstance(runner, AgainContender) else peak
 
 
 def measure(
@@ -93,7 +98,8 @@ def measure(
 ) -> Iterator[Progress | pa.Table]:
     """Let all `runners` take turns: yields what comes next before each turn, and last the table of raw samples.
 
-    Each has served a request before. The share of the work that is done is the share of the rounds.
+    Each was warmed up before; whose peak memory was not measured then has it measured by the first prefill. The share
+    of the work that is done is the share of the rounds.
     """
     order = np.random.default_rng(protocol.seed)
     samples: list[tuple[str, str, int, int, int, float]] = []
@@ -107,6 +113,23 @@ def measure(
         synchronize(prompt_BT.device)
         return time.perf_counter() - started
 
+    def prefill_s(runner: Contender) -> float:
+        seconds = []
+
+        def serve() -> None:
+            runner.renew()
+            seconds.append(clock(partial(runner.start, prompt_BT)))
+
+        def serve_whole() -> None:
+            serve()
+            runner.make_a_few()
+
+        if runner.peak_bytes is None and not isinstance(runner, AgainContender):
+            runner.peak_bytes = peak_bytes(prompt_BT.device.type, serve_whole)
+        else:
+            serve()
+        return seconds[0]
+
     gc.collect()
     gc.disable()  # no garbage collection in the meantime
     try:
@@ -115,9 +138,7 @@ def measure(
             for turn, place in enumerate(order.permutation(len(prefilled)) if protocol.prefills else ()):
                 runner = prefilled[place]
                 yield Progress(share, f"prefill {prefill + 1} of {protocol.prefills}, {runner.label}")
-                runner.renew()
-                seconds = clock(partial(runner.start, prompt_BT))
-                samples.append((runner.label, "ttft", prefill, turn, 0, seconds))
+                samples.append((runner.label, "ttft", prefill, turn, 0, prefill_s(runner)))
             for number in map(int, rounds):
                 share = number / protocol.rounds
                 for place in order.permutation(len(runners)):

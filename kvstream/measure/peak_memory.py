@@ -29,6 +29,15 @@ def gpu_bytes(device: str) -> int:
     return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else 0
 
 
+def marked(device: str) -> bool:
+    """Whether the kernel notes the peak by itself: then work can be timed meanwhile. Begins to note anew."""
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return device == "cpu"
+
+
 def peak_bytes(device: str, work: Callable[[], None]) -> int:
     """Run `work` and return the most bytes it held at any moment beyond those held before."""
     gc.collect()
@@ -41,9 +50,7 @@ def peak_bytes(device: str, work: Callable[[], None]) -> int:
         return _sampled(torch.mps.driver_allocated_memory, work)
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)  # free pages back to the kernel, else the work would use them again unseen
-    try:
-        CLEAR_REFS.write_text("5")
-    except OSError:
+    if not marked(device):
         return _sampled(lambda: psutil.Process().memory_info().rss, work)
     before = _status_bytes("VmRSS")
     work()

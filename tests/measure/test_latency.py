@@ -18,14 +18,22 @@ import pytest
 import torch
 from driving import sweep_here
 
-from kvstream import FixSizeL2, Full, L2Compress, RecentOnly, StreamingLLM
+from kvstream import FixSizeL2, Full, L2Compress, RecentOnly, SinkL2, StreamingLLM
 from kvstream.engine.steady.recorded import WARM_UP, Recorded
 from kvstream.grid.axes import Grid, Repeats
 from kvstream.grid.cells import LatencyCell
 from kvstream.grid.memory_needed import too_large
 from kvstream.inputs.models import resolve
 from kvstream.measure import machine_noise, peak_memory
-from kvstream.measure.contenders import DYNAMIC, FULL_AGAIN, DynamicEngine, PolicyContender, Protocol, contenders
+from kvstream.measure.contenders import (
+    DYNAMIC,
+    FULL_AGAIN,
+    Contender,
+    DynamicEngine,
+    PolicyContender,
+    Protocol,
+    contenders,
+)
 from kvstream.measure.latency import Measured, Progress, evaluate, measure, warm_up
 from kvstream.measure.peak_memory import peak_bytes
 
@@ -81,6 +89,8 @@ def test_memory_is_computed_over_all_layers_and_measured(measured):
 class Sleeper:
     """A contender with known costs."""
 
+    peak_bytes = None
+
     def __init__(self, label: str, prefill_s: float, step_s: float) -> None:
         self.label, self.prefill_s, self.step_s = label, prefill_s, step_s
 
@@ -92,6 +102,9 @@ class Sleeper:
 
     def step(self) -> None:
         time.sleep(self.step_s)
+
+    def make_a_few(self) -> None:
+        time.sleep(0.02)  # must not be timed
 
     def settle(self) -> None:
         time.sleep(0.02)  # must not be timed
@@ -247,8 +260,12 @@ def test_going_back_to_where_it_is_empties_no_dynamic_cache(tiny_neox, monkeypat
 
 
 @pytest.mark.timed
-def test_no_ones_peak_holds_what_is_loaded_once(tiny_neox):
-    """A code path's first use loads libraries: the order of contenders must not show in their peaks."""
+@pytest.mark.parametrize("marked", [True, False])
+def test_no_ones_peak_holds_what_is_loaded_once(tiny_neox, monkeypatch, tmp_path, marked):
+    """A code path's first use loads libraries: the order of contenders must not show in their peaks.
+
+    Where the kernel notes the peak, that of the first prefill is read, else of a request before.
+    """
     served = []
 
     class Told(PolicyContender):
@@ -256,11 +273,31 @@ def test_no_ones_peak_holds_what_is_loaded_once(tiny_neox):
             served.append(prompt_BT.shape[1])
             super().start(prompt_BT)
 
-    runner = Told("full", tiny_neox(), Protocol(600, 1, 1, 1, 1), Full())
+    protocol = Protocol(600, 1, prefills=2, rounds=1, steps=1)
+    runner = Told("full", tiny_neox(), protocol, Full())
     prompt = torch.ones(1, 600, dtype=torch.int64)
-    found = warm_up(runner, prompt, "cpu")
-    assert served == [512, 600]
-    assert found["full"] < 50e6
+    if not marked:
+        monkeypatch.setattr(peak_memory, "CLEAR_REFS", tmp_path / "no" / "such")
+    list(warm_up([runner], prompt, "cpu"))
+    assert (served, runner.peak_bytes is None) == (([512], True) if marked else ([512, 600], False))
+    list(measure("c", [runner], prompt, protocol))
+    assert len(served) == (3 if marked else 4)
+    assert 1e6 < runner.peak_bytes < 50e6
+
+
+def test_code_is_loaded_by_a_request_that_evicts(tiny_neox, monkeypatch):
+    """Once for all that run the same: else the first prefill that is timed would load what evicts."""
+    policies = (SinkL2(600, 100), StreamingLLM(4, 716), StreamingLLM(4, 596), StreamingLLM(4, 596, position="absolute"))
+    runners = contenders(tiny_neox(), policies, Protocol(1500, 1, prefills=1, rounds=1, steps=1))
+    served = Mock()
+    monkeypatch.setattr(Contender, "serve", lambda runner, prompt_BT: served(runner.label, prompt_BT.shape[1]))
+    list(warm_up(runners, torch.ones(1, 1500, dtype=torch.int64), "cpu"))
+    prompts = dict(call.args for call in served.call_args_list)
+    assert len(prompts) == len(served.call_args_list)
+    assert prompts["full"] == prompts[DYNAMIC] == 512
+    assert all(prompts[str(policies[at])] == 600 + 512 for at in (0, 2, 3))
+    assert not {str(policies[1]), FULL_AGAIN} & set(prompts)
+    assert {length for label, length in prompts.items() if label.endswith("without eviction")} == {1500}
 
 
 @pytest.mark.parametrize("sweep", ["quick", "latency", "full"])
