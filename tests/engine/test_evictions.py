@@ -102,9 +102,7 @@ class Tova(Toy):
 POLICIES = [
     SmallValues(2, 3, 11),
     SharedValues(1, 3, 10),
-    H2O(0, 5, 10),
     H2O(3, 4, 11),
-    Tova(0, 0, 9),
     Tova(2, 3, 11),
     *(kind(4, 3, 14, narrower=2) for kind in (Sliding, Drawn, H2O)),
     *(kind(4, 3, 13, narrower=1) for kind in (SmallValues, H2O)),  # two layers have as many sinks

@@ -1,6 +1,6 @@
 """docs/first_run.md, command by command, against a stand-in for the hub: Pythia's file lists, formats and shapes.
 
-Weights are random, the tokenizer small, the books of another kind; cells are cut down.
+Weights are random and rows an eighth as wide, the tokenizer small, the books of another kind; cells are cut down.
 """
 
 import csv
@@ -39,7 +39,7 @@ def hub(tmp_path_factory):
     texts = [text for _, text in read("kjv")][:12]
     tokenizer = tokenizer_files(texts[:2])
     models = zip(PINNED, SHAPES.values(), strict=True)
-    repositories = {repo: pythia(folder / repo, *shape, tokenizer) for repo, shape in models}
+    repositories = {repo: pythia(folder / repo, hidden // 8, *more, tokenizer) for repo, (hidden, *more) in models}
     with serving(repositories | {PG19[0]: pg19(texts)}) as server:
         yield server
 

@@ -55,7 +55,9 @@ def test_replay_and_decode_are_the_oracles(tiny_model, tokens, place, policy):
     model, ids = tiny_model(family, torch.float64), tokens(T, place)
     truth = oracle_trace(model, ids, Asked(policy.in_layers(3))).nll_nats
     assert_close(replay(model, ids, policy, chunk_size=13), truth, TOLERANCE[torch.float64], f"{policy} replayed")
-    assert_close(decode(model, ids, policy).nll_nats, truth, TOLERANCE[torch.float64], f"{policy} decoded")
+    if place // 2 % 2:  # in turn, of both families
+        assert_close(decode(model, ids, policy).nll_nats, truth, TOLERANCE[torch.float64], f"{policy} decoded")
+        return
     nll, alike = decoded_steadily(model, ids, policy)
     assert_close(nll, truth, TOLERANCE[torch.float64], f"{policy} decoded by steps that are alike")
     cuts = {policy.shed(regions) for regions in map(policy.in_layers(3).regions_of, range(3)) if regions}

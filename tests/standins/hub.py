@@ -1,7 +1,7 @@
 """A hub on this machine: lists repositories and hands out their files as the real one does, or fails as it may.
 
 For one process (`test_hub`) or, by HF_ENDPOINT, for commands. `pythia` and `pg19` make what the first real run asks
-for: the published file lists and formats, true shapes, random weights, other books.
+for: the published file lists and formats, random weights, other books.
 """
 
 import hashlib

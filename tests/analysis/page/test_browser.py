@@ -16,7 +16,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on PATH: install Debian's `chromium`, or set CHROMIUM"
 )
-CHARTS = {"golden": 42, "quick": 23, "shapes": 12}
+CHARTS = {"golden": 42, "shapes": 12}
 VISIBLE = "[...document.querySelectorAll('[data-spec]')].filter(place => place.offsetParent)"
 UNDRAWN = f"{VISIBLE}.filter(place => !place.querySelector('svg')).length"
 
@@ -75,14 +75,11 @@ def drawn(page):
     return page
 
 
-@pytest.mark.parametrize(
-    ("name", "width", "scheme"), [("golden", 390, "light"), ("quick", 1440, "dark"), ("shapes", 390, "dark")]
-)
+@pytest.mark.parametrize(("name", "width", "scheme"), [("golden", 390, "light"), ("shapes", 1440, "dark")])
 def test_page(visit, name, scheme, width):
     page = drawn(visit(name, width, scheme))
-    if name != "quick":  # which holds one model
-        page.locator("#pick-model").select_option("all")
-        drawn(page)
+    page.locator("#pick-model").select_option("all")
+    drawn(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for axis in page.locator(".axis input:enabled").all():
         axis.check()

@@ -283,7 +283,7 @@ def test_each_number_of_an_answer_stands_in_the_rows(name):
         assert any(row.get("policy") == setting or row.get("base") == setting for row in rows)
 
 
-@pytest.mark.parametrize("plan", ["golden", "quick", "protection", "recall", "shapes", "stream"])
+@pytest.mark.parametrize("plan", ["golden", "protection", "recall", "shapes", "stream"])
 def test_a_page_can_be_made_of_other_records(plan, tmp_path, tmp_path_factory, monkeypatch):
     """Also of ranges in place of intervals, of several models, and where a policy is missing at a budget."""
     records, _ = built(plan, tmp_path_factory)
