@@ -112,6 +112,6 @@ def _compute(plan: Plan, slots: Slots, nodes: list[Node]) -> int:
     except NothingLeft as error:
         print(f"stopping: {error}", file=sys.stderr)
     if unfinished := len(cells) - results.finished:
-        told = f"{unfinished} of {len(cells)} cells are not finished; the same command tries them again"
+        told = f"{unfinished:,} of {len(cells):,} cells are not finished; the same command tries them again"
         print(told, file=sys.stderr)
     return unfinished
