@@ -3,7 +3,7 @@
 Hypothesis: with four attention sinks, 512 cached tokens of 2,048 stay within 5 % of the full cache's perplexity and are
 decoded faster than all of them, and 1,536 stay within 1 %; without sinks, 128 tokens lose several times what they lose
 with them. https://arxiv.org/abs/2309.17453
-Cost: 18 quality cells of 2,048 tokens and 1 latency cell; three to seven minutes on two CPU cores.
+Cost: 18 quality cells of 2,048 tokens and 1 latency cell; three to eight minutes on two CPU cores.
 
     python sweeps/quick.py                  starts Ray by itself, or uses one that runs
     python sweeps/quick.py --dry-run        prints the cells and what they would cost

@@ -59,7 +59,7 @@ def test_what_is_no_tensor_is_refused(tiny_neox, pieces):
 
 @pytest.mark.parametrize(("policy", "family"), PAIRS, ids=str)
 def test_a_state_goes_on_in_another_cache(tiny_model, tokens, trace_of, policy, family):
-    """At every cut, by chunks and by a window of single tokens, the rest is exactly what it would have been."""
+    """Wherever it is cut, by chunks and by a window of single tokens, the rest is exactly what it would have been."""
     model, ids = tiny_model(family, FLOAT64), tokens(41, 3)
     truth = trace_of(family, ids, policy).nll_nats
     whole = replay(model, ids, policy, chunk_size=5)

@@ -1,4 +1,4 @@
-"""docs/first_run.md, command by command, against a stand-in for the hub: Pythia's file lists, formats and shapes.
+"""docs/first_run.md, command by command, against a stand-in for the hub: Pythia's file lists and formats.
 
 Weights are random and rows an eighth as wide, the tokenizer small, the books of another kind; cells are cut down.
 """
