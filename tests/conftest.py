@@ -131,11 +131,14 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ray_here():
-    """A Ray of this test process, with two CPUs, which sweeps in the process use; gives its workers' session."""
+    """A Ray of this test process, which sweeps in the process use; gives its workers' session.
+
+    It counts two CPUs, and two GPUs that are not there.
+    """
     import ray
 
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        own = {"address": "local", "num_cpus": 2, "include_dashboard": False, "_temp_dir": folder}
+        own = {"address": "local", "num_cpus": 2, "num_gpus": 2, "include_dashboard": False, "_temp_dir": folder}
         with pytest.MonkeyPatch.context() as patch:
             stub, session = nest(folder)
             patch.setattr(sys, "executable", stub)

@@ -3,7 +3,7 @@
 The samples come from the fields' declarations, so a new policy, or a new field, is tested without a line here.
 """
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import product
 from math import inf
 
@@ -83,11 +83,30 @@ def test_samples_reach_what_they_are_for(tiny_model, tokens, name):
     assert evicted == 0.0 if name == "full" else evicted > 0.01
 
 
+@contextmanager
+def keys_rounded_apart(model):
+    """Every second key of a product of the first layer is an ulp larger: a product of one token is rounded otherwise.
+
+    Whether it really is depends on the processor.
+    """
+
+    def nudge(module, inputs, keys_BTC):
+        up_BTC = torch.nextafter(keys_BTC, 2 * keys_BTC)
+        return torch.where(torch.arange(keys_BTC.shape[1])[:, None] % 2 == 0, keys_BTC, up_BTC)
+
+    hook = model.model.layers[0].self_attn.k_proj.register_forward_hook(nudge)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @pytest.mark.parametrize("name", [name for name in POLICIES if name != "full"])
 def test_repeated_tokens_tie_alike_in_float32(tiny_model, name):
     """In the first layer equal tokens have equal keys, which products of one token and of many round apart."""
     model, ids = tiny_model("llama", torch.float32), torch.randint(6, (60,), generator=torch.Generator().manual_seed(1))
     [policy, *_] = spanned(POLICIES[name], 12, {})
     truth = oracle_trace(model, ids, Asked(policy)).nll_nats
-    assert_close(replay(model, ids, policy), truth, TOLERANCE[torch.float32], f"{policy} replayed")
+    with keys_rounded_apart(model):
+        assert_close(replay(model, ids, policy), truth, TOLERANCE[torch.float32], f"{policy} replayed")
     assert_close(decode(model, ids, policy).nll_nats, truth, TOLERANCE[torch.float32], f"{policy} decoded")

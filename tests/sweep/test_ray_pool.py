@@ -13,7 +13,7 @@ from apart import until, workers
 from driving import QUICK, arguments, digest, sweep_here
 
 from kvstream.grid.flags import parse_flags
-from kvstream.sweep import ray_pool, watch
+from kvstream.sweep import cluster, ray_pool, watch
 from kvstream.sweep.cluster import machines
 from kvstream.sweep.main import run
 from kvstream.sweep.pool import Done, Lost, Node, Slots
@@ -34,9 +34,10 @@ def one_thread(ray_here, world):
     return sweep
 
 
-def test_workers_stay_for_the_next_sweep_and_hardly_wait_between_cells(one_thread, ray_here, tmp_path, monkeypatch):
-    one_thread(tmp_path / "first")
-    before, done, real = {process.pid for process in workers(ray_here)}, [], ray_pool.RayPool.wait
+@pytest.fixture
+def finished(monkeypatch):
+    """What workers finish, as it is told, but for checks of the model."""
+    done, real = [], ray_pool.RayPool.wait
 
     def wait(pool, seconds):
         events = real(pool, seconds)
@@ -44,19 +45,67 @@ def test_workers_stay_for_the_next_sweep_and_hardly_wait_between_cells(one_threa
         return events
 
     monkeypatch.setattr(ray_pool.RayPool, "wait", wait)
+    return done
+
+
+def hardly_waited(done):
+    """The workers, each of which began a cell within 0.2 s of the end of the one before."""
+    by_worker = {}
+    for event in sorted(done, key=lambda event: event.began_s):
+        by_worker.setdefault(event.worker.id, []).append(event)
+    for events in by_worker.values():
+        gaps = [after.began_s - each.ended_s for each, after in pairwise(events)]
+        assert min(gaps) >= 0
+        assert sorted(gaps)[-2] < 0.2, gaps  # on a busy machine one may be longer; a process of its own takes seconds
+    return set(by_worker)
+
+
+def test_workers_stay_for_the_next_sweep_and_hardly_wait_between_cells(one_thread, ray_here, tmp_path, finished):
+    one_thread(tmp_path / "first")
+    before = {process.pid for process in workers(ray_here)}
+    finished.clear()
     told = one_thread(tmp_path / "second")
     assert {process.pid for process in workers(ray_here)} == before
     assert len(before) == 2
     assert "loading" not in told.stdout, "the weights are there, too"
     assert digest(tmp_path / "second") == digest(tmp_path / "first")
-    by_worker = {}
-    for event in sorted(done, key=lambda event: event.began_s):
-        by_worker.setdefault(event.worker.id, []).append(event)
-    assert len(by_worker) == 2
-    for events in by_worker.values():
-        gaps = [after.began_s - each.ended_s for each, after in pairwise(events)]
-        assert min(gaps) >= 0
-        assert sorted(gaps)[-2] < 0.2, gaps  # on a busy machine one may be longer; a process of its own takes seconds
+    assert len(hardly_waited(finished)) == 2
+
+
+def test_each_gpu_has_a_worker_that_keeps_the_model_from_cell_to_cell(world, tmp_path, monkeypatch, finished, ray_here):
+    """Ray gives out GPUs as on a machine that has two; what a worker was given it tells, and computes on the CPU."""
+
+    class Claims(ray_pool.actor_class("quality").__ray_metadata__.modified_class):
+        def __init__(self, device):
+            from kvstream.sweep import worker
+
+            def tell(*what):
+                with open(log, "a") as file:
+                    print(os.getpid(), *what, file=file)
+
+            def gpu(given, visible, own=worker.own_gpu):
+                tell("has", *given, own(given, visible))
+                return "cpu"
+
+            def load(self, *weights, real=worker.Worker.load, **more):
+                tell("loads")
+                real(self, *weights, **more)
+
+            worker.own_gpu, worker.Worker.load = gpu, load
+            super().__init__(device)
+
+    log = tmp_path / "log"
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(ray_pool, "actor_class", lambda name: ray.remote(Claims))
+    monkeypatch.setattr(ray_pool.RayPool, "serves", lambda *_: False)
+    monkeypatch.setattr(cluster, "_gpu_memory", {node.id: 8e9 for node in machines()})
+    result = sweep_here(arguments(world, tmp_path / "records", "--device", "auto"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Ray: 1 node(s) with 2 CPUs and 2 GPUs" in result.stdout
+    assert len(digest(tmp_path / "records")) == 33
+    told = sorted(line.split()[1:] for line in log.read_text().splitlines())
+    assert told == [["has", "0", "cuda:0"], ["has", "1", "cuda:0"], ["loads"], ["loads"]], "Ray hides the other one"
+    assert len(hardly_waited(finished)) == 2
 
 
 def test_a_worker_that_died_in_between_is_replaced(one_thread, ray_here, tmp_path):
