@@ -53,6 +53,10 @@ test-gpu: $(READY) ## Run what needs an NVIDIA GPU: exactness, memory, kernels, 
 test-versions: $(READY) ## Run tests on the oldest and the newest versions that pyproject.toml allows
 	$(BIN)/python tests/versions.py
 
+.PHONY: mutations
+mutations: $(TESTED) ## Break the code in forty places, one at a time: do the tests notice? (ten minutes)
+	$(BIN)/python tests/mutations.py
+
 .PHONY: bench-decode
 bench-decode: $(READY) ## Time decoding: flatness, eviction's cost, against other caches (wants a quiet machine)
 	$(BIN)/python tests/benchmarks/decode.py

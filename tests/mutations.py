@@ -1,6 +1,6 @@
 """Would the tests notice? Changes the code in many places, one at a time, in a copy; runs the tests that should fail.
 
-    python tests/mutations.py              all: a quarter of a minute for each
+    python tests/mutations.py              all (`make mutations`): a quarter of a minute for each
     python tests/mutations.py sinks tie    those whose name holds one of these words
 
 Prints a line for each: caught, missed, outdated where the code no longer holds the line, or broken where pytest could

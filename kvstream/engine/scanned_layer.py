@@ -25,7 +25,7 @@ from kvstream.engine.positions import Positions
 from kvstream.engine.rope import Rotation
 from kvstream.engine.shared_tables import SharedTables
 from kvstream.engine.widest import exact_dtype
-from kvstream.policies import BoundedPolicy, Regions
+from kvstream.policies import BoundedPolicy, Policy, Regions
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ def refuse_contradictions(policy: BoundedPolicy, regions: Regions) -> None:
         ),
         f"queries_heard: there are no more than {full - left} between two evictions": policy.queries_heard
         > full - left,
+        # Compiled loops go by the memory alone, others ask update_scores: they must not say two things.
+        "update_scores is not asked where attention_memory is set; set that to None, or leave update_scores out": (
+            policy.attention_memory is not None and type(policy).update_scores is not Policy.update_scores
+        ),
         "shared_by_heads: keys are compared within a head": policy.shared_by_heads and policy.scored_by == "similarity",
     }
     for words, is_so in wrong.items():

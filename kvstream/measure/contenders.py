@@ -88,13 +88,9 @@ class Contender(ABC):
         self.engine = None
 
     def serve(self, prompt_BT: torch.Tensor) -> None:
-        """Take a prompt with a new cache and make a few tokens."""
+        """Take a prompt with a new cache and make a few tokens, on a GPU until a step is recorded."""
         self.renew()
         self.start(prompt_BT)
-        self.make_a_few()
-
-    def make_a_few(self) -> None:
-        """Make a few tokens, on a GPU until a step is recorded."""
         for _ in range(WARM_UP_STEPS):
             self.step()
         while not self.engine.settled:

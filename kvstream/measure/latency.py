@@ -28,7 +28,7 @@ from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.wrappers import vocabulary_of
 from kvstream.measure import machine_noise as noise
 from kvstream.measure.contenders import AgainContender, Contender, HeldContender, Protocol, contenders
-from kvstream.measure.peak_memory import marked, peak_bytes
+from kvstream.measure.peak_memory import peak_tensor_bytes
 from kvstream.measure.rows import LATENCY_ROWS
 from kvstream.policies import Policy
 
@@ -75,8 +75,8 @@ def warm_up(runners: Sequence[Contender], prompt_BT: torch.Tensor, device: str) 
     """Serve requests that are not timed: yields what comes next before each contender's.
 
     First of all that run the same code the one that evicts soonest serves a short one: what loads code and libraries is
-    no part of what serving takes. Then each serves a whole one for its peak memory, but for full again, unless that can
-    be read while the first prefill is timed. A twin serves no other.
+    no part of what serving takes. Then each serves a whole one, for its peak memory, but for full again. A twin serves
+    no other.
     """
     loaded: set[tuple[str, ...]] = set()
     for runner in sorted(runners, key=lambda runner: runner.evicting):
@@ -88,9 +88,8 @@ def warm_up(runners: Sequence[Contender], prompt_BT: torch.Tensor, device: str) 
             loaded.add(runner.code)
             runner.serve(prompt_BT[:, : runner.evicting + CHUNK_SIZE])
             runner.release()
-        if not marked(device):
-            peak = peak_bytes(device, partial(runner.serve, prompt_BT))
-            runner.peak_bytes = None if isinstance(runner, AgainContender) else peak
+        if not isinstance(runner, AgainContender):
+            runner.peak_bytes = peak_tensor_bytes(device, partial(runner.serve, prompt_BT))
 
 
 def measure(
@@ -98,8 +97,7 @@ def measure(
 ) -> Iterator[Progress | pa.Table]:
     """Let all `runners` take turns: yields what comes next before each turn, and last the table of raw samples.
 
-    Each was warmed up before; whose peak memory was not measured then has it measured by the first prefill. The share
-    of the work that is done is the share of the rounds.
+    Each was warmed up before. The share of the work that is done is the share of the rounds.
     """
     order = np.random.default_rng(protocol.seed)
     samples: list[tuple[str, str, int, int, int, float]] = []
@@ -113,23 +111,6 @@ def measure(
         synchronize(prompt_BT.device)
         return time.perf_counter() - started
 
-    def prefill_s(runner: Contender) -> float:
-        seconds = []
-
-        def serve() -> None:
-            runner.renew()
-            seconds.append(clock(partial(runner.start, prompt_BT)))
-
-        def serve_whole() -> None:
-            serve()
-            runner.make_a_few()
-
-        if runner.peak_bytes is None and not isinstance(runner, AgainContender):
-            runner.peak_bytes = peak_bytes(prompt_BT.device.type, serve_whole)
-        else:
-            serve()
-        return seconds[0]
-
     gc.collect()
     gc.disable()  # no garbage collection in the meantime
     try:
@@ -138,7 +119,9 @@ def measure(
             for turn, place in enumerate(order.permutation(len(prefilled)) if protocol.prefills else ()):
                 runner = prefilled[place]
                 yield Progress(share, f"prefill {prefill + 1} of {protocol.prefills}, {runner.label}")
-                samples.append((runner.label, "ttft", prefill, turn, 0, prefill_s(runner)))
+                runner.renew()
+                seconds = clock(partial(runner.start, prompt_BT))
+                samples.append((runner.label, "ttft", prefill, turn, 0, seconds))
             for number in map(int, rounds):
                 share = number / protocol.rounds
                 for place in order.permutation(len(runners)):

@@ -39,11 +39,6 @@ class Evaluated:
     attention_loss: list[list[float]] | None = None
     peak_bytes: int | None = None
 
-    @property
-    def perplexity(self) -> float:
-        """exp of the mean NLL: for progress lines; reports compute their own from the rows."""
-        return float(np.exp(self.rows["nll_nats"].to_numpy().astype(np.float64).mean()))
-
 
 def evaluate(
     model: PreTrainedModel,

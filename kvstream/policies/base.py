@@ -99,6 +99,7 @@ class Policy(ABC):
 
         Where `attention_memory` is set, that share of a score stays and the mean of the heads' attention is added: all
         of it at 1, the last query's alone at 0. Such policies are compiled; others take some Python steps per token.
+        A class with both is refused: one derived from another that sets it sets it to None before it scores otherwise.
         """
         if self.attention_memory is None:
             raise TypeError(f"{self.name} is scored by {self.scored_by}; one scored by attention defines update_scores")
@@ -163,9 +164,9 @@ class Policy(ABC):
         return self.shed(regions)[0] - 1 if regions.contested else regions.budget
 
     def kept(self, layer: int, tokens: int) -> int:
-        """Count the tokens that `layer` keeps per kv-head after `tokens` steps, at most."""
-        regions = self.regions_of(layer)
-        return tokens if regions is None else min(tokens, regions.budget)
+        """Count the tokens that `layer` keeps per kv-head after `tokens` steps: the most that it held after any."""
+        most = self.evicts_after(layer)
+        return tokens if most is None else min(tokens, most)
 
     def __str__(self) -> str:
         """Write the policy's label."""

@@ -1,7 +1,8 @@
 """A policy is one file, whatever it is scored by: toy policies defined here, against the oracle, which asks them alone.
 
-Three scorers that kvstream does not ship: the smallest value leaves; the least attention so far (H2O); the least
-attention of the last query, for all heads of a layer at once (TOVA). And budgets that differ from layer to layer.
+Scorers that kvstream does not ship: the smallest value leaves; attention that a policy adds up in its own way; heads
+that share what is known ahead. And budgets that differ from layer to layer. What beams, copies and states do to a
+cache, all registered policies meet, too.
 """
 
 import copy
@@ -15,11 +16,13 @@ import torch
 from exactness_cases import FLOAT32, FLOAT64, MODES, TOLERANCE, assert_close, every_pair
 from oracle import Asked, oracle_trace
 
-from kvstream import FixSizeL2, Full, KeyDiff, KVStreamCache, L2Compress, SnapKV, decode, replay
+from kvstream import FixSizeL2, Full, KVStreamCache, decode, replay
 from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.replay import replay_chunks
+from kvstream.policies import POLICIES
 from kvstream.policies.base import BoundedPolicy, Regions
 from kvstream.policies.draws import uniform_ranks
+from kvstream.policies.fields import axes_of, spanned
 
 T = 37
 FAMILIES = ["neox", "llama"]  # four kv-heads, and two of two query heads each
@@ -99,20 +102,28 @@ class Tova(Toy):
         return probs_BHGS.mean(2)
 
 
-POLICIES = [
+TOYS = [
     SmallValues(2, 3, 11),
     SharedValues(1, 3, 10),
-    H2O(3, 4, 11),
     Tova(2, 3, 11),
     *(kind(4, 3, 14, narrower=2) for kind in (Sliding, Drawn, H2O)),
     *(kind(4, 3, 13, narrower=1) for kind in (SmallValues, H2O)),  # two layers have as many sinks
-    SnapKV(12, 3, 3, 5),
-    KeyDiff(11, 3, 2),
-    L2Compress(0.6, 11),
 ]
+
+
+def of_class(kind):
+    """Policies of a registered class: every word of its own fields, two sinks, and in turn a mode for positions."""
+    words = {name: field.choices for name, field in axes_of(kind).items() if field.choices}
+    sizes = {"start_sizes": (2,), "windows": (3,), "every": (5,)}
+    found = spanned(kind, 12, words | sizes | {"positions": ("cache",), "layer_budgets": ("uniform",)})
+    modes = MODES if len(found) > 1 else MODES[:1]
+    return [replace(policy, position=modes[at % len(modes)]) for at, policy in enumerate(found)]
+
+
+REGISTERED = [policy for name, kind in POLICIES.items() if name != "full" for policy in of_class(kind)]
 CASES = [
     (replace(policy, position=mode, skip_layers=skip), family)
-    for policy, mode, skip, family in every_pair(POLICIES, MODES, [(), (1,)], FAMILIES)
+    for policy, mode, skip, family in every_pair(TOYS, MODES, [(), (1,)], FAMILIES)
 ]
 CORNERS = [*(kind(0, 0, 1) for kind in (SmallValues, H2O, Tova)), H2O(0, 1, 1), H2O(1, 0, 2), Tova(30, 3, 34)]
 CASES += [(policy, FAMILIES[place % 2]) for place, policy in enumerate(CORNERS)]
@@ -142,7 +153,7 @@ def held_after(policy, layer, seen=T):
     return held
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=named)
+@pytest.mark.parametrize("policy", TOYS, ids=named)
 def test_the_oracle_evicts_and_evicts_by_the_score(policy, tiny_model, tokens):
     """Else the comparison above would prove nothing."""
     trace = oracle_trace(tiny_model("llama", FLOAT64), tokens(T, 3), Asked(policy))
@@ -155,7 +166,7 @@ def test_the_oracle_evicts_and_evicts_by_the_score(policy, tiny_model, tokens):
     assert all(layer[0] == layer[1] for layer in kept) == together
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=named)
+@pytest.mark.parametrize("policy", [*TOYS, *REGISTERED], ids=named)
 def test_rows_reordered_copied_and_stored_go_on_as_they_would(policy, tiny_llama, tokens):
     """What beams, deepcopy, pickle and long texts do, between single tokens and between chunks."""
     model = tiny_llama(FLOAT64)
@@ -181,7 +192,7 @@ def test_rows_reordered_copied_and_stored_go_on_as_they_would(policy, tiny_llama
                 assert_close(found, alone[row][20:], 1e-8, f"row {row} by {sizes}")
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=named)
+@pytest.mark.parametrize("policy", [*TOYS, *REGISTERED], ids=named)
 def test_a_state_goes_on_from_any_token(policy, tiny_neox, tokens):
     model, ids = tiny_neox(FLOAT64), tokens(T, 3)
     whole = replay(model, ids, policy, chunk_size=5)
@@ -193,12 +204,13 @@ def test_a_state_goes_on_from_any_token(policy, tiny_neox, tokens):
         assert_close(torch.cat([part.nll_nats for part in parts]), whole, 1e-9, f"cut at {cut}")
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=named)
+@pytest.mark.parametrize("policy", [*TOYS, *REGISTERED], ids=named)
 def test_a_full_caches_first_tokens_serve_all_but_those_taken_in_turn(policy, tiny_llama, tokens):
     model, ids = tiny_llama(FLOAT64), tokens(T, 3)
     most = min(policy.tokens_from_full(layer) for layer in range(3))
     in_turn = policy.in_turn(0)
-    assert in_turn == (policy.scored_by in ("attention", "similarity") or isinstance(policy, L2Compress))
+    singly = policy.shed(policy.regions) == (policy.regions.budget + 1, policy.regions.budget)
+    assert in_turn == (policy.scored_by in ("attention", "similarity") or not singly)
     assert (most == 0) == in_turn
     full = KVStreamCache(model, Full())
     full.hidden_states(model, ids[None, : most or 1])
@@ -268,12 +280,31 @@ def test_keys_are_compared_anew_as_several_leave(tiny_llama, tokens):
         ({"queries_heard": 4}, "queries_heard: there are no more than 1"),
         ({"scored_by": "similarity", "shared_by_heads": True}, "compared within a head"),
         ({"scored_by": "nothing", "shed": lambda self, regions: (12, 8)}, "give scored_by"),
+        ({"update_scores": Tova.update_scores}, "update_scores is not asked where attention_memory is set"),
     ],
 )
 def test_what_a_scan_cannot_do_is_refused(contradiction, words, tiny_llama):
     policy = type("Odd", (H2O,), contradiction)(2, 3, 11)
     with pytest.raises(TypeError, match=words):
         KVStreamCache(tiny_llama(), policy)
+
+
+@dataclass(frozen=True)
+class Loudest(H2O):
+    """Derived from one that is compiled, with scores of its own: the most that any query gave."""
+
+    attention_memory = None
+
+    def update_scores(self, scores_BHS, probs_BHGS):
+        return torch.maximum(scores_BHS, probs_BHGS.amax(2))
+
+
+def test_a_derived_class_is_asked_for_its_own_scores(tiny_llama, tokens):
+    model, ids, policy = tiny_llama(FLOAT64), tokens(T, 3), Loudest(2, 3, 11)
+    truth = oracle_trace(model, ids, Asked(policy)).nll_nats
+    for found in (replay(model, ids, policy, chunk_size=9), decode(model, ids, policy).nll_nats):
+        assert_close(found, truth, TOLERANCE[FLOAT64])
+    assert (replay(model, ids, H2O(2, 3, 11)) - torch.from_numpy(truth)).abs().max() > 0.01
 
 
 def test_the_youngest_of_equals_leaves(tiny_llama, tokens):

@@ -8,6 +8,7 @@ compared in float64.
 import copy
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from tiny import build_model
 
 from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
 from kvstream.engine.scoring import score
+from kvstream.policies import POLICIES
+from kvstream.policies.fields import axes_of, spanned
 
 FAMILIES = ["neox", "neox_serial", "llama"]
 T, SEED = 37, 3
@@ -276,20 +279,22 @@ def test_the_same_call_twice_is_bit_identical(policy, tiny_model, tokens):
         assert torch.equal(decode(model, ids, policy).nll_nats, decode(model, ids, policy).nll_nats)
 
 
-def test_up_to_the_budget_every_policy_is_full(tiny_llama, tokens):
+def in_words(name, budget, mode):
+    """Policies of a registered class: every word of its own fields."""
+    words = {axis: field.choices for axis, field in axes_of(POLICIES[name]).items() if field.choices}
+    return spanned(POLICIES[name], budget, words | {"positions": (mode,), "layer_budgets": ("uniform",)})
+
+
+@pytest.mark.parametrize(("place", "name"), enumerate(name for name in POLICIES if name != "full"))
+def test_up_to_the_budget_every_policy_is_full(place, name, tiny_llama, tokens):
+    """Each in every mode with every slack, of which each two meet."""
     length = 23
     ids, model = tokens(length, SEED), tiny_llama(FLOAT64)
     full = {size: replay(model, ids, Full(), chunk_size=size) for size in (8, 100)}
     full_decoded = decode(model, ids, Full()).nll_nats
-    policies = [
-        lambda budget, mode: StreamingLLM(start_size=4, recent_size=budget - 4, position=mode),
-        lambda budget, mode: RecentOnly(window_size=budget, position=mode),
-        lambda budget, mode: FixSizeL2(budget, 0.0, "keep_low", position=mode),
-        lambda budget, mode: FixSizeL2(budget, 0.5, "keep_high", position=mode),
-        lambda budget, mode: FixSizeL2(budget, 0.5, "random", position=mode),
-    ]
-    for make, mode, slack in every_pair(policies, MODES, [0, 1, 50]):
-        policy = make(length + slack, mode)
+    kinds = len(in_words(name, length, "cache"))
+    for at, (turn, mode) in product(range(kinds), enumerate(MODES)):
+        policy = in_words(name, length + (0, 1, 50)[(place + at + turn) % 3], mode)[at]
         for size, truth in full.items():
             assert_close(replay(model, ids, policy, chunk_size=size), truth, 1e-6, f"{policy} by {size}")
         assert_close(decode(model, ids, policy).nll_nats, full_decoded, 1e-6, f"{policy} decoded")

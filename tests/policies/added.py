@@ -1,6 +1,6 @@
-"""Run in a copy of the package to which docs/adding-a-policy.md's policy was added: does all follow from its fields?
+"""Run in a copy of the repository to which docs/adding-a-policy.md's policy was added: does all follow from its fields?
 
-python added.py MODEL TEXT      lying in the copy's folder, beside kvstream/ and analysis/
+python tests/policies/added.py MODEL TEXT      of the copy; with the copy and its tests/ in PYTHONPATH
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from oracle import Asked, oracle_trace
 
@@ -120,12 +121,29 @@ def gather(part: object, colours: dict[str, str]) -> None:
         gather(each, colours)
 
 
+def tested() -> None:
+    """The tests that ask all registered policies take it up, and none minds that it is there."""
+    engine = ("evictions", "exactness", "memory_flat")
+    files = ["tests/policies", "tests/grid/test_flags.py", *(f"tests/engine/test_{name}.py" for name in engine)]
+    of_all = (
+        "every_policy_that_scores",
+        "is_registered",
+        "label_reads_back",
+        "is_bounded_unless",
+        "flags_replace",
+        "the_page_is",
+    )
+    chosen = " or ".join(("value_norm", *of_all))
+    assert pytest.main(["-p", "no:xdist", "-p", "no:cacheprovider", *files, "-k", chosen]) == 0
+
+
 if __name__ == "__main__":
-    os.chdir(Path(__file__).parent)
+    os.chdir(Path(__file__).parent.parent.parent)
     assert Path(kvstream.__file__).parent.parent == Path.cwd(), kvstream.__file__
     asked = grid_of(*sys.argv[1:])
     runpy.run_path("example.py")
     labels_and_flags(asked)
     recorded(computed(asked))
     reported()
+    tested()
     print("all follows")

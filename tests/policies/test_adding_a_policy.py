@@ -11,11 +11,11 @@ FILE, LINE, USE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def copied(folder):
-    """A copy of the package with the example added: its file and its line, and nothing else touched."""
-    for name in ("kvstream", "analysis"):  # with their __pycache__: kernels need not be compiled again
-        shutil.copytree(ROOT / name, folder / name)
-    shutil.copy(ROOT / "tests" / "oracle.py", folder)
-    shutil.copy(ROOT / "tests" / "policies" / "added.py", folder)
+    """A copy of the package and its tests with the example added: its file and its line, and nothing else touched."""
+    # With their __pycache__, so that kernels need not be compiled again.
+    for name in ("kvstream", "analysis", "sweeps", "tests", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.png", "*.svg", "*.parquet"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "example.py").write_text(USE)
     (folder / "kvstream" / "policies" / "value_norm.py").write_text(FILE)
     registry = folder / "kvstream" / "policies" / "__init__.py"
@@ -26,10 +26,11 @@ def copied(folder):
 
 
 def test_all_follows_from_the_fields(start, tmp_path, world):
-    added = copied(tmp_path) / "added.py"
+    folder = copied(tmp_path)
+    added = folder / "tests" / "policies" / "added.py"
     command = [sys.executable, str(added), str(world / "model"), str(world / "texts" / "one.txt")]
-    done = start(command, PYTHONPATH=str(tmp_path))
-    assert done.ended() == 0, done.out()[-2000:] + done.err()[-4000:]
+    done = start(command, PYTHONPATH=f"{folder}:{folder / 'tests'}")
+    assert done.ended() == 0, done.out()[-4000:] + done.err()[-4000:]
     assert done.out().endswith("all follows\n")
 
 

@@ -1,7 +1,10 @@
 """Every policy × the invariants of the base, labels that read back, and errors that say what to do."""
 
+import dataclasses
 import importlib
 import pkgutil
+from contextlib import suppress
+from math import inf
 
 import numpy as np
 import pytest
@@ -15,30 +18,56 @@ from kvstream.policies import (
     FixSizeL2,
     Full,
     Policy,
-    RecentOnly,
     StreamingLLM,
     parse_policy,
 )
 from kvstream.policies.draws import derived_seed, uniform_ranks
-from kvstream.policies.fields import spanned
+from kvstream.policies.fields import fields_of, spanned
 
-POSITIONS = st.sampled_from(["cache", "absolute", "frozen"])
-SKIPS = st.lists(st.integers(0, 5), max_size=3).map(tuple)
-SIZES = st.integers(1, 5000)
-ANY_POLICY = st.one_of(
-    st.just(Full()),
-    st.builds(StreamingLLM, st.integers(0, 64), SIZES, position=POSITIONS, skip_layers=SKIPS),
-    st.builds(RecentOnly, SIZES, position=POSITIONS, skip_layers=SKIPS),
-    st.builds(
-        FixSizeL2,
-        SIZES,
-        st.floats(0, 1),
-        st.sampled_from(["keep_low", "keep_high", "random"]),
-        st.integers(0, 2**63 - 1),
-        position=POSITIONS,
-        skip_layers=SKIPS,
-    ),
-)
+
+def values_of(field):
+    """Any value of a field: its words, layers, a share, or a number within its range; small where it has no end."""
+    least, most = field.range.least, field.range.most
+    if field.choices:
+        return st.sampled_from(field.choices)
+    if field.kind is tuple:
+        return st.lists(st.integers(0, 5), max_size=3).map(tuple)
+    if field.kind is float:
+        return st.floats(least, min(most, 1000))
+    return st.integers(least, most if most < inf else least + 64)
+
+
+def any_of(kind):
+    """Policies of a class at any budget, with any values of its other fields; None where it refuses them together."""
+    optional = {each.name for each in dataclasses.fields(kind) if each.default is not dataclasses.MISSING}
+    others = [field for field in fields_of(kind) if field.axis or field.name in optional]
+
+    def built(budget, values):
+        with suppress(ValueError):
+            return kind.at_budget(budget, **values)
+
+    values = st.fixed_dictionaries({field.name: values_of(field) for field in others})
+    return st.builds(built, st.integers(1, 5000), values).filter(lambda policy: policy is not None)
+
+
+OF_EACH = {name: any_of(kind) for name, kind in POLICIES.items()}
+ANY_POLICY = st.one_of(*OF_EACH.values())
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_any_policy_has_any_value_of_any_field(name):
+    """Else the properties below would hold of less than they say; labels show what is not a default."""
+    fields = {field.name for field in fields_of(POLICIES[name])}
+
+    @settings(max_examples=50, derandomize=True, deadline=None, database=None)
+    @given(OF_EACH[name])
+    def draw(policy):
+        fields.difference_update(
+            {each.name for each in dataclasses.fields(policy) if getattr(policy, each.name) != each.default}
+        )
+
+    draw()
+    assert not fields
 
 
 @settings(deadline=None)
@@ -50,10 +79,15 @@ def test_a_label_reads_back_as_its_policy(policy: Policy):
 @settings(deadline=None)
 @given(ANY_POLICY, st.integers(0, 10_000))
 def test_what_a_layer_keeps_is_bounded_unless_it_is_skipped(policy: Policy, tokens: int):
+    policy = policy.in_layers(6)
     for layer in range(6):
-        kept = policy.kept(layer, tokens)
-        bounded = isinstance(policy, BoundedPolicy) and layer not in policy.skip_layers
-        assert kept == (min(tokens, policy.regions.budget) if bounded else tokens)
+        kept, regions = policy.kept(layer, tokens), policy.regions_of(layer)
+        assert (regions is None) == (not isinstance(policy, BoundedPolicy) or layer in policy.skip_layers)
+        if regions is None:
+            assert kept == tokens
+        else:  # a layer that is cut as soon as it has its budget never holds that after a step
+            cut_at_budget = regions.contested > 0 and policy.shed(regions)[0] == regions.budget
+            assert kept == min(tokens, regions.budget - cut_at_budget)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -111,6 +145,7 @@ def test_the_protected_share_is_rounded_down_exactly(budget, ratio, recent):
         ("snapkv(160,64,5,32)", ["window=64", "at most 32"]),
         ("snapkv(159)", ["budget=159", "at least 160, window + every"]),
         ("l2_compress(1.5,8)", ["keep_ratio=1.5", "from 0 to 1"]),
+        ("l2_compress(0.5,1)", ["prune_after=1", "at least 2"]),
         ("h3o(256)", ["unknown name 'h3o'", "choose one of full"]),
         ("", ["cannot be read", "name(value"]),
         ("full()()", ["cannot be read", "name(value"]),
