@@ -155,9 +155,12 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     report = {"card": "Some GPU", "torch": "2.11", "rounds": 9, "cases": [case, {**case, "texts": 1}]}
     labels = [gpu.PLAIN, *map(str, gpu.SCANNED)]
     report["scanned"] = [{**case, "tokens_per_s": dict.fromkeys(labels, 9.0), "of_plain": dict.fromkeys(labels, 0.5)}]
-    about = {"model": "70m", "dtype": "float32", "texts": 2, "context": 1100, "compiled": False}
+    about = {"model": "70m", "dtype": "bfloat16", "texts": 1, "context": 1100, "compiled": False}
     model = build_model("neox", torch.float32)
     report["decoding"] = [found := gpu.decode(model, about, rounds=1, prefills=1, steps=1)]
+    report["decoding"] += [found | {"compiled": True}, found | {"model": "410m", "context": 8192, "texts": 8}]
+    report["exactness"] = gpu.exactness("cpu", tokens=90)
+    assert all(0 < apart["mean"] <= apart["most"] < 2e-5 for apart in report["exactness"].values())
     assert sorted(found["step_ms"]) == sorted(gpu.CONTENDERS)
     assert sorted(found["ttft_ms"]) == sorted(gpu.CONTENDERS[:4])
     assert found["step_of_full"]["full"] == found["ttft_of_full"]["full"] == 1.0
@@ -165,21 +168,36 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
         sorted(gpu.CONTENDERS), sorted(gpu.CONTENDERS[:4]),
     )  # fmt: skip
     assert sorted(found["launched"]) == sorted(gpu.CONTENDERS)
+    assert found["step_of_dynamic"][gpu.DYNAMIC] == found["ttft_of_dynamic"][gpu.DYNAMIC] == 1.0
+    assert sorted(found["step_of_twin"]) == sorted(map(str, gpu.DECODED))
     report["far"] = gpu.far(model, (1100, 1300), rounds=2)
     page, old = tmp_path / "page.md", "<!-- {0}:begin -->\nold\n<!-- {0}:end -->\n"
     page.write_text("".join(map(old.format, gpu.BLOCKS)))
     gpu.rewrite(page, report)
     text = page.read_text()
-    assert f"| 70m, bfloat16, 8 texts side by side | 1,235 |{' 1,235 · 1.50 |' * 4}\n" in text
+    assert f"| 70m, bfloat16, 8 texts side by side | 1,235 |{' 1,235 · 1.50 |' * 5}\n" in text
     assert "| 70m, bfloat16, one text |" in text
     assert f"| 70m, bfloat16, 8 texts side by side | 9 |{' 9 · 0.50 |' * 4}\n" in text
     assert text.count("Some GPU, torch 2.11") == 2
-    assert "| 70m, float32, 2 texts, 1,100 tokens | " in text
+    assert "| 70m, bfloat16, one text, 1,100 tokens | " in text
+    assert "| 70m, bfloat16, one text, 1,100 tokens, compiled | " in text
+    assert "`streaming_llm(4,1020)`, 70m, bfloat16, 8 texts | 1,235 | ≥ 1,000,000 | missed |" in text
+    rows = gpu.with_targets(report | {"mission": {"cells": 840, "seconds": 400.4}})["targets"]
+    targets = {row["what"]: row for row in rows}
+    assert len(targets) == len(rows) == 13
+    [most] = [row for what, row in targets.items() if what.startswith("losses in float32")]
+    assert (most["target"], most["reached"]) == ("≤ 2e-05", True)
+    assert not targets["seconds, 840 quality cells, start-up included"]["reached"]
+    over = "a step under `streaming_llm(4,1020)` ÷ without eviction, 70m, bfloat16, one text, 1,100 tokens"
+    assert {over, f"{over}, compiled"} <= targets.keys()
     assert "A step under `streaming_llm(4,1020)`, 410m, bfloat16, after 1,300 tokens (" in text
     assert "old" not in text
     assert "The mission's grid was not run on a GPU yet" in text
-    gpu.rewrite(page, report | {"mission": {"card": "Some GPU", "cells": 840, "seconds": 300.4, "flags": []}})
-    assert "Some GPU: 840 quality cells in 300 s. From `python tests/benchmarks/mission.py`." in page.read_text()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    taken = mission.about(300.4, 840, []) | {"torch": "2.11", "commit": "abc"}
+    gpu.rewrite(page, report | {"mission": taken})
+    assert "2 × Some GPU, torch 2.11, commit abc: 840 quality cells in 300 s. From `python" in page.read_text()
     for name in gpu.BLOCKS:
         assert [PAGE.read_text().count(f"<!-- {name}:{end} -->") for end in ("begin", "end")] == [1, 1]
     page.write_text("nothing")

@@ -50,7 +50,7 @@ class BoundedLayer(Layer):
         if self.eviction:
             self.eviction.allocate(self.keys, self.values)
             if by_rank:
-                table = self.tables.rope.at(torch.arange(self.layout.budget + 1), key_states)
+                table = self.tables.distances(self.layout.budget + 1, key_states)
                 self.ranks = Ranks(self.layout.sinks, self.layout.budget, table)
         self.forget_plans()
 

@@ -18,7 +18,8 @@ from kvstream.policies import Policy
 
 @dataclass(frozen=True)
 class Decoded:
-    """nll_nats (T−1,): −ln p of each token but the first, in nats. step_s (T−1,): wall time per step, in seconds."""
+    """nll_nats (T−1,): −ln p of each token but the first, in nats. step_s (T−1,): wall time per step, in seconds, up to
+    its logits: scoring them is not included."""
 
     nll_nats: torch.Tensor
     step_s: torch.Tensor
@@ -35,9 +36,10 @@ def decode(model: PreTrainedModel, input_ids: torch.Tensor, policy: Policy) -> D
     engine = DecodeEngine(model, policy, capacity=ids_1T.shape[1])
     nll, seconds = [], []
     for token in range(ids_1T.shape[1] - 1):
+        synchronize(ids_1T.device)  # what scores the last step is none of this one's time
         started = time.perf_counter()
         logits_1V = engine.step(ids_1T[:, token : token + 1])
-        nll.append(score_logits(logits_1V, ids_1T[0, token + 1 : token + 2]).nll_nats)
         synchronize(ids_1T.device)
         seconds.append(time.perf_counter() - started)
+        nll.append(score_logits(logits_1V, ids_1T[0, token + 1 : token + 2]).nll_nats)
     return Decoded(nll_nats=torch.cat(nll), step_s=torch.tensor(seconds, dtype=torch.float64))

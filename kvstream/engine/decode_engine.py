@@ -9,14 +9,17 @@ Shape legend: B texts side by side, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from transformers import PreTrainedModel
 
 from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.chunk_choice import chunk_size_for
+from kvstream.engine.steady.layers import aligned
 from kvstream.engine.steady.recorded import Recorded
 from kvstream.engine.steady.step import SteadyStep
-from kvstream.engine.wrappers import unwrapped
+from kvstream.engine.wrappers import device_of, unwrapped
 from kvstream.policies import Full, Policy
 from kvstream.policies.sizes import kept_by_layer
 
@@ -47,9 +50,10 @@ class DecodeEngine:
         repeated: bool = False,
     ) -> None:
         self.model = unwrapped(model)
-        self.cache = KVStreamCache(self.model, policy, capacity=capacity)
-        self.prompt_tokens = 0
-        self.steady = compiled or self.cache.device.type == "cuda" if steady is None else steady
+        self.steady = compiled or device_of(self.model).type == "cuda" if steady is None else steady
+        room = aligned(capacity) if capacity and self.steady else capacity
+        self.cache = KVStreamCache(self.model, policy, capacity=room)
+        self.prompt_tokens, self.capacity = 0, None if repeated else capacity
         self.compiled = compiled
         self.room = None if compiled or repeated else ROOM
         self.fewest = 1 if repeated else WORTH  # steps alike for which one is recorded
@@ -71,7 +75,9 @@ class DecodeEngine:
         if self.recorded and not self.recorded.step.goes_on:
             self.rest()
         if self.steady and self.recorded is None:
-            found = SteadyStep.of(self.model, self.cache, held=self.held, room=self.room, fewest=self.fewest)
+            found = SteadyStep.of(
+                self.model, self.cache, held=self.held, room=self.room, fewest=self.fewest, most=self._to_come
+            )
             self.recorded = Recorded(found, self.cache.device, compiled=self.compiled) if found else None
         self.paused = self.recorded is not None and self.recorded.step.pauses
         if not self.recorded or self.paused:
@@ -91,6 +97,17 @@ class DecodeEngine:
         self.rest()
         for layer in self.cache.own_layers():
             layer.rewind(self.prompt_tokens)
+
+    @property
+    def graphed(self) -> bool:
+        """Whether steps that are alike are by now one CUDA graph, launched at once."""
+        return self.recorded is not None and self.recorded.graph is not None
+
+    @property
+    def _to_come(self) -> float:
+        """How many steps are still to come, as far as that was said."""
+        left = (self.capacity or 0) - self.cache.get_seq_length()
+        return left if left > 0 else inf
 
     @property
     def settled(self) -> bool:
@@ -119,11 +136,17 @@ class HeldDecodeEngine(DecodeEngine):
     held = True
 
     def __init__(
-        self, model: PreTrainedModel, policy: Policy, *, prompt_tokens: int, steady: bool | None = None
+        self,
+        model: PreTrainedModel,
+        policy: Policy,
+        *,
+        prompt_tokens: int,
+        steady: bool | None = None,
+        compiled: bool = False,
     ) -> None:
         layers = unwrapped(model).config.num_hidden_layers
         self.kept = kept_by_layer(policy, layers, prompt_tokens)
-        super().__init__(model, Full(), capacity=max(self.kept) + 1, steady=steady, repeated=True)
+        super().__init__(model, Full(), capacity=max(self.kept) + 1, steady=steady, compiled=compiled, repeated=True)
 
     def prefill(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Fill the cache with the first tokens of a prompt: logits after the last of them, (B, V)."""

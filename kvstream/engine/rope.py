@@ -85,7 +85,8 @@ class Rope:
                 f"model={type(model).__name__} has rope_type={embedding.rope_type!r}, whose frequencies depend on the "
                 f"length; choose a model whose rope_type is one of {', '.join(STATIC_TYPES)}"
             )
-        self.frequencies = embedding.inv_freq.detach().cpu().double()
+        with torch.inference_mode(False):  # a compiled step takes no tensor made in inference mode, nor do its copies
+            self.frequencies = embedding.inv_freq.detach().to("cpu", torch.float64, copy=True)
         self._copies: dict[torch.device, torch.Tensor] = {}  # on other devices
         self._check_convention(model)
 
@@ -108,7 +109,8 @@ class Rope:
 
     def _frequencies_on(self, device: torch.device) -> torch.Tensor:
         if device not in self._copies:
-            self._copies[device] = self.frequencies.to(device)
+            with torch.inference_mode(False):
+                self._copies[device] = self.frequencies.to(device, non_blocking=True)
         return self._copies[device]
 
     def undo(self, position_ids: torch.Tensor, like: torch.Tensor) -> Rotation:

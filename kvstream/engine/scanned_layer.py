@@ -103,7 +103,7 @@ class ScannedLayer(Layer):
         self.distances: Rotation | None = None  # rotations to 0 … S − 1, where ranks are positions
         if self.positions.by_rank:
             wide = torch.promote_types(key_states.dtype, torch.float32)
-            self.distances = self.tables.rope.at(torch.arange(S), key_states.new_empty(0, dtype=wide))
+            self.distances = self.tables.distances(S, key_states.new_empty(0, dtype=wide))
         # Equal tokens have equal keys in the first layer, but for rounding in their dtype: see `contest.tie`.
         of_keys = torch.promote_types(key_states.dtype, torch.float32)
         self.tie = tie(of_keys if self.policy.scored_by == "token" else exact)

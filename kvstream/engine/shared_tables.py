@@ -27,6 +27,7 @@ class SharedTables:
     def _begin(self) -> None:
         self.model_rotates = True
         self._rotations: dict[tuple[Any, ...], Rotation] = {}
+        self._distances: dict[tuple[Any, ...], Rotation] = {}
         self._places: dict[tuple[Any, ...], Rotation] = {}
         self._pairs: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._bands: dict[tuple[Any, ...], torch.Tensor] = {}
@@ -48,10 +49,17 @@ class SharedTables:
         if key not in self._rotations:
             if len(self._rotations) >= 64:  # a call needs a few, or one for each layer, and the next call others
                 self._rotations.clear()
-            # A GPU with float64 works its angles out by itself: what comes from the host would be waited for.
-            positions = torch.arange(start, start + length, device=like.device if like.is_cuda else None)
+            positions = _positions(start, length, like)
             self._rotations[key] = self.rope.at(positions if cap is None else positions.clamp(max=cap), like)
         return self._rotations[key]
+
+    def distances(self, count: int, like: torch.Tensor) -> Rotation:
+        """Rotate by 0 … count − 1, where ranks are positions: one table for all layers of a budget, also once reset."""
+        key = (count, like.device, like.dtype)
+        if key not in self._distances:
+            with torch.inference_mode(False):  # layers keep it, as they do their slots
+                self._distances[key] = self.rope.at(_positions(0, count, like), like)
+        return self._distances[key]
 
     def pairs(
         self, start: int, length: int, cap: int | None, device: torch.device
@@ -87,3 +95,8 @@ class SharedTables:
             age = behind + torch.arange(queries)[:, None] - torch.arange(keys)
             self._bands[key] = torch.zeros(queries, keys).masked_fill_((age < 0) | (age > reach), -torch.inf).to(like)
         return self._bands[key]
+
+
+def _positions(start: int, length: int, like: torch.Tensor) -> torch.Tensor:
+    """Count from `start`. GPUs with float64 work angles out by themselves: what comes from the host is waited for."""
+    return torch.arange(start, start + length, device=like.device if like.is_cuda else None)

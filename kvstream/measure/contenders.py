@@ -55,7 +55,7 @@ class Contender(ABC):
 
     @abstractmethod
     def new_engine(self) -> Any:
-        """Make what serves a request: a cache, and prefill, step, rewind, settled and paused as of `DecodeEngine`."""
+        """Make what serves a request: a cache, and prefill, step, rewind, settled, paused and graphed as of `DecodeEngine`."""
 
     def renew(self) -> None:
         """Let go of the cache, and make an empty one: neither is what a prompt waits for."""
@@ -108,12 +108,18 @@ class Contender(ABC):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the report groups and labels by, as plain JSON values; of: the policy that a twin is of."""
-        of = str(self.policy) if self.role == HeldContender.role else None
-        full = full_after(self.policy, self.model.config.num_hidden_layers)
-        return {"label": self.label, "role": self.role, "of": of, "full_after": full, "peak_bytes": self.peak_bytes} | (
-            policy_fields(self.policy)
-        )
+        """What the report groups and labels by, as plain JSON values.
+
+        of: the policy that a twin is of. graphed: whether its steps were one CUDA graph.
+        """
+        return {
+            "label": self.label,
+            "role": self.role,
+            "of": str(self.policy) if self.role == HeldContender.role else None,
+            "full_after": full_after(self.policy, self.model.config.num_hidden_layers),
+            "peak_bytes": self.peak_bytes,
+            "graphed": self.engine.graphed,
+        } | policy_fields(self.policy)
 
     @property
     def kv_bytes(self) -> dict[str, int]:
@@ -173,7 +179,7 @@ class DynamicContender(Contender):
 class DynamicEngine:
     """A model with transformers' DynamicCache and its own prefill, all at once; shapes as in `DecodeEngine`."""
 
-    settled, paused = True, False
+    settled, paused, graphed = True, False, False
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.cache, self.prompt_tokens = model, DynamicCache(config=model.config), 0

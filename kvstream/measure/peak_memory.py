@@ -65,7 +65,7 @@ def peak_tensor_bytes(device: str, work: Callable[[], None]) -> int:
         return peak_bytes(device, work)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as noted:
         work()
-    events: Any = noted.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events: Any = noted.profiler.kineto_results.events()
     blocks = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     held = np.cumsum([size for _, size in sorted(blocks, key=lambda block: block[0])])
     return int(held.max(initial=0))

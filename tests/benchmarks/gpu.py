@@ -3,7 +3,8 @@
 Replay beside a plain forward pass of the same model that computes the loss; decoding beside a full cache in
 preallocated memory, transformers' DynamicCache, and twins that do not evict (`kvstream.measure.contenders`).
 
-    python tests/benchmarks/gpu.py                                            measures, and writes benchmarks/gpu.json
+    python tests/benchmarks/gpu.py                                            measures, writes benchmarks/gpu.json, and
+                                                                ends with the figures that there are targets for
     python tests/benchmarks/gpu.py --from benchmarks/gpu.json --page docs/benchmarks.md    writes the page's tables, and
                                                                 what mission.py took, from the same folder
 
@@ -15,9 +16,10 @@ is transformers' own with its fused attention ("sdpa") and its loss. Where there
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import measuring
@@ -25,13 +27,40 @@ import numpy as np
 import torch
 from measuring import clocked, interleaved
 
-from kvstream import H2O, TOVA, FixSizeL2, Full, KeyDiff, KVStreamCache, Policy, SnapKV, StreamingLLM
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiny import build_model
+
+from kvstream import (
+    H2O,
+    TOVA,
+    FixSizeL2,
+    Full,
+    KeyDiff,
+    KVStreamCache,
+    Policy,
+    RecentOnly,
+    SnapKV,
+    StreamingLLM,
+    load_model,
+    replay,
+)
 from kvstream.engine.backends import synchronize
 from kvstream.engine.chunk_choice import chunk_size_for
-from kvstream.engine.decode_engine import DecodeEngine
+from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
 from kvstream.engine.replay import replay_windows, windows
+from kvstream.inputs.documents import load_documents
 from kvstream.inputs.pythia_shapes import build
-from kvstream.measure.contenders import DYNAMIC, WITHOUT_EVICTION, PolicyContender, Protocol, contenders
+from kvstream.measure.contenders import (
+    DYNAMIC,
+    WITHOUT_EVICTION,
+    Contender,
+    HeldContender,
+    PolicyContender,
+    Protocol,
+    contenders,
+)
+from kvstream.measure.environment import environment
 from kvstream.measure.latency import measure as take_turns
 
 TOKENS = 8192
@@ -39,6 +68,7 @@ PLAIN = "plain forward pass with loss"
 POLICIES = [
     Full(),
     StreamingLLM(4, 1020),
+    RecentOnly(1024),
     FixSizeL2(1024, 0.7, "keep_low", position="absolute"),
     FixSizeL2(1024, 0.7, "keep_low"),
 ]
@@ -51,6 +81,7 @@ DECODING = [
     ("70m", "bfloat16", 1, 8192, False),
     ("70m", "bfloat16", 1, 8192, True),
     ("70m", "bfloat16", 32, 2048, False),
+    ("70m", "bfloat16", 32, 2048, True),
     ("410m", "bfloat16", 1, 8192, False),
     ("410m", "bfloat16", 8, 8192, False),
     ("70m", "float32", 1, 8192, False),
@@ -58,6 +89,7 @@ DECODING = [
 FAR, STEADY = (TOKENS, 1 << 20), DECODED[0]  # contexts after which a step should take as long
 AT_ONCE = 32  # of these steps, so that the first, after a pause, counts little
 CASES = [("70m", "float32", 1), ("410m", "float32", 1), ("70m", "bfloat16", 1), ("70m", "bfloat16", 8)]
+EXACT = [Full(), StreamingLLM(4, 60), RecentOnly(64)]  # under which no rounding decides who stays
 
 
 def plain(model, ids_BT: torch.Tensor) -> Callable[[], dict[str, float]]:
@@ -97,23 +129,68 @@ def measure(size: str, dtype: str, texts: int, rounds: int, policies: Sequence[P
     return {"model": size, "dtype": dtype, "texts": texts, "tokens_per_s": speeds, "of_plain": ratios}
 
 
+def farthest(model, ids_T: torch.Tensor, policies: Sequence[Policy], exact) -> dict[str, dict[str, float]]:
+    """How far losses of a model are from those of another, in nats, by policy: at most, and on average."""
+    found = {}
+    for policy in policies:
+        theirs = replay(exact, ids_T.to(exact.device), policy).cpu()
+        apart = (replay(model, ids_T.to(model.device), policy).cpu() - theirs).abs()
+        found[str(policy)] = {"most": float(apart.max()), "mean": float(apart.mean())}
+        print(f"  {policy}: losses differ by {apart.max():.1e} nats at most, {apart.mean():.1e} on average", flush=True)
+    return found
+
+
+def exactness(device: str, tokens: int = 700) -> dict[str, dict[str, float]]:
+    """Tiny models in float32 on a device against float64 on the CPU, which the tests hold to the oracle."""
+    ids_T, found = torch.randperm(1009, generator=torch.Generator().manual_seed(5))[:tokens], {}
+    for family in ("neox", "llama"):
+        exact = build_model(family, torch.float64, 1009)
+        found |= {f"{family}, {policy}": apart for policy, apart in
+                  farthest(copy.deepcopy(exact).to(device, torch.float32), ids_T, EXACT, exact).items()}  # fmt: skip
+    return found
+
+
+def demo(device: str) -> dict[str, dict[str, float]]:
+    """The demo model on a device against itself on the CPU, both in float32, on a text of many tokens."""
+    model, tokenizer = load_model("smollm2-135m")
+    [document] = load_documents("kjv", name="Genesis", tokens=TOKENS, tokenizer=tokenizer)
+    ids_T = torch.from_numpy(document.token_ids).long()
+    return farthest(copy.deepcopy(model).to(device), ids_T, [Full(), DECODED[0]], model)
+
+
 class Compiled(PolicyContender):
     """A policy's steps as torch.compile makes them."""
 
     def new_engine(self) -> DecodeEngine:
-        return DecodeEngine(self.model, self.policy, capacity=self.protocol.context + 64, compiled=True)
+        """Make one with room for the prompt and all steps until it goes back."""
+        capacity = self.protocol.context + 64
+        return DecodeEngine(self.model, self.policy, capacity=capacity, compiled=True, repeated=True)
+
+
+class CompiledTwin(HeldContender):
+    """The same without eviction."""
+
+    def new_engine(self) -> HeldDecodeEngine:
+        """Make one that holds what the policy keeps of the prompt."""
+        return HeldDecodeEngine(self.model, self.policy, prompt_tokens=self.protocol.context, compiled=True)
+
+
+def as_compiled(runner: Contender) -> Contender:
+    """The same contender, its steps compiled; DynamicCache's are as transformers launches them."""
+    kind = {PolicyContender: Compiled, HeldContender: CompiledTwin}.get(type(runner))
+    return kind(runner.label, runner.model, runner.protocol, runner.policy) if kind else runner
 
 
 def decode(model, about: dict, rounds: int, prefills: int = 5, steps: int = 8) -> dict:
     """Let a full cache, policies and their twins take turns, prefills and steps: medians in milliseconds.
 
-    about["compiled"]: the policies' steps compiled, the twins' not.
+    about["compiled"]: whether steps of all but DynamicCache are. Ratios are medians of ratios within a turn: of_full
+    and of_dynamic, and a policy's step of its twin's.
     """
     protocol = Protocol(about["context"], about["texts"], prefills, rounds, steps)
     runners = [each for each in contenders(model, DECODED, protocol) if each.label in CONTENDERS]
     if about["compiled"]:
-        runners = [each if type(each) is not PolicyContender else Compiled(each.label, model, protocol, each.policy)
-                   for each in runners]  # fmt: skip
+        runners = [as_compiled(each) for each in runners]
     prompt_BT = torch.randint(model.config.vocab_size, (about["texts"], about["context"])).to(model.device)
     for runner in runners:
         runner.serve(prompt_BT)
@@ -121,11 +198,17 @@ def decode(model, about: dict, rounds: int, prefills: int = 5, steps: int = 8) -
     frame = rows.to_pandas()
     medians = 1e3 * frame.groupby(["phase", "policy"]).seconds.median()
     turns = frame.pivot_table(index=["phase", "round", "step"], columns="policy", values="seconds")
-    ratios = turns.div(turns["full"], axis=0).groupby("phase").median()  # of what was measured within one turn
-    launched = [each.label for each in runners if not getattr(getattr(each.engine, "recorded", None), "graph", None)]
+    launched = [each.label for each in runners if not getattr(each.engine, "graphed", False)]
     found = about | {"launched": launched}
+    for name, label in (("full", "full"), ("dynamic", DYNAMIC)):
+        ratios = turns.div(turns[label], axis=0).groupby("phase").median()  # of what was measured within one turn
+        found |= {f"{phase}_of_{name}": ratios.loc[phase].dropna().to_dict() for phase in ("step", "ttft")}
+    found["step_of_twin"] = {}
+    for label in map(str, DECODED):
+        over = turns[label] / turns[WITHOUT_EVICTION.format(label)]
+        found["step_of_twin"][label] = float(over.loc["step"].median())
     for phase in ("step", "ttft"):
-        found |= {f"{phase}_ms": medians[phase].to_dict(), f"{phase}_of_full": ratios.loc[phase].dropna().to_dict()}
+        found[f"{phase}_ms"] = medians[phase].to_dict()
         for label, taken in found[f"{phase}_ms"].items():
             of_full = found[f"{phase}_of_full"][label]
             print(f"  {about}  {phase} {label}: {taken:.3f} ms, {of_full:.3f} × full's", flush=True)
@@ -156,6 +239,90 @@ def far(model, contexts: Sequence[int], rounds: int) -> dict:
     return {"policy": str(STEADY), "contexts": list(contexts), "step_ms": medians, "ratio": ratio, "rounds": rounds}
 
 
+def way(found: dict) -> str:
+    """How a case of decoding was run, in words."""
+    texts = "one text" if found["texts"] == 1 else f"{found['texts']} texts"
+    how = ", compiled" if found["compiled"] else ""
+    return f"{found['model']}, {found['dtype']}, {texts}, {found['context']:,} tokens{how}"
+
+
+def figures(report: dict) -> Iterator[tuple[str, float, str, float]]:
+    """Yield what there is a target for, as far as it was measured: what it is, how much, ≤ or ≥, and the target."""
+    full, streaming, recent, absolute, by_rank = map(str, POLICIES)
+    least = {full: 0.9, streaming: 0.9, recent: 0.9}
+    for case in report["cases"]:
+        alone = case["dtype"] == "float32" and case["texts"] == 1
+        bounds = least | ({absolute: 0.5, by_rank: 0.3} if case["model"] == "70m" else {}) if alone else {}
+        for label, bound in bounds.items():
+            what = f"replay under `{label}` ÷ {PLAIN}, {case['model']}, {case['dtype']}"
+            yield what, case["of_plain"][label], "≥", bound
+        if (case["model"], case["dtype"], case["texts"]) == ("70m", "bfloat16", 8):
+            what = f"tokens per second, replay under `{streaming}`, 70m, bfloat16, 8 texts"
+            yield what, case["tokens_per_s"][streaming], "≥", 1e6
+    for what, measure, name, bound in (
+        ("losses in float32 against float64, tiny models, most, nats", "most", "exactness", 2e-5),
+        (f"losses against the CPU’s, smollm2-135m, {TOKENS:,} tokens, mean, nats", "mean", "demo", 1e-4),
+    ):
+        if found := report.get(name):
+            yield what, max(each[measure] for each in found.values()), "≤", bound
+    streaming, by_norm = map(str, DECODED)
+    for found in report["decoding"]:
+        small = (found["model"], found["dtype"]) == ("70m", "bfloat16")
+        alone = found["texts"] == 1
+        if small and alone and found["compiled"]:
+            yield f"ms, a step under `{streaming}`, {way(found)}", found["step_ms"][streaming], "≤", 0.30
+            what = f"DynamicCache ÷ a step under `{streaming}`, {way(found)}"
+            yield what, 1 / found["step_of_dynamic"][streaming], "≥", 8
+        if small:
+            for label, bound in ((streaming, 1.08), (by_norm, 1.25)):
+                what = f"a step under `{label}` ÷ without eviction, {way(found)}"
+                yield what, found["step_of_twin"][label], "≤", bound
+        if (found["model"], found["dtype"], found["context"]) == ("410m", "bfloat16", 8192):
+            bound = 1.02 if alone else 0.6
+            yield f"a step under `{streaming}` ÷ full’s, {way(found)}", found["step_of_full"][streaming], "≤", bound
+        if small and alone and not found["compiled"]:
+            bound = 1.5 if found["context"] < TOKENS else 1
+            for label in (full, streaming):
+                what = f"first token under `{label}` ÷ DynamicCache’s, {way(found)}"
+                yield what, found["ttft_of_dynamic"][label], "≤", bound
+    if last := report.get("far"):
+        first, far_off = last["contexts"]
+        what = f"a step under `{last['policy']}`, 410m, bfloat16, after {far_off:,} ÷ after {first:,} tokens"
+        yield what, last["ratio"], "≤", 1.05
+    if mission := report.get("mission"):
+        yield f"seconds, {mission['cells']:,} quality cells, start-up included", mission["seconds"], "≤", 360
+
+
+def with_targets(report: dict) -> dict:
+    """The report, and in it the figures beside their targets."""
+    rows = [
+        {"what": what, "figure": figure, "target": f"{sign} {bound:,.10g}",
+         "reached": figure >= bound if sign == "≥" else figure <= bound}
+        for what, figure, sign, bound in figures(report)
+    ]  # fmt: skip
+    return report | {"targets": rows}
+
+
+def short(figure: float) -> str:
+    """A figure with about three digits."""
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3f}" if figure >= 0.01 else f"{figure:.1e}"
+
+
+def targets_table(report: dict) -> list[str]:
+    """Figures beside their targets, as lines of a table."""
+    lines = ["| Figure | Measured | Target | |", "|---|---:|---:|---|"]
+    for row in with_targets(report)["targets"]:
+        reached = "" if row["reached"] else "missed"
+        lines.append(f"| {row['what']} | {short(row['figure'])} | {row['target']} | {reached} |")
+    return lines
+
+
+def where(report: dict) -> str:
+    """What was measured on."""
+    commit = f", commit {report['commit']}" if report.get("commit") else ""
+    return f"{report['card']}, torch {report['torch']}{commit}"
+
+
 def decoding_block(report: dict) -> list[str]:
     """The page's lines on decoding: a row for each way to run, a column for each contender."""
     lines = [
@@ -168,13 +335,10 @@ def decoding_block(report: dict) -> list[str]:
             step, ttft = found["step_ms"].get(label), found["ttft_ms"].get(label)
             cells.append("–" if step is None else f"{step:.3f} ms · {found['step_of_full'][label]:.2f}")
             cells[-1] += "" if ttft is None else f"; {ttft:.1f} ms · {found['ttft_of_full'][label]:.2f}"
-        texts = "one text" if found["texts"] == 1 else f"{found['texts']} texts"
-        lines.append(
-            f"| {found['model']}, {found['dtype']}, {texts}, {found['context']:,} tokens | {' | '.join(cells)} |"
-        )
+        lines.append(f"| {way(found)} | {' | '.join(cells)} |")
     launched = sorted({label for found in report["decoding"] for label in found["launched"]})
     graphs = f"Steps are CUDA graphs, but for {', '.join(launched)}." if launched else "Steps are CUDA graphs."
-    about = f"{report['card']}, torch {report['torch']}: medians, and times `full`'s within a turn"
+    about = f"{where(report)}: medians, and times `full`'s within a turn"
     if not (last := report.get("far")):
         return [*lines, "", f"{about}, over {report['rounds']} rounds. {graphs} From `make bench-gpu`."]
     after = [f"{tokens:,} tokens ({taken:.3f} ms)" for tokens, taken in zip(last["contexts"], last["step_ms"])]
@@ -188,9 +352,9 @@ def decoding_block(report: dict) -> list[str]:
 def block_of(report: dict) -> list[str]:
     """The page's lines on replay: a row for each way to run, a column for each policy."""
     lines = [*table_of(report["cases"], POLICIES), "", *table_of(report["scanned"], SCANNED)]
-    about = f"{report['card']}, torch {report['torch']}, TF32 off: tokens per second, and times the plain"
+    about = f"{where(report)}, TF32 off: tokens per second, and times the plain"
     rounds = f"medians over {report['rounds']} rounds, of ratios within a round"
-    return [*lines, "", f"{about} forward pass's; {rounds}. From `make bench-gpu`."]
+    return [*lines, "", f"{about} forward pass's; {rounds}. From `make bench-gpu`.", "", *targets_table(report)]
 
 
 def table_of(cases: list[dict], policies: Sequence[Policy]) -> list[str]:
@@ -212,7 +376,8 @@ def mission_block(report: dict) -> list[str]:
     if not found:
         return ["The mission's grid was not run on a GPU yet: `make bench-gpu` does it."]
     of = " ".join(["python tests/benchmarks/mission.py", *found["flags"]])
-    return [f"{found['card']}: {found['cells']:,} quality cells in {found['seconds']:.0f} s. From `{of}`."]
+    gpus = f"{found['gpus']} × " if found.get("gpus", 1) > 1 else ""
+    return [f"{gpus}{where(found)}: {found['cells']:,} quality cells in {found['seconds']:.0f} s. From `{of}`."]
 
 
 BLOCKS = {"gpu": block_of, "gpu-decoding": decoding_block, "gpu-mission": mission_block}
@@ -246,7 +411,8 @@ def main() -> None:
         print("bench-gpu: no CUDA device here, nothing was measured")
         return
     measuring.SILENCE_S = 60
-    report = {"card": torch.cuda.get_device_name(), "torch": torch.__version__, "rounds": options.rounds}
+    report = {"card": torch.cuda.get_device_name(), "torch": torch.__version__, "commit": environment()["commit"]}
+    report |= {"rounds": options.rounds, "exactness": exactness("cuda"), "demo": demo("cuda")}
     report["cases"] = [measure(*case, options.rounds) for case in CASES]
     report["scanned"] = [measure("70m", "float32", SIDE_BY_SIDE, min(options.rounds, 3), SCANNED)]
     report["decoding"] = []
@@ -257,8 +423,8 @@ def main() -> None:
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1))  # what follows takes the most memory
     report["far"] = far(build("shape:pythia-410m", torch.bfloat16).cuda().eval(), FAR, 20 * options.rounds)
-    options.out.write_text(json.dumps(report, indent=1))
-    print(f"wrote {options.out}")
+    options.out.write_text(json.dumps(with_targets(report), indent=1))
+    print("\n".join([where(report), *targets_table(report), f"wrote {options.out}"]))
 
 
 if __name__ == "__main__":

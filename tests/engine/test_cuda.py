@@ -24,6 +24,7 @@ from kvstream import (
     load_model,
     replay,
 )
+from kvstream.engine import notes
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.chunk_choice import chunk_size_for
 from kvstream.engine.chunks import CHUNK_SIZE
@@ -135,14 +136,16 @@ def test_decoding_is_exact_also_after_a_replayed_prompt(policy):
     "policy", [Full(), StreamingLLM(4, 60), FixSizeL2(70, 0.5, "keep_low"), H2O(70, 35, 4), KeyDiff(64, 32, 4)], ids=str
 )
 def test_a_chunk_waits_for_nothing(policy):
-    """No layer asks the device for anything while its work is queued."""
+    """No layer asks the device for anything while its work is queued, nor does one that is met for the first time."""
     ids, model = text()[None].cuda(), on_gpu("neox", FLOAT32)
-    cache = KVStreamCache(model, policy, capacity=T)
-    list(replay_windows(model, [ids[:, :300]], cache))
-    cache.hidden_states(model, ids[:, 300:500])  # compiles
+    known, fresh = (KVStreamCache(model, policy, capacity=T) for _ in range(2))
+    list(replay_windows(model, [ids[:, :300]], known))
+    known.hidden_states(model, ids[:, 300:500])  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        cache.hidden_states(model, ids[:, 500:700])
+        known.hidden_states(model, ids[:, 500:700])
+        for part in ids.split([300, 200, 200], 1):
+            fresh.hidden_states(model, part)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -161,7 +164,8 @@ def test_memory_does_not_grow_with_the_text(policy):
     assert peaks[1] < 1.05 * peaks[0] + 180_000 * 5  # the scores themselves
 
 
-def test_chunks_are_as_long_as_memory_is_worth(capsys):
+def test_chunks_are_as_long_as_memory_is_worth(monkeypatch, capsys):
+    monkeypatch.setattr(notes, "_told", set())  # else what another model of this kind said is not said again
     model = on_gpu("neox", FLOAT32)
     KVStreamCache(model, Full())
     assert chunk_size_for(model, 1) == 16 * CHUNK_SIZE
@@ -211,12 +215,67 @@ def test_every_contender_of_a_latency_cell_is_recorded_once():
             assert runner.engine.recorded.graph is graph, runner.label
 
 
-def test_a_step_that_cannot_be_recorded_is_launched_and_numbers_can_be_drawn():
+def test_a_step_that_cannot_be_recorded_is_launched_and_numbers_can_be_drawn(monkeypatch, capsys):
+    monkeypatch.setattr(notes, "_told", set())
     ids, model = text(300), on_gpu("llama", FLOAT32)
     truth = replay(model, ids.cuda(), RecentOnly(50)).cpu()
-    model.get_input_embeddings().register_forward_hook(lambda _, __, found: print(found.sum().item()))
-    assert_close(decode(model, ids.cuda(), RecentOnly(50)).nll_nats.cpu(), truth, 1e-4)
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, __, found: found.sum().item())
+    graph, tried = torch.cuda.graph, []
+    monkeypatch.setattr(torch.cuda, "graph", lambda *given, **more: tried.append(1) or graph(*given, **more))
+    for _ in range(2):
+        assert_close(decode(model, ids.cuda(), RecentOnly(50)).nll_nats.cpu(), truth, 1e-4)
+    assert len(tried) == 1, "another request tries again"
+    assert capsys.readouterr().out.count("no CUDA graph of a step") == 1
     assert torch.multinomial(torch.ones(3, device="cuda"), 2).shape == (2,)  # as choosing a token by lot does
+    torch.cuda.empty_cache()  # which an allocator that takes the recording for under way refuses
+    hook.remove()
+    other = DecodeEngine(model, StreamingLLM(4, 60), capacity=T)  # nor would it let this be recorded
+    other.prefill(ids[None, :200].cuda())
+    for token in range(200, 210):
+        other.step(ids[None, token : token + 1].cuda())
+    assert other.graphed
+
+
+def test_engines_share_the_stream_and_its_workspace():
+    """cuBLAS takes 32 MiB for each stream on a Hopper, which would count as the memory of each contender."""
+    ids, model = text(300)[None].cuda(), on_gpu("llama", FLOAT32)
+    held, engines = [], []
+    for _ in range(4):
+        engines.append(DecodeEngine(model, StreamingLLM(4, 60), capacity=T))
+        engines[-1].prefill(ids[:, :200])
+        for token in range(200, 210):
+            engines[-1].step(ids[:, token : token + 1])
+        held.append(torch.cuda.memory_allocated())
+    assert all(engine.graphed for engine in engines)
+    assert len({engine.recorded.side for engine in engines}) == 1
+    assert held[3] - held[2] < 4 << 20
+
+
+def test_steps_on_streams_of_their_own_do_not_disturb_each_other():
+    ids, model = text(300)[None].cuda(), on_gpu("llama", FLOAT32)
+    streams, found = [torch.cuda.Stream() for _ in range(2)], []
+    engines = [DecodeEngine(model, policy, capacity=T) for policy in (Full(), StreamingLLM(4, 60))]
+    for engine in engines:
+        engine.prefill(ids[:, :200])
+    torch.cuda.synchronize()
+    for token in range(200, 280):
+        for stream, engine in zip(streams, engines):
+            with torch.cuda.stream(stream):
+                found.append(engine.step(ids[:, token : token + 1]))
+    torch.cuda.synchronize()
+    for place, policy in enumerate((Full(), StreamingLLM(4, 60))):
+        nll = score_logits(torch.cat(found[place::2]), ids[0, 201:281]).nll_nats
+        assert_close(nll, replay(model, ids[0, :281], policy)[200:], 1e-4)
+
+
+def test_a_compiled_step_follows_a_replayed_prompt():
+    """Which runs in inference mode, and leaves tables of angles that the compiler has to take."""
+    ids, model = text(300)[None].cuda(), on_gpu("llama", FLOAT32)
+    engine = DecodeEngine(model, StreamingLLM(4, 60), capacity=T, compiled=True)
+    logits = [engine.prefill(ids[:, :200])] + [engine.step(ids[:, token : token + 1]) for token in range(200, 240)]
+    assert engine.graphed
+    nll = score_logits(torch.cat(logits), ids[0, 200:241]).nll_nats
+    assert_close(nll, replay(model, ids[0, :241], StreamingLLM(4, 60))[199:], 1e-4)
 
 
 @pytest.mark.parametrize("policy", RECORDED, ids=str)

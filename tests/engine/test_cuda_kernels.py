@@ -6,6 +6,7 @@ Where Triton is not installed nothing of this runs, and the end of the test run 
 import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -300,6 +301,23 @@ def test_what_the_kernels_cannot_take_is_left_to_the_reference(monkeypatch):
     monkeypatch.setattr(backend, "MOST_SEATS", 3)
     cuda.bounded(layer, keys[:, :, None], keys, keys, 1.0)
     assert asked == ["causal", "bounded"]
+
+
+def test_a_chunk_that_kernels_cannot_count_through_is_left_to_the_reference():
+    """Shapes alone: the output of one text, (T, query heads, D), and all heads of all texts on one axis of a grid."""
+    layer = SimpleNamespace(keys=torch.empty(1, 1, 8, 64, device="meta"))
+
+    def fits(B, H, G, T, D=64):
+        q = torch.empty(1, device="meta").expand(B, H, G, T, D)
+        k = torch.empty(1, device="meta").expand(B, H, T, D)
+        apart = [torch.as_strided(x, x.shape, (*[0] * (x.dim() - 2), D, 1)) for x in (q, k)]
+        return backend._fits(layer, *apart, apart[1])
+
+    assert fits(8, 8, 4, 8192)
+    assert fits(1, 8, 4, 2**20 - 1)
+    assert not fits(1, 8, 4, 2**20)  # 2^31 numbers of an output
+    assert fits(2047, 8, 4, 2)
+    assert not fits(2048, 8, 4, 2)
 
 
 def test_tiles_shrink_until_a_card_holds_them(monkeypatch):

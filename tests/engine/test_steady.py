@@ -30,11 +30,13 @@ from kvstream import (
     generate,
     replay,
 )
-from kvstream.engine import admission, notes
+from kvstream.engine import admission, decode, notes
 from kvstream.engine.backends.reference import Reference
-from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
+from kvstream.engine.decode_engine import WORTH, DecodeEngine, HeldDecodeEngine
+from kvstream.engine.rope import Rope
 from kvstream.engine.scoring import score_logits
-from kvstream.engine.steady import recorded
+from kvstream.engine.shared_tables import SharedTables
+from kvstream.engine.steady import layers, recorded
 from kvstream.engine.steady.recorded import WARM_UP
 from kvstream.policies.base import BoundedPolicy, Regions
 
@@ -347,6 +349,67 @@ def test_room_that_ends_is_made(policy, tiny_llama, tokens):
     )
 
 
+def test_bias_is_as_wide_as_attention_takes_it_and_made_once(tiny_llama, tokens, monkeypatch):
+    """A mask of bools, or one of another number of slots, each layer would turn into a bias of its own."""
+    seen, attend = [], layers.scaled_dot_product_attention
+    monkeypatch.setattr(layers, "scaled_dot_product_attention", lambda *a, **b: seen.append(a[3]) or attend(*a, **b))
+    ids, model = tokens(LENGTH, 3)[None], tiny_llama()
+    for capacity in (LENGTH, 96):
+        engine = begun(model, Full(), ids, capacity=capacity)
+        steps(engine, ids, PROMPT, PROMPT + 1)
+        bias, *others = seen[-model.config.num_hidden_layers :]
+        assert all(other is bias for other in others)
+        assert (bias.shape, bias.dtype) == ((1, 96), model.dtype)
+        assert bias[0].isinf().tolist() == [False] * (PROMPT + 1) + [True] * (95 - PROMPT)
+    assert begun(model, Full(), ids, steady=False).cache.layers[0].keys.shape[2] == LENGTH
+
+
+def test_few_steps_to_come_are_not_recorded(tiny_llama, tokens):
+    """A budget that is full says nothing about how many tokens a request still has; its capacity does."""
+    ids, model = tokens(LENGTH, 3)[None], tiny_llama()
+    for capacity, alike in ((PROMPT + WORTH, True), (PROMPT + WORTH - 1, False), (None, True)):
+        engine = DecodeEngine(model, StreamingLLM(2, 6), capacity=capacity, steady=True)
+        engine.prefill(ids[:, :PROMPT])
+        steps(engine, ids, PROMPT, PROMPT + 1)
+        assert bool(engine.recorded) == alike
+        assert not engine.graphed
+
+
+def test_a_steps_time_ends_before_it_is_scored(tiny_llama, tokens, monkeypatch):
+    now, step, score = [0.0], DecodeEngine.step, decode.score_logits
+
+    def taking(seconds, function):
+        def call(*given):
+            now[0] += seconds
+            return function(*given)
+
+        return call
+
+    monkeypatch.setattr(decode, "time", Mock(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(DecodeEngine, "step", taking(1, step))
+    monkeypatch.setattr(decode, "score_logits", taking(100, score))
+    assert decode.decode(tiny_llama(), tokens(5, 3), Full()).step_s.tolist() == [1.0] * 4
+
+
+def test_what_a_step_reads_was_not_made_in_inference_mode(tiny_llama):
+    """A compiler takes no such tensor, and replay, which comes first, runs in that mode."""
+    with torch.inference_mode():
+        rope = Rope(tiny_llama())
+        there = rope._frequencies_on(torch.device("meta"))
+        table = SharedTables(rope).distances(5, torch.empty(0))
+    assert not any(each.is_inference() for each in (rope.frequencies, there, table.cos, table.sin))
+
+
+def test_layers_share_the_table_of_their_ranks(tiny_llama, tokens):
+    cache, ids = KVStreamCache(tiny_llama(), FixSizeL2(9, 0.5, "keep_low")), tokens(LENGTH, 3)[None]
+    tables = set()
+    for _ in range(2):
+        cache.hidden_states(tiny_llama(), ids)
+        tables |= {id(layer.ranks.table) for layer in cache.layers}
+        cache.reset()
+    assert len(tables) == 1
+
+
 class Graph:
     """Stands in for a CUDA graph: repeats the step on the ids that were recorded, into the same logits."""
 
@@ -354,43 +417,53 @@ class Graph:
         self.owner.logits_BV.copy_(self.owner.compute(self.owner.ids_B1))
 
 
-def recording(engine, monkeypatch, fails=False):
-    """Have an engine record as on a GPU; the last of what is returned: what draws numbers, and is given back."""
-    graphs, streams, generator = [], [], Mock()
+def recording(engine, monkeypatch, fails=None):
+    """Have an engine record as on a GPU: the graphs, what is put right after a failure, and what draws numbers."""
+    graphs, righted, generator = [], [], Mock()
 
     @contextlib.contextmanager
-    def record(graph, stream, capture_error_mode):
-        assert (stream, capture_error_mode) == ("own", "thread_local")
-        if fails:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
-        graph.owner = engine.recorded
+    def record(graph, pool, stream, capture_error_mode):
+        assert (pool, stream, capture_error_mode) == ((0, 7), "own", "thread_local")
         graphs.append(graph)
+        if fails:
+            raise fails
+        graph.owner = engine.recorded
         compute = graph.owner.compute
         graph.owner.compute = lambda ids: torch.zeros(ids.shape[0], engine.model.config.vocab_size, dtype=FLOAT64)
         yield  # recording computes nothing
         graph.owner.compute = compute
 
+    def no_longer_under_way(*call):
+        righted.append(call)
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")  # as later torches say
+
     for name, value in (("CUDAGraph", Graph), ("graph", record), ("device", lambda _: contextlib.nullcontext()),
-                        ("current_stream", lambda _: "before"), ("set_stream", streams.append)):  # fmt: skip
+                        ("graph_pool_handle", lambda: (0, 7)), ("set_stream", righted.append)):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(recorded.Recorded, "_beside", lambda self, ids: self.step.compute(ids))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", no_longer_under_way, raising=False)
+    monkeypatch.setattr(recorded.Recorded, "_beside", lambda self, ids, before: self.step.compute(ids))
     monkeypatch.setattr(notes, "_told", set())
     monkeypatch.setattr(recorded, "generator_of", lambda _: generator)
+    monkeypatch.setattr(recorded, "index_of", lambda _: 0)
     engine.step(engine.first)
-    engine.recorded.records, engine.recorded.stream = True, "own"
-    return graphs, streams, generator
+    engine.recorded.records, engine.recorded.side = True, Mock(stream="own", current=lambda: "before")
+    return graphs, righted, generator
 
 
-@pytest.mark.parametrize("fails", [False, True])
+REFUSED = RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
+@pytest.mark.parametrize("fails", [None, REFUSED], ids=["recorded", "refused"])
 def test_a_recorded_step_takes_each_token_and_its_logits_stay(fails, tiny_llama, tokens, monkeypatch, capsys):
-    ids, model, policy = tokens(LENGTH, 3)[None], tiny_llama(FLOAT64), StreamingLLM(2, 6)
+    ids, model, policy = tokens(LENGTH, 3)[None], copy.deepcopy(tiny_llama(FLOAT64)), StreamingLLM(2, 6)
     engine = begun(model, policy, ids)
     engine.first = ids[:, PROMPT : PROMPT + 1]
-    graphs, streams, generator = recording(engine, monkeypatch, fails)
+    graphs, righted, generator = recording(engine, monkeypatch, fails)
     assert not engine.settled
     logits = steps(engine, ids, PROMPT + 1, 60)
     assert engine.settled
-    assert (len(graphs), streams) == ((0, ["before"]) if fails else (1, []))
+    assert engine.graphed == (not fails)
+    assert (len(graphs), righted) == (1, ["before", (0, (0, 7))] if fails else [])
     given_back = [call(generator.clone_state.return_value)] if fails else []
     assert generator.graphsafe_set_state.call_args_list == given_back
     assert_close(
@@ -399,10 +472,61 @@ def test_a_recorded_step_takes_each_token_and_its_logits_stay(fails, tiny_llama,
         1e-9,
     )
     said = capsys.readouterr().out
-    assert said.count("no CUDA graph of a step, each is launched anew (operation not permitted") == fails
+    assert said.count("no CUDA graph of a step, each is launched anew (operation not permitted") == bool(fails)
     assert engine.recorded.calls == 60 - PROMPT > WARM_UP
     engine.rewind()
     assert engine.settled
+    assert not recorded.Recorded(engine.recorded.step, torch.device("cpu")).records
+    monkeypatch.setattr(recorded, "side_of", lambda *_: None)
+    again = recorded.Recorded(engine.recorded.step, torch.device("cuda"))
+    assert again.records == (not fails), "a model that cannot be recorded is not tried for each request"
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_recording_that_lacks_memory_says_so(hidden, tiny_llama, tokens, monkeypatch):
+    """Also where ending it is an error of its own; what serves the request then decides what to do."""
+    ids, model = tokens(LENGTH, 3)[None], copy.deepcopy(tiny_llama(FLOAT64))
+    engine = begun(model, StreamingLLM(2, 6), ids)
+    engine.first = ids[:, PROMPT : PROMPT + 1]
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    if hidden:
+        error, error.__context__ = RuntimeError("capture was invalidated"), error
+    _, righted, _ = recording(engine, monkeypatch, error)
+    with pytest.raises(type(error), match=str(error)):
+        steps(engine, ids, PROMPT + 1, 60)
+    assert righted == ["before", (0, (0, 7))]
+    assert engine.recorded.records
+    assert not engine.recorded.in_vain
+
+
+class Stream:
+    """Stands in for a GPU's stream, and writes down whom it waits for."""
+
+    device = "cuda:0"
+
+    def __init__(self, number):
+        self.cuda_stream, self.waited = number, []
+
+    def wait_stream(self, other):
+        self.waited.append(other.cuda_stream)
+
+
+def test_steps_of_a_thread_share_a_stream_and_wait_for_each_other(monkeypatch):
+    """Whatever they are asked for on: what a library works in belongs to the stream that they were recorded from."""
+    own, asked = Stream(9), [Stream(1), Stream(1), Stream(2)]
+    for name, value in (("Stream", lambda _: own), ("stream", lambda _: contextlib.nullcontext()),
+                        ("current_stream", lambda _: now)):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    real = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: real(*shape))
+    recorded.side_of.cache_clear()
+    sides = {recorded.side_of(0, thread) for thread in (1, 1, 2)}
+    assert len(sides) == 2
+    side = sides.pop()
+    for now in asked:
+        assert side.current() is now
+    recorded.side_of.cache_clear()
+    assert [stream.waited for stream in asked] == [[9], [], [1]]
 
 
 @pytest.mark.parametrize("policy", [Full(), StreamingLLM(2, 6), SnapKV(9, 3, 3, 4)], ids=str)
@@ -454,7 +578,7 @@ def test_full_caches_are_given_room_little_by_little(tiny_llama, tokens, monkeyp
     for token in range(PROMPT, LENGTH - 1):
         logits += steps(engine, ids, token, token + 1)
         found.append(engine.recorded.step.steady_layers[0].slots)
-    assert sorted(set(found)) == [32, 48, 64, 80, 90]
+    assert sorted(set(found)) == [32, 48, 64, 80, 96]
     truth = replay(model, ids[0], Full())[PROMPT:]
     assert_close(score_logits(torch.cat(logits), ids[0, PROMPT + 1 :]).nll_nats, truth, 1e-9)
 

@@ -75,8 +75,13 @@ class Counter:
     def _from_token(self, start: int, stop: int) -> torch.Tensor:
         return torch.arange(start, stop, device=self.token_1.device) + self.token_1
 
-    def seen_so_far(self, slots: int) -> torch.Tensor:
-        """Which of so many slots, a token's slot being its index, are held by the token or one before: bool, (1, S)."""
-        return self._once(
-            ("seen", slots), lambda: (torch.arange(slots, device=self.token_1.device) <= self.token_1)[None]
-        )
+    def free(self, slots: int, like: torch.Tensor) -> torch.Tensor:
+        """Bias, to be added to scores: −inf for those of so many slots that no token has yet, else 0; (1, S).
+
+        A token's slot is its index. In the dtype of `like`: of a mask of bools each layer would make this anew.
+        """
+        return self._once(("free", slots), lambda: self._free(slots, like))
+
+    def _free(self, slots: int, like: torch.Tensor) -> torch.Tensor:
+        later_S = torch.arange(slots, device=self.token_1.device) > self.token_1
+        return like.new_zeros(1, slots).masked_fill(later_S, -torch.inf)

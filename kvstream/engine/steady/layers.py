@@ -17,6 +17,8 @@ from kvstream.engine.shared_tables import SharedTables
 from kvstream.engine.steady.counter import Counter
 from kvstream.engine.unbounded_layer import UnboundedLayer
 
+ALIGNED = 16  # slots whose bias fused attention takes as it is; any other number each layer would pad, by a copy
+
 
 class SteadyLayer(Layer):
     """One layer during steady steps, in the tensors of a cache's layer, `of`.
@@ -42,10 +44,10 @@ class Growing(SteadyLayer):
 
     def __init__(self, of: Layer, tables: SharedTables, counter: Counter, slots: int, cap: int | None) -> None:
         super().__init__(of, tables, counter)
-        self.slots, self.until, self.cap = slots, slots, cap
+        self.slots, self.until, self.cap = min(aligned(slots), of.keys.shape[2]), slots, cap
         self.since = of.layout.sinks if isinstance(of, BoundedLayer) else 0
         for held in (of.keys, of.values):  # a weight of 0 would not hide what memory happened to hold
-            held[:, :, of.seen : slots] = 0
+            held[:, :, of.seen : self.slots] = 0
 
     def _answer(
         self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
@@ -54,7 +56,7 @@ class Growing(SteadyLayer):
         keys, values = self.of.keys[:, :, :slots], self.of.values[:, :, :slots]
         keys.index_copy_(2, self.counter.token_1, rotate(k_BHTD))
         values.index_copy_(2, self.counter.token_1, v_BHTD)
-        return attend(rotate(q_BHGTD), keys, values, scaling, self.counter.seen_so_far(slots))
+        return attend(rotate(q_BHGTD), keys, values, scaling, self.counter.free(slots, k_BHTD))
 
 
 class Held(SteadyLayer):
@@ -131,11 +133,16 @@ def attend(
     keys_BHSD: torch.Tensor,
     values_BHSD: torch.Tensor,
     scaling: float,
-    mask: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Answer one token's queries by the fused attention there is: as many queries per kv-head as share it."""
-    output_BHGD = scaled_dot_product_attention(q_BHGTD[..., 0, :], keys_BHSD, values_BHSD, mask, scale=scaling)
+    output_BHGD = scaled_dot_product_attention(q_BHGTD[..., 0, :], keys_BHSD, values_BHSD, bias, scale=scaling)
     return output_BHGD[..., None, :]
+
+
+def aligned(slots: int) -> int:
+    """As many, or the next number whose bias need not be padded."""
+    return -(-slots // ALIGNED) * ALIGNED
 
 
 def steady_until(layer: Layer, room: int | None) -> float:

@@ -7,7 +7,10 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from inspect import signature
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from kvstream.engine.notes import note
 from kvstream.engine.steady.step import SteadyStep
 
 WARM_UP = 3  # steps in which libraries choose their kernels and make room; torch asks for a few before recording
+IN_VAIN = "_kvstream_unrecorded"  # an attribute of the model: device and policy of steps that could not be recorded
 
 
 def compiled_step(step: SteadyStep) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -25,10 +29,40 @@ def compiled_step(step: SteadyStep) -> Callable[[torch.Tensor], torch.Tensor]:
     return torch.compile(step.compute, fullgraph=True, dynamic=False, **apart)
 
 
+def index_of(device: torch.device) -> int:
+    """The number of a GPU; the current one's where none is said."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def generator_of(device: torch.device) -> Any:
     """What draws a GPU's random numbers, unless it is told otherwise."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return torch.cuda.default_generators[index]
+    return torch.cuda.default_generators[index_of(device)]
+
+
+class Side:
+    """The stream of a GPU that a thread's steps run on until they are recorded, and are recorded from.
+
+    One for all, as torch gives cuBLAS a workspace for each thread and stream (32 MiB on a Hopper), which stays: it is
+    no request's memory. Recorded steps go on using it, wherever they are replayed, so each step waits for the last.
+    """
+
+    def __init__(self, index: int, thread: int) -> None:  # noqa: ARG002 - which tells threads apart, in the cache
+        self.stream: Any = torch.cuda.Stream(index)
+        self.last: Any = self.stream  # what ran the last step
+        with torch.cuda.stream(self.stream):
+            some = torch.ones(2, 2, device=f"cuda:{index}")
+            some @ some  # makes the workspace
+
+    def current(self) -> Any:
+        """The stream that a step is asked for on, once it has waited for the last step."""
+        now = torch.cuda.current_stream(self.stream.device)
+        if now.cuda_stream != self.last.cuda_stream:
+            now.wait_stream(self.last)
+            self.last = now
+        return now
+
+
+side_of = cache(Side)
 
 
 class Recorded:
@@ -40,11 +74,15 @@ class Recorded:
     def __init__(self, step: SteadyStep, device: torch.device, *, compiled: bool = False) -> None:
         self.step, self.device, self.calls = step, device, 0
         self.compute = compiled_step(step) if compiled else step.compute
-        self.records = device.type == "cuda"
+        self.in_vain: set[tuple[int, str]] = vars(step.model).setdefault(IN_VAIN, set())
+        self.records = device.type == "cuda" and self._name not in self.in_vain
         self.graph: Any = None
-        # One stream for its first steps and its graph, on this device, whichever is current. Each stream has buffers of
-        # its own that libraries work in, and another graph on it would share them.
-        self.stream: Any = torch.cuda.Stream(device) if self.records else None
+        self.side: Any = side_of(index_of(device), get_ident()) if self.records else None
+
+    @property
+    def _name(self) -> tuple[int, str]:
+        """What else cannot be recorded if this cannot."""
+        return index_of(self.device), str(self.step.cache.policy)
 
     @property
     def settled(self) -> bool:
@@ -54,10 +92,11 @@ class Recorded:
     def __call__(self, ids_B1: torch.Tensor) -> torch.Tensor:
         """Take a token of each text: logits after it, (B, V), which stay as they are."""
         self.calls += 1
+        before = self.side.current() if self.records else None
         if self.records and self.graph is None and self.calls > WARM_UP:
-            self._record(ids_B1)
+            self._record(ids_B1, before)
         if self.graph is None:
-            logits_BV = self._beside(ids_B1) if self.records else self.compute(ids_B1)
+            logits_BV = self._beside(ids_B1, before) if self.records else self.compute(ids_B1)
         else:
             self.ids_B1.copy_(ids_B1)
             self.graph.replay()
@@ -65,33 +104,46 @@ class Recorded:
         self.step.count()
         return logits_BV
 
-    def _beside(self, ids_B1: torch.Tensor) -> torch.Tensor:
+    def _beside(self, ids_B1: torch.Tensor, before: Any) -> torch.Tensor:
         """Compute a step on the stream that a graph is recorded from."""
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
+        self.side.stream.wait_stream(before)
+        with torch.cuda.stream(self.side.stream):
             logits_BV = self.compute(ids_B1)
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        before.wait_stream(self.side.stream)
         return logits_BV
 
-    def _record(self, ids_B1: torch.Tensor) -> None:
+    def _record(self, ids_B1: torch.Tensor, before: Any) -> None:
         """Record a step without computing it; a model that asks the device something cannot be recorded."""
         graph: Any = torch.cuda.CUDAGraph()
-        self.ids_B1 = ids_B1.clone()
-        before, generator = torch.cuda.current_stream(self.device), generator_of(self.device)
+        self.ids_B1, pool = ids_B1.clone(), torch.cuda.graph_pool_handle()
+        generator = generator_of(self.device)
         drawn = generator.clone_state()
         try:
             # Other threads, such as Ray's, may go on allocating meanwhile.
             with (
                 torch.cuda.device(self.device),
-                torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, pool, stream=self.side.stream, capture_error_mode="thread_local"),
             ):
                 self.logits_BV = self.compute(self.ids_B1)
         except RuntimeError as error:
-            with torch.cuda.device(self.device):
-                # Torch leaves the recording's stream current, and the generator as one that draws in recordings alone.
-                torch.cuda.set_stream(before)
-                generator.graphsafe_set_state(drawn)
+            self._recover(before, generator, drawn, pool)
+            # What ends a recording that lacks memory may be another error, which hides that.
+            if isinstance(error, torch.OutOfMemoryError) or isinstance(error.__context__, torch.OutOfMemoryError):
+                raise
             self.records = False
+            self.in_vain.add(self._name)
             note(f"decoding: no CUDA graph of a step, each is launched anew ({str(error).splitlines()[0]})")
         else:
             self.graph = graph
+
+    def _recover(self, before: Any, generator: Any, drawn: Any, pool: Any) -> None:
+        """Put right what torch leaves behind a recording that failed."""
+        with torch.cuda.device(self.device):
+            # The recording's stream is still current, and the generator one that draws in recordings alone.
+            torch.cuda.set_stream(before)
+            generator.graphsafe_set_state(drawn)
+        # Before torch 2.12 the allocator takes the recording for under way, and then neither frees what it keeps when
+        # memory is short, nor lets another be recorded. Later ones say that there is none.
+        # https://github.com/pytorch/pytorch/pull/180395
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(index_of(self.device), pool)

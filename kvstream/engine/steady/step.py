@@ -40,16 +40,17 @@ class SteadyStep(Cache):
         held: bool = False,
         room: int | None = None,
         fewest: int = 1,
+        most: float = inf,
     ) -> SteadyStep | None:
         """Make steps from where a cache stands; None where fewer than so many from here on are alike.
 
-        room: see `steady_until`.
+        room: see `steady_until`. most: steps that are still to come.
         """
         layers = cache.own_layers()
         if not cache.get_seq_length() or len({layer.keys.device for layer in layers}) > 1:
             return None
         until = [inf if held else steady_until(layer, room) for layer in layers]
-        if any(each - layer.seen < fewest for each, layer in zip(until, layers)):
+        if any(min(each - layer.seen, most) < fewest for each, layer in zip(until, layers)):
             return None
         if not held and not _pause_little(layers):
             return None

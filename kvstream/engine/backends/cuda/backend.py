@@ -23,6 +23,7 @@ from kvstream.engine.notes import note
 from kvstream.engine.vocabulary_blocks import Predicted
 
 MOST_OFFSET = 2**31 - 1  # kernels count the numbers of a row of the batch, and those between two rows, in 32 bits
+MOST_ROWS = 65_535  # of a grid's second axis: texts × query heads
 refused: set[tuple[Any, ...]] = set()  # scans that a card does not take
 held: dict[tuple[Any, ...], Tiles] = {}  # what a card was found to hold
 
@@ -81,11 +82,15 @@ class Cuda(Reference):
 
 
 def _fits(layer: Any, *arrived: torch.Tensor) -> bool:
-    """Whether kernels can address a chunk: each head of a token in one piece, and no offset beyond 32 bits."""
-    new = arrived[0].shape[-2]
-    furthest = max(each.shape[-2] * each.stride(-2) for each in arrived)
-    furthest = max(furthest, (layer.keys.shape[2] + new) * layer.keys.shape[3])
-    return furthest <= MOST_OFFSET and all(each.stride(-1) == 1 for each in arrived)
+    """Whether kernels can address a chunk: each head of a token in one piece, no offset beyond 32 bits, few rows.
+
+    arrived: queries (B, H, G, T, D), and then keys and values.
+    """
+    B, H, G, T, D = arrived[0].shape
+    held = (layer.keys.shape[2] + T) * D
+    answered = T * H * G * D  # of one text, (T, query heads, D)
+    furthest = max(held, answered, *(T * each.stride(-2) for each in arrived))
+    return furthest <= MOST_OFFSET and B * H * G <= MOST_ROWS and all(each.stride(-1) == 1 for each in arrived)
 
 
 def _try(run: Callable[[Tiles], torch.Tensor], kind: Kind, keys: torch.Tensor) -> torch.Tensor:
