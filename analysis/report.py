@@ -33,7 +33,8 @@ from analysis.page.build import page
 from analysis.read.fetching import at_hand
 from analysis.read.records import Records, RecordsError, read_records
 from analysis.words import readme as readme_words
-from analysis.words.summary import stands_on, summarise, title_of, whiskers
+from analysis.words.standing import machines, standing
+from analysis.words.summary import summarise, title_of
 from analysis.words.visible import in_markdown, visible
 
 STORED = (
@@ -46,7 +47,8 @@ STORED = (
 )  # tables of the database, the others are queries
 OTHERS = ("cards", "parts", "published", "published_latency")  # tables of which there is no chart
 TABLES = (*STORED, *figures.QUERIES, *OTHERS)
-WORDS = ("overview", "environment", "models", "invalid", "answer", "speed")  # asked for sentences, not tables
+WORDS = ("overview", "environment", "machines", "models", "invalid", "answer", "speed")  # for sentences, no tables
+COUNTED = "in per cent, by --quality-metric kl in hundredths of a nat"
 Thresholds = tuple[float, float, float, str]
 DEFAULTS: Thresholds = (database.WITHIN, database.QUALITY_WITHIN, database.MEMORY, database.METRICS[0])
 Frames = dict[str, list[dict[str, Any]]]
@@ -88,16 +90,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     where = "folder or s3:// address a sweep wrote (default: %(default)s)"
     parser.add_argument("--records", default="records/quick", help=where)
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: %(default)s)")
-    for flag, default, what in (
-        ("--within", database.WITHIN, "what a recommended policy may cost: perplexity, or by --quality-metric"),
-        ("--quality-within", database.QUALITY_WITHIN, "the same where quality comes first, with its interval"),
-        ("--memory", database.MEMORY, "share of the full cache's memory where that is limited"),
+    for flag, default, kind, what in (
+        ("--within", database.WITHIN, cost, f"what a recommended policy may cost, {COUNTED}"),
+        ("--quality-within", database.QUALITY_WITHIN, cost, f"the same where quality comes first, {COUNTED}"),
+        ("--memory", database.MEMORY, percentage, "share of the full cache's memory where that is limited"),
     ):
         about = f"{what} (default: %(default)g)"
-        parser.add_argument(flag, type=percentage, default=default, metavar="PERCENT", help=about)
-    metric = (
-        "what cost means: perplexity, in %%; KL from full, in hundredths of a nat; tokens with another top token, in %%"
-    )
+        metavar = "PERCENT" if kind is percentage else "NUMBER"
+        parser.add_argument(flag, type=kind, default=default, metavar=metavar, help=about)
+    metric = "what cost means: perplexity, KL from full, or tokens with another top token"
     parser.add_argument("--quality-metric", choices=database.METRICS, default=database.METRICS[0], help=metric)
     rewritten = "also rewrite FILE's results block and its docs/report.png"
     parser.add_argument("--readme", type=Path, metavar="FILE", help=rewritten)
@@ -107,15 +108,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def percentage(text: str) -> float:
-    """A finite percentage that is not negative."""
+def percentage(text: str, what: str = "percentage") -> float:
+    """A finite percentage that is not negative; `what`: how it is called where it is none."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no percentage of at least 0; pass a number such as 5")
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what} of at least 0; pass a number such as 5")
     return value
+
+
+def cost(text: str) -> float:
+    """The same of a cost, which is no percentage by every metric."""
+    return percentage(text, f"number ({COUNTED})")
 
 
 def build(records: Records, out: Path, thresholds: Thresholds, readme: Path | None = None) -> list[str]:
@@ -128,7 +134,7 @@ def build(records: Records, out: Path, thresholds: Thresholds, readme: Path | No
         write_table(out / "tables", name, frames[name], found[name].schema)
     frames = {name: visible(rows) for name, rows in frames.items()}
     drawn = figures.drawn(frames)
-    count, files = drawing.begin(drawn, out / "charts", stands_on(frames), whiskers(frames))
+    count, files = drawing.begin(drawn, out / "charts", standing(frames, machines(frames["machines"])))
     (out / "index.html").write_text(page(records, frames, drawn, thresholds, out), encoding="utf-8")
     summary = summarise(records, frames)
     (out / "summary.md").write_text(f"# kvstream: {in_markdown(title_of(records))}\n\n{summary}\n", encoding="utf-8")

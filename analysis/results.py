@@ -33,7 +33,6 @@ from analysis.page.questions import QUESTIONS
 from analysis.read.records import Records, RecordsError, read_records
 from analysis.report import asked
 from analysis.words.in_short import in_short
-from analysis.words.summary import stands_on, whiskers
 from analysis.words.visible import visible
 
 ROOT = Path(__file__).parent.parent
@@ -120,7 +119,6 @@ def take(sweep: str, folder: Path, command: str) -> tuple[dict[str, pa.Table], A
             )
     names = sorted({*ALWAYS, *(table for question in mine.values() for table in question.tables)})
     about = made(records) | {"command": command, "records": str(folder)}
-    about |= {"stands_on": stands_on(visible(frames)), "whiskers": whiskers(frames)}
     return {table: found[table] for table in names}, about
 
 
@@ -171,8 +169,7 @@ def draw(held: dict[str, Kept]) -> None:
         rows = visible(frames[chart.query])
         with looks({row["series"] for row in rows if "series" in row}):
             figure = chart.draw(rows)
-        line = chart.beneath(about["stands_on"], about["whiskers"], figure)
-        specs[RESULTS / name] = for_file(figure, chart.heading, line)
+        specs[RESULTS / name] = for_file(figure, chart.heading, chart.beneath(about["standing"], figure))
     pictures.finish(pictures.begin(specs))
     for path in specs:
         path.with_suffix(".svg").unlink()

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from analysis.charts import marks
-from analysis.charts.axes import change_axis, ends, log2_x
+from analysis.charts.axes import NATS, change_axis, ends, log2_x
 from analysis.charts.marks import Figure, Row
 from analysis.charts.theme import STYLES
 
@@ -25,7 +25,7 @@ def excess(rows: list[Row]) -> Figure:
     panels = []
     for setting, size, mine, whole in marks.by_budgets(rows):
         context, last = mine[0]["trained_context"], max(row["position"] for row in whole)
-        y = alt.Y(f"{FIELD}:Q", title=TITLE, scale=roomy(ends(whole, FIELD), 3.5 if context < last else 2))
+        y = change_axis(alt.Y, FIELD, "loss over full’s, nats", whole, NATS, 0.01, above=2.5 if context < last else 1.5)
         layers = [marks.lines(mine, position_x(), y, legend, tooltip)]
         layers += marks.points(sparse(mine), position_x(), y, legend, size=55, clip=True)
         layers += marks.rule(alt.X, "position", size, "budget full", size > last / 2)
@@ -104,7 +104,7 @@ def length(rows: list[Row]) -> Figure:
     tooltip = marks.tips(marks.POLICY, since, until, (f"{STRETCH}:Q", "PPL against full, %", "+.2f"))
     panels = []
     for setting, size, mine, whole in marks.by_budgets(rows):
-        x = log2_x("length", "tokens up to here, since the length before (log scale)", mine)
+        x = log2_x("length", "tokens up to here (log scale)", mine)
         y = change_axis(alt.Y, STRETCH, "perplexity against full", whole)
         layers = [marks.lines(mine, x, y, legend), *marks.points(mine, x, y, legend, tooltip)]
         context, longest = mine[0]["trained_context"], max(row["length"] for row in mine)

@@ -64,10 +64,11 @@ def log_y(field: str, title: str, rows: list[Row], least: float = 1) -> alt.Y:
     return alt.Y(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format=",~g"))
 
 
-def log2_x(field: str, title: str, rows: list[Row]) -> alt.X:
-    """A log2 axis that marks exactly the values present."""
+def log2_x(field: str, title: str, rows: list[Row], beside: Iterable[float] = ()) -> alt.X:
+    """A log2 axis that marks exactly the values present, with room for those `beside` them."""
     found = sorted({row[field] for row in rows})
-    scale = alt.Scale(type="log", base=2, domain=[found[0] / 1.15, found[-1] * 1.15], nice=False)
+    room = [*found, *beside]
+    scale = alt.Scale(type="log", base=2, domain=[min(room) / 1.15, max(room) * 1.15], nice=False)
     return alt.X(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=found, format=",d", labelOverlap=True))
 
 
@@ -77,34 +78,40 @@ def ratio_axis(channel: Any, field: str, title: str, rows: list[Row], around: fl
     return channel(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="~g", grid=True))
 
 
-def linear_axis(channel: Any, field: str, title: str, rows: list[Row]) -> Any:
-    """A linear axis around all differences, their whiskers, and zero."""
+def linear_axis(channel: Any, field: str, title: str, rows: list[Row], room: float = 0.07) -> Any:
+    """A linear axis around all differences, their whiskers, and zero; room: beyond these, of their span."""
     found = [0.0, *ends(rows, field)]
-    room = 0.07 * (max(found) - min(found) or 1)
-    scale = alt.Scale(domain=[min(found) - room, max(found) + room], nice=False)
+    beyond = room * (max(found) - min(found) or 1)
+    scale = alt.Scale(domain=[min(found) - beyond, max(found) + beyond], nice=False)
     axis = alt.Axis(tickCount=5, grid=True, labelExpr="datum.value ? format(datum.value, '+~g') : '0'")
     return channel(f"{field}:Q", title=title, scale=scale, axis=axis)
 
 
 PER_CENT = "datum.value ? format(datum.value, '+,~g') + ' %' : '0 %'", "1 %"
+SHARE = "format(datum.value, ',~g') + ' %'", "1 %"
+NATS = "datum.value ? format(datum.value, '+,~g') : '0'", "0.01"
 
 
-def change_axis(channel: Any, field: str, title: str, rows: list[Row], named: tuple[str, str] = PER_CENT) -> Any:
+def change_axis(
+    channel: Any, field: str, title: str, rows: list[Row], named: tuple[str, str] = PER_CENT,
+    one: float = 1, above: float = 1,
+) -> Any:  # fmt: skip
     """The axis of a change in per cent: linear around zero and logarithmic beyond 1 %: losses span 0.1 to 1,000 %.
 
-    named: how its values are called, and how a change of 1 is.
+    named: how its values are called, and how a change of `one` is, beyond which it is logarithmic. above: how much more
+    room there is above the values than below, for words.
     """
-    found = [bent(value) for value in (0.0, *ends(rows, field))]
+    found = [bent(value / one) for value in (0.0, *ends(rows, field))]
     low, high = min(found), max(found)
     room = max(0.06 * (high - low), (bent(1) - (high - low)) / 2)  # noise fills no panel
-    low, high = low - room, high + room
-    scale = alt.Scale(type="symlog", constant=1, domain=[unbent(low), unbent(high)], nice=False)
-    ticks = change_ticks(low, high, most=6 if channel is alt.X else 16)
-    words, one = named
+    low, high = low - room, high + above * room
+    scale = alt.Scale(type="symlog", constant=one, domain=[one * unbent(low), one * unbent(high)], nice=False)
+    ticks = [round(one * tick, 9) for tick in change_ticks(low, high, most=6 if channel is alt.X else 16)]
+    words, first = named
     axis = alt.Axis(values=ticks, labelExpr=words, grid=True, labelOverlap=False)
     if channel is alt.X:
         axis.labelBound = True  # a name is left out rather than cut off
-    return channel(f"{field}:Q", title=f"{title} (log scale beyond {one})" if title else "", scale=scale, axis=axis)
+    return channel(f"{field}:Q", title=f"{title} (log scale beyond {first})" if title else "", scale=scale, axis=axis)
 
 
 def change_ticks(low: float, high: float, most: int) -> list[float]:

@@ -24,10 +24,15 @@ from analysis.charts.recall import recall, repeats
 from analysis.charts.sinks import sinks
 from analysis.charts.theme import looks
 from analysis.charts.tradeoff import tradeoff
+from analysis.words.standing import Kind, Standing
 
 QUALITY = "python sweeps/full.py --models {models} --text {text}"
 EQUAL_MEMORY = "; policies that take as much memory stand side by side"
 LATENCY = "python sweeps/latency.py --models {models}"
+TRADEOFFS: tuple[tuple[str, str, str, str, str, Kind], ...] = (
+    ("kv", "KV memory", EQUAL_MEMORY, "the full cache and another policy on the same document", QUALITY, "quality"),
+    ("tpot", "time per token", "", "quality and latency of the same model, device and dtype", LATENCY, "both"),
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Chart:
     """A chart: its section, drawing and heading, how to read it, what it needs, what command fills it, its query.
 
     file: a control on the page is no file. whiskers: what they are, where they are none over documents or rounds; None
-    where there never are any.
+    where there never are any. kind: whose text, machine and whiskers the line beneath a file tells.
     """
 
     section: str
@@ -47,9 +52,11 @@ class Chart:
     query: str = ""  # that of its own name, if not given
     file: bool = True
     whiskers: str | None = ""
+    kind: Kind = "quality"
 
-    def beneath(self, about: str, whiskers: str, figure: Figure) -> str:
+    def beneath(self, standing: Standing, figure: Figure) -> str:
         """The line beneath a file's title: what was measured, and what whiskers are, if it, or this figure, has any."""
+        about, whiskers = standing[self.kind]
         none = self.whiskers is None or not figure.whiskers
         return about if none else f"{about} · whiskers: {self.whiskers or whiskers}"
 
@@ -65,11 +72,9 @@ CHARTS: dict[str, Chart] = {
             needs,
             command,
             "tradeoff",
+            kind=kind,
         )
-        for axis, what, beside, needs, command in (
-            ("kv", "KV memory", EQUAL_MEMORY, "the full cache and another policy on the same document", QUALITY),
-            ("tpot", "time per token", "", "quality and latency of the same model, device and dtype", LATENCY),
-        )
+        for axis, what, beside, needs, command, kind in TRADEOFFS
     },
     "equal_budget": Chart(
         "equal",
@@ -97,8 +102,8 @@ CHARTS: dict[str, Chart] = {
     "far": Chart(
         "divergence",
         divergence.far,
-        "Where in the text the worst tokens lie",
-        "The share of tokens whose prediction is more than a nat from the full cache’s.",
+        "Where in the text predictions differ from the full cache’s",
+        "The share of tokens whose prediction is more than a tenth of a nat from the full cache’s.",
         "the full cache and another policy in one sweep, compared (--metrics kl)",
         whiskers=None,
     ),
@@ -159,7 +164,7 @@ CHARTS: dict[str, Chart] = {
         repeats,
         "Where the text repeats itself",
         "Loss over the full cache’s on those tokens alone that end five which stood in the text before, by how far "
-        "back. Zero is the full cache.",
+        "back: so many tokens, up to twice as many. Zero is the full cache.",
         "a text that repeats itself under a policy that has to evict",
         whiskers=None,
     ),
@@ -201,15 +206,17 @@ CHARTS: dict[str, Chart] = {
         LATENCY,
         "context",
         whiskers=None,
+        kind="speed",
     ),
     "tpot": Chart(
         "speed",
         speed.tpot,
-        "Time per output token (TPOT)",
+        "Time per token",
         "Lower is better. Whiskers, at a single context alone, are 95 % intervals over rounds.",
         "a latency cell",
         LATENCY,
         "context",
+        kind="speed",
     ),
     "eviction": Chart(
         "speed",
@@ -218,6 +225,7 @@ CHARTS: dict[str, Chart] = {
         "Against as many cached keys of which none leaves, paired by round. Zero is free.",
         "a bounded policy in a latency cell",
         LATENCY,
+        kind="speed",
     ),
     "throughput": Chart(
         "speed",
@@ -227,6 +235,7 @@ CHARTS: dict[str, Chart] = {
         "several batch sizes",
         LATENCY + " --batches 1,8",
         whiskers=None,
+        kind="speed",
     ),
 }
 CHARTS = {name: one if one.query else replace(one, query=name) for name, one in CHARTS.items()}

@@ -32,7 +32,7 @@ def beside(rows: list[Row], field: str, x: alt.X, y: alt.Y) -> list[Any]:
     found = []
     sides: tuple[tuple[str, Literal["left", "right"], int], ...] = (("high", "left", 9), ("low", "right", -9))
     for end, align, shift in sides:
-        mine = [row for row in rows if (row[field] <= middle(x["scale"])) == (align == "left")]
+        mine = [row for row in rows if (center(row, field, x) <= middle(x["scale"])) == (align == "left")]
         # Where nothing is known of the spread, the label stands beside the point.
         placed = [
             row | {"end": row[field] if row.get(bound(field, end)) is None else row[bound(field, end)]} for row in mine
@@ -40,3 +40,11 @@ def beside(rows: list[Row], field: str, x: alt.X, y: alt.Y) -> list[Any]:
         text = alt.Chart(marks.values(placed)).mark_text(align=align, dx=shift, color=INK)
         found += [text.encode(y=y, x=alt.X("end:Q", scale=x["scale"]), text=alt.Text("label:N"))] if mine else []
     return found
+
+
+def center(row: Row, field: str, x: alt.X) -> float:
+    """The middle of a whisker on its axis, or the point where there is none."""
+    low, high = (row.get(bound(field, end)) for end in ("low", "high"))
+    if low is None or high is None:
+        return float(row[field])
+    return middle(alt.Scale(type=x["scale"]["type"], domain=[low, high]))

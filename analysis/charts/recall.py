@@ -27,20 +27,36 @@ def repeats(rows: list[Row]) -> Figure:
     y = linear_axis(alt.Y, EXTRA, title, rows)
     losses = (f"{EXTRA}:Q", title, "+.3f"), ("full_nll_nats:Q", "full’s loss", ".3f"), ("scored:Q", "tokens", ",d")
     tooltip = marks.tips(marks.POLICY, ("distance:Q", "distance from", ",d"), *losses)
-    return by_distance(rows, y, "since it stood there last, tokens (log scale; up to twice as many)", tooltip)
+    return by_distance(rows, y, "since it stood there last, tokens (log scale)", tooltip)
 
 
 def by_distance(rows: list[Row], y: alt.Y, title: str, tooltip: list[alt.Tooltip]) -> Figure:
-    """A panel for each budget, which is a rule in it; points at one distance stand side by side, for their whiskers."""
+    """A panel for each budget, a rule in it if any distance is near; points at one distance stand side by side."""
     legend, panels = marks.legend_of(rows), []
     for setting, size, mine, whole in marks.by_budgets(rows):
+        near = [budget for budget in {row["budget"] for row in whole} if within(budget, whole)]
         order = [name for name, _ in legend if any(row["series"] == name for row in mine)]
-        x = log2_x("distance", title, whole)
+        x = log2_x("distance", title, whole, near)
         x = alt.X("place:Q", title=x["title"], scale=x["scale"], axis=x["axis"])
         drawn = [placed(row, order, "distance") for row in mine]
         layers = [marks.lines(drawn, x, y, legend), *marks.points(drawn, x, y, legend, tooltip)]
-        if size:
+        if size in near:
             layers += marks.rule(alt.X, "place", size, "budget", 2 * size > max(row["distance"] for row in whole))
         about = f"{y['title']} by distance, one line a policy:{marks.spoken(mine, marks.field_of(y), '.3g', '')}"
-        panels.append(marks.panel(setting, marks.budget_title(size) if size else "no fixed budget", layers, about))
+        panels.append(marks.panel(setting, titled(size, whole), layers, about))
     return Figure(panels, legend, marks.most_budgets(rows))
+
+
+def within(budget: int | None, rows: list[Row]) -> bool:
+    """Whether a budget is at least half the shortest distance, and at most twice the longest: an axis shows it."""
+    distances = [row["distance"] for row in rows]
+    return budget is not None and min(distances) <= 2 * budget <= 4 * max(distances)
+
+
+def titled(budget: int | None, rows: list[Row]) -> str:
+    """A panel's title, which says where its budget has no place on the axis."""
+    if not budget:
+        return "no fixed budget"
+    longest = max(row["distance"] for row in rows)
+    beside = "" if within(budget, rows) else f", {'longer' if budget > longest else 'shorter'} than all distances"
+    return marks.budget_title(budget) + beside

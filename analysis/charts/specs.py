@@ -5,11 +5,13 @@ charts.
 """
 
 import re
+import textwrap
 from typing import Any
 
 from analysis.charts.marks import Figure, Panel, Row
 
 FILE_WIDTH, FILE_WIDE = 400, 760
+LETTER = 6.2  # pixels of a letter of the line beneath a title, on average
 LEGENDS = {"color", "shape"}
 DIGITS = 5  # of a number that is drawn; the CSV beside the chart has all of them
 TESTED = re.compile(r"datum\['([^']+)'\]")
@@ -51,7 +53,9 @@ def for_file(figure: Figure, title: str, about: str = "") -> Row:
     if alone:
         whole = parts[0]
         about = "; ".join(filter(None, (names[0], about)))
-    whole["title"] = {"text": title, "subtitle": about} if about else title
+    room = width * (1 if alone else min(figure.columns, len(parts)))  # or the file would be as wide as this line
+    lines = textwrap.wrap(about, int(room / LETTER))
+    whole["title"] = {"text": title, "subtitle": lines} if lines else title
     look = first["config"] | {"background": "white", "padding": 14}
     emphasis = [one for one in first["params"] if one["name"] == "emphasis"]
     return whole | {"$schema": first["$schema"], "config": look, "params": emphasis}

@@ -19,19 +19,19 @@ BATCH = ("batch:Q", "batch", ",d")
 
 
 def tpot(rows: list[Row]) -> Figure:
-    """Time per output token: milliseconds over the context, or at a single context multiples of full's."""
+    """Time per token: milliseconds over the context, or at a single context multiples of full's."""
     rows = with_caveat(rows, "contender")
-    shown = (BATCH, ("tpot_ms:Q", "TPOT, ms", ",.4~g"), *RATIO)
+    shown = (BATCH, ("tpot_ms:Q", "time per token, ms", ",.4~g"), *RATIO)
     legend, panels = marks.legend_of(rows), []
     for _, _, mine, whole in marks.by_budgets(rows):
         if has_several(whole, "context"):
-            y = log_y("tpot_ms", "TPOT, ms (log scale)", whole, 2)
+            y = log_y("tpot_ms", "time per token, ms (log scale)", whole, 2)
             panels.append(over("context", mine, whole, y, shown, legend))
             continue
         x = ratio_axis(alt.X, "tpot_ratio", "time per token ÷ full’s (log scale)", whole, 1.1)
         known = sorted((row for row in mine if row["tpot_ratio"] is not None), key=lambda row: row["tpot_ratio"])
         placed = [row | {"label": times(row["tpot_ratio"])} for row in known]
-        about = "time per output token as a multiple of full’s:" + spoken(placed, "tpot_ratio", ".3f", "", "contender")
+        about = "time per token as a multiple of full’s:" + spoken(placed, "tpot_ratio", ".3f", "", "contender")
         panels.append(forest(titled(mine[0], "context", "batch"), placed, x, 1, tips(CONTENDER, *shown), about, legend))
     return plate(rows, panels, not has_several(rows, "context"))
 
@@ -61,7 +61,7 @@ def peak_memory(rows: list[Row]) -> Figure:
 
 def throughput(rows: list[Row]) -> Figure:
     """Output tokens per second against the batch size, one panel per budget beside full and DynamicCache."""
-    shown = (("tpot_ms:Q", "TPOT, ms", ".2f"), ("throughput:Q", "output tokens per second", ",.1f"))
+    shown = (("tpot_ms:Q", "time per token, ms", ".2f"), ("throughput:Q", "output tokens per second", ",.1f"))
     panels = []
     for _, _, mine, whole in marks.by_budgets(rows):
         y = log_y("throughput", "output tokens per second (log scale)", whole, least=2)
@@ -74,7 +74,7 @@ def eviction(rows: list[Row]) -> Figure:
     field = "eviction_percent"
     legend = marks.legend_of(rows)
     places = {name: place for place, (name, _) in enumerate(legend)}
-    x = linear_axis(alt.X, field, "eviction adds to a step, %", rows)
+    x = linear_axis(alt.X, field, "eviction adds to a step, %", rows, room=0.3)  # for the numbers in print
     ends = [(f"{bound(field, end)}:Q", word, "+.2f") for end, word in (("low", "from"), ("high", "to"))]
     tooltip = tips(CONTENDER, (f"{field}:Q", "eviction adds, %", "+.2f"), *ends, ("context:Q", "context", ",d"), BATCH)
     panels = []

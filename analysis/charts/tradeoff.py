@@ -35,7 +35,12 @@ AXES = {
         "smaller and closer to full",
         "KV kept, MB",
     ),
-    "tpot": ("time per token", "time per token ÷ full’s (log scale)", "faster and closer to full", "TPOT, ms"),
+    "tpot": (
+        "time per token",
+        "time per token ÷ full’s (log scale)",
+        "faster and closer to full",
+        "time per token, ms",
+    ),
 }
 
 

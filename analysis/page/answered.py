@@ -23,7 +23,9 @@ def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
     of_all = f" of {about['planned']}" if about["cells"] != about["planned"] else ""
     cells = f"{about['cells']}{of_all} cells"
     table = wording.table(headings, rows, texts, [])
-    ends = f"In brackets: {question.brackets or CHARTS[question.chart].whiskers or about['whiskers']}"
+    chart = CHARTS[question.chart]
+    measured, whiskers = about["standing"][chart.kind]
+    ends = f"In brackets: {question.brackets or chart.whiskers or whiskers}"
     ends += "" if question.brackets else " ([of what](README.md))"
     machines = [about, *about.get("beside", [])]
 
@@ -32,7 +34,7 @@ def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
 
     facts = [
         *((of("Command", one), f"`{one['command']}`, then `{REPORT} --records {one['records']}`") for one in machines),
-        ("Measured on", f"{about['stands_on']}; {cells}"),
+        ("Measured on", f"{measured}; {cells}"),
         ("Full cache’s perplexity", findings.levels(frames)),
         *(("Machine", one["machine"]) for one in machines),
         ("Limits", question.limits),
@@ -42,8 +44,8 @@ def page(name: str, frames: Frames, about: dict[str, Any]) -> str:
         f"# {question.title}\n",
         f"**{first}**\n",
         *(f"{line}\n" for line in further),
-        f"![{CHARTS[question.chart].heading}]({name}.png)\n",
-        f"{CHARTS[question.chart].caption}\n",
+        f"![{chart.heading}]({name}.png)\n",
+        f"{chart.caption}\n",
         *table,
         "",
         *([f"{ends}.\n"] if any("[" in line for line in table) else []),

@@ -14,7 +14,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from analysis.charts.figures import QUERIES
+from analysis.charts.figures import CHARTS, QUERIES
 from analysis.charts.marks import Figure, groups
 from analysis.charts.theme import SYMBOLS, theme
 from analysis.charts.tradeoff import AXES
@@ -22,7 +22,7 @@ from analysis.numbers import database
 from analysis.numbers.rounds import MIN_ROUNDS
 from analysis.numbers.stats import MIN_DOCUMENTS
 from analysis.page import result_rows
-from analysis.page.columns import COLUMNS, LATENCY_COLUMNS
+from analysis.page.columns import BUDGET, COLUMNS, LATENCY_COLUMNS
 from analysis.page.views import code, escape_json, model_of, view
 from analysis.read.records import Records
 from analysis.words import claims, divergence, protection, recall, serving, speed, wording
@@ -49,6 +49,7 @@ def page(
     scripts = [vega(), f'"use strict";\n{ours}']
     overview = frames["overview"][0]
     fields = fields_of(records)
+    kinds = {"quality": bool(overview["quality_cells"]), "speed": bool(overview["latency_cells"])}
     template = environment().get_template("page.html")
     return template.render(
         frames=frames,
@@ -56,8 +57,7 @@ def page(
         subtitle=subtitle_of(frames),
         idle=[row for row in frames["perplexity"] if row["longest"] and not row["evicts"]],
         overview=overview,
-        quality=bool(overview["quality_cells"]),
-        speed=bool(overview["latency_cells"]),
+        **kinds,
         hardware=sorted({row["hardware"] for row in frames["noise"] if row["hardware"]}),
         several=len(overview["settings"]) > 1,
         switch=list(dict.fromkeys(map(model_of, overview["settings"]))),
@@ -68,10 +68,15 @@ def page(
         answers=answers(frames),
         cards={setting: cards_of(frames, setting, fields) for setting in overview["settings"]},
         looked_at=serving.looked_at(),
+        served_by=serving.served_by,
+        budget_about=BUDGET,
         cases=CASES,
         thresholds=dict(zip(("within", "quality_within", "memory", "metric"), thresholds)),
         metric=METRICS[thresholds[-1]],
         figures={name: view(name, figure, overview) for name, figure in figures.items()},
+        sections={CHARTS[name].section for name, figure in figures.items() if figure and figure.panels},
+        tradeoffs=[axis for axis in AXES if (plate := figures[f"tradeoff_{axis}"]) and plate.panels],
+        kinds=[kind for kind, held in kinds.items() if held] + ["both"] * all(kinds.values()),
         axes=AXES,
         table=result_rows.main_table(frames["perplexity"], picks(frames)),
         columns=COLUMNS,
@@ -83,8 +88,8 @@ def page(
         worst=groups(frames["worst"], "setting", "policy"),
         recalled=recall.sentences(frames["recall"], len(overview["settings"]) > 1),
         claims=claims.CLAIMS,
-        claimed_here=(claimed := claims.measured(frames["published_latency"], frames["equal_budget"])),
-        claims_measured=any(lines != claims.NOTHING for lines in claimed),
+        claimed_here=claims.measured(frames["published_latency"], frames["equal_budget"]),
+        comparable=[row for row in frames["published"] if row["verdict"] in ("reproduced", "differs")],
         min_rounds=MIN_ROUNDS,
         spread=result_rows.spread_note(frames["perplexity"]),
         min_documents=MIN_DOCUMENTS,

@@ -19,11 +19,13 @@ class Column:
 DOCUMENTS = "Documents; of these, shared with full"
 DIVERGENCE = "Mean KL(full ‖ policy) of the predictions, over the whole vocabulary"
 INVALID = "Tokens whose loss, or KL from full, was NaN or infinite: counted, that number kept out of every mean"
+BUDGET = "Tokens kept in each layer that evicts, where layers differ on average"
 ADDED = "What eviction adds to a step, against as many cached keys of which none leaves"
+OVER_FULL = "As a multiple of full's in the same round, median"
 COLUMNS: tuple[Column, ...] = (
     Column("policy", "Policy", "", plain),
     Column("variant", "Positions", "How cached keys are numbered, and layers that never evict", plain),
-    Column("budget", "Budget", "Tokens kept", whole),
+    Column("budget", "Budget", BUDGET, whole),
     Column("kv_mb", "KV, MB", "KV bytes over all layers after the whole run, 10⁶ bytes", megabytes),
     Column("kv_percent", "KV, % of full", "The same as a share of the full cache's", percent),
     Column("ppl_corpus", "PPL corpus", "exp(sum of losses ÷ number of tokens), all documents together", ppl),
@@ -42,16 +44,16 @@ LATENCY_COLUMNS: tuple[Column, ...] = (
     Column("contender", "Policy", "What served the request", plain),
     Column("context", "Context", "Tokens of the prompt", whole),
     Column("batch", "Batch", "Texts at once", whole),
-    Column("ttft_ms", "First token, ms", "TTFT, from the prompt to the first token: median over prefills", fixed(1)),
-    Column("ttft_ratio", "÷ full", "As a multiple of full's in the same round, median", fixed(3), True),
-    Column("tpot_ms", "Time per token, ms", "TPOT: mean of a round's steps, median of rounds", fixed(2)),
-    Column("tpot_ratio", "÷ full", "As a multiple of full's in the same round, median", fixed(3), True),
-    Column("itl_ms", "ITL p50, ms", "Single gaps between output tokens, all rounds pooled: median", fixed(2)),
-    Column("itl_p90_ms", "p90", "Nine of ten gaps are shorter; from 64 gaps on", fixed(2)),
-    Column("itl_p99_ms", "p99", "99 of 100 gaps are shorter; from 662 gaps on", fixed(2)),
+    Column("ttft_ms", "First token, ms", "From the prompt to the first token: median over prefills", fixed(1)),
+    Column("ttft_ratio", "First token, × full’s", OVER_FULL, fixed(3), True),
+    Column("tpot_ms", "Time per token, ms", "Mean of a round's steps, median of rounds", fixed(2)),
+    Column("tpot_ratio", "Time per token, × full’s", OVER_FULL, fixed(3), True),
+    Column("itl_ms", "Gap p50, ms", "Single gaps between output tokens, all rounds pooled: median", fixed(2)),
+    Column("itl_p90_ms", "p90, ms", "Nine of ten gaps are shorter; from 64 gaps on", fixed(2)),
+    Column("itl_p99_ms", "p99, ms", "99 of 100 gaps are shorter; from 662 gaps on", fixed(2)),
     Column("throughput", "Tokens/s", "Output tokens per second over the batch, after the first", fixed(1)),
     Column("eviction_percent", "Eviction", ADDED, change, True),
     Column("kv_mb", "KV, MB", "Keys and values that the policy keeps of the prompt, over all layers", megabytes),
-    Column("allocated_mb", "Allocated", "Bytes of the cache's tensors, 10⁶", megabytes),
+    Column("allocated_mb", "Allocated, MB", "Bytes of the cache's tensors, 10⁶", megabytes),
     Column("peak_mb", "Peak, MB", "Peak bytes of serving a request, beyond the weights, 10⁶", megabytes),
 )

@@ -6,7 +6,6 @@ beside `latency`, and stands on the same page with the hardware in the name of e
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from analysis.numbers.order import smaller_first
 from analysis.read.records import RecordsError
-from analysis.words.summary import stands_on, whiskers
+from analysis.words.standing import Standing, short, standing
 from analysis.words.visible import visible
 
 BESIDE = "@"
@@ -66,7 +65,8 @@ def by_sweep(held: dict[str, Kept]) -> dict[str, Kept]:
 def together(parts: dict[str, Kept]) -> Kept:
     """One sweep's tables from several machines as one, settings named after the hardware, too."""
     if len(parts) == 1:
-        return next(iter(parts.values()))
+        [(frames, about)] = parts.values()
+        return frames, about | {"standing": stood(frames, [hardware_of(about)])}
     names: dict[str, str] = {}
     for name, (_, about) in parts.items():
         if (other := names.setdefault(short(about["hardware"]), name)) != name:
@@ -78,8 +78,17 @@ def together(parts: dict[str, Kept]) -> Kept:
     frames["overview"] = [added_up(frames["overview"])]
     first, *others = (about for _, about in parts.values())
     about = first | {name: sum(one[name] for one in (first, *others)) for name in ("cells", "planned")}
-    shown = visible(frames | {"noise": [{"hardware": hardware} for hardware in names]})
-    return frames, about | {"stands_on": stands_on(shown), "whiskers": whiskers(shown), "beside": others}
+    return frames, about | {"standing": stood(frames, [*names]), "beside": others}
+
+
+def stood(frames: Frames, hardware: list[str]) -> Standing:
+    """What the lines beneath its charts tell: all that is kept of a sweep was computed on this hardware."""
+    return standing(visible(frames), {"quality": hardware, "speed": hardware})
+
+
+def hardware_of(about: About) -> str:
+    """On what a sweep was computed; the first that was kept say it with the number of cores alone."""
+    return str(about.get("hardware") or about["machine"].partition(", ")[0])
 
 
 def on_hardware(frames: Frames, hardware: str) -> Frames:
@@ -93,11 +102,6 @@ def on_hardware(frames: Frames, hardware: str) -> Frames:
         return row | lists | ({"setting": named(row["setting"])} if "setting" in row else {})
 
     return {table: [renamed(row) for row in rows] for table, rows in frames.items()}
-
-
-def short(hardware: str) -> str:
-    """A processor's name without what every one is called."""
-    return " ".join(re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b", "", hardware).split()) or hardware
 
 
 def added_up(rows: list[dict[str, Any]]) -> dict[str, Any]:

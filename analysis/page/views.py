@@ -20,6 +20,7 @@ def view(name: str, figure: Figure | None, overview: Row) -> Row:
     drawn = figure or Figure([], [])
     return vars(chart) | {
         "name": name,
+        "short": chart.heading.partition(":")[0],
         "command": chart.command.format(models=",".join(overview["models"]), text=text),
         "panels": [panel(one) for one in drawn.panels],
         "legend": [] if drawn.named else drawn.legend,

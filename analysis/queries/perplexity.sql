@@ -1,5 +1,21 @@
 -- What does each policy cost in perplexity, accuracy and distance from full's predictions, and which KV memory does it keep?
-WITH totals AS (
+WITH held AS (  -- of runs of just this length, whether losses come from these or from longer ones
+    SELECT setting, policy, tokens AS length, avg(kv_bytes) AS held, avg(kv_bytes_full) AS held_by_full FROM cells GROUP BY ALL
+), sizes AS (  -- of longer ones: bytes for each token of the text, `endless` of them in layers that never evict
+    SELECT setting, policy, budget, tokens, compared_at AS length, kv_bytes, kv_bytes_full / tokens AS each,
+        CASE WHEN tokens > budget THEN (kv_bytes - each * budget) / (tokens - budget) ELSE each END AS endless
+    FROM cells
+    JOIN compared_at USING (setting)
+    WHERE tokens > compared_at AND every IS NULL
+        -- Where layers differ in their budgets, none has twice the mean: beyond that all are full.
+        AND (policy_fields NOT LIKE '%layer_budgets=%' OR compared_at >= 2 * budget)
+), read_off AS (  -- where policies are compared, what a longer run had held by then
+    SELECT setting, policy, length, avg(endless * length + (each - endless) * coalesce(least(length, budget), 0)) AS held,
+        avg(each * length) AS held_by_full
+    FROM sizes
+    WHERE (setting, policy, length) NOT IN (SELECT (setting, policy, length) FROM held)
+    GROUP BY ALL
+), totals AS (
     SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
         start_size, recent_size, policy_fields, in_focus, usual_ends, evicts_after, every, trained_context, length,
         count(*) AS documents,
@@ -21,9 +37,7 @@ WITH totals AS (
         CASE WHEN all_compared THEN sum(kl_sum) FILTER (paired) / sum(kl_n) FILTER (paired) END AS kl_nats,
         CASE WHEN all_compared THEN 100.0 * sum(same_top) FILTER (paired) / sum(kl_n) FILTER (paired) END AS same_top_percent
     FROM documents
-    -- Known of runs of just this length, whether losses come from these or from longer ones.
-    LEFT JOIN (SELECT setting, policy, tokens AS length, avg(kv_bytes) AS held, avg(kv_bytes_full) AS held_by_full
-        FROM cells GROUP BY ALL) USING (setting, policy, length)
+    LEFT JOIN (FROM held UNION ALL FROM read_off) USING (setting, policy, length)
     GROUP BY ALL
 )
 SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,

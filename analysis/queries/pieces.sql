@@ -28,7 +28,7 @@ WITH runs AS (
         count(*) FILTER (isfinite(kl_nats)) AS kl_n,
         coalesce(fsum(kl_nats::DOUBLE) FILTER (isfinite(kl_nats)), 0) AS kl_sum,
         count(*) FILTER (isfinite(kl_nats) AND same_top) AS same_top,
-        count(*) FILTER (isfinite(kl_nats) AND kl_nats > 1) AS far
+        count(*) FILTER (isfinite(kl_nats) AND kl_nats > 0.1) AS far
     FROM tokens
     LEFT JOIN runs USING (cell)
     LEFT JOIN spots USING (place, position)

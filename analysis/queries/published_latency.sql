@@ -19,6 +19,7 @@ WITH seed_full AS (
     JOIN latency ON latency.policy_name = method AND latency.budget = claims.budget AND latency.start_size = claims.start_size
     JOIN noise USING (cell)
     WHERE role = 'policy' AND in_focus AND latency.smallest_batch
+        AND latency.full_after = latency.budget  -- layers alike, as theirs are: else some evict within the budget
 ), first AS (  -- no prompt longer than the budget: every policy does the same work, and the ratio should be one
     SELECT * FROM measured WHERE context <= budget
     QUALIFY row_number() OVER (PARTITION BY method, budget ORDER BY same_model DESC, context DESC, setting) = 1

@@ -7,7 +7,8 @@
 -- full_recalls: full is measurably right in more than a tenth of the answers. That is no luck, as five digits are next to never
 -- guessed; and of less, over some fifty answers, a policy that recalls none at all could hardly be told from full.
 WITH runs AS (
-    SELECT cell, setting, policy, policy_name, series, budget, document, coalesce(evicts_after, budget) < tokens AS evicts
+    SELECT cell, setting, policy, policy_name, series, budget, document, coalesce(evicts_after, budget) AS evicts_after,
+        coalesce(evicts_after, budget) < tokens AS evicts
     FROM cells
     WHERE in_focus AND usual_ends AND answers IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
@@ -21,7 +22,7 @@ WITH runs AS (
     UNION ALL
     SELECT setting, NULL FROM given GROUP BY setting HAVING bool_and(policy_name = 'full')
 ), counts AS (
-    SELECT setting, panels.budget, given.series, given.policy, distance,
+    SELECT setting, panels.budget, given.evicts_after, given.series, given.policy, distance,
         count(*) AS answers,
         count(*) FILTER (given.recalled) AS recalled,
         count(*) FILTER (full_cache.recalled) AS full_recalled,
@@ -38,7 +39,7 @@ WITH runs AS (
         least(1, (share + z2 / 2 + half) / (1 + z2)) AS high
     FROM counts
 )
-SELECT setting, budget, series, policy, distance, answers, recalled, full_recalled, nll_nats,
+SELECT setting, budget, evicts_after, series, policy, distance, answers, recalled, full_recalled, nll_nats,
     100 * share AS recalled_percent,
     100 * low AS recalled_low_percent,
     100 * high AS recalled_high_percent,

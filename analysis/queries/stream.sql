@@ -3,7 +3,7 @@ WITH runs AS (
     SELECT cell, setting, policy, document, budget, trained_context, tokens,
         series || CASE WHEN variant = 'cache' THEN '' ELSE ', ' || variant END AS series
     FROM cells
-    WHERE every IS NULL AND budget < tokens AND usual_ends
+    WHERE every IS NULL AND coalesce(evicts_after, budget) < tokens AND usual_ends
         AND (setting, document) NOT IN (SELECT (setting, document) FROM cells WHERE policy_name = 'full')
     QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
 )

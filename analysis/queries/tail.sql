@@ -1,4 +1,4 @@
--- Which share of a policy's tokens is further from the full cache than so many nats?
+-- Which share of a policy's tokens is at least so many nats from the full cache?
 WITH totals AS (
     SELECT setting, policy, sum(n) AS tokens, min(size) AS least, max(size) AS most FROM diverged GROUP BY setting, policy
 ), sizes AS (

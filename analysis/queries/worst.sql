@@ -1,9 +1,12 @@
 -- At which twenty tokens is each policy furthest from the full cache, and what does it say there?
 WITH listed AS (
-    SELECT setting, policy, series, budget, document, unnest(worst) AS one FROM compared
-), top AS (
-    SELECT setting, policy, series, budget, document, one.*
+    SELECT setting, policy, series, budget, document, tokens, compared_at, unnest(worst) AS one FROM compared
+), top AS (  -- of a longer run those of its twenty that lie within what is compared
+    SELECT setting, policy, series, budget, document, one.*,
+        -- With each are 40 tokens before it and 12 behind it, as far as the text has them (kvstream/sweep/worst_tokens.py).
+        one.position <= 40 AS from_start, one.position + 12 >= tokens - 1 AS to_end
     FROM listed
+    WHERE one.position < compared_at
     QUALIFY row_number() OVER (PARTITION BY setting, policy ORDER BY one.kl_nats DESC, document, one.position) <= 20
 ), full_runs AS (
     SELECT cell, setting, document FROM cells WHERE policy_name = 'full'

@@ -8,7 +8,7 @@ from typing import Any
 from analysis.words import speed
 from analysis.words.metric import cost as cost_of
 from analysis.words.metric import metric_of, none_measurable
-from analysis.words.wording import SAME, between, capital, caveat, counted, growth, percent, ppl
+from analysis.words.wording import SAME, between, capital, caveat, counted, growth, listed, percent, ppl
 
 Row = dict[str, Any]
 PER_CENT = "\u00a0%"
@@ -19,6 +19,8 @@ def answers(frames: dict[str, list[Row]]) -> list[Row]:
     several = len(frames["overview"][0]["settings"]) > 1
     speeds = {row["setting"]: row for row in frames["speed"]}
     found = [answer(row, several, speeds.get(row["setting"])) for row in frames["answer"]]
+    for one in found:
+        one["more"] += left_out([row for row in frames["perplexity"] if row["setting"] == one["setting"]])
     return found + [speed.alone(row, several) for row in frames["speed"] if not row["has_quality"]]
 
 
@@ -89,6 +91,21 @@ def unequal(row: Row) -> str:
     return f"Policies were compared with full on {fewest:,} to {most:,} documents: on the same their order may differ."
 
 
+def left_out(rows: list[Row]) -> list[str]:
+    """Which policies are not among those that are compared, and why: of rows of all lengths of a setting."""
+    compared = {row["policy"] for row in rows if row["longest"] and (row["kv_mb"] is not None or not row["evicts"])}
+    apart = [row for row in rows if row["in_focus"] and row["budget"] is not None and row["policy"] not in compared]
+    if not apart:
+        return []
+    length = next(row["length"] for row in rows if row["longest"])
+    run = {row["policy"] for row in apart if row["longest"]}
+    told = []
+    for is_run, why in ((False, f"not run as far as {length:,} tokens"), (True, f"KV memory at {length:,} not known")):
+        names = dict.fromkeys(row["policy"] for row in apart if (row["policy"] in run) == is_run)
+        told += [f"{listed(names)} ({why})"] if names else []
+    return [f"Not in this comparison: {'; '.join(told)}."]
+
+
 def untrained(row: Row) -> str:
     """That full is no yardstick where texts are longer than the model was trained on."""
     length, trained = row["length"], row["trained_context"]
@@ -121,7 +138,8 @@ def kept(row: Row) -> str:
     budget, first = row["budget"], row["start_size"]
     if row["recent_size"] is None:
         fields = f", chosen by its rule ({row['policy_fields']})" if row["policy_fields"] else ""
-        return f"It keeps {budget:,} tokens{fields}."
+        mean = " on average over layers" if "layer_budgets=" in row["policy_fields"] else ""
+        return f"It keeps {budget:,} tokens{mean}{fields}."
     if not first:
         return f"It keeps the last {budget:,} tokens."
     sinks = "token" if first == 1 else f"{first} tokens"

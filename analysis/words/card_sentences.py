@@ -53,11 +53,16 @@ def card(row: Row) -> Row:
     shown = {name: row[name] for name in ("policy", "why")}
     words = (threshold, metric.least) if row["card"] == "memory" else (metric.bound(metric.rule, threshold),)
     shown |= {"name": row["card"], "title": case.title, "rule": case.rule.format(*words)}
-    shown |= {"flag": f"{case.flag} {threshold:g}", "nearest": nearest(row)}
+    shown |= {"flag": f"{case.flag} {threshold:g}", "counted": counted_in(row), "nearest": nearest(row)}
     if row["policy"] is None:
         return shown
     shown["said"] = f"{SAME} in {metric.named}" if none_measurable(row) else metric.spoken(row["cost"])
     return shown | {"keeps": keeps(row), "facts": [*quality(row), pace(row), memory(row)], "code": code(row)}
+
+
+def counted_in(row: Row) -> str:
+    """In what the number of a card's flag is, where the card's words are in another unit."""
+    return "" if row["card"] == "memory" else metric_of(row).threshold
 
 
 def nearest(row: Row) -> str:
@@ -72,7 +77,7 @@ def nearest(row: Row) -> str:
         misses += f", up to {metric.brief(row['nearest_cost_high'])}"
     start = f"Nearest: {row['nearest_policy']}{caveat(row['nearest_skip_layers'])}, {misses}"
     if row["let_in"] is not None:
-        return f"{start}; {CASES[row['card']].flag} {row['let_in']:g} lets it in."
+        return f"{start}; {CASES[row['card']].flag} {row['let_in']:g}{counted_in(row)} lets it in."
     ratio = times(row["nearest_tpot_ratio"], row["nearest_tpot_low"], row["nearest_tpot_high"])
     band = between(row["nearest_band_low"], row["nearest_band_high"], fixed(3))
     beside = f", where full against itself is at {band}" if band else ""
@@ -154,7 +159,7 @@ def table(rows: list[Row], several: bool) -> list[str]:
 def line(row: Row) -> list[str]:
     """One card's line of the table."""
     shown = card(row)
-    case = f"{shown['title']}: {shown['rule']} (`{shown['flag']}`)"
+    case = f"{shown['title']}: {shown['rule']} (`{shown['flag']}`{shown['counted']})"
     if row["policy"] is None:
         why = ". ".join(filter(None, (row["why"], shown["nearest"].rstrip("."))))
         return [case, f"nothing: {why}", *[wording.NONE] * 3]

@@ -14,8 +14,8 @@ CLAIMS = (
     ),
     (
         "“Throughput falls.”",
-        "Its throughput is 1 ÷ TPOT, and fell because it made three full copies of K and V for each token. Eviction "
-        "need not cost that. Measured here as 1 ÷ the ratio of times per token.",
+        "Its throughput is 1 ÷ the time per token, and fell because it made three full copies of K and V for each. "
+        "Eviction need not cost that. Measured here as 1 ÷ the ratio of times per token.",
     ),
     (
         "“StreamingLLM loses least”: +2.0 % perplexity against +4.3 to +9.5 %.",

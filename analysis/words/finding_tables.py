@@ -5,7 +5,7 @@ from typing import Any
 from analysis.words import claims
 from analysis.words.findings import Frames, by, code, level, lost, lost_since
 from analysis.words.protection import beside_random
-from analysis.words.wording import between, bracketed, change, fixed, nats, percent, whole
+from analysis.words.wording import between, bracketed, change, evicting, fixed, nats, percent, whole
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]], int]
@@ -50,7 +50,7 @@ def positions_table(frames: Frames) -> Table:
 
 def length_table(frames: Frames) -> Table:
     """A line a policy, a column a stretch between two lengths, of those beyond a budget, and one for all tokens."""
-    beyond = [row for row in frames["length"] if row["length"] > row["budget"]]
+    beyond = [row for row in frames["length"] if row["length"] > evicting(row)]
     spans = sorted({(row["since"], row["length"]) for row in beyond})
     cells = {(row["policy"], row["length"]): row for row in beyond}
     last = spans[-1][1]

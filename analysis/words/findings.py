@@ -12,6 +12,7 @@ from analysis.words.wording import (
     bracketed,
     change,
     counted,
+    evicting,
     fixed,
     listed,
     ppl,
@@ -115,7 +116,7 @@ def way(row: Row) -> str:
 def length(frames: Frames) -> list[str]:
     """What sinks and the newest tokens lose between one length and the next, and how many policies lose more."""
     told = []
-    for budget, rows in by([row for row in frames["length"] if row["since"] >= row["budget"]], "budget").items():
+    for budget, rows in by([row for row in frames["length"] if row["since"] >= evicting(row)], "budget").items():
         runs = [mine for mine in by(rows, "policy").values() if mine[1:]]
         known = [mine for mine in runs if mine[-1]["growth_low_percent"] is not None]
         more = [code(mine[-1]["policy"]) for mine in known if mine[-1]["growth_low_percent"] > 0]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from analysis.words.wording import listed, whole
+from analysis.words.wording import evicting, listed, whole
 
 Row = dict[str, Any]
 PLAIN = "streaming_llm"  # sinks and the newest tokens: what any choice of older tokens must beat
@@ -30,7 +30,7 @@ def leads(equal: list[Row], stretches: list[Row]) -> tuple[str, dict[int, int]]:
     ends: dict[int, int] = {}
     behind = False
     for budget in dict.fromkeys(row["budget"] for row in equal):
-        mine = [row for row in stretches if row["budget"] == budget < row["length"]]
+        mine = [row for row in stretches if row["budget"] == budget and row["length"] > evicting(row)]
         theirs, ours = (
             {row["length"]: row["stretch_change_percent"] for row in mine if row["policy"].startswith(f"{one}(")}
             for one in (name, PLAIN)

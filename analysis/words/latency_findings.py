@@ -159,7 +159,7 @@ def latency_table(frames: Frames) -> tuple[list[str], list[list[str]], int]:
         for row in frames["latency"]
         if row["role"] in ("policy", "dynamic", "again") and (row["filled"] or row["budget"] is None)
     ]
-    times_of = ["TTFT ÷ full’s", "TPOT ÷ full’s", "Tokens/s", "Eviction adds"]
+    times_of = ["First token, × full’s", "Time per token, × full’s", "Tokens/s", "Eviction adds"]
     return ["Model", "Contender", "Context", "Batch", *times_of, "KV cache, MB", "Peak, MB"], rows, 2
 
 

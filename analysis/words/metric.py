@@ -14,7 +14,7 @@ class Metric:
 
     unit: where `show` leaves it out. said: a cost in a sentence; within, tolerance, rule: a bound, for sentences and
     cards; axis: of the trade-off; least: what is best by it. scale: of what is printed against what a cost is in,
-    which is `counted`.
+    which is `counted`. threshold: what is said behind a flag whose number is not in `unit`.
     """
 
     title: str
@@ -29,6 +29,7 @@ class Metric:
     unit: str = ""
     scale: float = 1.0
     counted: str = " %"
+    threshold: str = ""
 
     @property
     def heading(self) -> str:
@@ -78,6 +79,7 @@ METRICS = {
         unit="\u00a0nats",
         scale=0.01,
         counted=" hundredths of a nat",
+        threshold=" in hundredths of a nat",
     ),
     "top1": Metric(
         title="Another top token",

@@ -5,7 +5,7 @@ Of distances at which the full cache itself recalls next to nothing (`full_recal
 
 from typing import Any
 
-from analysis.words.wording import listed
+from analysis.words.wording import evicting, listed
 
 Row = dict[str, Any]
 
@@ -24,7 +24,8 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
             far = [row for row in mine if row["budget"] == budget and row["distance"] > budget]
             if far:
                 found.append(f"{where}{beyond(budget, far)}")
-            near = [row for row in mine if row["budget"] == budget > row["distance"] and row["full_recalls"]]
+            near = [row for row in mine if row["budget"] == budget and row["distance"] < evicting(row)]
+            near = [row for row in near if row["full_recalls"]]
             if any(row["policy"] != "full" for row in near):
                 found.append(f"{where}{within(budget, near)}")
     return found

@@ -41,8 +41,16 @@ def places(name: str, fields: Row) -> list[Row]:
     if not found:
         nearest = [place(row, policy) for row in rows if "nearest" in row]
         nobody = f"{NOBODY}{where_not(rows, policy)}.{' Nearest:' if nearest else ''}"
-        found = [{"engine": "elsewhere", "setting": "", "note": nobody, "sources": []}, *nearest]
-    return [{"setting": "", "sources": []} | known()["ours"], *found]
+        found = [{"engine": "elsewhere", "setting": "", "note": nobody, "sources": [], "same": True}, *nearest]
+    return [{"setting": "", "sources": [], "same": True} | known()["ours"], *found]
+
+
+def served_by(places: list[Row]) -> str:
+    """Who serves it, in a line; apart from these whose setting is not the same, or in part."""
+    same = dict.fromkeys(one["engine"] for one in places if one["same"])
+    nearly = dict.fromkeys(one["engine"] for one in places if not one["same"])
+    told = ", ".join("no engine yet" if name == "elsewhere" else name for name in same)
+    return f"{told}; nearly: {', '.join(nearly)}" if nearly else told
 
 
 def asked(name: str, fields: Row) -> Row:
@@ -88,7 +96,8 @@ def place(row: Row, policy: Row) -> Row:
     if differing := rounded(policy, sizes):
         note.append(row["rounding"].format(block=block, rounded=differing))
     setting = row["setting"].format(**numbers | words)
-    return {"engine": row["engine"], "setting": setting, "note": " ".join(note), "sources": row["sources"]}
+    told = {"setting": setting, "note": " ".join(note), "same": row.get("same", "nearest" not in row)}
+    return {name: row[name] for name in ("engine", "sources")} | told
 
 
 def rounded(policy: Row, sizes: Sizes) -> str:

@@ -54,7 +54,8 @@ def sentence(row: Row) -> str:
         "unsure": f"It takes {pace(row)}.",
     }[kind]
     if kind in ("slower", "same") and row["context"] <= 4 * row["budget"]:
-        said += f" With {row['budget']:,} of {row['context']:,} tokens kept, there is little to save."
+        mean = "" if row["full_after"] == row["budget"] else " on average over layers"
+        said += f" With {row['budget']:,} of {row['context']:,} tokens kept{mean}, there is little to save."
     if row["contexts"] and row["contexts"] > 1 and row["contexts_not_faster"]:
         faster = row["contexts"] - row["contexts_not_faster"] or "none"
         said += f" Of {row['contexts']} contexts timed that exceed its budget, it is measurably faster at {faster}."

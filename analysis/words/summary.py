@@ -7,6 +7,7 @@ from analysis.words import card_sentences, recall, wording
 from analysis.words.answers import answers
 from analysis.words.metric import METRICS
 from analysis.words.speed import again_ratio
+from analysis.words.standing import compared_at, place_of, texts_of
 from analysis.words.visible import in_markdown, visible
 from analysis.words.wording import counted, listed
 
@@ -94,7 +95,7 @@ def quality_table(rows: list[Row], tradeoff: list[Row], several: bool) -> list[s
 
 
 def latency_table(rows: list[Row], several: bool) -> list[str]:
-    """TTFT, TPOT and memory at each setting's headline cell."""
+    """Time to first token, time per token and memory at each setting's headline cell."""
     lines = []
     for row in rows:
         shown = [wording.megabytes(row["kv_mb"]), wording.fixed(1)(row["ttft_ms"]), wording.fixed(2)(row["tpot_ms"])]
@@ -148,41 +149,6 @@ def subtitle_of(frames: Frames) -> str:
     if overview["contexts"]:
         what.append(f"speed after {listed(f'{size:,}' for size in sorted(overview['contexts']))} tokens")
     return "; ".join([*what, place_of(overview)]) + "."
-
-
-def stands_on(frames: Frames) -> str:
-    """What charts that stand alone are of: models, text, documents, device, and the hardware that took times."""
-    overview = frames["overview"][0]
-    texts = [texts_of(frames)] if overview["quality_cells"] else []
-    hardware = sorted({row["hardware"] for row in frames["noise"] if row["hardware"]})
-    return " · ".join(
-        [listed(overview["models"]), *texts, place_of(overview), *([listed(hardware)] if hardware else [])]
-    )
-
-
-def whiskers(frames: Frames) -> str:
-    """What whiskers in them are, unless a chart has its own."""
-    spreads = {row["spread"] for row in frames["perplexity"] if row["longest"] and row["spread"]}
-    if spreads == {"range"}:
-        return "range over documents, for time 95 % interval"
-    return "95 % interval" + (", of few documents their range" if "range" in spreads else "")
-
-
-def texts_of(frames: Frames) -> str:
-    """On what quality was measured."""
-    overview = frames["overview"][0]
-    documents = counted(overview["documents"], "document")
-    return f"{documents} of {listed(overview['texts'])}, {compared_at(frames):,} tokens each"
-
-
-def compared_at(frames: Frames) -> int:
-    """The tokens of the texts that the answer and the charts are of."""
-    return max(row["length"] for row in frames["perplexity"] if row["longest"])
-
-
-def place_of(overview: Row) -> str:
-    """Where it was measured."""
-    return f"{listed(overview['devices'])}, {listed(overview['dtypes'])}"
 
 
 def title_of(records: Records) -> str:

@@ -122,6 +122,11 @@ def growth(skip_layers: str) -> str:
     return f"layers {', '.join(layers)} never evict" if len(layers) > 1 else f"layer {skip_layers} never evicts"
 
 
+def evicting(row: Row) -> int:
+    """After how many tokens its first layer evicts; in tables of before that was known, after its budget."""
+    return int(row.get("evicts_after") or row["budget"])
+
+
 def caveat(skip_layers: str) -> str:
     """What must follow the name or the memory of a policy that has a budget and no bound; nothing for any other."""
     return " (memory grows with the text)" if skip_layers else ""

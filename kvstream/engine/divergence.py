@@ -46,7 +46,7 @@ class Kept:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Kept]) -> Kept:
+    def concatenate(cls, parts: Sequence[Kept]) -> Kept:
         """Of all tokens, in order."""
         offsets = [part.offset_BT for part in parts if part.offset_BT is not None]
         return cls(

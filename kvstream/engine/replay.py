@@ -94,7 +94,7 @@ class Comparison:
     @property
     def kept(self) -> Kept:
         """What was kept of all windows."""
-        return Kept.joined([part for _, part in sorted(self._parts.items())])
+        return Kept.concatenate([part for _, part in sorted(self._parts.items())])
 
 
 def replay_windows(
@@ -130,7 +130,7 @@ def replay_texts(
         cache.restore(before) if before else cache.reset()
         if comparison:
             comparison.begin()
-        scored = Scored.joined(list(ways(model, windows([ids_BN], size), cache, comparison)))
+        scored = Scored.concatenate(list(ways(model, windows([ids_BN], size), cache, comparison)))
         if not scored.nll_nats.isnan().any():
             break
     return scored
@@ -152,7 +152,7 @@ def _carefully(
         [part] = replay_windows(model, [window_BN], cache, comparison)
         if before is not None and part.nll_nats.isnan().any():
             cache.restore(before)
-            part = Scored.joined(list(replay_windows(model, windows([window_BN], 1), cache, comparison)))
+            part = Scored.concatenate(list(replay_windows(model, windows([window_BN], 1), cache, comparison)))
             lost = isinstance(cache.policy, Full) and any(
                 bool(held.isnan().flatten(1).any(1).all())
                 for name, held in cache.state().items()

@@ -44,7 +44,7 @@ class Rotation:
         return torch.addcmul(x * self.cos, swapped, self.sin)
 
     @classmethod
-    def joined(cls, rotations: Sequence[Rotation]) -> Rotation:
+    def concatenate(cls, rotations: Sequence[Rotation]) -> Rotation:
         """Line up the positions of several rotations."""
         if len(rotations) == 1:
             return rotations[0]

@@ -44,7 +44,7 @@ class Scored:
         return {name: values for name, values in held.items() if values is not None}
 
     @classmethod
-    def joined(cls, parts: Sequence[Scored]) -> Scored:
+    def concatenate(cls, parts: Sequence[Scored]) -> Scored:
         """Of all tokens, in order."""
         return cls(**{name: torch.cat([part.columns[name] for part in parts], dim=-1) for name in parts[0].columns})
 
@@ -61,7 +61,7 @@ def score(model: PreTrainedModel, hidden_XE: torch.Tensor, targets_X: torch.Tens
         found = backend_for(hidden_TE.device, hidden_TE.dtype).predict(head, hidden_TE, targets_T)
     else:
         pieces = _pieces(model, hidden_TE, targets_T)
-        found = Predicted.joined([_predict(head(hidden), targets) for hidden, targets in pieces])
+        found = Predicted.concatenate([_predict(head(hidden), targets) for hidden, targets in pieces])
     return _scored(found, targets_X)
 
 
@@ -87,7 +87,7 @@ def compare(
             logits_TV = head(hidden)
             divergences.append(kl_from_logits(head(theirs), logits_TV))
             parts.append(_predict(logits_TV, targets, more=True))
-        found, kl_T = Predicted.joined(parts), torch.cat(divergences)
+        found, kl_T = Predicted.concatenate(parts), torch.cat(divergences)
         full = full or Kept(found.top_T.view(shape), hidden_BTE, None)
     same_T = (found.top_T == full.top_BT.flatten()) & ~kl_T.isnan()
     scored = _scored(found, targets_BT)

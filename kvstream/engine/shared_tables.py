@@ -83,7 +83,7 @@ class SharedTables:
             spans = [
                 self.rotation(p - p % TABLE, TABLE, None, like).window(p % TABLE, p % TABLE + 1) for p in positions
             ]
-            self._places[key] = Rotation.joined(spans)
+            self._places[key] = Rotation.concatenate(spans)
         return self._places[key]
 
     def band(self, queries: int, keys: int, behind: int, reach: int, like: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ class Predicted:
     mean_TE: torch.Tensor | None = None
 
     @classmethod
-    def joined(cls, parts: Sequence[Predicted]) -> Predicted:
+    def concatenate(cls, parts: Sequence[Predicted]) -> Predicted:
         """Of all tokens, in order, without mean_TE."""
         names = "nll_T", "top_T", "log_sum_T", "above_T"
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))

@@ -55,7 +55,7 @@ class Contender(ABC):
 
     @abstractmethod
     def new_engine(self) -> Any:
-        """Make what serves a request: a cache, and prefill, step, rewind, settled, paused and graphed as of `DecodeEngine`."""
+        """Make what serves a request: a cache, with prefill, step, rewind and what `DecodeEngine` tells of steps."""
 
     def renew(self) -> None:
         """Let go of the cache, and make an empty one: neither is what a prompt waits for."""

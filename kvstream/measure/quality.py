@@ -21,7 +21,7 @@ from kvstream.engine.cache import KVStreamCache
 from kvstream.engine.recompute import recompute
 from kvstream.engine.replay import Comparison
 from kvstream.measure.rows import MOST_RANK, TOKEN_ROWS
-from kvstream.measure.scores import Begun, Columns, FullRun, State, joined, replayed, state_of
+from kvstream.measure.scores import Begun, Columns, FullRun, State, concatenate, replayed, state_of
 from kvstream.policies import Full, Policy
 
 
@@ -68,7 +68,7 @@ def evaluate(
     before = begun.state if begun else None
     scores = replayed(model, cache, before, token_ids_BN[:, done:], device, comparison)
     if begun and begun.scores is not None:
-        scores = joined([begun.scores, scores])
+        scores = concatenate([begun.scores, scores])
     state = cache.state() if goes_on else None
     seconds = (time.perf_counter() - clock) / len(cells) + (begun.seconds if begun else 0.0)
     return _results(scores, token_ids_BN, start, seconds, cells, documents, state)

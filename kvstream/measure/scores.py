@@ -95,7 +95,7 @@ def run_full(model: PreTrainedModel, token_ids_BN: np.ndarray, device: str, comm
         seconds += (time.perf_counter() - started) / len(token_ids_BN)
         if last == common:
             begun = Begun(common, cache.state(), scores, seconds)
-    return FullRun(joined(parts), Kept.joined(kept), seconds, begun)
+    return FullRun(concatenate(parts), Kept.concatenate(kept), seconds, begun)
 
 
 def state_of(state: State, text: int) -> State:
@@ -103,7 +103,7 @@ def state_of(state: State, text: int) -> State:
     return {name: held[text : text + 1] if held.ndim > 1 else held for name, held in state.items()}
 
 
-def joined(parts: Sequence[Columns]) -> Columns:
+def concatenate(parts: Sequence[Columns]) -> Columns:
     """Of all tokens, in order."""
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 

@@ -72,7 +72,7 @@ class Parts:
         self.records.write_json(f"{self.key}.parts.json", record)
         self._remove(lambda name: name.endswith(".state") and name != state)
 
-    def joined(self, last: Evaluated) -> tuple[list[pa.Table], float]:
+    def all_with(self, last: Evaluated) -> tuple[list[pa.Table], float]:
         """Rows of all parts, `last` included, and the seconds they took together."""
         seconds = sum(part["seconds"] for part in self.parts)
         tables = [pq.read_table(pa.BufferReader(rows)) for rows in self.rows]

@@ -124,7 +124,7 @@ def _undisturbed(start: Callable[[], Any]) -> None:
         raise KeyboardInterrupt
 
 
-def joined() -> bool:
+def uses_ray() -> bool:
     """Whether this process uses a Ray already."""
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 

@@ -57,7 +57,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
     from kvstream.sweep.preflight import Plan, question_of
 
     cluster.refuse_lost(options.out)
-    where = None if options.dry_run else "this process's Ray" if cluster.joined() else cluster.answering()
+    where = None if options.dry_run else "this process's Ray" if cluster.uses_ray() else cluster.answering()
     plan = Plan(grid, question or question_of(grid), options, prepare(grid), Records(options.out))
     device = cluster.device_here() if options.device == "auto" and not where else options.device
     if device != "auto":  # else only the cluster knows it

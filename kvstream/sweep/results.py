@@ -85,7 +85,7 @@ class Results:
                 line += f", {evaluated.peak_bytes / 1e6:,.0f} MB beyond the model"
             self.reporter.part(f"{cell}: {line}", computed)
             return
-        rows, seconds = parts.joined(evaluated) if parts else ([evaluated.rows], evaluated.seconds)
+        rows, seconds = parts.all_with(evaluated) if parts else ([evaluated.rows], evaluated.seconds)
         fields, table = cell.fields | threads, pa.concat_tables(rows)
         if parts and len(places := parts.places(environment | threads)) > 1:
             fields |= {"computed_on": places}  # a long cell may have been finished elsewhere than begun

@@ -49,7 +49,7 @@ def flags_for(model, text):
 def refused(world, tmp_path, monkeypatch, ends):
     """Factory: flags → the line that a sweep of the tiny world ends with."""
     monkeypatch.setattr(cluster, "connect", never)
-    monkeypatch.setattr(cluster, "joined", lambda: False)  # whatever other tests have started
+    monkeypatch.setattr(cluster, "uses_ray", lambda: False)  # whatever other tests have started
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", never)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.chdir(tmp_path)

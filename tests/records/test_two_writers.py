@@ -91,7 +91,7 @@ def test_a_sweep_that_ends_a_long_cell_first_costs_the_other_nothing(place, ahea
     for parts in (one, other):
         for number in range(len(parts.parts), 2):
             parts.add(part(number), number + 1, {})
-        tables, seconds = parts.joined(part(2))
+        tables, seconds = parts.all_with(part(2))
         assert pa.concat_tables(tables).equals(BEFORE)
         assert seconds == 1.5
         parts.records.commit(KEY, {"n": 1}, tables, seconds, {})

@@ -150,7 +150,7 @@ def test_a_cell_goes_on_from_its_last_part(begun_cell):
     assert begun.tokens == 1024
     assert len(list(parts.records.storage.folder.glob("*.state"))) == 1
     [last] = evaluated(model, IDS[:1], STREAMING, 1024, None, begun)
-    tables, seconds = again.joined(last)
+    tables, seconds = again.all_with(last)
     [whole] = evaluated(model, IDS[:1], STREAMING)
     assert np.concatenate([table["nll_nats"] for table in tables]).tolist() == whole.rows["nll_nats"].to_pylist()
     assert seconds > last.seconds > 0

@@ -86,7 +86,7 @@ def test_a_sweep_is_complete_and_its_rows_are_replays(swept, world):
 def test_a_second_run_reuses_everything_and_starts_no_ray(swept, world, device, monkeypatch):
     out, _ = swept
     monkeypatch.setattr(cluster, "device_here", lambda: "cpu")
-    monkeypatch.setattr(cluster, "joined", lambda: False)
+    monkeypatch.setattr(cluster, "uses_ray", lambda: False)
     monkeypatch.setattr(cluster, "connect", lambda where: pytest.fail("Ray was asked for"))
     monkeypatch.setattr(cluster, "answering", lambda: None)
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}

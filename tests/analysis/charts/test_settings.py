@@ -106,20 +106,44 @@ def test_in_a_file_points_beside_each_other_are_as_far_apart_as_their_panel_has_
 
 def test_a_file_promises_no_whiskers_that_it_lacks(tables):
     figures_of = drawn(tables, ["tiny-llama", "tiny-neox"])
-    with_some = {name for name in SERIES if "whiskers" in CHARTS[name].beneath("", "", figures_of[name])}
+    bare = dict.fromkeys(("quality", "speed", "both"), ("", "95 %"))
+    with_some = {name for name in SERIES if "whiskers" in CHARTS[name].beneath(bare, figures_of[name])}
     wanted = {"tradeoff_kv", "tradeoff_tpot", "equal_budget", "by_budget", "sinks", "position_modes", "protection"}
     assert with_some == wanted | {"recall", "length", "eviction"}
     assert not figures_of["tpot"].whiskers  # milliseconds, over several contexts
     rows = tables["context"]
     single = [row for row in rows if row["context"] == max(one["context"] for one in rows)]
-    assert "whiskers: 95 %" in CHARTS["tpot"].beneath("", "95 %", CHARTS["tpot"].draw(single))
+    assert "whiskers: 95 %" in CHARTS["tpot"].beneath(bare, CHARTS["tpot"].draw(single))
+
+
+@pytest.mark.parametrize(
+    ("budget", "drawn", "title"),
+    [
+        (16, False, "budget 16 tokens, shorter than all distances"),
+        (48, True, "budget 48 tokens"),
+        (256, True, "budget 256 tokens"),
+        (400, True, "budget 400 tokens"),
+        (4096, False, "budget 4,096 tokens, longer than all distances"),
+    ],
+)
+def test_a_budget_is_a_rule_on_the_axis_or_its_panel_says_why_not(tables, budget, drawn, title):
+    rows = [row for row in tables["recall"] if row["budget"] == 96]
+    [panel] = CHARTS["recall"].draw([row | {"budget": budget} for row in rows]).panels
+    encodings = [layer["encoding"] for layer in panel.spec["layer"]]
+    [domain] = {tuple(one["x"]["scale"]["domain"]) for one in encodings if "scale" in one["x"]}
+    rules = [
+        layer for layer in panel.spec["layer"] if layer["mark"]["type"] == "rule" and "y2" not in layer["encoding"]
+    ]
+    assert len(rules) == drawn
+    assert panel.title == title
+    assert all(1.1 * domain[0] < rule["data"]["values"][0]["place"] < domain[1] / 1.1 for rule in rules)
 
 
 def test_one_setting_of_several_is_named(tables):
     rows = [row for row in tables["sinks"] if row["setting"] == "tiny-neox"]
     alone, among = (drawn({"sinks": rows}, settings)["sinks"] for settings in (["tiny-neox"], ["tiny-neox", "other"]))
     assert "tiny-neox" not in json.dumps(for_file(alone, "title", "about")["title"])
-    assert for_file(among, "title", "about")["title"]["subtitle"].startswith("tiny-neox; ")
+    assert for_file(among, "title", "about")["title"]["subtitle"][0].startswith("tiny-neox; ")
     known = {"texts": [], "models": []}
     assert [view("sinks", one, known)["several"] for one in (alone, among)] == [False, True]
 

@@ -1,5 +1,6 @@
 """What may be compared: equal tokens, the length that most policies reach, and a word where documents differ."""
 
+import html
 import json
 from dataclasses import replace
 
@@ -7,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from golden import FULL, PLAIN, commit, quick_report, recent, report_of, streaming, write
-from report_oracle import answer_of, page_of, rows_of
+from golden import FULL, PLAIN, commit, kept, quick_report, recent, report_of, streaming, write
+from report_oracle import Oracle, answer_of, page_of, rows_of
 
 from analysis.numbers import database
 from analysis.read.records import read_records
+from analysis.words import recall
 from analysis.words.by_document import in_documents
 
 POLICIES = (FULL, streaming(4, 28, 0.1), streaming(4, 60, 0.05), recent(64, 0.4))
@@ -90,6 +92,66 @@ def test_a_longer_run_of_few_leaves_the_others_in_the_answer(tmp_path):
     connection = database.open_database(read_records(folder), database.WITHIN)
     candidates = connection.sql("SELECT policy FROM compared").fetchall()
     assert {policy for (policy,) in candidates} == {policy.label for policy in POLICIES[1:]}
+
+
+def shared(budget):
+    """A policy whose layers share the budget, which is their mean."""
+    policy = streaming(4, budget - 4, 0.05)
+    label = policy.label.replace(")", ",layer_budgets='pyramid')")
+    return replace(policy, label=label, fields=policy.fields | {"layer_budgets": "pyramid"})
+
+
+def test_a_run_that_is_longer_alone_is_compared_by_its_first_tokens(tmp_path):
+    """What it keeps of these follows from what it keeps of all, unless its layers may not be full by then."""
+    folder, per_token = write(SMALL, tmp_path / "records"), 2 * 30 * 3 * 64 * 4
+    longer = (recent(32, 0.5), streaming(4, 44, 0.1, skip="0,1"), recent(250, 0.5), shared(64), shared(128))
+    write(replace(SMALL, policies=longer, tokens=300, lengths=(100, 200, 300)), folder)
+    write(replace(SMALL, policies=(recent(16, 0.9),), tokens=100, lengths=(100,)), folder)
+    assert quick_report("--records", folder, "--out", tmp_path / "out").returncode == 0
+    rows = {row["policy"]: row for row in rows_of(tmp_path / "out", "perplexity") if row["longest"] == "True"}
+    held = {policy.label: kept(policy, 200) for policy in (*longer[:4], *POLICIES)}
+    for label, tokens in held.items():
+        assert float(rows[label]["kv_mb"]) == pytest.approx(per_token * tokens / 1e6, rel=1e-6), label  # whole bytes
+        assert float(rows[label]["kv_percent"]) == pytest.approx(100 * tokens / 200, rel=1e-6)
+    assert rows[longer[4].label]["kv_mb"] == ""
+    oracle = Oracle(folder)
+    found = {name: rows_of(tmp_path / "out", name) for name in ("divergence", "tail", "worst", "cards", "far")}
+    for policy in (longer[0], POLICIES[1]):
+        label = policy.label
+        runs = [oracle.runs["tiny-neox", label, name] for name in SMALL.documents]
+        kl = [one for run in runs for position, one, *_ in run.compared if position < 200]
+        assert len(kl) == 2 * 199
+        [row] = (row for row in found["divergence"] if row["policy"] == label)
+        for name, value in (("kl_nats", np.mean(kl)), ("kl_p99_nats", np.percentile(kl, 99)), ("kl_max_nats", max(kl))):
+            assert float(row[name]) == pytest.approx(value, rel=1e-9), name
+        counts = [int(row["n"]) for row in found["tail"] if row["policy"] == label]
+        assert max(counts) == sum(one >= 1e-3 for one in kl)  # where the chart begins
+        worst = [float(row["kl_nats"]) for row in found["worst"] if row["policy"] == label]
+        assert worst == pytest.approx(sorted(kl, reverse=True)[: len(worst)])
+        assert {int(row["position"]) < 200 for row in found["worst"]} == {True}
+    assert max(int(row["position"]) for row in found["far"]) <= 200
+    left = f"Not in this comparison: recent_only(16) (not run as far as 200 tokens); {longer[4].label} "
+    assert f"{left}(KV memory at 200 not known)." in html.unescape(answer_of(tmp_path / "out"))
+    assert "Not in this comparison" not in answer_of(report_of(SMALL, tmp_path / "alone"))
+
+
+def test_layers_evict_before_a_text_is_as_long_as_their_mean_budget(tmp_path):
+    """Of a text of 60 tokens, with layers of 20 and more and a mean of 64, all charts of eviction have a line."""
+    policy = shared(64)
+    plan = replace(SMALL, policies=(FULL, policy), tokens=60, lengths=(15, 30, 45, 60), answers=((40, 1, 30),))
+    folder = write(plan, tmp_path / "records")
+    write(replace(plan, policies=(policy,), documents=("Ezra",), answers=()), folder)  # without full: a stream
+    for path in folder.glob("*.json"):
+        record = json.loads(path.read_text())
+        if record.get("fields", {}).get("policy") == policy.label:
+            fields = record["fields"] | {"evicts_after": 20}
+            commit(folder, path.stem, fields, pq.read_table(folder / record["file"]), record["environment"])
+    connection = database.open_database(read_records(folder), database.WITHIN)
+    for name in ("along_the_text", "length", "far", "stream", "recall", "grown"):
+        assert policy.label in {row["policy"] for row in database.rows(connection, name)}, name
+    assert {row["evicts_after"] for row in database.rows(connection, "length")} == {20}
+    told = recall.sentences(database.rows(connection, "recall"), several=False)
+    assert not any("Within a budget of 64" in sentence for sentence in told)  # thirty tokens are not held by all layers
 
 
 def test_one_policy_is_compared_at_its_own_length_whatever_full_reaches(tmp_path):

@@ -1,13 +1,14 @@
 """Divergence by its definitions, from Parquet files in plain Python and numpy: no DuckDB, no SQL, no shared code."""
 
 import math
+import re
 from dataclasses import replace
 from decimal import Decimal
 
 import golden
 import numpy as np
 import pytest
-from golden import QUICK, built, quick_report, write
+from golden import FULL, QUICK, built, quick_report, report_of, streaming, write
 from report_oracle import Oracle, Tables, assert_printed, page_of, rows_of
 
 from analysis.words.metric import METRICS
@@ -54,11 +55,26 @@ def test_the_page_prints_that_table(quick):
     for cells in printed:
         kl, same = tokens_of(oracle, cells[1][1])
         shown = {name: text for name, text in cells if name}
-        for name, value in (("kl_nats", kl.mean()), ("kl_p99_nats", np.percentile(kl, 99))):
+        values = {"kl_nats": kl.mean()} | {
+            f"kl_{name}_nats": at(sorted(map(float, kl)), share)
+            for name, share in (("median", 0.5), ("p99", 0.99), ("p999", 0.999))
+        }
+        assert values.keys() <= shown.keys()
+        for name, value in values.items():
+            if not value:  # while the budget holds all, nothing differs
+                assert shown[name] == "0"
+                continue
             digits = Decimal(shown[name]).as_tuple().digits
             assert len(digits) == (3 if value >= 1e-3 else 2)
             assert float(shown[name]) == pytest.approx(value, rel=0.005 if value >= 1e-3 else 0.05)
         assert_printed(shown["same_top_percent"], 100 * same.mean())
+
+
+def at(ranked, share):
+    """The value that this share of ranked ones stays below, between two neighbours linear."""
+    place = share * (len(ranked) - 1)
+    low = int(place)
+    return ranked[low] + (place - low) * (ranked[min(low + 1, len(ranked) - 1)] - ranked[low])
 
 
 def test_the_tail_counts_tokens(quick):
@@ -78,14 +94,14 @@ def place_of(row):
     return round(8 * math.log10(float(row["kl_nats"])))
 
 
-def test_where_the_worst_tokens_lie_counts_those_beyond_a_nat(quick):
+def test_where_predictions_differ_counts_tokens_beyond_a_tenth_of_a_nat(quick):
     oracle, report = quick
     rows = [row for row in rows_of(report, "far") if row["policy"] == "recent_only(256)"]
     width, runs = int(rows[0]["width"]), [oracle.runs[MODEL, "recent_only(256)", name] for name in QUICK.documents]
     bins = {}
     for position, kl, *_ in (row for run in runs for row in run.compared):
         n, far = bins.get(position // width, (0, 0))
-        bins[position // width] = n + 1, far + (kl > 1)
+        bins[position // width] = n + 1, far + (kl > 0.1)
     assert len(rows) == len(bins)
     for place, row in enumerate(rows):
         near = [other for other in range(place - 2, place + 3) if other in bins]
@@ -111,6 +127,16 @@ def test_the_worst_tokens_are_the_worst_and_their_words_are_escaped(quick):
     assert "<b>word" not in page
     assert "&lt;b&gt;word" in page
     assert "&amp;amp; it" in page
+
+
+def test_the_words_of_a_worst_token_go_on_where_the_text_does(tmp_path):
+    """Beside it are 40 tokens before it and 12 behind it, as many as there are."""
+    plan = replace(QUICK, policies=(FULL, streaming(4, 12, 0.2)), documents=("Job",), tokens=100, lengths=(100,))
+    report = report_of(plan, tmp_path)
+    rows = rows_of(report, "worst")
+    cells = re.findall(r'<td class="text words">(…?)[^<…]*<mark>[^<]*</mark>[^<…]*(…?)</td>', page_of(report))
+    assert cells == [("…" * (int(row["position"]) > 40), "…" * (int(row["position"]) < 87)) for row in rows]
+    assert set(cells) == {("", "…"), ("…", "…"), ("…", "")}
 
 
 def test_attention_loss_is_the_mean_over_documents(quick):
@@ -158,6 +184,9 @@ def test_cards_and_trade_off_go_by_the_metric_asked_for(tmp_path, metric):
     assert words.axis in page
     assert words.heading in (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert "perplexity within 30 % of full" not in page
+    unit = " in hundredths of a nat" if metric == "kl" else ""
+    assert page.count(f"<code>--within 30</code>{unit}") == 3  # two cards, and the sentence below them
+    assert f"(`--within 30`{unit}) |" in (tmp_path / "summary.md").read_text(encoding="utf-8")
 
 
 def test_runs_without_it_beside_those_with_it(tmp_path):

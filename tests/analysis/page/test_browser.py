@@ -95,6 +95,28 @@ def test_page(visit, name, scheme, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_divergence_the_worst_tokens_and_attention_fit_a_phone(visit):
+    page = drawn(visit("quick", 390))
+    page.locator("#worst > summary").click()
+    for place in ("#divergences", "#worst table", "#attention", "#tail", "#far"):
+        one = page.locator(place).first
+        one.scroll_into_view_if_needed()
+        assert one.is_visible(), place
+    page.locator("#missing > summary").click()
+    drawn(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for table in page.locator("main table:visible").all():  # wider ones scroll on their own
+        around = "one => { const box = one.closest('.scroll').getBoundingClientRect(); return [box.left, box.right]; }"
+        left, right = table.evaluate(around)
+        assert left >= 0
+        assert right <= 390
+    titles = page.locator("svg .role-axis-title text:visible")
+    assert titles.count() > 10
+    for box in filter(None, (title.bounding_box() for title in titles.all())):
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+
+
 def test_page_is_small_and_its_first_chart_comes_soon(browser, tmp_path_factory):
     """In seconds of the page's own thread: a busy machine delays any page."""
     path = built("golden", tmp_path_factory)[1] / "index.html"
@@ -241,7 +263,7 @@ def test_latency_table_sorts_and_shows_every_cell(visit):
     page.locator("#pick-model").select_option("all")
     shown = values(page, "latency", "tpot_ms")
     assert len(shown) == 28  # one cell of each model: twelve policies, full again, DynamicCache
-    page.locator("#latency th button", has_text="Time per token").click()
+    page.locator("#latency th button", has_text="Time per token, ms").click()
     assert values(page, "latency", "tpot_ms") == sorted(shown)
     page.locator("#pick-context").select_option("every")
     assert len(values(page, "latency", "tpot_ms")) == 11 * 14

@@ -124,7 +124,7 @@ def test_latency_of_two_commands_is_one_page_and_its_batches_are_told(tmp_path, 
     )  # the last command's alone
     assert results.main(["--keep", "latency", str(folder), "--command", "python x.py"]) == 0
     text = (tmp_path / "docs" / "results" / "latency.md").read_text()
-    assert "cpu, float32 · Golden CPU; 8 cells |" in text
+    assert "prompts of random tokens · cpu, float32, 2 threads · Golden; 8 cells |" in text
     found, _ = kept(tmp_path / "docs" / "results" / "kept" / "latency")
     rows = {(row["model"], row["context"], row["batch"], row["contender"]): row for row in found["latency"]}
     for model, *_ in SHAPES.models:
@@ -180,8 +180,8 @@ def test_times_of_two_machines_stand_on_one_page_under_their_own_names(tmp_path,
     ):
         assert rows_in(text, begins) == 1
     assert "random weights; Fast and Slow)" in (tmp_path / "README.md").read_text()
-    cells = re.search(r"cpu, float32 · Fast and Slow; (\d+) cells", text)[1]
-    assert int(cells) == 2 * int(re.search(r"cpu, float32 · Fast; (\d+) cells", alone)[1])
+    cells = re.search(r"cpu, float32, 2 threads · Fast and Slow; (\d+) cells", text)[1]
+    assert int(cells) == 2 * int(re.search(r"cpu, float32, 2 threads · Fast; (\d+) cells", alone)[1])
     assert keep("Fast", 3, "--beside", "slow") == 2
     assert "kept latency and latency@slow are both of 'Fast'" in capsys.readouterr().err
     assert text == (tmp_path / "docs" / "results" / "latency.md").read_text()
@@ -288,8 +288,8 @@ def test_a_page_can_be_made_of_other_records(plan, tmp_path, tmp_path_factory, m
     """Also of ranges in place of intervals, of several models, and where a policy is missing at a budget."""
     records, _ = built(plan, tmp_path_factory)
     _, frames = asked(read_records(records))
-    about = {"command": "c", "records": "r", "machine": "m", "cells": 1, "planned": 2, "whiskers": "range"}
-    about |= {"stands_on": "a model"}
+    about = {"command": "c", "records": "r", "machine": "m", "cells": 1, "planned": 2}
+    about |= {"standing": dict.fromkeys(("quality", "speed", "both"), ("a model", "range"))}
     made = 0
     for name, question in QUESTIONS.items():
         if all(frames.get(table) for table in question.tables if table != "published"):

@@ -207,7 +207,7 @@ def test_a_change_whose_interval_holds_zero_is_no_difference(tmp_path, count):
 @pytest.mark.parametrize(("vocab_size", "guesses"), [(50_000, False), (9, True)])
 def test_a_model_that_guesses_recommends_nothing(tmp_path, vocab_size, guesses):
     connection = database_of(replace(SMALL, policies=(FULL, streaming(4, 60, 0.01)), vocab_size=vocab_size), tmp_path)
-    frames = {name: database.rows(connection, name) for name in ("overview", "answer", "speed")}
+    frames = {name: database.rows(connection, name) for name in ("overview", "answer", "speed", "perplexity")}
     [answer] = answers(frames)
     assert ("little better than guessing" in answer["headline"]) == guesses
     assert answer["headline"].startswith("Take streaming_llm") == (not guesses)
@@ -235,7 +235,7 @@ def test_the_answer_says_that_other_position_modes_are_not_asked(tmp_path, other
     better = (streaming(4, 60, 0.001, "absolute"), streaming(4, 60, 0.002, "frozen"))[:others]
     more = (streaming(4, 60, 0.01), streaming(4, 124, 0.005), streaming(4, 28, 0.1))
     connection = database_of(replace(SMALL, policies=(FULL, *more, *better)), tmp_path)
-    frames = {name: database.rows(connection, name) for name in ("overview", "answer", "speed")}
+    frames = {name: database.rows(connection, name) for name in ("overview", "answer", "speed", "perplexity")}
     [answer] = answers(frames)
     assert answer["headline"].startswith("Take streaming_llm(4,60): ")
     said = [line for line in answer["more"] if "with positions" in line]

@@ -67,6 +67,22 @@ def test_a_context_that_is_no_multiple_is_rounded_up_and_says_so(label, budget, 
     assert f"so {least} to {most} tokens are held, where the policy holds {budget}." in line["note"]
 
 
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        ("streaming_llm(4,508)", "transformers; nearly: llama.cpp"),
+        ("recent_only(512)", "transformers, TensorRT-LLM; nearly: llama.cpp"),
+        ("h2o(512,256,start_size=4)", "transformers; nearly: OpenVINO GenAI"),
+        ("snapkv(512)", "transformers, no engine yet; nearly: OpenVINO GenAI"),
+        ("tova(512)", "transformers, no engine yet"),
+    ],
+)
+def test_the_line_above_the_places_claims_no_more_than_their_notes(label, told):
+    found = places(label)
+    assert serving.served_by(list(found.values())) == told
+    assert all(line["note"].startswith("Not the same") <= (not line["same"]) for line in found.values())
+
+
 def test_a_window_alone_is_one_policy_under_two_names_and_in_two_modes():
     found = places("recent_only(512)")
     assert list(found) == ["transformers", "llama.cpp", "TensorRT-LLM"]
