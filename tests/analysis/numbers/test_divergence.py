@@ -139,6 +139,26 @@ def test_the_words_of_a_worst_token_go_on_where_the_text_does(tmp_path):
     assert set(cells) == {("", "…"), ("…", "…"), ("…", "")}
 
 
+def test_how_far_back_a_worst_token_stood_behind_the_same_one(tmp_path, monkeypatch):
+    real = golden.scored
+
+    def of_few_words(*given):
+        token, *others = real(*given)
+        return (token % 23, *others)
+
+    monkeypatch.setattr(golden, "scored", of_few_words)
+    plan = replace(QUICK, policies=(FULL, streaming(4, 12, 0.2)), documents=("Job", "Ruth"), tokens=300, lengths=(300,))
+    rows = rows_of(report_of(plan, tmp_path), "worst")
+    found = []
+    for row in rows:
+        said, at = of_few_words(plan, MODEL, row["document"], FULL)[0], int(row["position"])
+        pairs = [(int(said[place - 2]), int(said[place - 1])) for place in range(2, at + 1)]  # that of place ends there
+        *before, own = pairs
+        found.append(str(1 + before[::-1].index(own)) if own in before else "")
+    assert [row["tokens_back"] for row in rows] == found
+    assert 0 < found.count("") < len(found)
+
+
 def test_attention_loss_is_the_mean_over_documents(quick):
     oracle, report = quick
     rows = rows_of(report, "attention")
