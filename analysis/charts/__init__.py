@@ -1,1 +1,1 @@
-"""One look, and every chart in it. `figures.py` lists them all, and says how to add one."""
+"""One look, and every chart in it; `figures.py` lists them all."""

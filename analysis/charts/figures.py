@@ -1,14 +1,4 @@
-"""Every chart of the report. To add one:
-
-1. `queries/<name>.sql` answers its question; the first line is the question.
-2. `charts/<name>.py` draws the rows: a function from rows to a `Figure`, of `marks` and `axes`; it computes nothing.
-3. An entry in `CHARTS` below says from which query it comes, in which section of the page it stands, how to read it. A
-   section of its own is a line `{{ section("name") }}` in a template.
-4. `python tests/analysis/charts/test_specs.py` keeps what it draws, and `…/numbers/test_golden_tables.py` the rows that
-   it draws; look at the PNG.
-
-The page, the files, the CSV and Parquet tables and the list of what is missing follow from the entry.
-"""
+"""Every chart of the report: from which query, in which section, how to read it. docs/adding-a-chart.md adds one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -55,5 +55,5 @@ LATENCY_COLUMNS: tuple[Column, ...] = (
     Column("eviction_percent", "Eviction", ADDED, change, True),
     Column("kv_mb", "KV, MB", "Keys and values that the policy keeps of the prompt, over all layers", megabytes),
     Column("allocated_mb", "Allocated, MB", "Bytes of the cache's tensors, 10⁶", megabytes),
-    Column("peak_mb", "Peak, MB", "Peak bytes of serving a request, beyond the weights, 10⁶", megabytes),
+    Column("peak_mb", "Peak, MB", "Most bytes of tensors while serving a request, beyond the weights, 10⁶", megabytes),
 )

@@ -217,9 +217,10 @@ QUESTIONS = {
         "GPUs; the contexts, up to 32,768, and batches, up to 32, that the table lacks.",
         "All contenders take turns, step by step, in one process: [how](../latency.md). `full` has its memory from the "
         "start; `DynamicCache`, of transformers, copies all it holds at each step. Peak is the most that a request "
-        "took beyond the weights. “No measurable difference”: no more than full differs from itself, `full (again)`, "
-        "whatever the interval says. A ratio is the median over rounds of ratios within a round, tokens per second are "
-        "of all rounds together.",
+        "took beyond the weights, here of the whole process: what its allocator keeps of freed memory is in it, some "
+        "tens of megabytes more or less; kvstream counts tensors alone by now. “No measurable difference”: no more "
+        "than full differs from itself, `full (again)`, whatever the interval says. A ratio is the median over rounds "
+        "of ratios within a round, tokens per second are of all rounds together.",
         also=("latency",),
         several=True,
     ),
@@ -234,5 +235,6 @@ QUESTIONS = {
         "The seed is the unpublished report that kvstream grew out of. How long prompts beyond a budget take, and what "
         "other models gain or do not, at short contexts and with `h2o`: [latency](latency.md).",
         also=("published_latency",),
+        brackets="95 % interval over rounds, of TTFT over prefills",
     ),
 }

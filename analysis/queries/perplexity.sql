@@ -2,15 +2,17 @@
 WITH held AS (  -- of runs of just this length, whether losses come from these or from longer ones
     SELECT setting, policy, tokens AS length, avg(kv_bytes) AS held, avg(kv_bytes_full) AS held_by_full FROM cells GROUP BY ALL
 ), sizes AS (  -- of longer ones: bytes for each token of the text, `endless` of them in layers that never evict
-    SELECT setting, policy, budget, tokens, compared_at AS length, kv_bytes, kv_bytes_full / tokens AS each,
-        CASE WHEN tokens > budget THEN (kv_bytes - each * budget) / (tokens - budget) ELSE each END AS endless
+    SELECT setting, policy, tokens, compared_at AS length, kv_bytes, kv_bytes_full / tokens AS each,
+        policy_fields LIKE '%layer_budgets=%' AS differ,
+        CASE WHEN differ THEN budget ELSE coalesce(evicts_after, budget) END AS most,  -- that a layer holds
+        CASE WHEN tokens > most THEN (kv_bytes - each * most) / (tokens - most) ELSE each END AS endless
     FROM cells
     JOIN compared_at USING (setting)
     WHERE tokens > compared_at AND every IS NULL
         -- Where layers differ in their budgets, none has twice the mean: beyond that all are full.
-        AND (policy_fields NOT LIKE '%layer_budgets=%' OR compared_at >= 2 * budget)
+        AND (NOT differ OR compared_at >= 2 * budget)
 ), read_off AS (  -- where policies are compared, what a longer run had held by then
-    SELECT setting, policy, length, avg(endless * length + (each - endless) * coalesce(least(length, budget), 0)) AS held,
+    SELECT setting, policy, length, avg(endless * length + (each - endless) * coalesce(least(length, most), 0)) AS held,
         avg(each * length) AS held_by_full
     FROM sizes
     WHERE (setting, policy, length) NOT IN (SELECT (setting, policy, length) FROM held)

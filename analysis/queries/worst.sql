@@ -1,12 +1,17 @@
 -- At which twenty tokens is each policy furthest from the full cache, what does it say there, and how far back did it say so last?
 WITH listed AS (
-    SELECT setting, policy, series, budget, document, tokens, compared_at, unnest(worst) AS one FROM compared
+    SELECT setting, policy, series, budget, document, tokens, compared_at, unnest(worst) AS one,
+        -- Of a longer run the twenty worst are of all of it: what lies below these within what is compared is not known.
+        CASE WHEN tokens > compared_at AND len(worst) >= 20 THEN list_min([each.kl_nats for each in worst]) ELSE 0 END AS known_from
+    FROM compared
+), known AS (
+    SELECT *, max(known_from) OVER (PARTITION BY setting, policy) AS all_from FROM listed
 ), top AS (  -- of a longer run those of its twenty that lie within what is compared
     SELECT setting, policy, series, budget, document, one.*,
         -- With each are 40 tokens before it and 12 behind it, as far as the text has them (kvstream/sweep/worst_tokens.py).
         one.position <= 40 AS from_start, one.position + 12 >= tokens - 1 AS to_end
-    FROM listed
-    WHERE one.position < compared_at
+    FROM known
+    WHERE one.position < compared_at AND one.kl_nats >= all_from
     QUALIFY row_number() OVER (PARTITION BY setting, policy ORDER BY one.kl_nats DESC, document, one.position) <= 20
 ), full_runs AS (
     SELECT cell, setting, document FROM cells WHERE policy_name = 'full'

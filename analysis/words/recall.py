@@ -25,9 +25,8 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
             if far:
                 found.append(f"{where}{beyond(budget, far)}")
             near = [row for row in mine if row["budget"] == budget and row["distance"] < evicting(row)]
-            near = [row for row in near if row["full_recalls"]]
-            if any(row["policy"] != "full" for row in near):
-                found.append(f"{where}{within(budget, near)}")
+            near = [row for row in near if row["full_recalls"] and row["policy"] != "full"]
+            found += [f"{where}{within(budget, alike)}" for alike in by_distances(near)]
     return found
 
 
@@ -64,6 +63,15 @@ def out_of_reach(far: list[Row]) -> str:
     distances = listed(f"{row['distance']:,}" for row in sorted(lost, key=lambda row: int(row["distance"])))
     count = f"{added(lost, 'recalled'):,} of {added(lost, 'answers'):,}"
     return f" At {distances} full itself has {count} right, not measurably more than a tenth: nothing follows there."
+
+
+def by_distances(near: list[Row]) -> list[list[Row]]:
+    """Rows of policies that were asked at the same distances together: where layers differ, eviction begins earlier."""
+    asked: dict[tuple[int, ...], list[Row]] = {}
+    for policy in dict.fromkeys(row["policy"] for row in near):
+        mine = [row for row in near if row["policy"] == policy]
+        asked.setdefault(tuple(sorted(row["distance"] for row in mine)), []).extend(mine)
+    return list(asked.values())
 
 
 def within(budget: int, near: list[Row]) -> str:

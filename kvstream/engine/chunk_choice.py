@@ -1,7 +1,7 @@
 """How many tokens of each text pass through a model at once: fixed, but on a GPU with kernels as many as are worth it.
 
 There a chunk of thousands costs hardly more launches than one of hundreds. What a token takes is measured once for each
-model and device, and what is free then counts: a quarter of it may go into a chunk. Later chunks are as long.
+model and device; a quarter of the device's memory may go into it, so that its size does not depend on what else runs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from kvstream.engine.wrappers import device_of, unwrapped
 from kvstream.policies import Full
 
 MOST_TOKENS = 16 * CHUNK_SIZE  # of one text: more make nothing faster
-SHARE = 0.25  # of a device's free memory
-MEASURED = "_kvstream_tokens_at_once"  # an attribute of the model: by device and dtype
+SHARE = 0.25  # of a device's memory
+MEASURED = "_kvstream_token_bytes"  # an attribute of the model: by device and dtype
 
 
 def chunk_size_for(model: PreTrainedModel, rows: int) -> int:
@@ -28,7 +28,8 @@ def chunk_size_for(model: PreTrainedModel, rows: int) -> int:
     device = device_of(model)
     if device.type != "cuda" or not serves(device, model.dtype):
         return CHUNK_SIZE
-    return fitting_chunk(_tokens_at_once(model, device), rows)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return fitting_chunk(SHARE * memory / _token_bytes(model, device), rows)
 
 
 def fitting_chunk(tokens: float, rows: int) -> int:
@@ -39,8 +40,8 @@ def fitting_chunk(tokens: float, rows: int) -> int:
     return size
 
 
-def _tokens_at_once(model: PreTrainedModel, device: torch.device) -> float:
-    """How many tokens a chunk may have in all, by what one takes beside the weights, logits aside."""
+def _token_bytes(model: PreTrainedModel, device: torch.device) -> float:
+    """What a token in a chunk takes beside the weights, logits aside."""
     measured: dict[tuple[torch.device, torch.dtype], float] = vars(model).setdefault(MEASURED, {})
     if (device, model.dtype) not in measured:
         for _ in range(2):  # in the first round libraries take what they keep, which is no token's
@@ -50,14 +51,9 @@ def _tokens_at_once(model: PreTrainedModel, device: torch.device) -> float:
             cache.hidden_states(model, torch.zeros(1, CHUNK_SIZE, dtype=torch.int64, device=device))
             found = (torch.cuda.max_memory_allocated(device) - before) / CHUNK_SIZE
             del cache
-        tokens = measured[device, model.dtype] = SHARE * _free_bytes(device) / found
-        about = f"{torch.cuda.get_device_name(device)}: chunks of {fitting_chunk(tokens, 1):,} tokens"
-        kind, dtype = type(model).__name__, str(model.dtype).removeprefix("torch.")
-        note(f"{about}, {found / 1e3:,.0f} kB each, for {kind} in {dtype}")
+        measured[device, model.dtype] = found
+        card = torch.cuda.get_device_properties(device)
+        tokens = fitting_chunk(SHARE * card.total_memory / found, 1)
+        about = f"{card.name}: chunks of {tokens:,} tokens, {found / 1e3:,.0f} kB each"
+        note(f"{about}, for {type(model).__name__} in {str(model.dtype).removeprefix('torch.')}")
     return measured[device, model.dtype]
-
-
-def _free_bytes(device: torch.device) -> int:
-    """What nobody holds of a device's memory: what the driver has, and what torch keeps without using it."""
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept

@@ -107,10 +107,17 @@ class Contender(ABC):
         return evicts_after(self.policy, self.model.config.num_hidden_layers) or 0
 
     @property
+    def in_python(self) -> bool:
+        """Whether a token takes many steps in Python: half precision on a CPU, in layers that take tokens in turn."""
+        layers = range(self.model.config.num_hidden_layers)
+        half = self.model.device.type == "cpu" and self.model.dtype.itemsize < 4
+        return half and any(map(self.policy.in_turn, layers))
+
+    @property
     def description(self) -> dict[str, Any]:
         """What the report groups and labels by, as plain JSON values.
 
-        of: the policy that a twin is of. graphed: whether its steps were one CUDA graph.
+        of: the policy that a twin is of.
         """
         return {
             "label": self.label,
@@ -118,7 +125,6 @@ class Contender(ABC):
             "of": str(self.policy) if self.role == HeldContender.role else None,
             "full_after": full_after(self.policy, self.model.config.num_hidden_layers),
             "peak_bytes": self.peak_bytes,
-            "graphed": self.engine.graphed,
         } | policy_fields(self.policy)
 
     @property
@@ -179,7 +185,7 @@ class DynamicContender(Contender):
 class DynamicEngine:
     """A model with transformers' DynamicCache and its own prefill, all at once; shapes as in `DecodeEngine`."""
 
-    settled, paused, graphed = True, False, False
+    settled, paused = True, False
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.cache, self.prompt_tokens = model, DynamicCache(config=model.config), 0

@@ -75,8 +75,8 @@ def warm_up(runners: Sequence[Contender], prompt_BT: torch.Tensor, device: str) 
     """Serve requests that are not timed: yields what comes next before each contender's.
 
     First of all that run the same code the one that evicts soonest serves a short one: what loads code and libraries is
-    no part of what serving takes. Then each serves a whole one, for its peak memory, but for full again. A twin serves
-    no other.
+    no part of what serving takes. Then each serves a whole one, for its peak memory, but for full again, and for what
+    takes Python steps for each token, all of which torch's profiler would note. A twin serves no other.
     """
     loaded: set[tuple[str, ...]] = set()
     for runner in sorted(runners, key=lambda runner: runner.evicting):
@@ -88,7 +88,7 @@ def warm_up(runners: Sequence[Contender], prompt_BT: torch.Tensor, device: str) 
             loaded.add(runner.code)
             runner.serve(prompt_BT[:, : runner.evicting + CHUNK_SIZE])
             runner.release()
-        if not isinstance(runner, AgainContender):
+        if not isinstance(runner, AgainContender) and not runner.in_python:
             runner.peak_bytes = peak_tensor_bytes(device, partial(runner.serve, prompt_BT))
 
 

@@ -63,6 +63,7 @@ def peak_tensor_bytes(device: str, work: Callable[[], None]) -> int:
     """
     if device != "cpu":
         return peak_bytes(device, work)
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as noted:
         work()
     events: Any = noted.profiler.kineto_results.events()

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 from kvstream.records.storage import first_line
@@ -176,7 +175,8 @@ def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
     able = [node for node in able if node.cores >= (threads or 1)]
     if device == "cpu":
         return able
-    _ask_memory(device, [node for node in able if node.id not in _gpu_memory])
+    if new := [node.id for node in able if node.id not in _gpu_memory]:
+        _ask_memory(device, new)
     able = [replace(node, memory=_gpu_memory[node.id]) for node in able if _gpu_memory.get(node.id)]
     if not able:
         raise ValueError(
@@ -186,45 +186,28 @@ def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
     return able
 
 
-def _ask_memory(device: str, nodes: list[Node]) -> None:
-    """Have each machine tell what the least of its GPUs has, once no other job holds any of them."""
-    import ray
-
-    def still_waiting() -> None:
-        if late := [node.id for node in nodes if node.id not in _gpu_memory]:
-            print(f"waiting until Ray has all GPUs of {', '.join(late)} for this: do other jobs hold them?", flush=True)
-
-    asked = []
-    for node in nodes:
-        ask = ray.remote(num_cpus=0, num_gpus=node.gpus, max_calls=1)(least_memory)
-        asked.append(ask.options(label_selector={NODE_ID: node.id}).remote(device))
-    telling = Timer(SILENCE_S, still_waiting)
-    telling.daemon = True
-    telling.start()
-    try:
-        for node, memory in zip(nodes, asked):
-            try:
-                _gpu_memory[node.id] = ray.get(memory)
-            except ray.exceptions.RayError as error:  # it may be lost, or have no kvstream
-                why = first_line(getattr(error, "cause", None) or error)
-                print(
-                    f"left out: machine {node.id} does not tell its GPU's memory ({why})", file=sys.stderr, flush=True
-                )
-    finally:
-        telling.cancel()
-
-
-def least_memory(device: str) -> int:
-    """Bytes that the GPU with the fewest has for tensors, of those that Ray gave this process."""
+def _ask_memory(device: str, nodes: list[str]) -> None:
+    """Have each machine tell what a GPU of it has, as soon as one is free."""
     import ray
 
     from kvstream.measure.peak_memory import gpu_bytes
-    from kvstream.sweep.worker import own_gpu
 
-    if device == "mps":
-        return gpu_bytes(device)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return min(gpu_bytes(own_gpu([given], visible)) for given in ray.get_gpu_ids())
+    ask = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(gpu_bytes)
+    asked = {ask.options(label_selector={NODE_ID: id}).remote(device): id for id in nodes}
+    seconds: float | None = SILENCE_S
+    while asked:
+        done, _ = ray.wait(list(asked), timeout=seconds)
+        if not done:
+            seconds = None
+            late = ", ".join(asked.values())
+            print(f"waiting for a free GPU of {late}: do other jobs of this Ray hold them?", flush=True)
+        for memory in done:
+            id = asked.pop(memory)
+            try:
+                _gpu_memory[id] = ray.get(memory)
+            except ray.exceptions.RayError as error:  # it may be lost, or have no kvstream
+                why = first_line(getattr(error, "cause", None) or error)
+                print(f"left out: machine {id} does not tell its GPU's memory ({why})", file=sys.stderr, flush=True)
 
 
 def refuse_lost(out: str) -> None:

@@ -6,6 +6,8 @@ Against the oracle, for every policy: tests/policies/test_against_oracle.py. On 
 import contextlib
 import copy
 from dataclasses import dataclass
+from threading import Lock
+from types import SimpleNamespace
 from unittest.mock import Mock, call, patch
 
 import pytest
@@ -446,7 +448,8 @@ def recording(engine, monkeypatch, fails=None):
     monkeypatch.setattr(recorded, "generator_of", lambda _: generator)
     monkeypatch.setattr(recorded, "index_of", lambda _: 0)
     engine.step(engine.first)
-    engine.recorded.records, engine.recorded.side = True, Mock(stream="own", current=lambda: "before")
+    side = SimpleNamespace(stream="own", current=lambda: "before", lock=Lock(), spare=None)
+    engine.recorded.records, engine.recorded.side = True, side
     return graphs, righted, generator
 
 
@@ -464,6 +467,7 @@ def test_a_recorded_step_takes_each_token_and_its_logits_stay(fails, tiny_llama,
     assert engine.settled
     assert engine.graphed == (not fails)
     assert (len(graphs), righted) == (1, ["before", (0, (0, 7))] if fails else [])
+    assert engine.recorded.side.spare == ((0, 7) if fails else None)
     given_back = [call(generator.clone_state.return_value)] if fails else []
     assert generator.graphsafe_set_state.call_args_list == given_back
     assert_close(

@@ -134,7 +134,16 @@ def tested() -> None:
         "the_page_is",
     )
     chosen = " or ".join(("value_norm", *of_all))
-    assert pytest.main(["-p", "no:xdist", "-p", "no:cacheprovider", *files, "-k", chosen]) == 0
+    ran = []
+
+    class Ran:
+        def pytest_runtest_call(self, item):
+            ran.append(item.nodeid)
+
+    assert pytest.main(["-p", "no:xdist", "-p", "no:cacheprovider", *files, "-k", chosen], [Ran()]) == 0
+    own = {name.partition("::")[0].rpartition("/")[2] for name in ran if "value_norm" in name}
+    of_its_own = ("against_oracle", "layer_budgets", "policies", *engine)
+    assert own >= {f"test_{name}.py" for name in of_its_own}, own
 
 
 if __name__ == "__main__":

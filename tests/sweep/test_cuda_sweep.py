@@ -14,7 +14,6 @@ import pytest
 import ray
 import torch
 
-from kvstream.measure import peak_memory
 from kvstream.sweep import cluster
 from kvstream.sweep.pool import Node
 
@@ -34,36 +33,34 @@ def test_workers_on_a_gpu_wait_little_between_cells():
         assert sweep["gap_median_s"] < 0.2
 
 
-@pytest.mark.parametrize("visible", ["", "2,5"])  # as Ray sets it, or is told not to
-def test_the_gpu_with_the_least_memory_counts(visible, monkeypatch):
-    """A worker may be given any of a machine's."""
-    free = {"cuda:0": 60, "cuda:1": 20} if visible else {"cuda:2": 60, "cuda:5": 20}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(ray, "get_gpu_ids", lambda: ["2", "5"])
-    monkeypatch.setattr(peak_memory, "gpu_bytes", free.__getitem__)
-    assert cluster.least_memory("cuda") == 20
+def test_a_wait_for_gpus_is_told_and_names_those_that_have_none_free(monkeypatch, capsys):
+    answers, needs = {"a": 0.3, "b": 0.0}, []  # after how many seconds; the slow one is asked first
 
-
-def test_a_machine_is_asked_for_all_its_gpus_and_a_wait_for_them_is_told(monkeypatch, capsys):
-    taken = []
-
-    def remote(**needs):
-        taken.append(needs)
+    def remote(**given):
+        needs.append(given)
         return lambda _: SimpleNamespace(
-            options=lambda label_selector: SimpleNamespace(remote=lambda _: label_selector)
+            options=lambda label_selector: SimpleNamespace(remote=lambda _: label_selector[cluster.NODE_ID])
         )
 
-    def get(label):
-        time.sleep(0.5 if "b" in label.values() else 0)
-        return 8e9
+    def wait(asked, timeout):
+        time.sleep(min(answers[id] for id in asked) if timeout is None else 0)
+        return [id for id in asked if timeout is None or answers[id] <= timeout], []
 
     monkeypatch.setattr(ray, "remote", remote)
-    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "get", lambda id: 8e9)
+    monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(cluster, "_gpu_memory", {})
     monkeypatch.setattr(cluster, "SILENCE_S", 0.1)
     machines = [Node("a", 2, 1, 1e9), Node("b", 2, 4, 1e9)]
     assert [node.memory for node in cluster.fit_for("cuda", machines, None)] == [8e9, 8e9]
-    assert [needs["num_gpus"] for needs in taken] == [1, 4]
-    told = "waiting until Ray has all GPUs of b for this: do other jobs hold them?\n"
-    assert capsys.readouterr().out == told
-    assert len(cluster.fit_for("cuda", machines, None)) == len(taken) == 2, "a machine is asked once"
+    assert needs == [{"num_cpus": 0, "num_gpus": 1, "max_calls": 1}]
+    assert capsys.readouterr().out == "waiting for a free GPU of a: do other jobs of this Ray hold them?\n"
+    assert len(cluster.fit_for("cuda", machines, None)) == 2
+    assert len(needs) == 1, "a machine is asked once"
+
+
+def test_gpus_that_ray_counts_alone_are_refused(ray_here, monkeypatch):
+    monkeypatch.setattr(cluster, "_gpu_memory", {})
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="Ray counts GPUs, but torch finds none there"):
+            cluster.fit_for("cuda", cluster.machines(), None)

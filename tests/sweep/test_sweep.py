@@ -167,14 +167,17 @@ def test_gpus_that_torch_cannot_use_are_refused_before_a_model_loads(monkeypatch
 
 def test_a_gpu_machine_that_does_not_tell_its_memory_is_left_out(monkeypatch, capsys):
     """It has no kvstream, or is lost while it is asked."""
-    asked = SimpleNamespace(options=lambda label_selector: SimpleNamespace(remote=lambda _: [*label_selector.values()]))
+    asked = SimpleNamespace(
+        options=lambda label_selector: SimpleNamespace(remote=lambda _: label_selector[cluster.NODE_ID])
+    )
 
-    def get(labels):
-        if labels == ["b"]:
+    def get(name):
+        if name == "b":
             raise ray.exceptions.RayError("no module named kvstream\nand more")
         return 8e9
 
     monkeypatch.setattr(ray, "remote", lambda **_: lambda function: asked)
+    monkeypatch.setattr(ray, "wait", lambda asked, timeout: (asked, []))
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(cluster, "_gpu_memory", {})
     machines = [Node("a", 2, 1, 1e9), Node("b", 2, 1, 1e9)]

@@ -44,7 +44,8 @@ def scan_compiled(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.T
     q_UKGTD, k_UKTD, v_UKTD = (_by_sets(x, sets, K) for x in (new.q_BHGTD, new.k_BHTD, new.v_BHTD))
     first_UKT = none_UKT if new.score_BHT is None else _by_sets(new.score_BHT, sets, K)
     own_UKTE = none_UKTE if new.own_BHTE is None else _by_sets(new.own_BHTE, sets, K)
-    output_UKGTD = np.empty_like(q_UKGTD)
+    output = torch.empty(new.q_BHGTD.shape, dtype=new.q_BHGTD.dtype)  # by torch, which counts what it allocates
+    output_UKGTD = output.numpy().reshape(q_UKGTD.shape)
     of_sets = (q_UKGTD, k_UKTD, v_UKTD, own_UKTE, first_UKT, output_UKGTD, *views.of_sets)
     before = layer.held(layer.seen)
     how = (layer.seen, before, q_UKGTD.dtype.type(scaling), *views.how)
@@ -53,7 +54,7 @@ def scan_compiled(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.T
         _scan(*[x[part] for x in of_sets], *how)
 
     views.pace.spread(piece, sets, q_UKGTD.size * min(before + k_UKTD.shape[2], layer.full))
-    return torch.from_numpy(output_UKGTD).view(new.q_BHGTD.shape)
+    return output
 
 
 def _by_sets(x: torch.Tensor, sets: int, heads: int) -> Any:

@@ -78,9 +78,11 @@ class Cpu(Reference):
         B, H, T, D = keys_BHTD.shape
         rows_RTD = np.ascontiguousarray(keys_BHTD.numpy().reshape(B * H, T, D))
         cos_TE, sin_TE = (turn.cos.numpy(), turn.sin.numpy()) if turn else (np.empty((T, 0), rows_RTD.dtype),) * 2
-        turned_RTE, inverse_RT = np.empty((B * H, *cos_TE.shape), rows_RTD.dtype), np.empty((B * H, T))
-        turn_and_measure(rows_RTD, cos_TE, sin_TE, turned_RTE, inverse_RT)
-        return torch.from_numpy(turned_RTE).view(B, H, *cos_TE.shape), torch.from_numpy(inverse_RT).view(B, H, T)
+        turned_BHTE = keys_BHTD.new_empty(B, H, *cos_TE.shape)
+        inverse_BHT = keys_BHTD.new_empty(B, H, T, dtype=torch.float64)
+        turned_RTE = turned_BHTE.numpy().reshape(B * H, *cos_TE.shape)
+        turn_and_measure(rows_RTD, cos_TE, sin_TE, turned_RTE, inverse_BHT.numpy().reshape(B * H, T))
+        return turned_BHTE, inverse_BHT
 
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take no Python step per token, if policy and dtype are ones that can be compiled."""

@@ -7,10 +7,10 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache
 from inspect import signature
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
@@ -49,6 +49,8 @@ class Side:
     def __init__(self, index: int, thread: int) -> None:  # noqa: ARG002 - which tells threads apart, in the cache
         self.stream: Any = torch.cuda.Stream(index)
         self.last: Any = self.stream  # what ran the last step
+        self.lock = Lock()  # an engine may go on in another thread, beside others of this one
+        self.spare: Any = None  # the pool of a recording that failed: torch keeps what lies in it
         with torch.cuda.stream(self.stream):
             some = torch.ones(2, 2, device=f"cuda:{index}")
             some @ some  # makes the workspace
@@ -74,15 +76,16 @@ class Recorded:
     def __init__(self, step: SteadyStep, device: torch.device, *, compiled: bool = False) -> None:
         self.step, self.device, self.calls = step, device, 0
         self.compute = compiled_step(step) if compiled else step.compute
-        self.in_vain: set[tuple[int, str]] = vars(step.model).setdefault(IN_VAIN, set())
+        self.compiled = compiled
+        self.in_vain: set[tuple[int, str, bool, bool]] = vars(step.model).setdefault(IN_VAIN, set())
         self.records = device.type == "cuda" and self._name not in self.in_vain
         self.graph: Any = None
         self.side: Any = side_of(index_of(device), get_ident()) if self.records else None
 
     @property
-    def _name(self) -> tuple[int, str]:
+    def _name(self) -> tuple[int, str, bool, bool]:
         """What else cannot be recorded if this cannot."""
-        return index_of(self.device), str(self.step.cache.policy)
+        return index_of(self.device), str(self.step.cache.policy), self.step.held, self.compiled
 
     @property
     def settled(self) -> bool:
@@ -91,6 +94,10 @@ class Recorded:
 
     def __call__(self, ids_B1: torch.Tensor) -> torch.Tensor:
         """Take a token of each text: logits after it, (B, V), which stay as they are."""
+        with self.side.lock if self.side else nullcontext():
+            return self._call(ids_B1)
+
+    def _call(self, ids_B1: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         before = self.side.current() if self.records else None
         if self.records and self.graph is None and self.calls > WARM_UP:
@@ -115,7 +122,8 @@ class Recorded:
     def _record(self, ids_B1: torch.Tensor, before: Any) -> None:
         """Record a step without computing it; a model that asks the device something cannot be recorded."""
         graph: Any = torch.cuda.CUDAGraph()
-        self.ids_B1, pool = ids_B1.clone(), torch.cuda.graph_pool_handle()
+        self.ids_B1, pool = ids_B1.clone(), self.side.spare or torch.cuda.graph_pool_handle()
+        self.side.spare = None
         generator = generator_of(self.device)
         drawn = generator.clone_state()
         try:
@@ -147,3 +155,4 @@ class Recorded:
         # https://github.com/pytorch/pytorch/pull/180395
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(index_of(self.device), pool)
+        self.side.spare = pool
