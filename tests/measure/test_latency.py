@@ -18,7 +18,7 @@ import pytest
 import torch
 from driving import sweep_here
 
-from kvstream import FixSizeL2, Full, L2Compress, RecentOnly, SinkL2, StreamingLLM
+from kvstream import H2O, FixSizeL2, Full, L2Compress, RecentOnly, SinkL2, StreamingLLM
 from kvstream.engine.steady.recorded import WARM_UP, Recorded
 from kvstream.grid.axes import Grid, Repeats
 from kvstream.grid.cells import LatencyCell
@@ -293,6 +293,16 @@ def test_code_is_loaded_by_a_request_that_evicts(tiny_neox, monkeypatch):
     assert FULL_AGAIN not in prompts
     assert prompts
     assert all(prompt == [1500] and label.endswith("without eviction") for label, prompt in prompts.items())
+
+
+def test_what_takes_python_steps_for_each_token_has_no_peak(tiny_llama):
+    """In half precision on a CPU; all that a profiler would note of it might not fit into memory."""
+    in_turn, others = H2O(8, 4), (Full(), StreamingLLM(2, 6))
+    runners = contenders(tiny_llama(torch.bfloat16), (in_turn, *others), Protocol(20, 1, 1, 1, 1))
+    list(warm_up(runners, torch.ones(1, 20, dtype=torch.int64), "cpu"))
+    peaks = {runner.label: runner.peak_bytes for runner in runners}
+    assert peaks[str(in_turn)] is None
+    assert all(peaks[str(policy)] > 0 for policy in others)
 
 
 def test_the_peak_of_tensors_is_what_they_take_whatever_was_freed_before():
