@@ -33,6 +33,7 @@ from kvstream.engine import notes
 from kvstream.engine.backends import backend_for
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.backends.scan import scan_plainly
+from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.contest import leaving_offers, tie
 from kvstream.engine.lifetimes import Lifetimes
 from kvstream.engine.replay import replay_windows, windows
@@ -46,12 +47,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(NO_TRITON, reason="Triton is n
 if not NO_TRITON:
     from triton.runtime.errors import OutOfResources
 
-    from kvstream.engine.backends.cuda import backend
+    from kvstream.engine.backends.cuda import backend, tiles
     from kvstream.engine.backends.cuda.contest import NEVER, leaving, visible
     from kvstream.engine.backends.cuda.rotation import turned
     from kvstream.engine.backends.cuda.scan import scan_in_kernel
     from kvstream.engine.backends.cuda.scoring import predicted
-    from kvstream.engine.backends.cuda.tiles import MEASURED, Tiles, shrinking
+    from kvstream.engine.backends.cuda.tiles import CANDIDATES, Tiles, shrinking
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 T = 41  # two and a half blocks of queries
@@ -125,7 +126,7 @@ def cuda(monkeypatch):
 
     real = backend._fits
     monkeypatch.setattr(backend, "_fits", fits)
-    monkeypatch.setattr(backend, "tiles_of", lambda *_: Tiles(16, 16, 16, 1, 1))
+    monkeypatch.setattr(tiles, "candidates", lambda *_: (Tiles(16, 16, 16, 1, 1),))
     for module in ("layer", "scoring"):
         monkeypatch.setattr(f"kvstream.engine.{module}.backend_for", chosen)
 
@@ -320,21 +321,72 @@ def test_a_chunk_that_kernels_cannot_count_through_is_left_to_the_reference():
     assert not fits(2048, 8, 4, 2)
 
 
-def test_tiles_shrink_until_a_card_holds_them(monkeypatch):
-    def run(tiles):
-        if tiles.queries + tiles.keys > 48:
-            raise backend.OutOfResources(300_000, 100_000, "shared memory")
-        return tiles
+@pytest.fixture
+def card(monkeypatch):
+    """A card that nothing is known of, and holds little; how long its tiles take is said by `run`."""
+    took, said = {}, []
+    monkeypatch.setattr(tiles, "chosen", {})
+    monkeypatch.setattr(tiles, "held", {})
+    monkeypatch.setattr(tiles, "timed", lambda work: took[work()])
+    monkeypatch.setattr(tiles, "note", said.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    return took, said
 
-    for first in MEASURED.values():
-        monkeypatch.setattr(backend, "held", {})
-        monkeypatch.setattr(backend, "tiles_of", lambda *_, first=first: first)
-        found = backend._try(run, "band", torch.empty(1, device=DEVICE))
-        assert found.queries + found.keys <= 48
-        assert found.contested <= found.keys or first.contested > first.keys
-        assert backend._try(run, "band", torch.empty(1, device=DEVICE)) is found
-        *_, last = shrinking(first)
-        assert max(last.queries, last.keys) == 16
+
+def queries(length):
+    return torch.empty(1, 8, length, 64, device=DEVICE)
+
+
+@pytest.mark.parametrize("first", [first for first, *_ in CANDIDATES.values()] if not NO_TRITON else [], ids=str)
+def test_tiles_shrink_until_a_card_holds_them(card, monkeypatch, first):
+    def run(each):
+        if each.queries + each.keys > 48:
+            raise OutOfResources(300_000, 100_000, "shared memory")
+        return each
+
+    monkeypatch.setattr(tiles, "candidates", lambda *_: (first,))
+    found = tiles.in_tiles(run, "band", queries(CHUNK_SIZE - 1))
+    assert found.queries + found.keys <= 48
+    assert found.contested <= found.keys or first.contested > first.keys
+    assert tiles.in_tiles(run, "band", queries(1)) is found
+    *_, last = shrinking(first)
+    assert max(last.queries, last.keys) == 16
+
+
+def test_a_card_is_asked_once_which_tiles_are_quickest(card, monkeypatch):
+    took, said = card
+    slow, quick, large = Tiles(64, 64, 32, 4, 2), Tiles(32, 32, 32, 4, 2), Tiles(128, 64, 32, 4, 2)
+    took |= {slow: 3.0, quick: 2.0}
+
+    def run(each):
+        if each.queries > 64:
+            raise OutOfResources(300_000, 100_000, "shared memory")
+        return each
+
+    monkeypatch.setattr(tiles, "candidates", lambda *_: (large, slow, quick))
+    assert tiles.in_tiles(run, "rank", queries(CHUNK_SIZE - 1)) == slow  # what it holds of the first: too short to tell
+    assert not said
+    assert tiles.in_tiles(run, "rank", queries(CHUNK_SIZE)) == quick
+    assert said == ["a card: rank attention in float32, heads of 64: tiles of 32 queries and 32 keys "
+                    "(others took 1.50 times as long)"]  # fmt: skip
+    took[slow] = 1.0
+    assert tiles.in_tiles(run, "rank", queries(CHUNK_SIZE)) == tiles.in_tiles(run, "rank", queries(1)) == quick
+    assert len(said) == 1
+    assert tiles.in_tiles(run, "causal", queries(CHUNK_SIZE)) == slow  # another kind is asked for itself
+
+
+@pytest.mark.parametrize(("kilobytes", "fewer"), [(227, False), (99, True), (48, True)])
+def test_tiles_are_tried_that_a_cards_memory_can_hold(monkeypatch, kilobytes, fewer):
+    """As an H100, an RTX 4090 and a Turing card say."""
+    limit = SimpleNamespace(shared_memory_per_block_optin=kilobytes << 10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: limit)
+    of = tiles.candidates.__wrapped__
+    for (size, kind), all_of in CANDIDATES.items():
+        found = of(torch.float32 if size == 4 else torch.bfloat16, kind, 64, DEVICE)
+        assert 0 < len(found) <= len(all_of)
+        for each in found:
+            assert size * (each.queries * (64 + each.keys) + 2 * each.stages * each.keys * 64) <= kilobytes << 10
+        assert (found != all_of) <= fewer
 
 
 SCANNED = [

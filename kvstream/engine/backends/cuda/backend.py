@@ -5,19 +5,16 @@ Single tokens are those of the reference, and so are chunks that the kernels can
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from triton.errors import TritonError
-from triton.runtime.errors import OutOfResources
 
 from kvstream.engine.backends.cuda.chunk import attend_bounded, attend_causal
 from kvstream.engine.backends.cuda.contest import MOST_SEATS
 from kvstream.engine.backends.cuda.scan import MOST_SLOTS, scan_in_kernel
 from kvstream.engine.backends.cuda.scoring import predicted
-from kvstream.engine.backends.cuda.tiles import Kind, Tiles, shrinking, tiles_of
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.notes import note
 from kvstream.engine.vocabulary_blocks import Predicted
@@ -25,7 +22,6 @@ from kvstream.engine.vocabulary_blocks import Predicted
 MOST_OFFSET = 2**31 - 1  # kernels count the numbers of a row of the batch, and those between two rows, in 32 bits
 MOST_ROWS = 65_535  # of a grid's second axis: texts × query heads
 refused: set[tuple[Any, ...]] = set()  # scans that a card does not take
-held: dict[tuple[Any, ...], Tiles] = {}  # what a card was found to hold
 
 
 class Cuda(Reference):
@@ -41,7 +37,8 @@ class Cuda(Reference):
         call = layer, q_BHGTD, k_BHTD, v_BHTD, scaling
         if not _fits(layer, q_BHGTD, k_BHTD, v_BHTD):
             return super().causal(*call)
-        return _try(lambda tiles: attend_causal(*call, tiles), "causal", k_BHTD)
+        with torch.cuda.device_of(k_BHTD):
+            return attend_causal(*call)
 
     def bounded(
         self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
@@ -50,7 +47,8 @@ class Cuda(Reference):
         call = layer, q_BHGTD, k_BHTD, v_BHTD, scaling
         if layer.layout.room > MOST_SEATS or not _fits(layer, q_BHGTD, k_BHTD, v_BHTD):
             return super().bounded(*call)
-        return _try(lambda tiles: attend_bounded(*call, tiles), "rank" if layer.ranks else "band", k_BHTD)
+        with torch.cuda.device_of(k_BHTD):
+            return attend_bounded(*call)
 
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take all tokens in one kernel, if the policy is one that it knows; see `Backend.scan`."""
@@ -91,19 +89,3 @@ def _fits(layer: Any, *arrived: torch.Tensor) -> bool:
     answered = T * H * G * D  # of one text, (T, query heads, D)
     furthest = max(held, answered, *(T * each.stride(-2) for each in arrived))
     return furthest <= MOST_OFFSET and B * H * G <= MOST_ROWS and all(each.stride(-1) == 1 for each in arrived)
-
-
-def _try(run: Callable[[Tiles], torch.Tensor], kind: Kind, keys: torch.Tensor) -> torch.Tensor:
-    """Run with the tiles that suit a card, smaller ones where it cannot hold these."""
-    key = keys.device, keys.dtype, kind, keys.shape[-1]
-    with torch.cuda.device_of(keys):
-        first = held.get(key) or tiles_of(keys.dtype, kind, keys.shape[-1], keys.device)
-        *others, last = shrinking(first)
-        for tiles in others:
-            try:
-                output = run(tiles)
-            except OutOfResources:
-                continue
-            held[key] = tiles
-            return output
-        return run(last)

@@ -23,6 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kvstream.engine.backends.cuda.contest import visible
 from kvstream.engine.backends.cuda.rotation import Pairs, load_turned
 from kvstream.engine.backends.cuda.tiles import Tiles
 from kvstream.engine.widest import float32_products
@@ -202,20 +203,22 @@ class Old:
 class Contested:
     """Contested keys by age, members and then candidates, (B, H, N, D), and which queries see each.
 
-    leave_RN: the last query. listed_RKW, count_RK: those seen by each block of queries, of `contest.visible`.
-    offered: the step at which the first candidate is. ranks: tables of distances, (pairs, budget + 1) each, where
-    keys are unrotated.
+    leave_RN: the last query. members: how many were there before; room: seats. offered: the step at which the first
+    candidate is. ranks: tables of distances, (pairs, budget + 1) each, where keys are unrotated.
     """
 
     keys_BHND: torch.Tensor
     values_BHND: torch.Tensor
     leave_RN: torch.Tensor
-    listed_RKW: torch.Tensor
-    count_RK: torch.Tensor
     members: int
+    room: int
     offered: int
     budget: int
     ranks: Pairs | None
+
+    def seen_by(self, queries: range, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """List those that each block of so many queries sees, and the one query after all: see `contest.visible`."""
+        return visible(self.leave_RN, self.members, self.room, self.offered, queries, block)
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -235,12 +238,15 @@ def attend(
     none = recent.turn[0]  # a tensor to pass where there is nothing
     sinks = old.keys_BHSD.shape[2]
     held = (contested.keys_BHND, contested.values_BHND) if contested else (recent.keys_BHSD, recent.values_BHSD)
-    lists = (contested.listed_RKW, contested.count_RK, contested.leave_RN) if contested else (none, none, none)
+    lists = none, none
+    if contested:
+        lists = contested.seen_by(range(start, start + T), tiles.queries)
+    leave = contested.leave_RN if contested else none
     ranks = contested.ranks if contested else None
     said = (contested.members, contested.offered, contested.budget) if contested else (0, 0, 0)
     keys = (recent.keys_BHSD, recent.values_BHSD, old.keys_BHSD, old.values_BHSD, *held)
     _attend[(triton.cdiv(T, tiles.queries), B * QH)](
-        q_BHTD, *keys, *lists, *recent.turn, *old.turn, *(ranks or (none, none)), out,
+        q_BHTD, *keys, *lists, leave, *recent.turn, *old.turn, *(ranks or (none, none)), out,
         *q_BHTD.stride()[:3], *(stride for each in keys for stride in each.stride()[:3]),
         out.stride(0), out.stride(2), out.stride(1),
         T, recent.keys_BHSD.shape[2], held[0].shape[2], start, recent.first, sinks, recent.reach, *said,

@@ -15,9 +15,9 @@ import torch
 
 from kvstream.engine import ring
 from kvstream.engine.backends.cuda.band_attention import Contested, Old, Recent, attend
-from kvstream.engine.backends.cuda.contest import leaving, visible
+from kvstream.engine.backends.cuda.contest import leaving
 from kvstream.engine.backends.cuda.rotation import turned
-from kvstream.engine.backends.cuda.tiles import Tiles
+from kvstream.engine.backends.cuda.tiles import Kind, in_tiles
 from kvstream.engine.contest import tie
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ EVERYTHING = 1 << 29  # tokens back
 
 
 def attend_causal(
-    layer: Layer, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float, tiles: Tiles
+    layer: Layer, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
 ) -> torch.Tensor:
     """Answer the queries, take the keys and values into the layer, and count; the output is shaped as the queries."""
     start, T = layer.seen, k_BHTD.shape[2]
@@ -38,15 +38,15 @@ def attend_causal(
     layer.values[:, :, new] = v_BHTD
     recent = Recent(layer.keys[:, :, held], layer.values[:, :, held], 0, EVERYTHING, turn)
     nothing = Old(layer.keys[:, :, :0], layer.values[:, :, :0], turn)
-    output = attend(q_BHGTD.flatten(1, 2), start, recent, nothing, None, scaling, tiles)
+    q_BHTD = q_BHGTD.flatten(1, 2)
+    output = in_tiles(lambda tiles: attend(q_BHTD, start, recent, nothing, None, scaling, tiles), "causal", q_BHTD)
     layer.seen += T
     return output.transpose(1, 2).unflatten(1, q_BHGTD.shape[1:3])
 
 
 def attend_bounded(
-    layer: BoundedLayer, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float,
-    tiles: Tiles,
-) -> torch.Tensor:  # fmt: skip
+    layer: BoundedLayer, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
+) -> torch.Tensor:
     """Answer the queries, take the keys and values into the layer, and count; the output is shaped as the queries."""
     layout, start, T, device = layer.layout, layer.seen, k_BHTD.shape[2], k_BHTD.device
     turn = old_turn = layer.tables.pairs(start, T, layer.positions.cap, device)
@@ -65,23 +65,23 @@ def attend_bounded(
     recent = Recent(keys_BHSD, values_BHSD, first, layout.recent, turn)
     sinks = slice(min(layout.sinks, start + T))
     old = Old(layer.anchors_BHSD[:, :, sinks], layer.values[:, :, sinks], old_turn)
-    found = _contest(layer, recent, range(start, start + T), tiles) if layer.eviction else None
+    found = _contest(layer, recent) if layer.eviction else None
     contested, score_BHN = found or (None, None)
-    output = attend(q_BHGTD.flatten(1, 2), start, recent, old, contested, scaling, tiles)
+    q_BHTD = q_BHGTD.flatten(1, 2)
+    kind: Kind = "rank" if layer.ranks else "band"
+    output = in_tiles(lambda tiles: attend(q_BHTD, start, recent, old, contested, scaling, tiles), kind, q_BHTD)
 
     tokens = range(first, first + keys_BHSD.shape[2])
     ring.keep_newest(layout, layer.keys, tokens, keys_BHSD)
     ring.keep_newest(layout, layer.values, tokens, values_BHSD)
     if contested and score_BHN is not None:
-        _seat(layer, contested, score_BHN)
+        _seat(layer, contested, score_BHN, start + T)
     layer.forget_plans()
     layer.seen += T
     return output.transpose(1, 2).unflatten(1, q_BHGTD.shape[1:3])
 
 
-def _contest(
-    layer: BoundedLayer, recent: Recent, queries: range, tiles: Tiles
-) -> tuple[Contested, torch.Tensor] | None:
+def _contest(layer: BoundedLayer, recent: Recent) -> tuple[Contested, torch.Tensor] | None:
     """Play the contests between the members and the ring's tokens, which lose their protection in turn.
 
     Returns the contested keys, and their scores, (B, H, N). None: nobody is contested yet.
@@ -100,7 +100,6 @@ def _contest(
     score_RN = deciding_BHN.reshape(-1, N).contiguous()
     leave_RN = leaving(score_RN, draws_HC, members, layout.room, offered, tie(score_BHN.dtype))
     leave_RN = leave_RN.view(B, -1, N).expand(B, H, N).reshape(-1, N).contiguous()  # a row for each head
-    listed_RKW, count_RK = visible(leave_RN, members, layout.room, offered, queries, tiles.queries)
 
     seats = slice(layout.contested_at, None)
     seat_BHMD = eviction.by_age(members)[..., None].expand(-1, -1, -1, keys_BHCD.shape[-1])
@@ -113,15 +112,16 @@ def _contest(
         ranks = cos.t().contiguous(), sin.t().contiguous()
     keys_BHND = torch.cat((held_BHZD.gather(2, seat_BHMD), keys_BHCD), 2)
     values_BHND = torch.cat((layer.values[:, :, seats].gather(2, seat_BHMD), values_BHCD), 2)
-    lists = leave_RN, listed_RKW, count_RK
-    return Contested(keys_BHND, values_BHND, *lists, members, offered, layout.budget, ranks), score_BHN
+    counts = members, layout.room, offered, layout.budget
+    return Contested(keys_BHND, values_BHND, leave_RN, *counts, ranks), score_BHN
 
 
-def _seat(layer: BoundedLayer, contested: Contested, score_BHN: torch.Tensor) -> None:
-    """Write those that stay to their seats, by age."""
+def _seat(layer: BoundedLayer, contested: Contested, score_BHN: torch.Tensor, following: int) -> None:
+    """Write those that the following query sees to their seats, by age."""
     assert layer.eviction is not None
     stay = min(layer.layout.room, score_BHN.shape[2])
-    place_BHZ = contested.listed_RKW[:, -1, :stay].long().view(*score_BHN.shape[:2], stay)
+    listed_RKW, _ = contested.seen_by(range(following, following), 1)
+    place_BHZ = listed_RKW[:, -1, :stay].long().view(*score_BHN.shape[:2], stay)
     place_BHZD = place_BHZ[..., None].expand(-1, -1, -1, contested.keys_BHND.shape[-1])
     seats = slice(layer.layout.contested_at, layer.layout.contested_at + stay)
     held_BHZD = layer.plain_BHZD[:, :, :stay] if layer.positions.by_rank else layer.keys[:, :, seats]
