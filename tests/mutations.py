@@ -101,7 +101,7 @@ MUTATIONS = [
     Mutation("three pieces of work for a worker", "kvstream/sweep/scheduler.py", "IN_FLIGHT = 2", "IN_FLIGHT = 3",
              SCHEDULER),
     Mutation("what waited behind a dead worker is lost", "kvstream/sweep/scheduler.py",
-             "self._put_first(held[1:])", "pass", SCHEDULER),
+             "self._waiting.put_first(held[1:])", "pass", SCHEDULER),
     Mutation("latency before quality", "kvstream/sweep/scheduler.py",
              "for kind in (quality, latency)", "for kind in (latency, quality)", SCHEDULER),
     # The report

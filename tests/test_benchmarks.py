@@ -13,6 +13,7 @@ from tiny import build_model
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 import gpu
+import gpu_tables
 import measuring
 import mission
 import replay
@@ -149,11 +150,11 @@ def test_of_several_reports_the_later_has_a_part(report):
 
 
 def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch):
-    labels = [gpu.PLAIN, *map(str, gpu.POLICIES)]
+    labels = [gpu_tables.PLAIN, *map(str, gpu_tables.POLICIES)]
     case = {"model": "70m", "dtype": "bfloat16", "texts": 8, "tokens_per_s": dict.fromkeys(labels, 1234.6)}
     case["of_plain"] = dict.fromkeys(labels, 1.5)
     report = {"card": "Some GPU", "torch": "2.11", "rounds": 9, "cases": [case, {**case, "texts": 1}]}
-    labels = [gpu.PLAIN, *map(str, gpu.SCANNED)]
+    labels = [gpu_tables.PLAIN, *map(str, gpu_tables.SCANNED)]
     report["scanned"] = [{**case, "tokens_per_s": dict.fromkeys(labels, 9.0), "of_plain": dict.fromkeys(labels, 0.5)}]
     about = {"model": "70m", "dtype": "bfloat16", "texts": 1, "context": 1100, "compiled": False}
     model = build_model("neox", torch.float32)
@@ -161,19 +162,19 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     report["decoding"] += [found | {"compiled": True}, found | {"model": "410m", "context": 8192, "texts": 8}]
     report["exactness"] = gpu.exactness("cpu", tokens=90)
     assert all(0 < apart["mean"] <= apart["most"] < 2e-5 for apart in report["exactness"].values())
-    assert sorted(found["step_ms"]) == sorted(gpu.CONTENDERS)
-    assert sorted(found["ttft_ms"]) == sorted(gpu.CONTENDERS[:4])
+    assert sorted(found["step_ms"]) == sorted(gpu_tables.CONTENDERS)
+    assert sorted(found["ttft_ms"]) == sorted(gpu_tables.CONTENDERS[:4])
     assert found["step_of_full"]["full"] == found["ttft_of_full"]["full"] == 1.0
     assert (sorted(found["step_of_full"]), sorted(found["ttft_of_full"])) == (
-        sorted(gpu.CONTENDERS), sorted(gpu.CONTENDERS[:4]),
+        sorted(gpu_tables.CONTENDERS), sorted(gpu_tables.CONTENDERS[:4]),
     )  # fmt: skip
-    assert sorted(found["launched"]) == sorted(gpu.CONTENDERS)
+    assert sorted(found["launched"]) == sorted(gpu_tables.CONTENDERS)
     assert found["step_of_dynamic"][gpu.DYNAMIC] == found["ttft_of_dynamic"][gpu.DYNAMIC] == 1.0
-    assert sorted(found["step_of_twin"]) == sorted(map(str, gpu.DECODED))
+    assert sorted(found["step_of_twin"]) == sorted(map(str, gpu_tables.DECODED))
     report["far"] = gpu.far(model, (1100, 1300), rounds=2)
     page, old = tmp_path / "page.md", "<!-- {0}:begin -->\nold\n<!-- {0}:end -->\n"
-    page.write_text("".join(map(old.format, gpu.BLOCKS)))
-    gpu.rewrite(page, report)
+    page.write_text("".join(map(old.format, gpu_tables.BLOCKS)))
+    gpu_tables.rewrite(page, report)
     text = page.read_text()
     assert f"| 70m, bfloat16, 8 texts side by side | 1,235 |{' 1,235 · 1.50 |' * 5}\n" in text
     assert "| 70m, bfloat16, one text |" in text
@@ -182,7 +183,7 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     assert "| 70m, bfloat16, one text, 1,100 tokens | " in text
     assert "| 70m, bfloat16, one text, 1,100 tokens, compiled | " in text
     assert "`streaming_llm(4,1020)`, 70m, bfloat16, 8 texts | 1,235 | ≥ 1,000,000 | missed |" in text
-    rows = gpu.with_targets(report | {"mission": {"cells": 840, "seconds": 400.4}})["targets"]
+    rows = gpu_tables.with_targets(report | {"mission": {"cells": 840, "seconds": 400.4}})["targets"]
     targets = {row["what"]: row for row in rows}
     assert len(targets) == len(rows) == 13
     [most] = [row for what, row in targets.items() if what.startswith("losses in float32")]
@@ -196,13 +197,13 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     taken = mission.about(300.4, 840, []) | {"torch": "2.11", "commit": "abc"}
-    gpu.rewrite(page, report | {"mission": taken})
+    gpu_tables.rewrite(page, report | {"mission": taken})
     assert "2 × Some GPU, torch 2.11, commit abc: 840 quality cells in 300 s. From `python" in page.read_text()
-    for name in gpu.BLOCKS:
+    for name in gpu_tables.BLOCKS:
         assert [PAGE.read_text().count(f"<!-- {name}:{end} -->") for end in ("begin", "end")] == [1, 1]
     page.write_text("nothing")
     with pytest.raises(ValueError, match="must hold one"):
-        gpu.rewrite(page, report)
+        gpu_tables.rewrite(page, report)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     capsys.readouterr()

@@ -54,7 +54,7 @@ class Driver:
             return
         check = Check(cells=tuple(cells))
         try:
-            self._drive(pool, Scheduler(check, self._works(cells), self.results.resumed))
+            self._drive(pool, Scheduler(check, self._works(cells), self.results.resumed, self.results.note))
         except BaseException:
             pool.close()
             raise

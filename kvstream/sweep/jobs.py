@@ -103,6 +103,11 @@ class Job(Work):
         """The job of the part that goes on from there."""
         return replace(self, start=begun.tokens, begun=begun, common=0, attempt=1)
 
+    def halves(self) -> list[Job]:
+        """Two jobs of half as many texts each, as one of all lacks memory; policies go on sharing first tokens."""
+        middle = (len(self.cells) + 1) // 2
+        return [replace(self, cells=cells) for cells in (self.cells[:middle], self.cells[middle:])]
+
     def once_more(self) -> list[Job]:
         """Try again, text by text and without what was shared: one of these alone may be what failed."""
         return [replace(self, cells=(cell,), common=0, attempt=self.attempt + 1) for cell in self.cells]

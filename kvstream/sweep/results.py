@@ -31,7 +31,7 @@ class Results:
     records: Records
     reporter: Reporter
     finished: int = 0  # cells
-    _noted: set[str] = field(default_factory=set)  # lines about machines
+    _noted: set[str] = field(default_factory=set)  # lines that were told
     _parts: dict[str, Parts] = field(default_factory=dict)  # of long cells on their way
 
     def resumed(self, work: Work) -> Work:
@@ -51,13 +51,17 @@ class Results:
         self.reporter.part(f"{cell}: goes on after {begun.tokens:,} of {work.length:,} tokens", 0)
         return work.resumed(begun)
 
+    def note(self, line: str) -> None:
+        """Tell a line, once."""
+        if line not in self._noted:
+            self._noted.add(line)
+            self.reporter.part(line, 0)
+
     def take(self, event: Event) -> None:
         """Write down what a worker finished, and tell how far it is and what it noted."""
         if isinstance(event, Done):
-            for line in dict.fromkeys(event.notes):
-                if line not in self._noted:
-                    self._noted.add(line)
-                    self.reporter.part(line, 0)
+            for line in event.notes:
+                self.note(line)
         if isinstance(event, Told):
             [cell] = event.work.cells
             self.reporter.inside(str(cell), event.progress.what, event.progress.share)

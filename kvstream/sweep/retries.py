@@ -2,7 +2,8 @@
 
 A worker that died costs what it was computing one of two attempts; what waited behind it loses none. An error that a
 cell raised is final, but for cells that were computed together: it may be the matter of one alone, so they are tried
-once more, each by itself.
+once more, each by itself. Where several texts ran out of memory they are halved instead (`memory_limits`): that is no
+attempt, as it ends with texts that are alone, and of these those are tried once more that took over first tokens.
 """
 
 from __future__ import annotations

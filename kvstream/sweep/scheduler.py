@@ -8,18 +8,22 @@ The rules, for the cells of one model and kind; `phases` says in which order the
 * A worker has one piece of work, and one more behind it as long as at least one for each worker waits.
 * Work goes where there is memory for it beside what else is computed there.
 * What a worker failed at or left behind is tried again, if `retries` says so.
+* Texts side by side that ran out of memory are halved, down to one. So is work, right before it would be sent, of which
+  `memory_limits` expects the same, with all such work on these texts, so that it goes on sharing first tokens.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kvstream.grid.cells import Cell, LatencyCell
 from kvstream.sweep.jobs import Job
+from kvstream.sweep.memory_limits import MemoryLimits
 from kvstream.sweep.pool import Event, Failed, Lost, Told, WorkerInfo
 from kvstream.sweep.retries import to_try_again
+from kvstream.sweep.waiting import Waiting
 from kvstream.sweep.work import Work
 
 IN_FLIGHT = 2  # per worker: what it computes, and what waits so that the worker need not
@@ -42,21 +46,28 @@ class Scheduler:
     """Hands out the work of one phase. Stopped, it hands out nothing new, and is over when workers have nothing left.
 
     prepare: what becomes of work right before it is sent, such as a job that goes on from its last part.
+    say: tells the user a line.
     """
 
-    def __init__(self, check: Work, works: Iterable[Work], prepare: Callable[[Any], Any] = lambda work: work) -> None:
+    def __init__(
+        self,
+        check: Work,
+        works: Iterable[Work],
+        prepare: Callable[[Any], Any] = lambda work: work,
+        say: Callable[[str], None] = print,
+    ) -> None:
         self.check: Work | None = check  # as long as it is not passed
         self.prepare = prepare
         self.stopped = False
-        self.waiting = 0
-        self._first: deque[Work] = deque()  # what comes before the texts
-        self._texts: dict[tuple[str, ...], deque[Work]] = {}
+        self._waiting = Waiting(list(works))
+        self._limits = MemoryLimits(say)
         self._held: dict[str, list[Work]] = {}  # by worker
         self._workers: dict[str, WorkerInfo] = {}
-        self._text_of: dict[str, tuple[str, ...]] = {}  # by worker
-        for work in works:
-            self._texts.setdefault(work.text, deque()).append(work)
-            self.waiting += 1
+
+    @property
+    def waiting(self) -> int:
+        """How many pieces of work no worker has yet."""
+        return len(self._waiting)
 
     @property
     def in_flight(self) -> int:
@@ -78,7 +89,7 @@ class Scheduler:
             fits = self.check.memory_bytes <= worker.memory_bytes
             work = self.check if fits and not self.in_flight else None
         elif work := self._taken(worker):
-            self._text_of[worker.id] = work.text
+            self._waiting.stays(worker.id, work.text)
             work = self.prepare(work)
         if work:
             held.append(work)
@@ -97,25 +108,24 @@ class Scheduler:
             self.check = None
         elif isinstance(event.work, Job) and not event.work.ends:
             results, _ = event.result
-            self._put_first([event.work.followed(results[0].state)])
+            self._waiting.put_first([event.work.followed(results[0].state)])
         return None
 
     def give_up(self) -> list[Work]:
         """Take back what waits, if no worker there is can hold it: to be asked when all of them are idle."""
-        left = [work for works in (self._first, *self._texts.values()) for work in works]
-        self._first.clear()
-        self._texts.clear()
-        self.waiting = 0
-        return left
+        return self._waiting.take_all()
 
     def _lost(self, event: Lost) -> Work | None:
         self._workers.pop(event.worker.id, None)
-        self._text_of.pop(event.worker.id, None)
+        self._waiting.leaves(event.worker.id)
         held = self._held.pop(event.worker.id, [])
-        self._put_first(held[1:])
+        self._waiting.put_first(held[1:])
         return self._failed(held[0], event) if held else None
 
     def _failed(self, work: Work, event: Failed | Lost) -> Work | None:
+        if isinstance(work, Job) and self._limits.met(work, event):
+            self._waiting.put_by_text(work.halves())
+            return None
         again = to_try_again(work, event)
         if not again:
             self.stopped |= work is self.check
@@ -123,35 +133,27 @@ class Scheduler:
         if work is self.check:
             [self.check] = again
         else:
-            self._put_first(again)
+            self._waiting.put_first(again)
         return None
-
-    def _put_first(self, works: Sequence[Work]) -> None:
-        self._first.extend(works)
-        self.waiting += len(works)
 
     def _taken(self, worker: WorkerInfo) -> Work | None:
         """Choose work for a worker, and take it out of what waits."""
         room = worker.memory_bytes - self._used_beside(worker)
-        for works in self._by_preference(worker):
-            for place, work in enumerate(works):
-                if work.memory_bytes <= room:
-                    del works[place]
-                    self.waiting -= 1
-                    if not works and works is not self._first:
-                        del self._texts[work.text]
-                    return work
+        for queue in self._waiting.by_preference(worker.id):
+            if work := next((work for work in queue if work.memory_bytes <= room), None):
+                if self._limits.exceeded(work, worker):
+                    self._halve(queue, worker)
+                    return self._taken(worker)
+                self._waiting.take(work, queue)
+                return work
         return None
 
-    def _by_preference(self, worker: WorkerInfo) -> Iterator[deque[Work]]:
-        yield self._first
-        own = self._text_of.get(worker.id)
-        if own in self._texts:
-            yield self._texts[own]
-        taken = set(self._text_of.values())
-        free = [text for text in self._texts if text not in taken]
-        others = sorted(taken & self._texts.keys() - {own}, key=lambda text: -len(self._texts[text]))
-        yield from (self._texts[text] for text in (*free, *others))
+    def _halve(self, queue: deque[Work], worker: WorkerInfo) -> None:
+        """Halve all in a queue that is too much for such a worker."""
+        for work in list(queue):
+            if isinstance(work, Job) and self._limits.exceeded(work, worker):
+                self._waiting.take(work, queue)
+                self._waiting.put_by_text(work.halves())
 
     def _used_beside(self, worker: WorkerInfo) -> float:
         """Bytes that other workers take of this one's memory: each computes one piece of work at a time."""

@@ -29,6 +29,10 @@ from kvstream.measure.quality import Evaluated, evaluate_attention, evaluate_win
 from kvstream.measure.quality import evaluate as evaluate_quality
 from kvstream.measure.scores import Begun, FullRun, begin, run_full
 
+NO_MEMORY = (
+    "its device ran out of memory; give shorter texts or contexts, smaller budgets or batches, or --metrics nll, which "
+    "runs no full cache beside"
+)
 TELL_S = 2.0  # progress is told this often: telling is work, too, and may disturb what is measured
 
 
@@ -61,6 +65,13 @@ def own_gpu(given: Sequence[int | str], visible: str) -> str:
     """
     own, seen = str(given[0]), visible.split(",")
     return f"cuda:{seen.index(own) if own in seen else own}"
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether a device had no memory left: some of torch's errors have a type of their own for that, others say so."""
+    words = "out of memory", "ALLOC_FAILED"  # those of Apple's GPUs and of CUDA's libraries
+    of_torch = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return of_torch or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def weights_of(cell: Cell) -> Weights:
@@ -98,7 +109,10 @@ class Worker:
         self._model = from_arrays(weights.config, arrays, device=self.device)
 
     def do(self, call: tuple[str, dict[str, Any]], threads: int) -> Iterator[Progress | Finished]:
-        """Do a piece of work, as its `call` says: yields what it is at, and last what came of it."""
+        """Do a piece of work, as its `call` says: yields what it is at, and last what came of it.
+
+        Raises what the work does, and MemoryError where that is for want of a device's memory.
+        """
         torch.set_num_threads(threads)  # Ray's launcher sets OMP_NUM_THREADS to 1
         began_s = time.monotonic()
         name, given = call
@@ -110,9 +124,12 @@ class Worker:
                         yield result
             else:
                 result = getattr(self, name)(**given)
-        except Exception:
+        except Exception as error:
             self._end_if_broken()
-            raise
+            if not lacks_memory(error):
+                raise
+            self._first = self._full = None  # what was kept for other work may be what is missing
+            raise MemoryError(f"{NO_MEMORY}\n{error}") from error
         yield Finished(result, began_s, time.monotonic(), new_notes())
 
     def check(self, token_ids_T: np.ndarray | None) -> None:
@@ -165,7 +182,7 @@ class Worker:
 
     def latency(self, cell: LatencyCell) -> Iterator[Progress | tuple[Measured, dict[str, Any]]]:
         """Measure a latency cell: yields what it is at now and then, and last the result and the machine."""
-        protocol = Protocol(cell.context, cell.batch, cell.repeats.prefills, cell.repeats.rounds, cell.repeats.steps)
+        protocol = Protocol(cell.context, cell.batch, **vars(cell.repeats))
         where, model, told = environment(), self._trusted(), time.monotonic()
         measuring = evaluate_latency(model, cell.policies, protocol, cell=cell.key, device=self.device)
         for item in measuring:

@@ -48,6 +48,8 @@ def test_texts_stand_side_by_side_but_for_long_ones_and_random_draws():
         ("full", ["a", "b"]), (str(RANDOM), ["a"]), (str(RANDOM), ["b"]), ("full", ["c"]), (str(RANDOM), ["c"]),
     ]  # fmt: skip
     assert [len(job.cells) for job in jobs_of([cell(FixSizeL2(64, 0.5, "keep_low"), name) for name in "ab"], 2)] == [2]
+    [five] = jobs_of([cell(Full(), name) for name in "abcde"], 8)
+    assert names(five.halves()) == [("full", ["a", "b", "c"]), ("full", ["d", "e"])]
     again = jobs_of(cells, 2)[0].once_more()
     assert [([cell.document.name for cell in job.cells], job.attempt) for job in again] == [(["a"], 2), (["b"], 2)]
     long = [cell(Full(), name, PART_TOKENS + 2) for name in "ab"]
@@ -320,3 +322,28 @@ def test_a_worker_whose_gpu_is_unusable_after_an_error_ends(monkeypatch, broken,
     monkeypatch.setattr("os._exit", lambda code: sys.exit(code))
     with pytest.raises(ends):
         list(Worker("cuda:0").do(("nothing", {}), 1))
+
+
+@pytest.mark.parametrize(
+    ("error", "of_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (MemoryError("the machine's own"), True),
+        (RuntimeError("CUDA error: invalid argument"), False),
+        (ValueError("out of memory"), False),
+    ],
+    ids=str,
+)
+def test_a_worker_says_where_memory_was_lacking_and_lets_go_what_it_kept(worker_of, monkeypatch, error, of_memory):
+    def evaluate(*given, **named):
+        raise error
+
+    worker = worker_of()
+    monkeypatch.setattr("kvstream.sweep.worker.evaluate_quality", evaluate)
+    shared = Job(cells=(replace(cell(STREAMING, tokens=1400), metrics="kl"),), common=512)
+    with pytest.raises(MemoryError if of_memory else type(error), match=re.escape(str(error))) as raised:
+        list(worker.do(shared.call, 1))
+    assert str(raised.value).startswith("its device ran out of memory; give shorter texts ") == of_memory
+    assert (worker._full is None) == of_memory

@@ -1,6 +1,8 @@
 """Workers on a real Ray: they stay from sweep to sweep, hardly wait between cells, and are replaced when they die."""
 
+import json
 import os
+import random
 import runpy
 import signal
 import sys
@@ -9,9 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+import torch
 from apart import until, workers
-from driving import QUICK, arguments, digest, sweep_here
+from driving import QUICK, arguments, digest, labelled, sweep_here
+from tiny import WORDS
 
+from kvstream import RecentOnly
 from kvstream.grid.flags import parse_flags
 from kvstream.sweep import cluster, ray_pool, watch
 from kvstream.sweep.cluster import machines
@@ -72,40 +77,106 @@ def test_workers_stay_for_the_next_sweep_and_hardly_wait_between_cells(one_threa
     assert len(hardly_waited(finished)) == 2
 
 
-def test_each_gpu_has_a_worker_that_keeps_the_model_from_cell_to_cell(world, tmp_path, monkeypatch, finished, ray_here):
-    """Ray gives out GPUs as on a machine that has two; what a worker was given it tells, and computes on the CPU."""
+@pytest.fixture
+def on_gpus(ray_here, tmp_path, monkeypatch):
+    """Have workers claim the GPUs that Ray counts, and compute on the CPU; returns what they tell, a list a line.
 
-    class Claims(ray_pool.actor_class("quality").__ray_metadata__.modified_class):
-        def __init__(self, device):
-            from kvstream.sweep import worker
-
-            def tell(*what):
-                with open(log, "a") as file:
-                    print(os.getpid(), *what, file=file)
-
-            def gpu(given, visible, own=worker.own_gpu):
-                tell("has", *given, own(given, visible))
-                return "cpu"
-
-            def load(self, *weights, real=worker.Worker.load, **more):
-                tell("loads")
-                real(self, *weights, **more)
-
-            worker.own_gpu, worker.Worker.load = gpu, load
-            super().__init__(device)
-
+    alter: what each does to its module `worker` first, with a function by which it tells.
+    """
     log = tmp_path / "log"
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(ray_pool, "actor_class", lambda name: ray.remote(Claims))
-    monkeypatch.setattr(ray_pool.RayPool, "serves", lambda *_: False)
-    monkeypatch.setattr(cluster, "_gpu_memory", {node.id: 8e9 for node in machines()})
+
+    def claim(alter, memory=8e9):
+        class Claims(ray_pool.actor_class("quality").__ray_metadata__.modified_class):
+            def __init__(self, device):
+                from kvstream.sweep import worker
+
+                def tell(*what):
+                    with open(log, "a") as file:
+                        print(*what, file=file)
+
+                def gpu(given, visible, own=worker.own_gpu):
+                    tell("has", *given, own(given, visible))
+                    return "cpu"
+
+                worker.own_gpu = gpu
+                alter(worker, tell)
+                super().__init__(device)
+
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        monkeypatch.setattr(ray_pool, "actor_class", lambda name: ray.remote(Claims))
+        monkeypatch.setattr(ray_pool.RayPool, "serves", lambda *_: False)
+        monkeypatch.setattr(cluster, "_gpu_memory", {node.id: memory for node in machines()})
+        return lambda: sorted(line.split() for line in log.read_text().splitlines())
+
+    return claim
+
+
+def test_each_gpu_has_a_worker_that_keeps_the_model_from_cell_to_cell(on_gpus, world, tmp_path, finished):
+    """Ray gives out GPUs as on a machine that has two."""
+
+    def alter(worker, tell):
+        def load(*given, real=worker.Worker.load, **more):
+            tell("loads")
+            real(*given, **more)
+
+        worker.Worker.load = load
+
+    told = on_gpus(alter)
     result = sweep_here(arguments(world, tmp_path / "records", "--device", "auto"))
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Ray: 1 node(s) with 2 CPUs and 2 GPUs" in result.stdout
     assert len(digest(tmp_path / "records")) == 33
-    told = sorted(line.split()[1:] for line in log.read_text().splitlines())
-    assert told == [["has", "0", "cuda:0"], ["has", "1", "cuda:0"], ["loads"], ["loads"]], "Ray hides the other one"
+    assert told() == [["has", "0", "cuda:0"], ["has", "1", "cuda:0"], ["loads"], ["loads"]], "Ray hides the other one"
     assert len(hardly_waited(finished)) == 2
+
+
+def test_texts_that_run_out_of_a_gpus_memory_are_halved_down_to_one_which_is_recorded(on_gpus, world, tmp_path):
+    """Two texts fit, under one policy not even one does."""
+
+    def alter(worker, tell):
+        def evaluate(*given, real=worker.evaluate_quality, **named):
+            count, policy = len(named["token_ids_BN"]), named["policy"]
+            tell("replays", count, policy)
+            if count > 2 or policy == RecentOnly(9):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return real(*given, **named)
+
+        worker.evaluate_quality = evaluate
+
+    out, texts = tmp_path / "records", tmp_path / "texts"
+    texts.mkdir()
+    for seed in range(8):
+        (texts / f"{seed}.txt").write_text(" ".join(random.Random(seed).choices(WORDS, k=300)))
+    told = on_gpus(alter, memory=64e9)
+
+    def sweep(policies):
+        """How it ended, and with how many texts each policy was tried."""
+        more = ["--documents", "8", "--text", str(texts), "--device", "auto"]
+        ended = sweep_here(labelled(world, out, policies, 200, *more))
+        tried = [(policy, int(count)) for what, count, policy in told() if what == "replays"]
+        return ended, {policy: [count for label, count in tried if label == policy] for policy in policies.split(",")}
+
+    result, tried = sweep("full,recent_only(8)")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(digest(out)) == 16
+    for counts in tried.values():
+        assert counts[:4] == [2] * 4
+        assert set(counts[4:]) <= {4, 8}
+    assert 2 <= sum(map(len, tried.values())) - 8 <= 6, "what both had been sent when the first failed"
+    for line in ("8 texts side by side, goes on with 4 at a time", "4 texts side by side, goes on with 2 at a time"):
+        assert result.stdout.count(f"out of memory with {line}; what needs about as much is halved from here on") == 1
+    result, tried = sweep("recent_only(9)")
+    assert result.returncode == 1
+    assert "8 of 8 cells are not finished" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert tried["recent_only(9)"][:8] == [1] * 8
+    assert "FAILED, MemoryError: its device ran out of memory; give shorter texts" in result.stdout
+    failures = [json.loads(path.read_text()) for path in out.glob("*.failed.json")]
+    assert {(failure["fields"]["budget"], failure["attempts"]) for failure in failures} == {(9, 1)}
+    for failure in failures:
+        why, details = failure["error"].splitlines()
+        assert why.startswith("MemoryError: its device ran out of memory; give shorter texts or contexts, smaller ")
+        assert details == "CUDA out of memory. Tried to allocate 2.00 GiB"
 
 
 def test_a_worker_that_died_in_between_is_replaced(one_thread, ray_here, tmp_path):

@@ -1,6 +1,7 @@
 """The scheduler's rules, without Ray: workers are a list, and what happens to them is made up."""
 
 import hashlib
+from collections import deque
 from dataclasses import dataclass, field, replace
 from unittest.mock import Mock
 
@@ -19,6 +20,7 @@ from kvstream.measure.quality import Evaluated
 from kvstream.sweep.driver import Driver
 from kvstream.sweep.interrupt import Interrupt
 from kvstream.sweep.jobs import Job, jobs_of
+from kvstream.sweep.memory_limits import MemoryLimits
 from kvstream.sweep.pool import Done, Failed, Lost, Node, Slots, Told, WorkerInfo
 from kvstream.sweep.results import Results
 from kvstream.sweep.scheduler import Scheduler, phases
@@ -26,6 +28,7 @@ from kvstream.sweep.work import Check, Timing
 
 INFO, OTHER = resolve("shape:pythia-70m"), resolve("shape:pythia-160m")
 ERROR = RuntimeError("on purpose")
+NO_MEMORY = MemoryError("none left")
 FULL, LONG = Full(), StreamingLLM(4, 1020)
 THREE = (FULL, RecentOnly(8), RecentOnly(9))
 ONE_MACHINE = (Node("n", 2, 0, 1e12),)
@@ -45,9 +48,9 @@ def worker(id="w", node="n", memory=1e12, memory_of=None):
     return WorkerInfo(id, node, 1, memory, memory_of or node)
 
 
-def checked(works, prepare=lambda work: work):
+def checked(works, prepare=lambda work: work, say=print):
     """A scheduler whose model has passed."""
-    scheduler = Scheduler(Check(cells=tuple(work.cells[0] for work in works)), works, prepare)
+    scheduler = Scheduler(Check(cells=tuple(work.cells[0] for work in works)), works, prepare, say)
     one = worker("checker")
     scheduler.settle(Done(one, scheduler.next(one), None, 0, 1))
     scheduler.settle(Lost(one, ERROR))  # it is no more
@@ -189,6 +192,117 @@ def test_cells_that_were_computed_together_are_tried_once_more_alone(shared):
     assert scheduler.settle(Failed(one, again, ERROR)) is again
 
 
+def computed_alone(scheduler, one, error_of):
+    """Have one worker compute everything: all it was sent, in that order, and what failed for good."""
+    sent, failed, held = [], [], deque()
+    while not scheduler.over:
+        while work := scheduler.next(one):
+            sent.append(work)
+            held.append(work)
+        work = held.popleft()
+        error = error_of(work)
+        if given_up := scheduler.settle(Failed(one, work, error) if error else done(one, work)):
+            failed.append(given_up)
+    return sent, failed
+
+
+def crowded(most):
+    """More texts than so many lack memory."""
+    return lambda work: NO_MEMORY if len(work.cells) > most else None
+
+
+def side_by_side(names, policies=(FULL,), tokens=300):
+    return jobs_of([cell(policy, name, tokens) for name in names for policy in policies], 8)
+
+
+def test_texts_that_run_out_of_memory_are_halved_and_later_ones_before_they_are_sent():
+    """Eight were sent behind the first eight, and four behind these; the third eight were not."""
+    said, names = [], "abcdefghijklmnopqrstuvwx"
+    works = side_by_side(names)
+    scheduler = checked(works, say=said.append)
+    sent, failed = computed_alone(scheduler, worker(), crowded(2))
+    assert [len(work.cells) for work in sent] == [8, 8, 4, 4, *[2] * 12]
+    assert sorted(name for work in sent[4:] for name in work.text) == list(names)
+    assert {work.attempt for work in sent} == {1}
+    assert not failed
+    assert said == [
+        f"shape:pythia-70m · full: out of memory with {count} texts side by side, goes on with {count // 2} at a time; "
+        "what needs about as much is halved from here on"
+        for count in (8, 4)
+    ]
+
+
+def test_what_ran_out_of_memory_tells_of_what_needs_about_as_much_where_there_is_no_more():
+    said = []
+    limits, one = MemoryLimits(said.append), worker()
+    [much], [later], [fewer] = (side_by_side(names, tokens=5000) for names in ("abcdefgh", "ijklmnop", "qrstuvw"))
+    [nearly], [little] = (side_by_side("abcdefgh", [RecentOnly(budget)], 5000) for budget in (4500, 8))
+    [alone] = side_by_side("a", tokens=5000)
+    for work, event in (
+        (much, Failed(one, much, ERROR)), (much, Lost(one, NO_MEMORY)), (alone, Failed(one, alone, NO_MEMORY)),
+    ):  # fmt: skip
+        assert not limits.met(work, event)
+        assert not limits.exceeded(later, one)
+    for _ in range(2):
+        assert limits.met(much, Failed(one, much, NO_MEMORY))
+    assert len(said) == 1
+    small, large = worker(memory=1e11), worker(memory=1e13)
+    found = {(name, where): limits.exceeded(work, where) for where in (small, one, large) for name, work in
+             {"later": later, "nearly": nearly, "fewer": fewer, "little": little, "alone": alone}.items()}  # fmt: skip
+    assert {each for each, is_so in found.items() if is_so} == {
+        (name, where) for name in ("later", "nearly") for where in (small, one)
+    }
+    assert limits.met(later, Failed(large, later, NO_MEMORY))
+    assert limits.exceeded(nearly, large)
+    assert not any(limits.exceeded(check, one) for check in (Check(cells=much.cells), Timing(cells=(timed(),))))
+
+
+def test_policies_on_texts_that_are_halved_go_on_sharing_first_tokens():
+    works = side_by_side("abcdefgh", (FULL, LONG), tokens=2000)
+    sent, failed = computed_alone(checked(works), worker(), crowded(4))
+    assert [len(work.cells) for work in sent[:2]] == [8, 8]
+    halves = [("".join(work.text), str(work.cells[0].policy), work.shared) for work in sent[2:]]
+    assert sorted(halves) == [(text, str(policy), 1024) for text in ("abcd", "efgh") for policy in (FULL, LONG)]
+    scheduler = checked([*works, *side_by_side("ijklmnop", (FULL, LONG), tokens=2000)])
+    sent, failed = computed_alone(scheduler, worker(), crowded(4))
+    later = ["".join(work.text) for work in sent[-4:]]
+    assert later == ["ijkl", "ijkl", "mnop", "mnop"] or later == ["mnop", "mnop", "ijkl", "ijkl"], "text by text"
+    assert not failed
+
+
+@pytest.mark.parametrize(("policies", "attempts"), [((FULL,), [1]), ((FULL, LONG), [1, 1, 2, 2])])
+def test_a_text_that_lacks_memory_alone_is_given_up_and_the_others_finish(policies, attempts):
+    """Once more without what it shared, if it shared anything."""
+    works = side_by_side("abcdefgh", policies, tokens=2000)
+    sent, failed = computed_alone(checked(works), worker(), lambda work: NO_MEMORY if "c" in work.text else None)
+    alone = [work for work in sent if work.text == ("c",)]
+    assert [work.attempt for work in alone] == attempts
+    assert [work.shared for work in alone] == [
+        0 if attempt == 2 or len(policies) == 1 else 1024 for attempt in attempts
+    ]
+    assert [work.text for work in failed] == [("c",)] * len(policies)
+    finished = [(name, work.cells[0].policy) for work in sent if "c" not in work.text for name in work.text]
+    assert len(finished) == len(set(finished)) == 7 * len(policies)
+
+
+def test_a_killed_worker_costs_texts_side_by_side_one_of_two_attempts_and_says_nothing_of_others():
+    """Also where its machine's memory was full: who filled that is not known."""
+    works = [*side_by_side("abcdefgh"), *side_by_side("ijklmnop")]
+    scheduler, one = checked(works, say=pytest.fail), worker()
+    work = scheduler.next(one)
+    assert scheduler.settle(Lost(one, NO_MEMORY)) is None
+    again = [scheduler.next(worker(str(number))) for number in range(9)]
+    assert [(len(work.cells), work.attempt) for work in again] == [(1, 2)] * 8 + [(8, 1)]
+    assert "".join(one.text[0] for one in again[:8]) == "".join(work.text)
+    assert scheduler.settle(Lost(worker("0"), NO_MEMORY)) is again[0]
+    halved, one = checked(side_by_side("abcd")), worker()
+    assert halved.settle(Failed(one, halved.next(one), NO_MEMORY)) is None
+    assert [len(halved.next(one).cells) for _ in range(2)] == [2, 2]
+    assert halved.settle(Lost(one, ERROR)) is None
+    again = [halved.next(worker(str(number))) for number in range(3)]
+    assert sorted((len(work.cells), work.attempt) for work in again) == [(1, 2), (1, 2), (2, 1)]
+
+
 def test_work_goes_where_there_is_memory_for_it():
     small, large = jobs([RecentOnly(8), Full()], tokens=PART_TOKENS)
     if small.memory_bytes > large.memory_bytes:
@@ -246,6 +360,8 @@ class Book:
 
     def say(self, line):
         self.lines.append(line)
+
+    note = say
 
     def resumed(self, work):
         return work
