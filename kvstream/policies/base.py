@@ -106,6 +106,11 @@ class Policy(ABC):
         return self.attention_memory * scores_BHS + probs_BHGS.mean(2)
 
     @property
+    def scores_in_python(self) -> bool:
+        """Whether `update_scores` is asked query by query, which takes some Python steps per token."""
+        return self.scored_by == "attention" and self.attention_memory is None
+
+    @property
     def per_age(self) -> bool:
         """Whether a score from attention is divided by its token's age, the queries that saw it, before it decides."""
         return False

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from kvstream.engine.replay import replay_windows
 from kvstream.engine.rope import Rotation
 from kvstream.engine.scanned_layer import Arriving, ScannedLayer
 from kvstream.engine.shared_tables import SharedTables
+from kvstream.policies import POLICIES
+from kvstream.policies.fields import spanned
 
 B, H, G, T, S, D = 2, 3, 2, 5, 11, 8
 CPU = torch.device("cpu")
@@ -211,10 +214,11 @@ def test_keys_to_compare_are_turned_and_measured(rotated, dtype):
         assert inverse[0, 1, 2] == inverse[1, 2, 3] == 0
 
 
-def turning(rotated, positions):
+def turning(rotated, positions, dtype=FLOAT64):
     """Rotate the first dimensions of a head to these positions."""
     angles_SP = positions[:, None] * torch.tensor([0.9, 0.5, 0.2, 0.1])[: rotated // 2].double()
-    return Rotation(angles_SP.cos().repeat(1, 2), torch.cat((-angles_SP.sin(), angles_SP.sin()), 1))
+    cos_SR, sin_SR = angles_SP.cos().repeat(1, 2), torch.cat((-angles_SP.sin(), angles_SP.sin()), 1)
+    return Rotation(cos_SR.to(dtype), sin_SR.to(dtype))
 
 
 def scanned(scan, policy, rotated, queries):
@@ -245,6 +249,59 @@ def test_a_compiled_scan_does_what_the_plain_one_does_however_many_queries_share
         close(layer.sum_BHC, plain.sum_BHC, FLOAT64)
         assert plain.sum_BHC.any()
         assert layer.own_BHSE.shape[-1] == (0 if position == "absolute" else rotated)
+
+
+SAMPLED = {"start_sizes": (1,), "windows": (3,), "every": (4,), "normalise": ("none", "age")}
+IN_TURN = [each for kind in POLICIES.values() for each in spanned(kind, 9, SAMPLED) if each.in_turn(0)]
+COMPILED = [each for each in IN_TURN if not each.scores_in_python]
+TEXT = 31
+
+
+def taken(policy, dtype, queries, tied, sizes):
+    """What a layer answers to a text in calls of these sizes, and the layer.
+
+    Where tokens tie, few keys return again and again, none is turned, and queries attend to all alike.
+    """
+    turns, token_T = int(not tied), torch.arange(TEXT) % (3 if tied else TEXT)
+    rope = SimpleNamespace(size=4, at=lambda positions, like: turning(4, turns * positions, like.dtype))
+    k, v = (drawn(B, H, TEXT, D, dtype=dtype, seed=seed)[:, :, token_T] for seed in (1, 2))
+    q = drawn(B, H, queries, TEXT, D, dtype=dtype) * turns
+    layer = ScannedLayer(SharedTables(rope), policy, 0)
+    layer.lazy_initialization(k, v)
+    calls = zip(q.split(sizes, 3), k.split(sizes, 2), v.split(sizes, 2))
+    return torch.cat([layer._answer(*call, 0.3) for call in calls], 3), layer
+
+
+def by_age(layer):
+    """What is stored of the tokens that a layer holds: their numbers, keys, values, own keys; and their scores."""
+    slot_BUN = layer.order_BUS[:, :, : layer.held(layer.seen)]
+    slot_BHN = slot_BUN.expand(B, H, -1)
+    stored = (layer.keys, layer.values, layer.own_BHSE)
+    found = [x.gather(2, slot_BHN[..., None].expand(-1, -1, -1, x.shape[3])) for x in stored]
+    return [layer.token_BUS.gather(2, slot_BUN), *found], layer.score_BHS.gather(2, slot_BHN)
+
+
+@pytest.mark.parametrize("policy", COMPILED, ids=str)
+@pytest.mark.parametrize("position", ["cache", "absolute"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("tied", [False, True])
+def test_half_precision_takes_no_python_step_per_token_and_does_what_those_did(
+    monkeypatch, policy, position, dtype, queries, tied
+):
+    policy = replace(policy, position=position)
+    with patch("kvstream.engine.backends.cpu.scan_compiled", scan_plainly):
+        truth, plain = taken(policy, dtype, queries, tied, TEXT)
+    monkeypatch.setattr("kvstream.engine.backends.cpu.scan_plainly", None)
+    for size in (1, 7, TEXT):
+        ours, layer = taken(policy, dtype, queries, tied, size)
+        (stored, score), (stored_plainly, score_plainly) = by_age(layer), by_age(plain)
+        assert all(torch.equal(one, other) for one, other in zip(stored, stored_plainly)), "bit by bit"
+        assert torch.allclose(score, score_plainly, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(layer.sum_BHC, plain.sum_BHC, rtol=1e-12, atol=1e-12)
+        assert ours.dtype == truth.dtype == dtype
+        assert torch.allclose(ours.float(), truth.float(), rtol=torch.finfo(dtype).eps, atol=1e-6)
+        assert layer.kv_bytes == sum(x.numel() for x in (layer.keys, layer.values, layer.own_BHSE)) * 2
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -53,8 +53,9 @@ def test_after_going_back_what_grows_takes_its_first_steps_again_and_what_is_ful
 
 
 @pytest.mark.parametrize("policy", [H2O(24, 8, 2), TOVA(24)], ids=str)
-def test_a_scan_that_goes_back_reads_slots_as_one_that_never_was_full(policy, tiny_llama, tokens):
-    engine, ids = DecodeEngine(tiny_llama(), policy), tokens(60, 3)[None]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scan_that_goes_back_reads_slots_as_one_that_never_was_full(policy, dtype, tiny_llama, tokens):
+    engine, ids = DecodeEngine(tiny_llama(dtype), policy), tokens(60, 3)[None]
     engine.prefill(ids[:, :16])
     for token in range(16, 60):
         engine.step(ids[:, token : token + 1])

@@ -16,10 +16,23 @@ import torch
 from exactness_cases import BOUNDED, FLOAT32, FLOAT64, MODES, TOLERANCE, assert_close, every_pair, spec_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from oracle import Trace, oracle_trace, protected_of
+from oracle import Asked, Trace, oracle_trace, protected_of
 from tiny import build_model
 
-from kvstream import FixSizeL2, Full, KVStreamCache, RecentOnly, StreamingLLM, decode, replay
+from kvstream import (
+    H2O,
+    TOVA,
+    FixSizeL2,
+    Full,
+    KeyDiff,
+    KVStreamCache,
+    L2Compress,
+    RecentOnly,
+    SnapKV,
+    StreamingLLM,
+    decode,
+    replay,
+)
 from kvstream.engine.scoring import score
 from kvstream.policies import POLICIES
 from kvstream.policies.fields import axes_of, spanned
@@ -445,7 +458,7 @@ def in_dtype(family: str, dtype: torch.dtype):
 @lru_cache
 def trace_in(family: str, dtype: torch.dtype, ids: tuple[int, ...], policy) -> Trace:
     """What the oracle finds with the weights of that dtype."""
-    return oracle_trace(in_dtype(family, dtype)[1], ids, spec_of(policy))
+    return oracle_trace(in_dtype(family, dtype)[1], ids, Asked(policy) if policy.in_turn(0) else spec_of(policy))
 
 
 def divergence(log_p: np.ndarray, logits: torch.Tensor) -> float:
@@ -454,10 +467,14 @@ def divergence(log_p: np.ndarray, logits: torch.Tensor) -> float:
     return float((np.exp(log_p) * (log_p - ours)).sum(-1).mean())
 
 
+KNOWN_AHEAD = [Full(), StreamingLLM(4, 7), StreamingLLM(4, 7, position="absolute"), BOUNDED[-1], BOUNDED[3]]
+IN_TURN = [H2O(11, 5, 2), H2O(11, 5, 0, "age"), TOVA(11), SnapKV(11, 3, 3, 4), KeyDiff(11, 4, 2), L2Compress(0.5, 11)]
+
+
 @pytest.mark.parametrize(
     ("policy", "family", "dtype"),
     every_pair(
-        [Full(), StreamingLLM(4, 7), StreamingLLM(4, 7, position="absolute"), BOUNDED[-1], BOUNDED[3]],
+        [*KNOWN_AHEAD, *IN_TURN],
         ["neox", "llama"],
         [torch.float16, torch.bfloat16, FLOAT32],
     ),
@@ -477,9 +494,10 @@ def test_every_dtype_is_as_near_the_oracle_as_transformers_own_forward(policy, f
         cache.reset()
         calls = torch.cat([model(part[None], past_key_values=cache).logits[0] for part in ids.split([20, 1, 1, 1, 14])])
     apart, off = 4 * divergence(full.log_p, own), 3 * np.abs(nll_of(own, ids) - full.nll_nats).mean()
-    if policy == BOUNDED[3] and dtype != FLOAT32:
-        # Norms that half precision cannot tell apart may keep another token: half as bad as a budget of one fewer.
-        fewer = trace_in(family, dtype, text, replace(policy, budget=policy.budget - 1))
+    if policy.scored_by != "nothing" and dtype != FLOAT32:
+        # Scores that half precision cannot tell apart may keep another token: half as bad as a budget of one fewer.
+        budget = "prune_after" if isinstance(policy, L2Compress) else "budget"
+        fewer = trace_in(family, dtype, text, replace(policy, **{budget: policy.regions.budget - 1}))
         apart = max(apart, divergence(truth.log_p, torch.from_numpy(fewer.log_p)) / 2)
         off = max(off, np.abs(truth.nll_nats - fewer.nll_nats).mean() / 2)
     for logits in (chunk, steps, calls):

@@ -1,52 +1,36 @@
 """Tokens through a `ScannedLayer`, one after another, compiled for CPUs: what `scan` does in Python.
 
 Shape legend: B batch, U sets of kept tokens, K kv-heads of a set, S slots, N tokens held, G query heads per
-kv-head, T tokens, D head size, C and E as in `scanned_layer`, W dimensions turned by distance.
+kv-head, T tokens, D head size, C and E as in `scanned_layer`, W and X as in `scan_views`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from kvstream.engine.backends.compiled_attention import compiled, copy, scores, scores_of_one, softmax, weighted_sums
-from kvstream.engine.backends.pace import PACES, Pace
+from kvstream.engine.backends.scan_views import by_sets, store, views_of, widened
 
 if TYPE_CHECKING:
     from kvstream.engine.scanned_layer import Arriving, ScannedLayer
-
-LANES = 32  # dimensions that a loop takes at a time on the widest CPUs; of fewer it takes one by one
-
-
-@dataclass(frozen=True)
-class Views:
-    """A layer as its compiled loop sees it, kept from call to call: of one token, half the time would go into this.
-
-    of: the tensors that these arrays show. of_sets: arrays whose first dimension is sets; how: what does not change.
-    nothing: a token's score and its own key where there are none.
-    """
-
-    of: tuple[torch.Tensor, ...]
-    of_sets: tuple[Any, ...]
-    how: tuple[Any, ...]
-    nothing: tuple[Any, Any]
-    pace: Pace
 
 
 def scan_compiled(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.Tensor:
     """Take no Python step per token; sets of kept tokens are spread over torch's threads: (B, H, G, T, D)."""
     views = views_of(layer, new.q_BHGTD.shape[2])
-    sets, K = views.of_sets[0].shape[:2]
+    sets, K = views.slots[0].shape[:2]
     none_UKT, none_UKTE = views.nothing
-    q_UKGTD, k_UKTD, v_UKTD = (_by_sets(x, sets, K) for x in (new.q_BHGTD, new.k_BHTD, new.v_BHTD))
-    first_UKT = none_UKT if new.score_BHT is None else _by_sets(new.score_BHT, sets, K)
-    own_UKTE = none_UKTE if new.own_BHTE is None else _by_sets(new.own_BHTE, sets, K)
-    output = torch.empty(new.q_BHGTD.shape, dtype=new.q_BHGTD.dtype)  # by torch, which counts what it allocates
+    q_UKGTD, k_UKTD, v_UKTD = (by_sets(widened(x), sets, K) for x in (new.q_BHGTD, new.k_BHTD, new.v_BHTD))
+    first_UKT = none_UKT if new.score_BHT is None else by_sets(new.score_BHT, sets, K)
+    own_UKTE = none_UKTE if new.own_BHTE is None else by_sets(widened(new.own_BHTE), sets, K)
+    output = torch.empty(new.q_BHGTD.shape, dtype=views.wide)  # by torch, which counts what it allocates
     output_UKGTD = output.numpy().reshape(q_UKGTD.shape)
-    of_sets = (q_UKGTD, k_UKTD, v_UKTD, own_UKTE, first_UKT, output_UKGTD, *views.of_sets)
+    half = layer.dtype != views.wide
+    slots_UKSX = [by_sets(widened(x), sets, K) for x in views.of[:3]] if half else views.slots
+    of_sets = (q_UKGTD, k_UKTD, v_UKTD, own_UKTE, first_UKT, output_UKGTD, *slots_UKSX, *views.beside)
     before = layer.held(layer.seen)
     how = (layer.seen, before, q_UKGTD.dtype.type(scaling), *views.how)
 
@@ -54,48 +38,10 @@ def scan_compiled(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.T
         _scan(*[x[part] for x in of_sets], *how)
 
     views.pace.spread(piece, sets, q_UKGTD.size * min(before + k_UKTD.shape[2], layer.full))
-    return output
-
-
-def _by_sets(x: torch.Tensor, sets: int, heads: int) -> Any:
-    """Rows of a batch and heads as sets and their heads; contiguous, as loops over any other layout are slow."""
-    return np.ascontiguousarray(x.numpy().reshape(sets, heads, *x.shape[2:]))
-
-
-def views_of(layer: ScannedLayer, groups: int) -> Views:
-    """Show the layer's tensors, or those of before while they are the same."""
-    tensors = (layer.keys, layer.values, layer.own_BHSE, layer.sum_BHC, layer.score_BHS)
-    of = (*tensors, layer.order_BUS, layer.token_BUS)
-    if layer.views is None or any(one is not other for one, other in zip(of, layer.views.of)):
-        policy, regions = layer.policy, layer.regions
-        sets, S = layer.order_BUS.shape[:2].numel(), layer.order_BUS.shape[2]
-        K = layer.keys.shape[:2].numel() // sets
-        of_sets = [x.view(sets, K, *x.shape[2:]).numpy() for x in tensors]
-        of_sets += [layer.order_BUS.view(sets, S).numpy().view(np.uint64), layer.token_BUS.view(sets, S).numpy()]
-        memory = -1.0 if policy.scored_by != "attention" else policy.attention_memory
-        how = (layer.left, regions.sinks, regions.recent, memory, policy.queries_heard, policy.per_age, policy.pooled)
-        nothing = np.empty((sets, K, 0)), np.empty((sets, K, 0, 0), of_sets[0].dtype)
-        how = (*how, layer.tie, *_rotations(layer, groups))
-        layer.views = Views(of, tuple(of_sets), how, nothing, PACES[policy.name])
-    return layer.views
-
-
-def _rotations(layer: ScannedLayer, groups: int) -> list[Any]:
-    """Cosines and sines by distance, how many dimensions are rotated, and an example of the integers as wide as a key.
-
-    Of each pair of dimensions where several queries share a key, (S, pairs); for one query of both, (S, W), as its
-    loops are long then: the others of W turn by nothing.
-    """
-    dtype = layer.keys.numpy().dtype
-    integers = np.empty(0, f"i{dtype.itemsize}")
-    if layer.distances is None:
-        return [np.empty((0, 0), dtype), np.empty((0, 0), dtype), 0, integers]
-    cos_SW, sin_SW = layer.distances.cos.numpy(), layer.distances.sin.numpy()
-    size, D = cos_SW.shape[-1], layer.keys.shape[3]
-    if groups > 1:
-        return [cos_SW[:, : size // 2].copy(), sin_SW[:, size // 2 :].copy(), size, integers]
-    wide = ((0, 0), (0, min(-(-size // LANES) * LANES, D) - size))
-    return [np.pad(cos_SW, wide, constant_values=1), np.pad(sin_SW, wide), size, integers]
+    if not half:
+        return output
+    store(layer, new, views)
+    return output.to(layer.dtype)
 
 
 @compiled

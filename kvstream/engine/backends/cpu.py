@@ -85,10 +85,8 @@ class Cpu(Reference):
         return turned_BHTE, inverse_BHT
 
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
-        """Take no Python step per token, if policy and dtype are ones that can be compiled."""
-        known = layer.policy.scored_by != "attention" or layer.policy.attention_memory is not None
-        can = known and arriving.k_BHTD.element_size() >= 4
-        return (scan_compiled if can else scan_plainly)(layer, arriving, scaling)
+        """Take no Python step per token, but for a policy that scores in Python itself."""
+        return (scan_plainly if layer.policy.scores_in_python else scan_compiled)(layer, arriving, scaling)
 
     def block_by_rank(
         self,

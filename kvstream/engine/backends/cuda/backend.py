@@ -52,9 +52,8 @@ class Cuda(Reference):
 
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take all tokens in one kernel, if the policy is one that it knows; see `Backend.scan`."""
-        known = layer.policy.scored_by != "attention" or layer.policy.attention_memory is not None
         kind = layer.policy.name, layer.full, layer.keys.shape[3], layer.keys.dtype
-        if not known or layer.full > MOST_SLOTS or kind in refused:
+        if layer.policy.scores_in_python or layer.full > MOST_SLOTS or kind in refused:
             return super().scan(layer, arriving, scaling)
         try:
             with torch.cuda.device_of(layer.keys):
