@@ -75,6 +75,7 @@ class Latency:
     noise: float = 0.01  # of a step, relative, log-normal
     evicting: float = 1.02  # a step with eviction over one without
     blemishes: dict[tuple[str, int, int], str] = field(default_factory=dict)  # busy, apart, failed
+    launched: dict[str, str] | None = None  # how contenders' steps are, if not as CUDA graphs; None: not recorded
 
 
 @dataclass(frozen=True)
@@ -333,6 +334,8 @@ def write_latency(plan: Plan, folder: Path) -> list[str]:
             write_failure(folder, key, fields)
             continue
         fields["contenders"] = contenders_of(plan.policies, context, batch)
+        for one in fields["contenders"] if measure.launched is not None else ():
+            one["launched"] = measure.launched.get(one["label"], "CUDA graph")
         others = 0.7 if blemish == "busy" else 0.02
         fields["noise"] = {
             "load_before": 0.2, "load_after": 1.9, "steal": 0.001, "others": others, "governor": None,

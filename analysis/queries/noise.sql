@@ -16,6 +16,12 @@ WITH thirds AS (
         AND round_intervals.phase = rounds.phase AND against = 'full'
     WHERE role = 'again'
     GROUP BY ALL
+), launched AS (
+    SELECT cell, mode(launched ORDER BY launched) AS usual FROM contenders WHERE role <> 'dynamic' GROUP BY cell
+), otherwise AS (
+    SELECT cell, list({'label': label, 'launched': launched} ORDER BY label) AS apart
+    FROM contenders JOIN launched USING (cell)
+    WHERE role <> 'dynamic' AND launched <> usual GROUP BY cell
 ), cores AS (
     SELECT cell, value AS cores FROM environment WHERE name = 'cores' AND value <> 'None'
 )
@@ -23,6 +29,7 @@ SELECT latency_cells.*,
     first.ratio AS again_ttft_ratio, first.low AS again_ttft_low, first.high AS again_ttft_high,
     step.ratio AS again_tpot_ratio, step.low AS again_tpot_low, step.high AS again_tpot_high,
     100 * (late / early - 1) AS drift_percent,
+    launched.usual AS launched, otherwise.apart AS launched_otherwise,  -- how a contender's step is
     nullif(array_to_string(list_filter([
         CASE WHEN round(others, 1) > 0
             THEN format('other processes used {:.1f}{} cores', others, coalesce(' of ' || cores, '')) END,
@@ -37,6 +44,8 @@ SELECT latency_cells.*,
 FROM latency_cells
 LEFT JOIN thirds USING (cell)
 LEFT JOIN cores USING (cell)
+LEFT JOIN launched USING (cell)
+LEFT JOIN otherwise USING (cell)
 LEFT JOIN again AS step ON step.cell = latency_cells.cell AND step.phase = 'step'
 LEFT JOIN again AS first ON first.cell = latency_cells.cell AND first.phase = 'ttft'
 ORDER BY setting, batch, context

@@ -65,7 +65,7 @@ IDENTITY: dict[str, dict[str, pa.DataType]] = {
     "quality": texts("code", "model_identity", "document_sha256") | ALL_FIELDS,
     "latency": texts("code", "model_identity"),
 }
-CONTENDER = texts("label", "role", "of") | POLICY
+CONTENDER = texts("label", "role", "of", "launched") | POLICY
 CONTENDER |= counts("kv_bytes", "kv_bytes_allocated", "peak_bytes", "full_after")
 NOISE = dict.fromkeys(("load_before", "load_after", "steal", "others"), pa.float64()) | texts("governor")
 ADDED = {
@@ -74,6 +74,7 @@ ADDED = {
     "evicts_after",
     "every",
     "full_after",
+    "launched",
     "answers",
     "worst",
     "metrics",

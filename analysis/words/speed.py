@@ -8,6 +8,14 @@ from typing import Any
 from analysis.words import wording
 from analysis.words.wording import NONE, SAME, bracketed, capital, caveat, change, fixed, percent, times, tokens_of
 
+EAGER = "eager"
+WAYS = {
+    EAGER: "operation by operation",
+    "compiled": "as compiled operations",
+    "CUDA graph": "as one CUDA graph",
+    "compiled, CUDA graph": "as one CUDA graph of compiled operations",
+}
+
 Row = dict[str, Any]
 
 
@@ -85,6 +93,20 @@ def again_ratio(row: Row, name: str) -> str:
     return NONE if ratio is None else times(ratio, low, high)
 
 
+def launched(row: Row) -> str:
+    """How a GPU was given the steps of a cell; nothing where each operation was launched by itself, as on CPUs."""
+    others = row["launched_otherwise"] or []
+    if row["launched"] in (None, EAGER) and not others:
+        return ""
+    apart = "".join(f", that of {one['label']} {way(one['launched'])}" for one in others)
+    return f"a step is launched {way(row['launched'])}{apart}, that of DynamicCache {way(EAGER)}"
+
+
+def way(name: str) -> str:
+    """A way of launching a step, as records name it, in words."""
+    return WAYS.get(name, name)
+
+
 def alone(row: Row, several: bool) -> Row:
     """The answer for a model of which only speed was measured: the fastest policy, and no recommendation."""
     where = f"For {row['setting']}: " if several else ""
@@ -121,4 +143,5 @@ def again(row: Row) -> Row:
         f"governor {row['governor']}" if row["governor"] else "",
     ]
     shown = {name: again_ratio(row, name) for name in ("tpot", "ttft")}
-    return row | shown | {"drift": change(row["drift_percent"]), "machine": ", ".join(filter(None, machine))}
+    words = {"drift": change(row["drift_percent"]), "machine": ", ".join(filter(None, machine)), "steps": launched(row)}
+    return row | shown | words

@@ -6,7 +6,7 @@ from analysis.read.records import Records
 from analysis.words import card_sentences, recall, wording
 from analysis.words.answers import answers
 from analysis.words.metric import METRICS
-from analysis.words.speed import again_ratio
+from analysis.words.speed import again_ratio, launched
 from analysis.words.standing import compared_at, place_of, texts_of
 from analysis.words.visible import in_markdown, visible
 from analysis.words.wording import counted, listed
@@ -129,7 +129,8 @@ def speed_lines(frames: Frames) -> list[str]:
         of = f"{row['setting']} ({row['device']}, {row['dtype']}) at {wording.tokens_of(row)}"
         where = f"{of}, {counted(row['threads'], 'thread')}, {row['rounds']} rounds"
         busy = f" (machine not idle: {row['busy']})" if row["busy"] else ""
-        found.append(f"{where}, full against itself {again_ratio(row, 'tpot')}{busy}")
+        steps = f", {how}" if (how := launched(row)) else ""
+        found.append(f"{where}, full against itself {again_ratio(row, 'tpot')}{busy}{steps}")
     start = "Time per token is a multiple of full’s, with its 95\u00a0% interval over rounds; a difference is one only "
     start += "outside the interval of full against itself"
     return [f"\n{start}: {'; '.join(found)}."] if found else []

@@ -24,6 +24,7 @@ from kvstream.policies import Full, Policy
 from kvstream.policies.sizes import kept_by_layer
 
 ROOM = 1024  # tokens that a full cache grows by before steps are recorded anew: each reads all of its slots
+EAGER, GRAPH = "eager", "CUDA graph"  # ways of launching a step
 WORTH = 32  # steps alike for which one is recorded where each is made once
 
 
@@ -99,9 +100,12 @@ class DecodeEngine:
             layer.rewind(self.prompt_tokens)
 
     @property
-    def graphed(self) -> bool:
-        """Whether steps that are alike are by now one CUDA graph, launched at once."""
-        return self.recorded is not None and self.recorded.graph is not None
+    def launched(self) -> str:
+        """How steps that are alike are launched by now: `eager`, `compiled`, `CUDA graph` or `compiled, CUDA graph`."""
+        if self.recorded is None:
+            return EAGER
+        ways = "compiled" * self.recorded.compiled, GRAPH * (self.recorded.graph is not None)
+        return ", ".join(filter(None, ways)) or EAGER
 
     @property
     def _to_come(self) -> float:

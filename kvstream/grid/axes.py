@@ -26,16 +26,22 @@ def _whole(field: str, value: object, least: int) -> None:
 
 @dataclass(frozen=True)
 class Repeats:
-    """How often a latency cell measures: prefills and rounds per contender, and output tokens per round."""
+    """How a latency cell measures: prefills and rounds per contender, and output tokens per round.
+
+    compiled: whether torch.compile fuses what a GPU records as a step, if full gains by it; see `measure.compiling`.
+    """
 
     prefills: int = 5
     rounds: int = 40
     steps: int = 4
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         """Check that each is a number of times."""
-        for name, value in vars(self).items():
-            _whole(name, value, 1)
+        for name in ("prefills", "rounds", "steps"):
+            _whole(name, getattr(self, name), 1)
+        if not isinstance(self.compiled, bool):
+            raise ValueError(f"compiled: {self.compiled!r} is not valid; give True or False")
 
 
 @dataclass(frozen=True)

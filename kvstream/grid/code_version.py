@@ -12,7 +12,8 @@ from pathlib import Path
 # Folders and modules: a change in one of them makes every cell a new one.
 _ALL = ("policies", "engine", "inputs/demo_model", "inputs/pythia_shapes", "inputs/weights", "sweep/worker")
 QUALITY = (*_ALL, "inputs/documents", "measure/quality", "measure/scores", "sweep/jobs")
-LATENCY = (*_ALL, "measure/contenders", "measure/latency", "measure/machine_noise", "measure/peak_memory")
+_TIMED = ("compiling", "contenders", "latency", "machine_noise", "peak_memory")
+LATENCY = (*_ALL, *(f"measure/{name}" for name in _TIMED))
 
 
 def code_digest(modules: Iterable[str]) -> str:

@@ -52,7 +52,7 @@ def parse_flags(grid: Grid, question: str, arguments: Sequence[str] | None = Non
                 changes[axis] = value
         if changes["policies"] != grid.policies:
             changes["latency_policies"] = None
-        repeats = {name: value for name in REPEATS if (value := getattr(given, name)) is not None}
+        repeats = {name: value for name in (*REPEATS, "compiled") if (value := getattr(given, name)) is not None}
         changes["repeats"] = replace(grid.repeats, **repeats)
         grid = replace(grid, **changes)
     except ValueError as error:
@@ -130,6 +130,8 @@ def _add_how(group: Any, grid: Grid) -> None:
     for name, what in REPEATS.items():
         now = getattr(grid.repeats, name)
         group.add_argument(f"--{name}", type=_number, metavar="N", help=f"{what} in latency cells; now {now}")
+    fused = "latency on NVIDIA GPUs: have torch.compile fuse the steps, if full gains by it; takes long for each policy"
+    group.add_argument("--compiled", action=argparse.BooleanOptionalAction, help=fused)
     device = "auto: the cluster's GPUs, else CPUs; Apple's GPUs were not tried: give cpu there"
     group.add_argument("--device", choices=DEVICES, default="auto", help=device)
     group.add_argument(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from kvstream.engine.decode_engine import DecodeEngine, HeldDecodeEngine
+from kvstream.engine.decode_engine import EAGER, DecodeEngine, HeldDecodeEngine
 from kvstream.engine.steady.recorded import WARM_UP
 from kvstream.policies import Full, Policy
 from kvstream.policies.fields import policy_fields
@@ -33,14 +33,17 @@ WARM_UP_STEPS = WARM_UP + 1  # with it a GPU records the step, whose memory is p
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a cell is measured: prompt length, texts at once, prefills and rounds per contender, steps per round."""
+    """How a cell is measured: prompt length, texts at once, prefills and rounds per contender, steps per round.
+
+    compiled: whether torch.compile fuses steps, if that is worth it.
+    """
 
     context: int
     batch: int
     prefills: int
     rounds: int
     steps: int
-    seed: int = 0
+    compiled: bool = False
 
 
 class Contender(ABC):
@@ -50,7 +53,9 @@ class Contender(ABC):
 
     def __init__(self, label: str, model: PreTrainedModel, protocol: Protocol, policy: Policy) -> None:
         self.label, self.model, self.protocol, self.policy = label, model, protocol, policy
+        self.compiled = False  # whether its steps are
         self.engine: Any = None
+        self.compiled_engine: Any = None  # while another takes a prompt
         self.peak_bytes: int | None = None  # of a request, where it was measured
 
     @abstractmethod
@@ -58,7 +63,8 @@ class Contender(ABC):
         """Make what serves a request: a cache, with prefill, step, rewind and what `DecodeEngine` tells of steps."""
 
     def renew(self) -> None:
-        """Let go of the cache, and make an empty one: neither is what a prompt waits for."""
+        """Let go of the cache, and make an empty one: neither is what a prompt waits for. Compiled steps are kept."""
+        self.compiled_engine = self.engine if self.compiled else None
         self.engine = None
         self.engine = self.new_engine()
 
@@ -69,6 +75,11 @@ class Contender(ABC):
     def step(self) -> None:
         """Choose the next token."""
         self._choose(self.engine.step(self.token_B1))
+
+    def resume(self) -> None:
+        """Go on with steps that are compiled, if they are: behind as long a prompt they cost the same."""
+        if self.compiled_engine:
+            self.engine, self.compiled_engine = self.compiled_engine, None
 
     def rewind(self) -> None:
         """Go back to the prompt's length where the cache would otherwise grow."""
@@ -85,10 +96,11 @@ class Contender(ABC):
 
     def release(self) -> None:
         """Let go of the cache."""
-        self.engine = None
+        self.engine = self.compiled_engine = None
 
     def serve(self, prompt_BT: torch.Tensor) -> None:
         """Take a prompt with a new cache and make a few tokens, on a GPU until a step is recorded."""
+        self.release()
         self.renew()
         self.start(prompt_BT)
         for _ in range(WARM_UP_STEPS):
@@ -108,16 +120,16 @@ class Contender(ABC):
 
     @property
     def in_python(self) -> bool:
-        """Whether a token takes many steps in Python: half precision on a CPU, in layers that take tokens in turn."""
+        """Whether a token takes many steps in Python: on a CPU, which compiles how other policies score."""
         layers = range(self.model.config.num_hidden_layers)
-        half = self.model.device.type == "cpu" and self.model.dtype.itemsize < 4
-        return half and any(map(self.policy.in_turn, layers))
+        asked = self.policy.scores_in_python and any(map(self.policy.in_turn, layers))
+        return asked and self.model.device.type == "cpu"
 
     @property
     def description(self) -> dict[str, Any]:
         """What the report groups and labels by, as plain JSON values.
 
-        of: the policy that a twin is of.
+        of: the policy that a twin is of. launched: how its steps are.
         """
         return {
             "label": self.label,
@@ -125,6 +137,7 @@ class Contender(ABC):
             "of": str(self.policy) if self.role == HeldContender.role else None,
             "full_after": full_after(self.policy, self.model.config.num_hidden_layers),
             "peak_bytes": self.peak_bytes,
+            "launched": self.engine.launched,
         } | policy_fields(self.policy)
 
     @property
@@ -148,7 +161,8 @@ class PolicyContender(Contender):
         """Make one with room for the prompt and the steps until it goes back, twice as many where some are apart."""
         full, left = self.policy.shed(self.policy.regions) if self.policy.regions else (0, 0)
         most = max(self.protocol.steps + 1, WARM_UP_STEPS) * (2 if full - left > 1 else 1)
-        return DecodeEngine(self.model, self.policy, capacity=self.protocol.context + most, repeated=True)
+        capacity = self.protocol.context + most
+        return DecodeEngine(self.model, self.policy, capacity=capacity, compiled=self.compiled, repeated=True)
 
 
 class AgainContender(PolicyContender):
@@ -164,7 +178,8 @@ class HeldContender(Contender):
 
     def new_engine(self) -> HeldDecodeEngine:
         """Make one that holds what the policy keeps of the prompt."""
-        return HeldDecodeEngine(self.model, self.policy, prompt_tokens=self.protocol.context)
+        tokens = self.protocol.context
+        return HeldDecodeEngine(self.model, self.policy, prompt_tokens=tokens, compiled=self.compiled)
 
 
 class DynamicContender(Contender):
@@ -185,7 +200,7 @@ class DynamicContender(Contender):
 class DynamicEngine:
     """A model with transformers' DynamicCache and its own prefill, all at once; shapes as in `DecodeEngine`."""
 
-    settled, paused = True, False
+    settled, paused, launched = True, False, EAGER
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.cache, self.prompt_tokens = model, DynamicCache(config=model.config), 0

@@ -27,10 +27,13 @@ from kvstream.engine.backends import synchronize
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.wrappers import vocabulary_of
 from kvstream.measure import machine_noise as noise
+from kvstream.measure.compiling import compile_steps
 from kvstream.measure.contenders import AgainContender, Contender, HeldContender, Protocol, contenders
 from kvstream.measure.peak_memory import peak_tensor_bytes
 from kvstream.measure.rows import LATENCY_ROWS
 from kvstream.policies import Policy
+
+SEED = 0  # of prompts, and of the order of turns
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,13 @@ def evaluate(
 ) -> Iterator[Progress | Measured]:
     """Measure one cell: yields what it is at, and last the result."""
     started, noise_before = time.perf_counter(), noise.before()
-    generator = torch.Generator().manual_seed(protocol.seed)
+    generator = torch.Generator().manual_seed(SEED)
     prompt_BT = torch.randint(vocabulary_of(model), (protocol.batch, protocol.context), generator=generator).to(device)
     runners = contenders(model, policies, protocol)
     yield from warm_up(runners, prompt_BT, device)
+    if protocol.compiled:
+        for label in compile_steps(runners, prompt_BT):
+            yield Progress(0.0, f"compiling, {label}")
     rows = pa.table([])
     for item in measure(cell, runners, prompt_BT, protocol):
         if isinstance(item, Progress):
@@ -99,7 +105,7 @@ def measure(
 
     Each was warmed up before. The share of the work that is done is the share of the rounds.
     """
-    order = np.random.default_rng(protocol.seed)
+    order = np.random.default_rng(SEED)
     samples: list[tuple[str, str, int, int, int, float]] = []
     prefilled = [runner for runner in runners if not isinstance(runner, HeldContender)]
     share = 0.0
@@ -121,6 +127,7 @@ def measure(
                 yield Progress(share, f"prefill {prefill + 1} of {protocol.prefills}, {runner.label}")
                 runner.renew()
                 seconds = clock(partial(runner.start, prompt_BT))
+                runner.resume()
                 samples.append((runner.label, "ttft", prefill, turn, 0, seconds))
             for number in map(int, rounds):
                 share = number / protocol.rounds

@@ -138,7 +138,7 @@ def machines() -> list[Node]:
     ]
 
 
-def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
+def choose_device(device: str, dtype: str, nodes: list[Node], *, compiled: bool = False) -> str:
     """Turn "auto" into the cluster's GPUs where it has any, else its CPUs; ValueError if no node has the device."""
     if device == "mps" and sys.platform != "darwin":
         raise ValueError(f"device: 'mps' needs Apple silicon; use --device cpu (dtype {dtype})")
@@ -147,16 +147,18 @@ def choose_device(device: str, dtype: str, nodes: list[Node]) -> str:
         raise ValueError(f"device: {device!r} asked, but no node of the cluster has a GPU; use --device cpu")
     if device == "auto":  # Ray counts Apple's GPU as one, too
         device = "cpu" if not gpus else "mps" if sys.platform == "darwin" else "cuda"
-    require_suited(device, dtype)
+    require_suited(device, dtype, compiled=compiled)
     return device
 
 
-def require_suited(device: str, dtype: str) -> None:
-    """ValueError if no machine with such a device computes in that dtype."""
+def require_suited(device: str, dtype: str, *, compiled: bool = False) -> None:
+    """ValueError if no machine with such a device computes in that dtype, or times steps that are compiled."""
     if device == "mps" and dtype == "float64":
         raise ValueError("dtype: 'float64' does not exist on mps; use --dtype float32, or --device cpu")
     if dtype == "tf32" and device != "cuda":
         raise ValueError(f"dtype: 'tf32' is how NVIDIA GPUs multiply float32; use --dtype float32 (device {device})")
+    if compiled and device != "cuda":
+        raise ValueError(f"compiled: only NVIDIA GPUs repeat a step as one, and this is {device}; leave out --compiled")
 
 
 _gpu_memory: dict[str, float] = {}  # by machine, as each takes a fresh process to ask

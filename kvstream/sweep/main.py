@@ -61,7 +61,7 @@ def run(grid: Grid, question: str, options: Options) -> int:
     plan = Plan(grid, question or question_of(grid), options, prepare(grid), Records(options.out))
     device = cluster.device_here() if options.device == "auto" and not where else options.device
     if device != "auto":  # else only the cluster knows it
-        cluster.require_suited(device, options.dtype)
+        cluster.require_suited(device, options.dtype, compiled=grid.repeats.compiled)
     if options.dry_run:
         plan.look(device)
         plan.describe()
@@ -86,7 +86,7 @@ def _measure(plan: Plan, where: str | None) -> int:
     options = plan.options
     plan.records.require_writable()
     nodes = cluster.connect(where)
-    device = cluster.choose_device(options.device, options.dtype, nodes)
+    device = cluster.choose_device(options.device, options.dtype, nodes, compiled=plan.grid.repeats.compiled)
     nodes = cluster.fit_for(device, nodes, options.threads)
     plan.look(device)
     plan.refuse_too_large(nodes)

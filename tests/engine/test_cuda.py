@@ -28,7 +28,7 @@ from kvstream.engine import notes
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.chunk_choice import chunk_size_for
 from kvstream.engine.chunks import CHUNK_SIZE
-from kvstream.engine.decode_engine import DecodeEngine
+from kvstream.engine.decode_engine import GRAPH, DecodeEngine
 from kvstream.engine.replay import replay_windows
 from kvstream.engine.scoring import score_logits
 from kvstream.inputs.documents import load_documents
@@ -233,7 +233,7 @@ def test_a_step_that_cannot_be_recorded_is_launched_and_numbers_can_be_drawn(mon
     other.prefill(ids[None, :200].cuda())
     for token in range(200, 210):
         other.step(ids[None, token : token + 1].cuda())
-    assert other.graphed
+    assert GRAPH in other.launched
 
 
 def test_engines_share_the_stream_and_its_workspace():
@@ -246,7 +246,7 @@ def test_engines_share_the_stream_and_its_workspace():
         for token in range(200, 210):
             engines[-1].step(ids[:, token : token + 1])
         held.append(torch.cuda.memory_allocated())
-    assert all(engine.graphed for engine in engines)
+    assert all(GRAPH in engine.launched for engine in engines)
     assert len({engine.recorded.side for engine in engines}) == 1
     assert held[3] - held[2] < 4 << 20
 
@@ -273,7 +273,7 @@ def test_a_compiled_step_follows_a_replayed_prompt():
     ids, model = text(300)[None].cuda(), on_gpu("llama", FLOAT32)
     engine = DecodeEngine(model, StreamingLLM(4, 60), capacity=T, compiled=True)
     logits = [engine.prefill(ids[:, :200])] + [engine.step(ids[:, token : token + 1]) for token in range(200, 240)]
-    assert engine.graphed
+    assert GRAPH in engine.launched
     nll = score_logits(torch.cat(logits), ids[0, 200:241]).nll_nats
     assert_close(nll, replay(model, ids[0, :241], StreamingLLM(4, 60))[199:], 1e-4)
 

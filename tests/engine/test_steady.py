@@ -374,7 +374,7 @@ def test_few_steps_to_come_are_not_recorded(tiny_llama, tokens):
         engine.prefill(ids[:, :PROMPT])
         steps(engine, ids, PROMPT, PROMPT + 1)
         assert bool(engine.recorded) == alike
-        assert not engine.graphed
+        assert engine.launched == "eager"
 
 
 def test_a_steps_time_ends_before_it_is_scored(tiny_llama, tokens, monkeypatch):
@@ -465,7 +465,7 @@ def test_a_recorded_step_takes_each_token_and_its_logits_stay(fails, tiny_llama,
     assert not engine.settled
     logits = steps(engine, ids, PROMPT + 1, 60)
     assert engine.settled
-    assert engine.graphed == (not fails)
+    assert engine.launched == ("eager" if fails else "CUDA graph")
     assert (len(graphs), righted) == (1, ["before", (0, (0, 7))] if fails else [])
     assert engine.recorded.side.spare == ((0, 7) if fails else None)
     given_back = [call(generator.clone_state.return_value)] if fails else []

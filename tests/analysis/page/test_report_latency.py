@@ -132,6 +132,34 @@ def test_busy_is_a_description(one_cell, noise, words):
     assert [row["busy"] for row in database.rows(connection, "noise")] == [words]
 
 
+LAUNCHED = {
+    "graphs": ({"DynamicCache": "eager"}, "a step is launched as one CUDA graph"),
+    "one apart": (
+        {"DynamicCache": "eager", "full (again)": "eager"},
+        "a step is launched as one CUDA graph, that of full (again) operation by operation",
+    ),
+    "compiled": (
+        dict.fromkeys(("full", "full (again)", "streaming_llm(4,252)", "streaming_llm(4,252) without eviction"),
+                      "compiled, CUDA graph") | {"DynamicCache": "eager"},
+        "a step is launched as one CUDA graph of compiled operations",
+    ),
+    "eager": (dict.fromkeys(("full", "full (again)", "streaming_llm(4,252)", "DynamicCache",
+                             "streaming_llm(4,252) without eviction"), "eager"), None),
+    "older records": (None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_how_steps_were_launched_is_said_where_a_gpu_repeats_them(tmp_path, name):
+    launched, words = LAUNCHED[name]
+    cells = Latency((512,), rounds=6, launched=launched)
+    report = report_of(replace(SHAPES, policies=SHAPES.policies[:2], models=SHAPES.models[:1], latency=cells), tmp_path)
+    said = f"{words}, that of DynamicCache operation by operation"
+    for text in (summary_of(report), page_of(report)):
+        assert (said in text) == (words is not None)
+        assert ("a step is launched" in text) == (words is not None)
+
+
 def samples_with(ratio, again, spread):
     """Latency samples whose one policy takes `ratio` of full's time, full again `again`, give or take."""
 
