@@ -62,6 +62,7 @@ def _scan(
     half = rotated // 2
     heard_N, decides_N = np.empty(full), np.empty(full)
     slot_N, rank_S, away_N = (np.empty(full, np.uint64), np.empty(full, np.uint64), np.empty(full, np.uint64))
+    place_N = np.empty(full, np.uint64)
     for u in range(sets):
         order_S, token_S = order_US[u], token_US[u]
         held = held_before
@@ -113,7 +114,7 @@ def _scan(
                     _add(sum_UKC[u, k], own_UKTE[u, k, t], k_UKTD[u, k, t], first_UKT[u, k, t])
                 if held == full:
                     of_head = score_UKS[u, k], own_UKSE[u, k], keys_UKSD[u, k], sum_UKC[u, k]
-                    _decide(*of_head, slot_N, away_N, held, decides_N)
+                    _decide(*of_head, slot_N, away_N, held, sinks, held - recent, decides_N, place_N)
             if held < full:
                 continue
             if per_age:
@@ -159,11 +160,20 @@ def _add(sum_C: Any, own_E: Any, key_D: Any, times: float) -> None:
 
 @compiled
 def _decide(
-    score_S: Any, own_SE: Any, keys_SD: Any, sum_C: Any, slot_N: Any, away_N: Any, held: int, decides_N: Any
+    score_S: Any, own_SE: Any, keys_SD: Any, sum_C: Any, slot_N: Any, away_N: Any, held: int, first: int, end: int,
+    decides_N: Any, place_N: Any,
 ) -> None:  # fmt: skip
-    """Add one head's scores, or how little its keys point where their sum does, to what decides, by age."""
+    """Add one head's scores, or how little its keys point where their sum does, to what decides, by age.
+
+    Of first … end − 1 alone, as the others are protected; place_N: for the places of those among the slots.
+    """
     apart, size = np.uint64(own_SE.shape[1]), np.uint64(sum_C.shape[0])
-    for n in range(held):
+    newest, contested = np.uint64(held - 1), 0
+    for n in range(held):  # apart from what follows, as nobody can foresee which slots are protected
+        rank = newest - away_N[n]
+        place_N[contested] = n
+        contested += (rank >= np.uint64(first)) & (rank < np.uint64(end))
+    for n in place_N[:contested]:
         slot = slot_N[n]
         decides = score_S[slot]
         if size > 0:
@@ -173,7 +183,7 @@ def _decide(
             for d in range(apart, size):
                 along += keys_SD[slot, d] * sum_C[d]
             decides *= -along
-        decides_N[np.uint64(held - 1) - away_N[n]] += decides
+        decides_N[newest - away_N[n]] += decides
 
 
 @compiled
