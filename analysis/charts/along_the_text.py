@@ -1,49 +1,78 @@
-"""What eviction costs along the text: loss over full's by position, with an overview to zoom by, and by length.
+"""What eviction costs along the text: by position, with an overview to zoom by, and by length.
 
 The page sets `zoom_from` and `zoom_to` of the detail charts from the brush of the overview; a file shows all of it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import altair as alt
 
 from analysis.charts import marks
-from analysis.charts.axes import NATS, change_axis, ends, log2_x
+from analysis.charts.axes import NATS, SHARE, change_axis, ends, log2_x
 from analysis.charts.marks import Figure, Row
 from analysis.charts.theme import STYLES
+from analysis.numbers.order import by
 
-FIELD, TITLE = "excess_nats", "loss over full’s, nats per token"
 STRETCH = "stretch_change_percent"
 OVERVIEW_HEIGHT = 70
 
 
 def excess(rows: list[Row]) -> Figure:
     """Loss over the full cache's, a panel a budget; rules where the budget and the trained context are exceeded."""
-    rows = [row for row in rows if row["policy"] != "full"]
+    title = "loss over full’s, nats per token"
+    return by_position(
+        [row for row in rows if row["policy"] != "full"],
+        lambda whole, above: change_axis(alt.Y, "excess_nats", "loss over full’s, nats", whole, NATS, 0.01, above),
+        ("excess_nats:Q", title, ".3f"),
+        f"{title}, along the text, by policy",
+    )
+
+
+def far(rows: list[Row]) -> Figure:
+    """The share of tokens more than a tenth of a nat from full, a panel a budget, with the same rules."""
+    return by_position(
+        rows,
+        lambda whole, above: change_axis(alt.Y, "far_percent", "tokens beyond 0.1 nats", whole, SHARE, above=above),
+        ("far_percent:Q", "tokens, %", ".2f"),
+        "the share of tokens more than a tenth of a nat from the full cache, along the text, by policy",
+    )
+
+
+def stream(rows: list[Row]) -> Figure:
+    """Loss itself, of texts on which full was not run, a panel a budget; a rule where the trained context ends."""
+    return by_position(
+        rows,
+        lambda whole, _: alt.Y("nll_nats:Q", title="loss, nats per token", scale=roomy(ends(whole, "nll_nats"), 2)),
+        ("nll_nats:Q", "nats per token", ".3f"),
+        "loss along the text, by policy",
+        of_full=False,
+    )
+
+
+def by_position(
+    rows: list[Row], axis: Callable[[list[Row], float], alt.Y], tip: tuple[str, str, str], about: str,
+    of_full: bool = True,
+) -> Figure:  # fmt: skip
+    """Lines along the text, a panel a budget, with rules where the trained context ends and, beside full, the budget.
+
+    axis: that of a setting's rows, with so much room above them for the rules' names.
+    """
     legend = marks.legend_of(rows)
-    tooltip = marks.tips(marks.POLICY, ("position:Q", "position", ",d"), (f"{FIELD}:Q", TITLE, ".3f"))
+    tooltip = marks.tips(marks.POLICY, ("position:Q", "position", ",d"), tip)
     panels = []
     for setting, size, mine, whole in marks.by_budgets(rows):
         context, last = mine[0]["trained_context"], max(row["position"] for row in whole)
-        y = change_axis(alt.Y, FIELD, "loss over full’s, nats", whole, NATS, 0.01, above=2.5 if context < last else 1.5)
-        layers = [marks.lines(mine, position_x(), y, legend, tooltip)]
-        layers += marks.points(sparse(mine), position_x(), y, legend, size=55, clip=True)
-        layers += marks.rule(alt.X, "position", size, "budget full", size > last / 2)
-        if context < last:
-            layers += marks.rule(alt.X, "position", context, "trained context ends", context > last / 2, line_of_text=1)
+        rules = [(size, "budget full")] * of_full + [(context, "trained context ends")] * (context < last)
+        x, y = position_x(), axis(whole, 0.5 + len(rules))
+        layers = [marks.lines(mine, x, y, legend, tooltip)]
+        shown = alt.Undefined if of_full else tooltip
+        layers += marks.points(marks.sparse(mine), x, y, legend, shown, size=55, clip=True)
+        for line, (value, name) in enumerate(rules):
+            layers += marks.rule(alt.X, "position", value, name, value > last / 2, line)
         zoom = {"zoom_from": 0, "zoom_to": round(1.01 * last)}  # beyond the last point, lest it be cut in half
-        about = f"{TITLE}, along the text, by policy"
         panels.append(marks.panel(setting, marks.budget_title(size), layers, about, signals=zoom))
     return Figure(panels, legend, marks.most_budgets(rows))
-
-
-def sparse(rows: list[Row]) -> list[Row]:
-    """About eight rows of each series, each series starting elsewhere, so that shapes tell dense lines apart."""
-    found: list[Row] = []
-    for index, (_, mine) in enumerate(marks.groups(rows, "series")):
-        step = max(1, len(mine) // 8)
-        found += mine[(index * step // 3) % step :: step]
-    return found
 
 
 def position_x() -> alt.X:
@@ -62,7 +91,7 @@ def roomy(numbers: list[float], above: float) -> alt.Scale:
 def overview(rows: list[Row]) -> Figure:
     """The full cache's loss over the whole text, small, with a brush: the detail charts show what is brushed."""
     panels = []
-    for (setting,), mine in marks.groups(rows, "setting"):
+    for setting, mine in by(rows, "setting").items():
         sizes = sorted({row["budget"] for row in mine})
         full = [row for row in mine if row["policy"] == "full" and row["budget"] == sizes[0]]
         last, context = max(row["position"] for row in mine), mine[0]["trained_context"]
@@ -77,24 +106,6 @@ def overview(rows: list[Row]) -> Figure:
         about = "the full cache’s loss over the whole text; the number fields beside it zoom as its brush does"
         panels.append(marks.panel(setting, "", layers, about, OVERVIEW_HEIGHT))
     return Figure(panels, [], 1)
-
-
-def stream(rows: list[Row]) -> Figure:
-    """Loss itself, of texts on which full was not run, a panel a budget; a rule where the trained context ends."""
-    legend = marks.legend_of(rows)
-    tooltip = marks.tips(marks.POLICY, ("position:Q", "position", ",d"), ("nll_nats:Q", "nats per token", ".3f"))
-    panels = []
-    for setting, size, mine, whole in marks.by_budgets(rows):
-        context, last = mine[0]["trained_context"], max(row["position"] for row in whole)
-        y = alt.Y("nll_nats:Q", title="loss, nats per token", scale=roomy(ends(whole, "nll_nats"), 2))
-        layers = [marks.lines(mine, position_x(), y, legend, tooltip)]
-        layers += marks.points(sparse(mine), position_x(), y, legend, tooltip, size=55, clip=True)
-        if context < last:
-            layers += marks.rule(alt.X, "position", context, "trained context ends", context > last / 2)
-        zoom = {"zoom_from": 0, "zoom_to": round(1.01 * last)}
-        about = "loss along the text, by policy"
-        panels.append(marks.panel(setting, marks.budget_title(size), layers, about, signals=zoom))
-    return Figure(panels, legend, marks.most_budgets(rows))
 
 
 def length(rows: list[Row]) -> Figure:

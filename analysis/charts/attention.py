@@ -6,6 +6,7 @@ import altair as alt
 
 from analysis.charts import marks
 from analysis.charts.marks import Figure, Panel, Row
+from analysis.numbers.order import by
 from analysis.words.wording import percent
 
 FIELD, LINE, MOST = "lost_percent", 9, 12
@@ -14,8 +15,8 @@ FIELD, LINE, MOST = "lost_percent", 9, 12
 def attention(rows: list[Row]) -> Figure:
     """A panel a policy, at most MOST: of the smallest budget first, and there by how much is lost."""
     panels = []
-    for (setting,), whole in marks.groups(rows, "setting"):
-        panels += [heat_map(setting, policy, mine) for (policy,), mine in marks.groups(whole, "policy")[:MOST]]
+    for setting, whole in by(rows, "setting").items():
+        panels += [heat_map(setting, policy, mine) for policy, mine in list(by(whole, "policy").items())[:MOST]]
     return Figure(panels, [], 3)
 
 

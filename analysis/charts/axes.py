@@ -9,6 +9,8 @@ from typing import Any
 
 import altair as alt
 
+from analysis.words.wording import bound
+
 Row = dict[str, Any]
 Ends = tuple[float, float]
 
@@ -42,12 +44,6 @@ def ends(rows: Iterable[Row], field: str) -> list[float]:
     return [row[name] for row in rows for name in names if row.get(name) is not None]
 
 
-def bound(field: str, end: str) -> str:
-    """The field that holds the `low` or `high` end of another's interval: its unit stays last."""
-    stem, _, unit = field.rpartition("_")
-    return f"{stem}_{end}_{unit}" if unit in ("percent", "points") else f"{field}_{end}"
-
-
 def log_scale(numbers: list[float], least: float = 1, room: float = 0.08) -> tuple[alt.Scale, list[float]]:
     """A log scale just around `numbers`, its ends at least a factor `least` apart (noise fills no panel), and ticks."""
     low, high = min(numbers), max(numbers)
@@ -64,12 +60,21 @@ def log_y(field: str, title: str, rows: list[Row], least: float = 1) -> alt.Y:
     return alt.Y(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format=",~g"))
 
 
-def log2_x(field: str, title: str, rows: list[Row], beside: Iterable[float] = ()) -> alt.X:
-    """A log2 axis that marks exactly the values present, with room for those `beside` them."""
+def log2_x(field: str, title: str, rows: list[Row], beside: Iterable[float] = (), at: str = "") -> alt.X:
+    """A log2 axis that marks exactly the values present, with room for those `beside` them. at: a field to draw by."""
     found = sorted({row[field] for row in rows})
     room = [*found, *beside]
     scale = alt.Scale(type="log", base=2, domain=[min(room) / 1.15, max(room) * 1.15], nice=False)
-    return alt.X(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=found, format=",d", labelOverlap=True))
+    axis = alt.Axis(values=found, format=",d", labelOverlap=True)
+    return alt.X(f"{at or field}:Q", title=title, scale=scale, axis=axis)
+
+
+def log_axis(channel: Any, field: str, title: str, rows: list[Row], unit: str = "") -> Any:
+    """A log axis around a field's values, named at powers of ten."""
+    scale, _ = log_scale([row[field] for row in rows if row[field] > 0], 10, 0.03)
+    words = f"format(datum.value, '~g') + '{unit}'"
+    axis = alt.Axis(values=[10.0**power for power in range(-6, 4)], labelExpr=words, grid=True)
+    return channel(f"{field}:Q", title=f"{title} (log scale)", scale=scale, axis=axis)
 
 
 def ratio_axis(channel: Any, field: str, title: str, rows: list[Row], around: float = 1.02) -> Any:

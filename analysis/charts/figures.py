@@ -91,7 +91,7 @@ CHARTS: dict[str, Chart] = {
     ),
     "far": Chart(
         "divergence",
-        divergence.far,
+        along_the_text.far,
         "Where in the text predictions differ from the full cache’s",
         "The share of tokens whose prediction is more than a tenth of a nat from the full cache’s.",
         "the full cache and another policy in one sweep, compared (--metrics kl)",

@@ -5,9 +5,10 @@ from typing import Any, Literal
 import altair as alt
 
 from analysis.charts import marks
-from analysis.charts.axes import bound, middle
+from analysis.charts.axes import middle
 from analysis.charts.marks import Legend, Panel, Row
 from analysis.charts.theme import INK
+from analysis.words.wording import bound
 
 LINE = 30  # pixels of height a series takes
 NAMES = alt.Axis(labelLimit=240, domain=False, ticks=False, labelPadding=8)  # of an axis that names what it shows

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import altair as alt
 from altair.utils.schemapi import debug_mode
 
-from analysis.charts.axes import bound
 from analysis.charts.theme import MUTED, RULE, Style, order, style, theme
+from analysis.numbers.order import by
+from analysis.words.wording import bound
 
 Row = dict[str, Any]
 Legend = list[tuple[str, Style]]
@@ -25,6 +26,7 @@ POLICY = ("policy:N", "policy", "")  # what many tooltips say
 CONTENDER = ("contender:N", "policy", "")
 CORPUS = ("ppl_corpus:Q", "PPL, corpus", ".3f")
 CHANGE = ("ppl_change_percent:Q", "PPL against full, %", "+.2f")
+DODGE, SPAN = 1.035, 1.16  # between neighbouring series at one place, whose whiskers stand side by side; between all
 SPOKEN = 14  # as many values of a chart are read out; beyond, its table serves better
 
 
@@ -86,24 +88,16 @@ def unchecked() -> Iterator[None]:
         yield
 
 
-def groups(rows: list[Row], *names: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
-    """Rows by the values of `names`, in order of first appearance."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[name] for name in names), []).append(row)
-    return list(found.items())
-
-
 def by_budgets(rows: list[Row]) -> Iterator[tuple[str, int, list[Row], list[Row]]]:
     """The panels of a plate: setting, budget, its rows, and all rows of its setting, which share their axes."""
-    for (setting,), whole in groups(rows, "setting"):
-        for (size,), mine in groups(whole, "budget"):
+    for setting, whole in by(rows, "setting").items():
+        for size, mine in by(whole, "budget").items():
             yield setting, size, mine, whole
 
 
 def most_budgets(rows: list[Row]) -> int:
     """The columns of a plate of panels: as many as the most budgets of a setting, up to three, and two for four."""
-    most = max((len(groups(mine, "budget")) for _, mine in groups(rows, "setting")), default=1)
+    most = max((len(by(mine, "budget")) for mine in by(rows, "setting").values()), default=1)
     return 2 if most == 4 else min(3, most)
 
 
@@ -180,6 +174,27 @@ def rule(
     text = text.encode(text=alt.Text("label:N"))
     beside = {"y": alt.YValue(16 * line_of_text)} if upright else {"x": alt.XValue("width")}
     return [line, text.encode(**place, **beside)] if label else [line]
+
+
+def side_by_side(rows: list[Row], legend: Legend, field: str, span: float = SPAN) -> list[Row]:
+    """Rows with the `place` at which each is drawn: the field's value, moved aside a little in the legend's order."""
+    names = [name for name, _ in legend if any(row["series"] == name for row in rows)]
+    step = min(DODGE, span ** (1 / max(1, len(names) - 1)))
+    return [row | {"place": row[field] * step ** (names.index(row["series"]) - (len(names) - 1) / 2)} for row in rows]
+
+
+def sparse(rows: list[Row]) -> list[Row]:
+    """About eight rows of each series, each series starting elsewhere, so that shapes tell dense lines apart."""
+    found: list[Row] = []
+    for index, mine in enumerate(by(rows, "series").values()):
+        step = max(1, len(mine) // 8)
+        found += mine[(index * step // 3) % step :: step]
+    return found
+
+
+def interval(field: str, form: str = "+.2f") -> list[tuple[str, str, str]]:
+    """What a tooltip says of the ends of a field's interval."""
+    return [(f"{bound(field, end)}:Q", word, form) for end, word in (("low", "from"), ("high", "to"))]
 
 
 def tips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:

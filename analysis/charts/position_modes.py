@@ -7,6 +7,7 @@ from analysis.charts.axes import change_axis
 from analysis.charts.forest import NAMES
 from analysis.charts.marks import Figure, Row
 from analysis.charts.theme import variant_styles
+from analysis.numbers.order import by
 from analysis.words.wording import with_caveat
 
 FIELD = "ppl_change_percent"
@@ -31,7 +32,7 @@ def position_modes(rows: list[Row]) -> Figure:
     aside = alt.YOffset("mode:N", sort=[name for name, _ in legend])
     key = alt.Legend(title=None, columns=1)
     panels = []
-    for (setting,), mine in marks.groups(rows, "setting"):
+    for setting, mine in by(rows, "setting").items():
         x = change_axis(alt.X, FIELD, "perplexity against full", mine)
         layers = marks.points(mine, x, y, legend, tooltip, by="mode", size=95, key=key, yOffset=aside)
         about = "perplexity of the same policy under each position mode against the full cache’s, in per cent:"

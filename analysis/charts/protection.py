@@ -6,6 +6,7 @@ from analysis.charts import marks
 from analysis.charts.axes import change_axis
 from analysis.charts.marks import Figure, Row
 from analysis.charts.theme import style
+from analysis.numbers.order import by
 from analysis.words.wording import counted
 
 FIELD = "ppl_change_percent"
@@ -20,11 +21,10 @@ def protection(rows: list[Row]) -> Figure:
     offsets = {name: APART * (place - (len(legend) - 1) / 2) for place, (name, _) in enumerate(legend)}
     rows = [row | {"series": row["scorer"], "across": row["recent_percent"] + offsets[row["scorer"]]} for row in rows]
     over = ("over_random_percent:Q", "PPL against random, %", "+.2f")
-    ends = [(f"over_random_{end}_percent:Q", word, "+.2f") for end, word in (("low", "from"), ("high", "to"))]
-    tooltip = marks.tips(marks.POLICY, marks.CORPUS, marks.CHANGE, over, *ends)
+    tooltip = marks.tips(marks.POLICY, marks.CORPUS, marks.CHANGE, over, *marks.interval("over_random_percent"))
     panels = []
-    for (setting,), whole in marks.groups(rows, "setting"):
-        for (budget, sinks), mine in marks.groups(whole, "budget", "start_size"):
+    for setting, whole in by(rows, "setting").items():
+        for (budget, sinks), mine in by(whole, "budget", "start_size").items():
             x = alt.X("across:Q", title="newest tokens that always stay, % of the budget")
             x = x.scale(domain=[2 * min(offsets.values()), 100], nice=False).axis(values=[0, 25, 50, 75, 100])
             also = [{FIELD: row[UNSCORED]} for row in whole if row[UNSCORED] is not None]

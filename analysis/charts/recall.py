@@ -4,7 +4,6 @@ import altair as alt
 
 from analysis.charts import marks
 from analysis.charts.axes import linear_axis, log2_x
-from analysis.charts.by_budget import placed
 from analysis.charts.marks import Figure, Row
 
 RECALLED, EXTRA = "recalled_percent", "extra_nats"
@@ -12,12 +11,11 @@ RECALLED, EXTRA = "recalled_percent", "extra_nats"
 
 def recall(rows: list[Row]) -> Figure:
     """The share of answers that are right, full beside the policies of each budget."""
-    ends = [(f"recalled_{end}_percent:Q", word, ".1f") for end, word in (("low", "from"), ("high", "to"))]
     counts = [("recalled:Q", "right", ",d"), ("answers:Q", "of answers", ",d")]
     share = ("distance:Q", "distance", ",d"), (f"{RECALLED}:Q", "right, %", ".1f")
     axis = alt.Axis(tickCount=5, grid=True, labelExpr="datum.value + ' %'")
     y = alt.Y(f"{RECALLED}:Q", title="answers right", scale=alt.Scale(domain=[-2, 102], nice=False), axis=axis)
-    tooltip = marks.tips(marks.POLICY, *share, *ends, *counts)
+    tooltip = marks.tips(marks.POLICY, *share, *marks.interval(RECALLED, ".1f"), *counts)
     return by_distance(rows, y, "from the fact to its answer, tokens (log scale)", tooltip)
 
 
@@ -35,10 +33,8 @@ def by_distance(rows: list[Row], y: alt.Y, title: str, tooltip: list[alt.Tooltip
     legend, panels = marks.legend_of(rows), []
     for setting, size, mine, whole in marks.by_budgets(rows):
         near = [budget for budget in {row["budget"] for row in whole} if within(budget, whole)]
-        order = [name for name, _ in legend if any(row["series"] == name for row in mine)]
-        x = log2_x("distance", title, whole, near)
-        x = alt.X("place:Q", title=x["title"], scale=x["scale"], axis=x["axis"])
-        drawn = [placed(row, order, "distance") for row in mine]
+        x = log2_x("distance", title, whole, near, at="place")
+        drawn = marks.side_by_side(mine, legend, "distance")
         layers = [marks.lines(drawn, x, y, legend), *marks.points(drawn, x, y, legend, tooltip)]
         if size in near:
             layers += marks.rule(alt.X, "place", size, "budget", 2 * size > max(row["distance"] for row in whole))

@@ -6,6 +6,7 @@ from analysis.charts import marks
 from analysis.charts.axes import change_axis
 from analysis.charts.marks import Figure, Row
 from analysis.charts.theme import budget_style
+from analysis.numbers.order import by
 
 FIELD = "ppl_change_percent"
 
@@ -16,7 +17,7 @@ def sinks(rows: list[Row]) -> Figure:
     legend = [(f"budget {size:,}", budget_style(place)) for place, size in enumerate(sizes)]
     tooltip = marks.tips(marks.POLICY, marks.CORPUS, marks.CHANGE)
     panels = []
-    for (setting,), every in marks.groups(rows, "setting"):
+    for setting, every in by(rows, "setting").items():
         mine = [row | {"of": f"budget {row['budget']:,}", "sinks": str(row["start_size"])} for row in every]
         counts = [str(one) for one in sorted({row["start_size"] for row in mine})]
         x = alt.X("sinks:O", title="sinks, inside the same budget", sort=counts)

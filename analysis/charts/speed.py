@@ -5,16 +5,12 @@ from typing import Any
 import altair as alt
 
 from analysis.charts import marks
-from analysis.charts.axes import bound, linear_axis, log2_x, log_y, ratio_axis
+from analysis.charts.axes import linear_axis, log2_x, log_y, ratio_axis
 from analysis.charts.forest import forest
-from analysis.charts.marks import CONTENDER, Figure, Panel, Row, spoken, tips
+from analysis.charts.marks import CONTENDER, Figure, Panel, Row, interval, spoken, tips
 from analysis.words.wording import change, times, with_caveat
 
-RATIO = (
-    ("tpot_ratio:Q", "÷ full’s, paired by round", ".3f"),
-    ("tpot_ratio_low:Q", "from", ".3f"),
-    ("tpot_ratio_high:Q", "to", ".3f"),
-)
+RATIO = (("tpot_ratio:Q", "÷ full’s, paired by round", ".3f"), *interval("tpot_ratio", ".3f"))
 BATCH = ("batch:Q", "batch", ",d")
 
 
@@ -75,8 +71,8 @@ def eviction(rows: list[Row]) -> Figure:
     legend = marks.legend_of(rows)
     places = {name: place for place, (name, _) in enumerate(legend)}
     x = linear_axis(alt.X, field, "eviction adds to a step, %", rows, room=0.3)  # for the numbers in print
-    ends = [(f"{bound(field, end)}:Q", word, "+.2f") for end, word in (("low", "from"), ("high", "to"))]
-    tooltip = tips(CONTENDER, (f"{field}:Q", "eviction adds, %", "+.2f"), *ends, ("context:Q", "context", ",d"), BATCH)
+    adds, where = (f"{field}:Q", "eviction adds, %", "+.2f"), (("context:Q", "context", ",d"), BATCH)
+    tooltip = tips(CONTENDER, adds, *interval(field), *where)
     panels = []
     for _, _, mine, _ in marks.by_budgets(rows):
         placed = [row | {"label": change(row[field])} for row in sorted(mine, key=lambda row: places[row["series"]])]

@@ -52,10 +52,6 @@ POLICIES: dict[str, Style] = {
 SPARE = ("#7a78d6", "#4f8c6b", "#a0628a", "#b5764a", "#5f7fa8", "#7d7f45", "#a3566b", "#4c86a8")  # for any other policy
 SPARE_DASHES = ((3, 1), (5, 1, 1, 1), (1, 2), (6, 1), (10, 3))
 BUDGET_COLOURS = ("#6f7680", "#8d949e")
-BUDGET_SHAPES = (
-    *("circle", "diamond", "square", "triangle-up", "cross"),
-    *("triangle-down", "triangle-right", "triangle-left"),
-)
 BUDGET_DASHES = ((1, 0), (4, 2), (8, 2), (2, 2), (8, 2, 2, 2))
 VARIANT_STYLES = {
     "cache": Style("#6f7680", "circle"),
@@ -114,8 +110,8 @@ def order(series: str) -> tuple[int, list[int], str]:
 
 def budget_style(place: int) -> Style:
     """The style of the budget at that place among all of a chart: no two of the first sixteen points are alike."""
-    shape = BUDGET_SHAPES[place % len(BUDGET_SHAPES)]
-    colour = BUDGET_COLOURS[(place + place // len(BUDGET_SHAPES)) % len(BUDGET_COLOURS)]
+    shape = SHAPES[place % len(SHAPES)]
+    colour = BUDGET_COLOURS[(place + place // len(SHAPES)) % len(BUDGET_COLOURS)]
     return Style(colour, shape, BUDGET_DASHES[place % len(BUDGET_DASHES)])
 
 

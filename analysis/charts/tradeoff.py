@@ -12,9 +12,9 @@ import altair as alt
 
 from analysis.charts import marks
 from analysis.charts.axes import PER_CENT, bent, change_axis, ratio_axis
-from analysis.charts.by_budget import placed
 from analysis.charts.marks import Figure, Panel, Row
 from analysis.charts.theme import INK, MUTED, RULE
+from analysis.numbers.order import by
 from analysis.words.metric import metric_of
 from analysis.words.wording import tokens_of, with_caveat
 
@@ -50,7 +50,7 @@ def tradeoff(axis: str) -> Callable[[list[Row]], Figure]:
     def draw(rows: list[Row]) -> Figure:
         mine = with_caveat([row for row in rows if row["axis"] == axis], "policy")
         legend = marks.legend_of(rows)  # that of all axes, so that it stays when the reader switches
-        panels = [one_setting(setting, group, axis, legend) for (setting,), group in marks.groups(mine, "setting")]
+        panels = [one_setting(setting, group, axis, legend) for setting, group in by(mine, "setting").items()]
         return Figure(panels, legend if panels else [], min(2, len(panels)))
 
     return draw
@@ -60,7 +60,8 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: marks.Legend) 
     """One panel: whiskers, the step line of what nothing beats, points with budgets, the better corner in words."""
     name, title, corner, value = AXES[axis]
     if axis == "kv":
-        rows = side_by_side(rows, legend)
+        alike = by(rows, "x").values()  # equal memory
+        rows = [row for mine in alike for row in marks.side_by_side(mine, legend, "x", SPAN)]
     x = ratio_axis(alt.X, "place" if axis == "kv" else "x", title, rows)
     metric = metric_of(rows[0])
     y = change_axis(alt.Y, FIELD, metric.axis, rows, NAMED[rows[0]["metric"]])
@@ -75,8 +76,7 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: marks.Legend) 
         *([] if rows[0]["metric"] == "ppl" else [("told:Q", metric.axis, ".3~g")]),
         marks.CHANGE,
         ("x:Q", f"{name} ÷ full’s", ".3f"),
-        ("x_low:Q", "from", ".3f"),
-        ("x_high:Q", "to", ".3f"),
+        *marks.interval("x", ".3f"),
         ("value:Q", value, ",.4~g"),
         ("kv_percent:Q", "KV kept, % of full", ".1f"),
     )
@@ -87,15 +87,6 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: marks.Legend) 
     where = f"at {rows[0]['length']:,} tokens" if axis == "kv" else f"at {tokens_of(rows[0])}"
     about = f"{metric.axis}, by {name}, itself against full’s:" + marks.spoken(rows, FIELD, "+.1f", metric.counted)
     return marks.panel(setting, f"{name} {where}", layers, about, HEIGHT)
-
-
-def side_by_side(rows: list[Row], legend: marks.Legend) -> list[Row]:
-    """Rows with places at which those of equal memory can be told apart, in the legend's order."""
-    found = []
-    for _, mine in marks.groups(rows, "x"):
-        order = [name for name, _ in legend if any(row["series"] == name for row in mine)]
-        found += [placed(row, order, "x", SPAN) for row in mine]
-    return found
 
 
 def labels(rows: list[Row], x: alt.X, y: alt.Y) -> list[Any]:

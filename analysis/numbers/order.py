@@ -1,8 +1,10 @@
-"""The order in which models are shown: smaller ones first, whatever their names."""
+"""Rows in order: smaller models first, whatever their names; and in groups by what they share."""
 
+from collections.abc import Iterable
 from typing import Any
 
-Frames = dict[str, list[dict[str, Any]]]
+Row = dict[str, Any]
+Frames = dict[str, list[Row]]
 
 
 def smaller_first(frames: Frames) -> Frames:
@@ -12,10 +14,18 @@ def smaller_first(frames: Frames) -> Frames:
     """
     rank = {setting: place for place, setting in enumerate(frames["overview"][0]["settings"])}
 
-    def place(row: dict[str, Any]) -> int:
+    def place(row: Row) -> int:
         return rank[row["setting"]]
 
     return {
         name: sorted(rows, key=place) if rows and "setting" in rows[0] and not name.startswith("published") else rows
         for name, rows in frames.items()
     }
+
+
+def by(rows: Iterable[Row], *names: str) -> dict[Any, list[Row]]:
+    """Rows by the value of a field, or the values of several, in order of first appearance."""
+    found: dict[Any, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row[names[0]] if len(names) == 1 else tuple(row[name] for name in names), []).append(row)
+    return found

@@ -15,10 +15,11 @@ import vl_convert
 from markupsafe import Markup
 
 from analysis.charts.figures import CHARTS, QUERIES
-from analysis.charts.marks import Figure, groups
+from analysis.charts.marks import Figure
 from analysis.charts.theme import SYMBOLS, theme
 from analysis.charts.tradeoff import AXES
 from analysis.numbers import database
+from analysis.numbers.order import by
 from analysis.numbers.rounds import MIN_ROUNDS
 from analysis.numbers.stats import MIN_DOCUMENTS
 from analysis.page import result_rows
@@ -85,7 +86,7 @@ def page(
         again=[speed.again(row) for row in frames["noise"]],
         protected=protection.sentences(frames["protection"], len(overview["settings"]) > 1),
         diverged=divergence.sentences(frames["divergence"], len(overview["settings"]) > 1),
-        worst=groups(frames["worst"], "setting", "policy"),
+        worst=by(frames["worst"], "setting", "policy").items(),
         recalled=recall.sentences(frames["recall"], len(overview["settings"]) > 1),
         claims=claims.CLAIMS,
         claimed_here=claims.measured(frames["published_latency"], frames["equal_budget"]),

@@ -105,11 +105,11 @@ def on_hardware(frames: Frames, hardware: str) -> Frames:
 
 
 def added_up(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of all machines' overviews: numbers are added, lists joined."""
+    """One row of all machines' overviews, which may be of several versions: numbers are added, lists joined."""
     whole = dict(rows[0])
     for row in rows[1:]:
-        for name, value in row.items():
-            mine = whole[name]
+        for name in whole.keys() & row.keys():
+            mine, value = whole[name], row[name]
             several = isinstance(value, list)
             whole[name] = [*mine, *(one for one in value if one not in mine)] if several else mine + value
     return whole

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from analysis.charts.axes import bound
 from analysis.numbers.stats import MIN_DOCUMENTS
 from analysis.page.columns import COLUMNS, LATENCY_COLUMNS, Column
 from analysis.words import wording
@@ -56,7 +55,7 @@ def line(row: Row, cells: dict[str, Row], idle: str) -> Row:
 def cell(row: Row, column: Column) -> Row:
     """One table cell: what is printed, and the interval beneath."""
     value = row[column.field]
-    low, high = (row[bound(column.field, end)] if column.spread else None for end in ("low", "high"))
+    low, high = (row[wording.bound(column.field, end)] if column.spread else None for end in ("low", "high"))
     sorted_by = value if column.show is wording.megabytes else None  # as units differ
     small = wording.between(low, high, column.show)
     return {"name": column.field, "text": column.show(value), "value": sorted_by, "small": small}

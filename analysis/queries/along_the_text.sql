@@ -1,9 +1,8 @@
 -- Where in the text does a policy lose: what is its loss along the sequence, and how much of it is over full's?
 WITH runs AS (
-    SELECT cell, setting, policy, series, budget, coalesce(evicts_after, budget) AS evicts_after, document, trained_context, tokens
+    SELECT cell, setting, policy, series, budget, evicts_after, document, trained_context, tokens
     FROM cells
-    WHERE in_focus AND usual_ends
-    QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+    WHERE in_focus AND usual_ends AND turn = 1
 ), binned AS (
     SELECT setting, policy, series, budget, evicts_after, document, trained_context, width, bin, sum(pieces.n) AS n,
         fsum(pieces.nll_sum) AS nll_sum

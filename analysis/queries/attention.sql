@@ -3,7 +3,7 @@
 WITH runs AS (
     SELECT setting, policy, series, budget, document, attention_loss FROM cells
     WHERE in_focus AND attention_loss IS NOT NULL
-    QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+    QUALIFY turn = min(turn) OVER (PARTITION BY setting, policy, document)
 ), of_layers AS (
     SELECT * EXCLUDE (attention_loss), unnest(generate_series(0, len(attention_loss) - 1)) AS layer, unnest(attention_loss) AS heads
     FROM runs

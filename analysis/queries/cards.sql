@@ -71,9 +71,8 @@ WITH candidates AS (
 ), nearest AS (
     SELECT misses.setting, card, policy AS nearest_policy, skip_layers AS nearest_skip_layers, cost AS nearest_cost,
         cost_high AS nearest_cost_high, spread AS nearest_spread, kv_percent AS nearest_kv_percent,
-        context AS nearest_context, batch AS nearest_batch, tpot_ratio AS nearest_tpot_ratio, tpot_ratio_low AS nearest_tpot_low,
-        tpot_ratio_high AS nearest_tpot_high, tpot_verdict AS nearest_verdict, tpot_band_low AS nearest_band_low,
-        tpot_band_high AS nearest_band_high,
+        tpot_ratio AS nearest_tpot_ratio, tpot_ratio_low AS nearest_tpot_low, tpot_ratio_high AS nearest_tpot_high,
+        tpot_band_low AS nearest_band_low, tpot_band_high AS nearest_band_high,
         ceil(10 * needed - 1e-9) / 10 AS let_in  -- as it is printed, so rounded up
     FROM misses
     JOIN measured USING (setting, policy)

@@ -5,8 +5,8 @@ WITH runs AS (
     SELECT * FROM cells
     JOIN compared_at USING (setting)
     WHERE tokens >= compared_at
-    QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+    QUALIFY turn = min(turn) OVER (PARTITION BY setting, policy, document)
 )
-SELECT cell, setting, policy, series, budget, coalesce(evicts_after, budget) AS evicts_after, skip_layers, document, tokens, worst, compared_at
+SELECT cell, setting, policy, series, budget, evicts_after, skip_layers, document, tokens, worst, compared_at
 FROM runs
-WHERE in_focus AND metrics = 'kl' AND policy_name <> 'full' AND coalesce(coalesce(evicts_after, budget) < compared_at, true)
+WHERE in_focus AND metrics = 'kl' AND policy_name <> 'full' AND coalesce(evicts_after < compared_at, true)

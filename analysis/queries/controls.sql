@@ -12,7 +12,7 @@ WITH shown AS (
     WHERE paired
 )
 SELECT setting, sums.policy, length, document, sums.n, sums.nll_sum, sums.correct, sums.kl_n, sums.kl_sum, sums.same_top,
-    control.policy AS control, control.n AS full_n, control.nll_sum AS full_nll_sum, control.correct AS full_correct, true AS paired
+    control.n AS full_n, control.nll_sum AS full_nll_sum, control.correct AS full_correct, true AS paired
 FROM sums
 JOIN (SELECT * FROM sums WHERE scorer = 'random') AS control USING (setting, length, document, budget, start_size, recent_share)
 WHERE sums.scorer <> 'random'

@@ -5,7 +5,7 @@ WITH chosen AS (
         n, nll_sum, correct, invalid, nullif(kl_n, 0) AS kl_n, CASE WHEN kl_n > 0 THEN kl_sum END AS kl_sum, CASE WHEN kl_n > 0 THEN same_top END AS same_top
     FROM prefixes
     JOIN cells USING (cell)
-    QUALIFY row_number() OVER (PARTITION BY setting, policy, document, length ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+    QUALIFY turn = min(turn) OVER (PARTITION BY setting, policy, document, length)
 )
 SELECT chosen.* EXCLUDE (cell),
     -- Where a run scores a sample of tokens, full's on just these.

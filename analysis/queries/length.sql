@@ -17,8 +17,7 @@ WITH shares AS (
 )
 SELECT setting, budget, evicts_after, series, policy, length, ppl_corpus, ppl_change_percent, ppl_change_low_percent, ppl_change_high_percent,
     since, stretch_change_percent, stretch_change_low_percent, stretch_change_high_percent, growth_low_percent, growth_high_percent,
-    trained_context,
-    length - 1 > trained_context AS beyond_trained_context  -- the last token is only predicted
+    trained_context
 FROM perplexity
 JOIN shares USING (setting, policy, length)
 LEFT JOIN ends USING (setting, policy, length)

@@ -20,11 +20,8 @@ SELECT
     (SELECT list(DISTINCT dtype ORDER BY dtype) FROM places) AS dtypes,
     (SELECT list(setting ORDER BY size, setting)
         FROM (SELECT setting, min(size) AS size FROM places GROUP BY setting)) AS settings,
-    (SELECT count(DISTINCT setting) FROM cells) AS quality_settings,
-    (SELECT count(DISTINCT setting) FROM latency) AS latency_settings,
     (SELECT coalesce(list(DISTINCT length ORDER BY length DESC), []) FROM prefixes) AS lengths,
     (SELECT coalesce(list(DISTINCT context ORDER BY context DESC), []) FROM latency) AS contexts,
-    (SELECT coalesce(list(DISTINCT batch ORDER BY batch), []) FROM latency) AS batches,
     (SELECT coalesce(list(DISTINCT threads ORDER BY threads), []) FROM latency) AS threads,
     (SELECT coalesce(list(DISTINCT (prefills, rounds, steps) ORDER BY (prefills, rounds, steps)), []) FROM latency_cells) AS protocols,
     (SELECT coalesce(list(DISTINCT variant ORDER BY variant), []) FROM cells WHERE in_focus AND policy_name <> 'full') AS focus,

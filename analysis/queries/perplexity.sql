@@ -4,7 +4,7 @@ WITH held AS (  -- of runs of just this length, whether losses come from these o
 ), sizes AS (  -- of longer ones: bytes for each token of the text, `endless` of them in layers that never evict
     SELECT setting, policy, tokens, compared_at AS length, kv_bytes, kv_bytes_full / tokens AS each,
         policy_fields LIKE '%layer_budgets=%' AS differ,
-        CASE WHEN differ THEN budget ELSE coalesce(evicts_after, budget) END AS most,  -- that a layer holds
+        CASE WHEN differ THEN budget ELSE evicts_after END AS most,  -- that a layer holds
         CASE WHEN tokens > most THEN (kv_bytes - each * most) / (tokens - most) ELSE each END AS endless
     FROM cells
     JOIN compared_at USING (setting)
@@ -45,7 +45,7 @@ WITH held AS (  -- of runs of just this length, whether losses come from these o
 SELECT setting, policy, policy_name, base, series, variant, position_mode, skip_layers, strategy, keep_ratio, budget,
     start_size, recent_size, policy_fields, in_focus, usual_ends, every, trained_context, length,
     length = compared_at AS longest,  -- of those that most policies reach
-    policy_name = 'full' OR coalesce(coalesce(evicts_after, budget) < length, true) AS evicts,  -- else all it says is what full says
+    policy_name = 'full' OR coalesce(evicts_after < length, true) AS evicts,  -- else all it says is what full says
     documents, paired_documents, scored, invalid,
     kv_mb, kv_percent, ppl_corpus, ppl_mean, accuracy_percent,
     100 * (exp(nll - full_nll) - 1) AS ppl_change_percent,

@@ -7,11 +7,10 @@
 -- full_recalls: full is measurably right in more than a tenth of the answers. That is no luck, as five digits are next to never
 -- guessed; and of less, over some fifty answers, a policy that recalls none at all could hardly be told from full.
 WITH runs AS (
-    SELECT cell, setting, policy, policy_name, series, budget, document, coalesce(evicts_after, budget) AS evicts_after,
-        coalesce(evicts_after, budget) < tokens AS evicts
+    SELECT cell, setting, policy, policy_name, series, budget, document, evicts_after, evicts_after < tokens AS evicts
     FROM cells
     WHERE in_focus AND usual_ends AND answers IS NOT NULL
-    QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+    QUALIFY turn = min(turn) OVER (PARTITION BY setting, policy, document)
 ), given AS (
     SELECT runs.* EXCLUDE (cell), answered.* EXCLUDE (cell)
     FROM answered

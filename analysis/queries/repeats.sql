@@ -3,10 +3,9 @@
 -- `repeated` says which tokens those are. Of fewer than thirty nothing is said: only from there on is a loss of half a nat three
 -- times its own standard error, as losses on single tokens differ by about a nat.
 WITH runs AS (
-    SELECT cell, setting, policy, policy_name, series, budget, document, coalesce(evicts_after, budget) < tokens AS evicts
+    SELECT cell, setting, policy, policy_name, series, budget, document, evicts_after < tokens AS evicts
     FROM cells
-    WHERE in_focus AND usual_ends
-    QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+    WHERE in_focus AND usual_ends AND turn = 1
 ), binned AS (
     SELECT setting, policy, policy_name, series, budget, document, evicts, distance, sum(pieces.n)::BIGINT AS n, fsum(pieces.nll_sum) AS nll_sum
     FROM pieces

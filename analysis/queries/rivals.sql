@@ -8,8 +8,7 @@ WITH shown AS (
     SELECT setting, policy, length, document, n, nll_sum, correct, kl_n, kl_sum, same_top, budget, best FROM documents JOIN shown USING (setting, policy, length, budget)
     WHERE paired
 )
-SELECT sums.* EXCLUDE (best), best.policy AS best_policy, best.n AS full_n, best.nll_sum AS full_nll_sum, best.correct AS full_correct,
-    true AS paired
+SELECT sums.* EXCLUDE (best), best.n AS full_n, best.nll_sum AS full_nll_sum, best.correct AS full_correct, true AS paired
 FROM sums
 JOIN (SELECT * FROM sums WHERE best) AS best USING (setting, budget, length, document)
 WHERE NOT sums.best

@@ -7,7 +7,7 @@ WITH asked AS (
     SELECT cells.setting, document, cell, length FROM cells
     JOIN asked ON asked.setting = cells.setting AND length <= tokens
     WHERE policy_name = 'full'
-    QUALIFY row_number() OVER (PARTITION BY cells.setting, document, length ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+    QUALIFY turn = min(turn) OVER (PARTITION BY cells.setting, document, length)
 ), sums AS (
     SELECT samples.cell, length, own.position, full_tokens.nll_nats, full_tokens.correct
     FROM samples

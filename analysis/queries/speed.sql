@@ -19,8 +19,7 @@ SELECT picks.*,
         WHERE (other.model, other.device, other.dtype) = (latency.model, latency.device, latency.dtype)) AS several_machines,
     (SELECT min(cells.setting) FROM cells
         WHERE (cells.model, cells.device, cells.dtype) = (latency.model, latency.device, latency.dtype)) AS quality_setting,
-    latency.context, latency.batch, latency.budget, latency.filled, latency.full_after, tpot_ms, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict,
-    ttft_ms, ttft_ratio, ttft_ratio_low, ttft_ratio_high, latency.kv_mb, full_cache.kv_mb AS full_kv_mb,
+    latency.context, latency.batch, latency.budget, latency.filled, latency.full_after, tpot_ratio, tpot_ratio_low, tpot_ratio_high, tpot_verdict,
     100 * latency.kv_mb / full_cache.kv_mb AS kv_percent, latency.skip_layers, latency.busy, rounds_n, contexts, contexts_not_faster,
     again_tpot_ratio, again_tpot_low, again_tpot_high,
     (SELECT list(policy ORDER BY other.tpot_ratio, policy) FROM latency AS other

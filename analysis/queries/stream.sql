@@ -3,9 +3,9 @@ WITH runs AS (
     SELECT cell, setting, policy, document, budget, trained_context, tokens,
         series || CASE WHEN variant = 'cache' THEN '' ELSE ', ' || variant END AS series
     FROM cells
-    WHERE every IS NULL AND coalesce(evicts_after, budget) < tokens AND usual_ends
+    WHERE every IS NULL AND evicts_after < tokens AND usual_ends
         AND (setting, document) NOT IN (SELECT (setting, document) FROM cells WHERE policy_name = 'full')
-    QUALIFY row_number() OVER (PARTITION BY setting, policy, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+    QUALIFY turn = min(turn) OVER (PARTITION BY setting, policy, document)
 )
 SELECT setting, budget, series, policy, least(bin * width + width // 2, max(tokens)) AS position,
     fsum(nll_sum) / sum(n) AS nll_nats, width, trained_context

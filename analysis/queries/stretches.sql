@@ -1,7 +1,7 @@
 -- What does each policy lose on each document between one of the lengths asked for and the next, beside full on the same?
 -- Sums are called as in `documents`, so that the same paired intervals can be made of them.
 WITH differences AS (
-    SELECT setting, policy, budget, coalesce(evicts_after, budget) AS evicts_after, document, length, coalesce(lag(length) OVER run, 0) AS since,
+    SELECT setting, policy, budget, evicts_after, document, length, coalesce(lag(length) OVER run, 0) AS since,
         n - coalesce(lag(n) OVER run, 0) AS n, nll_sum - coalesce(lag(nll_sum) OVER run, 0) AS nll_sum,
         correct - coalesce(lag(correct) OVER run, 0) AS correct,
         kl_n - coalesce(lag(kl_n) OVER run, 0) AS kl_n, kl_sum - coalesce(lag(kl_sum) OVER run, 0) AS kl_sum,

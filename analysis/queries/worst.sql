@@ -14,8 +14,7 @@ WITH listed AS (
     WHERE one.position < compared_at AND one.kl_nats >= all_from
     QUALIFY row_number() OVER (PARTITION BY setting, policy ORDER BY one.kl_nats DESC, document, one.position) <= 20
 ), full_runs AS (
-    SELECT cell, setting, document FROM cells WHERE policy_name = 'full'
-    QUALIFY row_number() OVER (PARTITION BY setting, document ORDER BY planned DESC, tokens DESC, written_at DESC, cell) = 1
+    SELECT cell, setting, document FROM cells WHERE policy_name = 'full' AND turn = 1
 ), asked AS (  -- each of these tokens and the one before it
     SELECT DISTINCT full_runs.cell, own.position, own.token, before.token AS token_before
     FROM top

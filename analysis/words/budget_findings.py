@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from analysis.numbers.order import by
 from analysis.words.by_document import in_documents
 from analysis.words.divergence import beside_perplexity
-from analysis.words.findings import Frames, by, code, lost, near, plain
+from analysis.words.findings import Frames, code, lost, near, plain
 from analysis.words.how_long import how_long
 from analysis.words.wording import between, bracketed, capital, change, fixed, listed, whole
 

@@ -166,6 +166,6 @@ def line(row: Row) -> list[str]:
     lost = wording.told(bracketed(*cost(row)), none_measurable(row))
     ratio = NOT_MEASURED
     if timed(row):
-        ratio = wording.told(bracketed(*wording.pace(row)), row["tpot_verdict"] == "same")
+        ratio = wording.paced(row)
         ratio += f" at {row['context']:,}{' (machine not idle)' if row['busy'] else ''}"
     return [case, f"`{row['policy']}`{caveat(row['skip_layers'])}", lost, ratio, percent(row["kv_saved_percent"])]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from analysis.numbers.order import by
 from analysis.words.wording import busy, change, times, tokens_of
 
 Row = dict[str, Any]
@@ -45,9 +46,9 @@ def timed(rows: list[Row], metric: str) -> list[str]:
 def like_for_like(rows: list[Row]) -> list[str]:
     """The methods at the smallest budget of each setting that compares several, best first, ties named."""
     found = []
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        size = min(row["budget"] for row in rows if row["setting"] == setting)
-        mine = [row for row in rows if (row["setting"], row["budget"]) == (setting, size)]
+    for setting, whole in by(rows, "setting").items():
+        size = min(row["budget"] for row in whole)
+        mine = [row for row in whole if row["budget"] == size]
         ties = {True: " (tie with the best)"}
         ranked = [
             f"{row['policy']} {change(row['ppl_change_percent'])}{ties.get(row['tied_with_best'], '')}" for row in mine

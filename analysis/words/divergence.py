@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from analysis.words.findings import Frames, by, code, near, plain
-from analysis.words.wording import between, bracketed, capital, caveat, change, fixed, listed, nats, percent, whole
+from analysis.numbers.order import by
+from analysis.words.findings import Frames, code, near, plain
+from analysis.words.wording import capital, caveat, change, fixed, listed, nats, percent, whole, with_ends
 
 Row = dict[str, Any]
 
@@ -58,8 +59,7 @@ def beside_perplexity(frames: Frames) -> list[str]:
 def sentences(rows: list[Row], several: bool) -> list[str]:
     """One for each setting and budget, of the policy with the least KL there."""
     found = []
-    for setting, budget in dict.fromkeys((row["setting"], row["budget"]) for row in rows if row["budget"]):
-        mine = [row for row in rows if (row["setting"], row["budget"]) == (setting, budget)]
+    for (setting, budget), mine in by((row for row in rows if row["budget"]), "setting", "budget").items():
         best = min(mine, key=mean)
         closest = "has the least mean KL from the full cache," if len(mine) > 1 else "is at a mean KL of"
         tail = min(mine, key=lambda row: float(row["kl_p999_nats"]))
@@ -68,10 +68,10 @@ def sentences(rows: list[Row], several: bool) -> list[str]:
         tied = [row["policy"] for row in mine if row.get("tied_with_least")]
         ties = f", not to be told from that of {listed(tied)}" if tied else ""
         where = f"{setting}, " if several else ""
-        kl = bracketed(nats(mean(best)), between(best["kl_nats_low"], best["kl_nats_high"], nats))
         other = 100 - best["same_top_percent"]
         found.append(
-            f"{where}{budget:,} tokens: {best['policy']}{caveat(best['skip_layers'])} {closest} {kl} nats "
+            f"{where}{budget:,} tokens: {best['policy']}{caveat(best['skip_layers'])} {closest} "
+            f"{with_ends(best, 'kl_nats', nats)} nats "
             f"({change(best['ppl_change_percent'])} perplexity){ties}. Its most likely next token is another than "
             f"full’s at {percent(other)} of the tokens, and one token in a thousand is more than "
             f"{fixed(2)(best['kl_p999_nats'])} nats away{beyond}."

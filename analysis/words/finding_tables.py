@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from analysis.numbers.order import by
 from analysis.words import claims
-from analysis.words.findings import Frames, by, code, level, lost, lost_since
+from analysis.words.findings import Frames, code, level, lost, lost_since
 from analysis.words.protection import beside_random
-from analysis.words.wording import between, bracketed, change, evicting, fixed, nats, percent, whole
+from analysis.words.wording import change, evicting, fixed, nats, percent, whole, with_ends
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]], int]
@@ -67,7 +68,7 @@ def tail_table(frames: Frames) -> Table:
         [
             code(row["policy"]),
             change(row["ppl_change_percent"]),
-            bracketed(nats(row["kl_nats"]), between(row["kl_nats_low"], row["kl_nats_high"], nats)),
+            with_ends(row, "kl_nats", nats),
             *(nats(row[name]) for name in ("kl_median_nats", "kl_p99_nats", "kl_p999_nats")),
             percent(row["same_top_percent"]),
         ]
@@ -123,7 +124,7 @@ def seed_table(frames: Frames) -> Table:
             whole(row["budget"]),
             whole(row["tokens"]),
             fixed(2)(row["published"]),
-            bracketed(fixed(2)(row["ours"]), between(row["ours_low"], row["ours_high"], fixed(2))),
+            with_ends(row, "ours", fixed(2)),
         ]
         for row in frames["published"]
         if row["source"].startswith("seed")

@@ -6,18 +6,8 @@ Every number is one of the rows'. Which of two is better is said only where an i
 import re
 from typing import Any
 
-from analysis.words.how_long import PLAIN
-from analysis.words.wording import (
-    between,
-    bracketed,
-    change,
-    counted,
-    evicting,
-    fixed,
-    listed,
-    ppl,
-    whole,
-)
+from analysis.numbers.order import by
+from analysis.words.wording import PLAIN, change, counted, evicting, fixed, listed, ppl, whole, with_ends
 
 Row = dict[str, Any]
 Frames = dict[str, list[Row]]
@@ -25,16 +15,7 @@ Frames = dict[str, list[Row]]
 
 def lost(row: Row) -> str:
     """A change of perplexity with its interval."""
-    ends = between(row["ppl_change_low_percent"], row["ppl_change_high_percent"], change)
-    return bracketed(change(row["ppl_change_percent"]), ends)
-
-
-def by(rows: list[Row], *names: str) -> dict[Any, list[Row]]:
-    """Rows by the value of a field, or the values of several, in order of first appearance."""
-    found: dict[Any, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row[names[0]] if len(names) == 1 else tuple(row[name] for name in names), []).append(row)
-    return found
+    return with_ends(row, "ppl_change_percent", change)
 
 
 def code(text: str) -> str:
@@ -162,8 +143,7 @@ def stretch(row: Row) -> str:
 
 def lost_since(row: Row) -> str:
     """A change of perplexity on the tokens since the length before, with its interval."""
-    ends = between(row["stretch_change_low_percent"], row["stretch_change_high_percent"], change)
-    return bracketed(change(row["stretch_change_percent"]), ends)
+    return with_ends(row, "stretch_change_percent", change)
 
 
 def closest(rows: list[Row]) -> str:
@@ -209,7 +189,7 @@ def held(rows: list[Row]) -> str:
 
 def level(row: Row) -> str:
     """A loss per token, with the least and the most over the bins of its part."""
-    return bracketed(*(fixed(2)(row["nll_nats"]), between(row["nll_nats_low"], row["nll_nats_high"], fixed(2))))
+    return with_ends(row, "nll_nats", fixed(2))
 
 
 def levels(frames: Frames) -> str:

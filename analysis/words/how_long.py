@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from analysis.words.wording import evicting, listed, whole
+from analysis.words.wording import PLAIN, evicting, listed, whole
 
 Row = dict[str, Any]
-PLAIN = "streaming_llm"  # sinks and the newest tokens: what any choice of older tokens must beat
 
 
 def how_long(equal: list[Row], stretches: list[Row]) -> str:

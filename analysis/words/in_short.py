@@ -1,7 +1,8 @@
 """The README's sentences on what was found: sinks, choosing older tokens, recall, time. Each of one sweep's rows."""
 
+from analysis.numbers.order import by
 from analysis.words.budget_findings import further
-from analysis.words.findings import Frames, Row, by, code, lost, near, plain
+from analysis.words.findings import Frames, Row, code, lost, near, plain
 from analysis.words.latency_findings import timed
 from analysis.words.wording import bracketed, change, listed, pace, whole
 

@@ -1,20 +1,24 @@
 """What a bounded cache gains in time and memory, for its page in `docs/results`: sentences and the table."""
 
-from analysis.words.findings import Frames, Row, by, code
-from analysis.words.how_long import PLAIN
+from analysis.numbers.order import by
+from analysis.words.findings import Frames, Row, code
 from analysis.words.wording import (
-    between,
+    NONE,
+    PLAIN,
     bracketed,
     change,
     counted,
     fixed,
     listed,
     megabytes,
+    pace,
+    paced,
     percent,
     times,
     tokens_of,
     told,
     whole,
+    with_ends,
 )
 
 FEW = 2  # cells are named one by one
@@ -34,10 +38,10 @@ def latency(frames: Frames) -> list[str]:
         full = next(row for row in rows if row["policy"] == "full" and place(row) == place(far))
         memory, peak = (percent(100 * far[name] / full[name]) for name in ("kv_mb", "peak_mb"))
         said.append(
-            f"{setting}: at {whole(far['context'])} tokens of context {code(far['policy'])} takes {paced(far, 'tpot')} "
+            f"{setting}: at {whole(far['context'])} tokens of context {code(far['policy'])} takes {paced(far)} "
             f"the full cache’s time per token with {memory} of its KV memory, {peak} of its peak memory, and "
             f"{prompt(far, noise)} its time to the first token"
-            + (f"; at {whole(near['context'])} tokens {paced(near, 'tpot')} the time per token." if mine[1:] else ".")
+            + (f"; at {whole(near['context'])} tokens {paced(near)} the time per token." if mine[1:] else ".")
         )
         said += side_by_side([row for row in rows if row["policy"] == far["policy"]])
     costs = [row for row in timed(frames) if row["eviction_percent"] is not None and row["filled"]]
@@ -87,8 +91,7 @@ def cells(rows: list[Row]) -> str:
 
 def added(row: Row) -> str:
     """What eviction adds to a step, with its interval."""
-    ends = between(row["eviction_low_percent"], row["eviction_high_percent"], change)
-    return bracketed(change(row["eviction_percent"]), ends)
+    return with_ends(row, "eviction_percent", change)
 
 
 def peaks(rows: list[Row]) -> list[str]:
@@ -136,12 +139,6 @@ def place(row: Row) -> tuple[int, int]:
     return row["context"], row["batch"]
 
 
-def paced(row: Row, phase: str) -> str:
-    """A ratio of times against full's, with its interval, or that no difference can be told."""
-    text = times(row[f"{phase}_ratio"], row[f"{phase}_ratio_low"], row[f"{phase}_ratio_high"])
-    return told(text, row[f"{phase}_verdict"] == "same")
-
-
 def latency_table(frames: Frames) -> tuple[list[str], list[list[str]], int]:
     """A line a model, context, batch and contender; not of policies that hold the whole context, and are full."""
     rows = [
@@ -165,6 +162,4 @@ def latency_table(frames: Frames) -> tuple[list[str], list[list[str]], int]:
 
 def ratio(row: Row, phase: str) -> str:
     """A ratio of times with its interval; a dash where none was measured."""
-    if row[f"{phase}_ratio"] is None:
-        return "–"
-    return times(row[f"{phase}_ratio"], row[f"{phase}_ratio_low"], row[f"{phase}_ratio_high"])
+    return NONE if row[f"{phase}_ratio"] is None else bracketed(*pace(row, phase))

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from analysis.numbers.order import by
 from analysis.words.by_document import in_documents
-from analysis.words.wording import between, bracketed, change, counted
+from analysis.words.wording import PLAIN, change, counted, with_ends
 
 Row = dict[str, Any]
 FEW = 3  # are named one by one
@@ -12,8 +13,7 @@ FEW = 3  # are named one by one
 def sentences(rows: list[Row], several: bool) -> list[str]:
     """What protection does to the gap between scorers, and whether any is worth more than drawing lots."""
     found = []
-    for setting, budget in dict.fromkeys((row["setting"], row["budget"]) for row in rows):
-        mine = [row for row in rows if (row["setting"], row["budget"]) == (setting, budget)]
+    for (setting, budget), mine in by(rows, "setting", "budget").items():
         places = sorted({(row["start_size"], row["recent_percent"]) for row in mine})
         sinks = places[-1][0]
         bare, kept = places[0], [place for place in places if place[0] == sinks and place[1]]
@@ -52,7 +52,7 @@ def short(rows: list[Row], sinks: int) -> str:
 
 def unscored(row: Row, sinks: int, budget: int) -> bool:
     """Whether it is of so many sinks and else the newest tokens alone."""
-    return (row["policy_name"], row["start_size"], row["budget"]) == ("streaming_llm", sinks, budget)
+    return (row["policy_name"], row["start_size"], row["budget"]) == (PLAIN, sinks, budget)
 
 
 def shares(places: list[tuple[int, float]]) -> str:
@@ -134,8 +134,7 @@ def which(rows: list[Row], where: str = "") -> str:
     """Which these are with their difference and its interval; of many the first alone, which differs most."""
     named = []
     for row in rows if len(rows) <= FEW else rows[:1]:
-        ends = between(row["over_random_low_percent"], row["over_random_high_percent"], change)
-        gap = bracketed(change(row["over_random_percent"]), ends)
+        gap = with_ends(row, "over_random_percent", change)
         named.append(f"{row['scorer']} at {row['recent_percent']:.3g}\u00a0%: {gap}")
     where = "the most " if len(rows) > FEW else where
     return f" ({where}{', '.join(named)})" if named else ""

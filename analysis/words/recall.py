@@ -5,6 +5,7 @@ Of distances at which the full cache itself recalls next to nothing (`full_recal
 
 from typing import Any
 
+from analysis.numbers.order import by
 from analysis.words.wording import evicting, listed
 
 Row = dict[str, Any]
@@ -13,8 +14,7 @@ Row = dict[str, Any]
 def sentences(rows: list[Row], several: bool) -> list[str]:
     """What each policy recalls beyond its budget, beside full; or that the model cannot recall at all."""
     found = []
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        mine = [row for row in rows if row["setting"] == setting]
+    for setting, mine in by(rows, "setting").items():
         where = f"{setting}: " if several else ""
         if not any(row["full_recalls"] for row in mine):
             found.append(f"{where}{unable(mine)}")
@@ -68,8 +68,7 @@ def out_of_reach(far: list[Row]) -> str:
 def by_distances(near: list[Row]) -> list[list[Row]]:
     """Rows of policies that were asked at the same distances together: where layers differ, eviction begins earlier."""
     asked: dict[tuple[int, ...], list[Row]] = {}
-    for policy in dict.fromkeys(row["policy"] for row in near):
-        mine = [row for row in near if row["policy"] == policy]
+    for mine in by(near, "policy").values():
         asked.setdefault(tuple(sorted(row["distance"] for row in mine)), []).extend(mine)
     return list(asked.values())
 
@@ -83,8 +82,7 @@ def within(budget: int, near: list[Row]) -> str:
 def right(known: list[Row]) -> list[str]:
     """How many answers each policy has right of how many, by the number of answers."""
     told: dict[tuple[int, int], list[tuple[int, str]]] = {}  # by the number of answers, and how many full has right
-    for policy in dict.fromkeys(row["policy"] for row in known if row["policy"] != "full"):
-        mine = [row for row in known if row["policy"] == policy]
+    for policy, mine in by((row for row in known if row["policy"] != "full"), "policy").items():
         answers, full, own = (added(mine, name) for name in ("answers", "full_recalled", "recalled"))
         told.setdefault((answers, full), []).append((own, policy))
     return [

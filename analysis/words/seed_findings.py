@@ -1,8 +1,8 @@
 """What a sweep found of the seed report: how it measured and what the papers mean, its numbers, its three claims."""
 
-from analysis.words.findings import Frames, Row, by, code, lost, near, plain
-from analysis.words.how_long import PLAIN
-from analysis.words.wording import fixed, percent, times, whole
+from analysis.numbers.order import by
+from analysis.words.findings import Frames, Row, code, lost, near, plain
+from analysis.words.wording import PLAIN, fixed, percent, times, whole
 
 
 def seed(frames: Frames) -> list[str]:

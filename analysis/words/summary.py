@@ -81,8 +81,9 @@ def quality_table(rows: list[Row], tradeoff: list[Row], several: bool) -> list[s
         points = wording.NONE if full else wording.points(row["accuracy_change_points"])
         shown += [wording.percent(row["accuracy_percent"]), points]
         if paces:
-            pace = paces.get((row["setting"], row["policy"]))
-            shown.append(wording.NONE if full or not pace else times_of(pace, pace["x_low"], pace["x_high"]))
+            pace = None if full else paces.get((row["setting"], row["policy"]))
+            ends = {f"tpot_ratio_{end}": pace[f"x_{end}"] for end in ("low", "high")} if pace else {}
+            shown.append(wording.paced(pace | ends) if pace else wording.NONE)
         sample = f" (one of {row['every']} tokens)" if row["every"] else ""
         if row["full_documents"] not in (None, row["documents"]):
             sample += f" ({row['documents']} documents, full {row['full_documents']})"
@@ -99,17 +100,10 @@ def latency_table(rows: list[Row], several: bool) -> list[str]:
     lines = []
     for row in rows:
         shown = [wording.megabytes(row["kv_mb"]), wording.fixed(1)(row["ttft_ms"]), wording.fixed(2)(row["tpot_ms"])]
-        against = wording.NONE
-        if row["contender"] != "full":
-            against = times_of(row, row["tpot_ratio_low"], row["tpot_ratio_high"])
+        against = wording.NONE if row["contender"] == "full" else wording.paced(row)
         lines.append([f"`{row['contender']}`{wording.caveat(row['skip_layers'])}", *shown, against])
     headings = ["Policy", "KV kept, MB", "Time to first token, ms", "Time per token, ms", "against full"]
     return wording.table(headings, lines, 1, [row["setting"] for row in rows if several])
-
-
-def times_of(row: Row, low: float | None, high: float | None) -> str:
-    """The time per token against full's, with its interval."""
-    return wording.told(wording.times(row["tpot_ratio"], low, high), row["tpot_verdict"] == "same")
 
 
 def measured(frames: Frames) -> str:
@@ -117,9 +111,8 @@ def measured(frames: Frames) -> str:
     overview = frames["overview"][0]
     models = [row["model"] for row in frames["models"] if row["tokens"]]
     size = f"{counted(overview['documents'], 'document')} of {compared_at(frames):,} tokens"
-    where = f"{', '.join(overview['devices'])}, {', '.join(overview['dtypes'])}"
     what = f"{', '.join(models)} on {', '.join(overview['texts'])}"
-    return f"{what}, {size}, {where}. Perplexity is over all documents together."
+    return f"{what}, {size}, {place_of(overview)}. Perplexity is over all documents together."
 
 
 def speed_lines(frames: Frames) -> list[str]:

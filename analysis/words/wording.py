@@ -7,6 +7,7 @@ Row = dict[str, Any]
 Format = Callable[[Any], str]
 NONE = "–"
 SAME = "no measurable difference"
+PLAIN = "streaming_llm"  # sinks and the newest tokens: what any choice of older tokens must beat
 
 
 def fixed(digits: int, sign: bool = False, unit: str = "") -> Format:
@@ -80,6 +81,17 @@ def bracketed(value: str, ends: str) -> str:
     return f"{value} [{ends.replace(' … ', ', ')}]" if ends else value
 
 
+def bound(field: str, end: str) -> str:
+    """The field that holds the `low` or `high` end of another's interval: its unit stays last."""
+    stem, _, unit = field.rpartition("_")
+    return f"{stem}_{end}_{unit}" if unit in ("percent", "points") else f"{field}_{end}"
+
+
+def with_ends(row: Row, field: str, show: Format) -> str:
+    """A field's value with its interval in brackets, if there is one."""
+    return bracketed(show(row[field]), between(row[bound(field, "low")], row[bound(field, "high")], show))
+
+
 def ratio_and_ends(ratio: Any, low: Any, high: Any) -> tuple[str, str]:
     """A ratio as a multiple, and its interval if there is one; a narrow interval earns a third digit."""
     if low is None or high is None:
@@ -93,9 +105,14 @@ def times(ratio: Any, low: Any = None, high: Any = None) -> str:
     return bracketed(*ratio_and_ends(ratio, low, high))
 
 
-def pace(row: Row) -> tuple[str, str]:
-    """The time per token against full's, and its interval."""
-    return ratio_and_ends(row["tpot_ratio"], row["tpot_ratio_low"], row["tpot_ratio_high"])
+def pace(row: Row, phase: str = "tpot") -> tuple[str, str]:
+    """The time per token against full's, or to the first token, and its interval."""
+    return ratio_and_ends(*(row[f"{phase}_ratio{end}"] for end in ("", "_low", "_high")))
+
+
+def paced(row: Row, phase: str = "tpot") -> str:
+    """The same as one text, or that no difference can be told."""
+    return told(bracketed(*pace(row, phase)), row[f"{phase}_verdict"] == "same")
 
 
 def told(text: str, same: bool) -> str:

@@ -11,8 +11,7 @@ from pyarrow.parquet import read_table
 from report_oracle import page_of
 
 from analysis.charts import figures, pictures
-from analysis.charts.along_the_text import excess, stream
-from analysis.charts.divergence import far
+from analysis.charts.along_the_text import excess, far, stream
 from analysis.charts.figures import CHARTS
 from analysis.charts.specs import for_file, for_page
 from analysis.charts.theme import style

@@ -14,7 +14,7 @@ from golden import FULL, QUICK, ROOT, SHAPES, Latency, built, streaming, write, 
 
 from analysis import results
 from analysis.page.answered import page
-from analysis.page.kept import BESIDE, all_kept, by_sweep, kept
+from analysis.page.kept import BESIDE, added_up, all_kept, by_sweep, kept
 from analysis.page.questions import QUESTIONS
 from analysis.read.records import read_records
 from analysis.report import asked
@@ -185,6 +185,13 @@ def test_times_of_two_machines_stand_on_one_page_under_their_own_names(tmp_path,
     assert keep("Fast", 3, "--beside", "slow") == 2
     assert "kept latency and latency@slow are both of 'Fast'" in capsys.readouterr().err
     assert text == (tmp_path / "docs" / "results" / "latency.md").read_text()
+
+
+def test_overviews_of_two_versions_are_added_up():
+    older, newer = {"cells": 2, "models": ["a"], "batches": [1]}, {"cells": 3, "models": ["a", "b"], "texts": []}
+    for rows in ((older, newer), (newer, older)):
+        whole = added_up(rows)
+        assert (whole["cells"], sorted(whole["models"])) == (5, ["a", "b"])
 
 
 def test_cells_on_a_busy_machine_are_counted_and_few_are_named():
