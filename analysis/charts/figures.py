@@ -17,7 +17,7 @@ from analysis.charts.tradeoff import tradeoff
 from analysis.words.standing import Kind, Standing
 
 QUALITY = "python sweeps/full.py --models {models} --text {text}"
-EQUAL_MEMORY = "; policies that take as much memory stand side by side"
+EQUAL_MEMORY = "; policies that take as much memory, within 2\u00a0%, stand side by side"
 LATENCY = "python sweeps/latency.py --models {models}"
 TRADEOFFS: tuple[tuple[str, str, str, str, str, Kind], ...] = (
     ("kv", "KV memory", EQUAL_MEMORY, "the full cache and another policy on the same document", QUALITY, "quality"),

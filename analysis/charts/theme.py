@@ -45,9 +45,9 @@ POLICIES: dict[str, Style] = {
     "tova": Style("#5c8a2e", "triangle-right", (5, 2, 1, 2)),
     "snapkv": Style("#8b8418", "triangle-left", (2, 3)),
     "keydiff": Style("#8f63c9", "cross", (7, 1)),
-    "sink_l2": Style("#1f8f8f", "diamond", (3, 3)),
+    "sink_l2": Style("#1f8f8f", "square", (3, 3)),
     "sink_random": Style("#c2547c", "triangle-down", (2, 1)),
-    "l2_compress": Style("#a06f3d", "square", (11, 3)),
+    "l2_compress": Style("#a06f3d", "cross", (11, 3)),
 }
 SPARE = ("#7a78d6", "#4f8c6b", "#a0628a", "#b5764a", "#5f7fa8", "#7d7f45", "#a3566b", "#4c86a8")  # for any other policy
 SPARE_DASHES = ((3, 1), (5, 1, 1, 1), (1, 2), (6, 1), (10, 3))

@@ -21,6 +21,7 @@ from analysis.words.wording import tokens_of, with_caveat
 HEIGHT = 430
 FIELD = "cost"
 SPAN = 1.35  # between the first and the last of the policies that take as much memory; budgets are mostly twice apart
+ALIKE = 1.02  # between memory that counts as equal, as in `tradeoff.sql`: what keeps a share of its tokens holds fewer
 # How costs are called along y, by metric.
 NAMED = {
     "ppl": PER_CENT,
@@ -60,8 +61,7 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: marks.Legend) 
     """One panel: whiskers, the step line of what nothing beats, points with budgets, the better corner in words."""
     name, title, corner, value = AXES[axis]
     if axis == "kv":
-        alike = by(rows, "x").values()  # equal memory
-        rows = [row for mine in alike for row in marks.side_by_side(mine, legend, "x", SPAN)]
+        rows = [row for mine in as_large(rows) for row in marks.side_by_side(mine, legend, "x", SPAN)]
     x = ratio_axis(alt.X, "place" if axis == "kv" else "x", title, rows)
     metric = metric_of(rows[0])
     y = change_axis(alt.Y, FIELD, metric.axis, rows, NAMED[rows[0]["metric"]])
@@ -87,6 +87,17 @@ def one_setting(setting: str, rows: list[Row], axis: str, legend: marks.Legend) 
     where = f"at {rows[0]['length']:,} tokens" if axis == "kv" else f"at {tokens_of(rows[0])}"
     about = f"{metric.axis}, by {name}, itself against full’s:" + marks.spoken(rows, FIELD, "+.1f", metric.counted)
     return marks.panel(setting, f"{name} {where}", layers, about, HEIGHT)
+
+
+def as_large(rows: list[Row]) -> list[list[Row]]:
+    """Put together what takes nearly as much memory; rows come in its order."""
+    found: list[list[Row]] = []
+    for row in rows:
+        if found and row["x"] <= ALIKE * found[-1][0]["x"]:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
 
 
 def labels(rows: list[Row], x: alt.X, y: alt.Y) -> list[Any]:

@@ -367,7 +367,10 @@ def test_the_tradeoff_stands_on_the_samples_and_its_front_is_what_none_better_ma
             assert float(row["value"]) == pytest.approx(expected["tpot_ms"], rel=1e-9), row
         alike = [other for other in rows if other["setting"] == row["setting"]]
         closer = [other for other in alike if float(other["ppl_ratio"]) < float(row["ppl_ratio"])]
-        assert (row["unbeaten"] == "True") == (not any(end(one, "low") <= end(row, "high") for one in closer)), row
+        near = 1.02 if axis == "kv" else 1.0  # memory so near counts as equal
+        assert (row["unbeaten"] == "True") == (not any(end(one, "low") <= near * end(row, "high") for one in closer)), (
+            row
+        )
     assert {row["policy"] for row in rows if row["unbeaten"] == "True"} >= {"full", "streaming_llm(4,124)"}
 
 
