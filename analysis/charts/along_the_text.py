@@ -65,9 +65,7 @@ def by_position(
         context, last = mine[0]["trained_context"], max(row["position"] for row in whole)
         rules = [(size, "budget full")] * of_full + [(context, "trained context ends")] * (context < last)
         x, y = position_x(), axis(whole, 0.5 + len(rules))
-        layers = [marks.lines(mine, x, y, legend, tooltip)]
-        shown = alt.Undefined if of_full else tooltip
-        layers += marks.points(marks.sparse(mine), x, y, legend, shown, size=55, clip=True)
+        layers = marks.along_lines(mine, x, y, legend, tooltip)
         for line, (value, name) in enumerate(rules):
             layers += marks.rule(alt.X, "position", value, name, value > last / 2, line)
         zoom = {"zoom_from": 0, "zoom_to": round(1.01 * last)}  # beyond the last point, lest it be cut in half

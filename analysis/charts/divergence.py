@@ -24,10 +24,7 @@ def tail(rows: list[Row]) -> Figure:
     for setting, size, mine, whole in marks.by_budgets(rows):
         x = log_axis(alt.X, "kl_nats", "KL from the full cache, nats", whole)
         y = log_axis(alt.Y, SHARE, "tokens at least that far away", whole, " %")
-        layers = [
-            marks.lines(mine, x, y, legend, tooltip),
-            *marks.points(marks.sparse(mine), x, y, legend, tooltip, size=55),
-        ]
+        layers = marks.along_lines(mine, x, y, legend, tooltip)
         about = "the share of tokens at least so many nats from the full cache, by policy; lower is better"
         panels.append(marks.panel(setting, marks.budget_title(size), layers, about))
     return Figure(panels, legend, marks.most_budgets(rows))

@@ -151,13 +151,23 @@ def field_of(axis: Any) -> str:
     return str(axis["shorthand"]).partition(":")[0]
 
 
-def lines(rows: list[Row], x: alt.X, y: alt.Y, legend: Legend, tooltip: Any = alt.Undefined) -> alt.Chart:
+def lines(rows: list[Row], x: alt.X, y: alt.Y, legend: Legend) -> alt.Chart:
     """A line per series with its colour and dash."""
     scale = scales(legend)
     colour = alt.Color("series:N", scale=scale["color"], legend=KEY)
     dash = alt.StrokeDash("series:N", scale=scale["strokeDash"], legend=None)
     line = alt.Chart(values(rows)).mark_line(strokeWidth=2, clip=True)
-    return line.encode(x=x, y=y, color=colour, strokeDash=dash, opacity=emphasis("series"), tooltip=tooltip)
+    return line.encode(x=x, y=y, color=colour, strokeDash=dash, opacity=emphasis("series"))
+
+
+def along_lines(rows: list[Row], x: alt.X, y: alt.Y, legend: Legend, tooltip: list[alt.Tooltip]) -> list[alt.Chart]:
+    """Lines through too many rows for a point each: a few points tell them apart, and each row has its tooltip.
+
+    Of a line Vega would show the first row's, wherever the pointer is.
+    """
+    near = alt.Chart(values(rows)).mark_point(filled=True, opacity=0, size=150, clip=True)
+    seen = points(sparse(rows), x, y, legend, tooltip, size=55, clip=True)
+    return [lines(rows, x, y, legend), near.encode(x=x, y=y, tooltip=tooltip), *seen]
 
 
 def rule(

@@ -135,6 +135,7 @@ def faint(page, figure):
     """Points of the figure's visible charts that are drawn faint, and all of them."""
     marks = f"[...document.querySelectorAll('#{figure} .panel:not(.elsewhere) .mark-symbol path')]"
     found = page.evaluate(f"{marks}.map(mark => +(mark.getAttribute('opacity') ?? 1))")
+    found = [one for one in found if one]  # what nobody sees is there for its tooltip
     return sum(one < 0.5 for one in found), len(found)
 
 
@@ -170,6 +171,19 @@ def test_the_tradeoff_changes_its_axis_by_keyboard(golden):
         assert page.evaluate(shown) == [axis]
         assert any(words in text for text in page.locator(title.format(axis)).all_text_contents())
         assert page.locator(f"#tradeoff_{axis} .panel:not(.elsewhere) .mark-line path").count() == 1  # the step line
+
+
+def test_a_line_tells_the_row_that_the_pointer_is_near(golden):
+    """Of a line Vega tells the first row, wherever the pointer is."""
+    page, told = golden, set()
+    chart = page.locator("#excess .panel:not(.elsewhere) svg").first
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    for across in range(15, 58, 6):
+        for down in range(4, 26):
+            page.mouse.move(box["x"] + across / 60 * box["width"], box["y"] + down / 30 * box["height"])
+            told.update(page.locator("#vg-tooltip-element.visible td.value").all_inner_texts()[1:2])
+    assert len(told) > 3, told
 
 
 def ends_of(page, figure):
