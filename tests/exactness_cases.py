@@ -10,6 +10,8 @@ import torch
 from oracle import Spec
 
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
+from kvstream.engine.chunks import CHUNK_SIZE
+from kvstream.engine.replay import replay_windows, windows
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
 TOLERANCE = {FLOAT64: 1e-5, FLOAT32: 1e-4}
@@ -22,6 +24,11 @@ BOUNDED = [
     FixSizeL2(budget=11, keep_ratio=0.5, strategy="keep_high"),
     FixSizeL2(budget=11, keep_ratio=0.5, strategy="random", seed=20240611),
 ]
+
+
+def go_on(cache, model, ids_T, chunk_size=CHUNK_SIZE):
+    """Losses of tokens, but of the first, that follow those which a cache has seen."""
+    return torch.cat([part.nll_nats[0] for part in replay_windows(model, windows([ids_T[None]], chunk_size), cache)])
 
 
 def spec_of(policy) -> Spec:

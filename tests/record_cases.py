@@ -96,7 +96,7 @@ def commit_anew(records):
 
 
 def add_part(records):
-    Parts(records, OTHER).add(Evaluated(AFTER, 0.5, {"kept": torch.arange(3)}), 512, {})
+    Parts(records, OTHER).add(Evaluated(AFTER, 0.5, {"kept": torch.arange(3)}), 512)
 
 
 def rows_of(records, key):

@@ -28,16 +28,7 @@ def attend_bounded(
     """Answer the queries, take the keys and values into the layer, and count; the output is shaped as the queries."""
     start, T = layer.seen, k_BHTD.shape[2]
     rotate = layer.tables.rotation(start, T, layer.positions.cap, k_BHTD)
-    rotated_BHTD = rotate(k_BHTD)
-    new_sinks = min(max(layer.layout.sinks - start, 0), T)
-    layer.keys[:, :, start : start + new_sinks] = rotated_BHTD[:, :, :new_sinks]
-    layer.values[:, :, start : start + new_sinks] = v_BHTD[:, :, :new_sinks]
-    layer.anchor(start, new_sinks)
-
-    first = max(layer.layout.sinks, start - layer.layout.recent)  # the oldest token of the ring
-    held = range(first, max(first, start))
-    keys_BHSD = ring.extend(layer.layout, layer.keys, held, rotated_BHTD[:, :, new_sinks:])
-    values_BHSD = ring.extend(layer.layout, layer.values, held, v_BHTD[:, :, new_sinks:])
+    first, keys_BHSD, values_BHSD = ring.extend(layer, rotate(k_BHTD), v_BHTD)
     contested = _contest(layer, first, keys_BHSD, values_BHSD)
 
     recent_BHGTD = rotate(q_BHGTD)
@@ -52,7 +43,10 @@ def attend_bounded(
             queries = (q_BHGTD if layer.ranks else old_BHGTD)[block]
             partials += contested.answer(layer.backend, queries, tokens, scaling, layer.ranks)
         outputs.append(merge_partials(partials))
-    _store(layer, first, keys_BHSD, values_BHSD, contested)
+    ring.keep_newest(layer, first, keys_BHSD, values_BHSD)
+    if contested:
+        for held_BHZD, stay_BHZD in zip(layer.seats, contested.survivors()):
+            held_BHZD[:, :, : stay_BHZD.shape[2]] = stay_BHZD
     layer.seen += T
     return torch.cat(outputs, dim=-2)
 
@@ -93,35 +87,10 @@ def _contest(
     keys_BHCD, values_BHCD = keys_BHSD[:, :, :candidates], values_BHSD[:, :, :candidates]
     seat_BHMD = layer.eviction.by_age(layer.members)[..., None].expand(-1, -1, -1, keys_BHSD.shape[-1])
     lifetimes = layer.eviction.lifetimes(first + layer.layout.recent, layer.members, keys_BHCD, values_BHCD)
-    seats = slice(layer.layout.contested_at, None)
-    held_BHZD = layer.plain_BHZD if layer.positions.by_rank else layer.keys[:, :, seats]
     if layer.positions.by_rank:
         keys_BHCD = layer.tables.rope.at(-torch.arange(first, first + candidates), keys_BHCD)(keys_BHCD)
-    return ContestedKeys(
-        torch.cat((held_BHZD.gather(2, seat_BHMD), keys_BHCD), 2),
-        torch.cat((layer.values[:, :, seats].gather(2, seat_BHMD), values_BHCD), 2),
-        lifetimes,
+    keys_BHND, values_BHND = (
+        torch.cat((held_BHZD.gather(2, seat_BHMD), new_BHCD), 2)
+        for held_BHZD, new_BHCD in zip(layer.seats, (keys_BHCD, values_BHCD))
     )
-
-
-def _store(
-    layer: BoundedLayer,
-    first: int,
-    keys_BHSD: torch.Tensor,
-    values_BHSD: torch.Tensor,
-    contested: ContestedKeys | None,
-) -> None:
-    """Write what the chunk leaves in the cache: the last recent tokens and the contest's survivors."""
-    tokens = range(first, first + keys_BHSD.shape[2])
-    ring.keep_newest(layer.layout, layer.keys, tokens, keys_BHSD)
-    ring.keep_newest(layer.layout, layer.values, tokens, values_BHSD)
-    layer.forget_plans()
-    if not contested:
-        return
-    keys_BHZD, values_BHZD = contested.survivors()
-    seats = slice(layer.layout.contested_at, layer.layout.contested_at + keys_BHZD.shape[2])
-    if layer.positions.by_rank:
-        layer.plain_BHZD[:, :, : keys_BHZD.shape[2]] = keys_BHZD
-    else:
-        layer.keys[:, :, seats] = keys_BHZD
-    layer.values[:, :, seats] = values_BHZD
+    return ContestedKeys(keys_BHND, values_BHND, lifetimes)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kvstream.engine.bounded_step import attend_token
-from kvstream.engine.eviction import Eviction, eviction_of
+from kvstream.engine.eviction import Eviction
 from kvstream.engine.layer import Layer
 from kvstream.engine.positions import Positions, Ranks
 from kvstream.engine.shared_tables import SharedTables
@@ -32,9 +32,9 @@ class BoundedLayer(Layer):
         super().__init__(tables)
         regions = policy.regions_of(layer)
         assert regions is not None, "a layer with a budget has regions"
-        self.layout = SlotLayout.of(regions)
+        self.layout = SlotLayout(regions.sinks, regions.contested, regions.recent)
         self.positions = Positions(policy.position, regions.budget)
-        self.eviction = eviction_of(policy, layer, self.layout)
+        self.eviction = Eviction(policy, layer, self.layout) if regions.contested else None
         self.turned = False  # whether the contested keys in the slots are rotated to their ranks
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -75,6 +75,12 @@ class BoundedLayer(Layer):
     def members(self) -> int:
         """Contested tokens now held, as many in every row."""
         return self.layout.members(self.seen)
+
+    @property
+    def seats(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values in the contested slots, (B, H, Z, D) each; keys unrotated where rank is position."""
+        held = slice(self.layout.contested_at, None)
+        return self.plain_BHZD if self.positions.by_rank else self.keys[:, :, held], self.values[:, :, held]
 
     @property
     def kv_bytes(self) -> int:

@@ -43,7 +43,7 @@ def attend_token(
     if layer.eviction and token >= layout.protected:
         takeover = layer.eviction.step(token, members, partial(_arrived, layer))
         if takeover:  # else all candidates leave at once
-            after = min(members + 1, layout.room)
+            after = min(members + 1, layout.contested)
             layer.backend.seat(layer, token - layout.recent, takeover, after - 1, after)
     layer.seen += 1
     return outputs_BHGD[..., None, :]

@@ -35,7 +35,7 @@ def refuse_unheard(said: dict[str, Any], seen: int, rows: int | None, vocabulary
         raise ValueError(
             "output_attentions: KVStreamCache keeps no attention weights; ask for them without past_key_values"
         )
-    refuse_mask(said.get("attention_mask"), seen + T)
+    refuse_mask(said.get("attention_mask"))
     refuse_positions(said.get("position_ids"), seen, T)
     if ids is not None:
         refuse_ids(ids, vocabulary)
@@ -95,13 +95,13 @@ def refuse_rows(rows: int, held: int | None) -> None:
         )
 
 
-def refuse_mask(mask: Any, tokens: int) -> None:
+def refuse_mask(mask: Any) -> None:
     """Raise ValueError for a mask that hides anything from anyone beyond what is yet to come."""
     if mask is None:
         return
     if isinstance(mask, dict):
         for each in mask.values():
-            refuse_mask(each, tokens)
+            refuse_mask(each)
         return
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
         what = f"{mask.ndim} dimensions" if isinstance(mask, torch.Tensor) else f"a {type(mask).__name__}"

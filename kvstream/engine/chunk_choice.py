@@ -1,7 +1,7 @@
 """How many tokens of each text pass through a model at once: fixed, but on a GPU with kernels as many as are worth it.
 
 There a chunk of thousands costs hardly more launches than one of hundreds. What a token takes is measured once for each
-model and device; a quarter of the device's memory may go into it, so that its size does not depend on what else runs.
+model and device; a quarter of the device's memory may go into it, so that its size hardly depends on what else runs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,21 @@ def chunk_size_for(model: PreTrainedModel, rows: int) -> int:
     device = device_of(model)
     if device.type != "cuda" or not serves(device, model.dtype):
         return CHUNK_SIZE
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return fitting_chunk(SHARE * memory / _token_bytes(model, device), rows)
+    return fitting_chunk(SHARE * memory_of(device) / _token_bytes(model, device), rows)
+
+
+def take_less(model: PreTrainedModel) -> None:
+    """Have chunks for a model be half as long from here on, where one lacked memory."""
+    measured: dict[tuple[torch.device, torch.dtype], float] = vars(unwrapped(model)).get(MEASURED, {})
+    for key in measured:
+        measured[key] *= 2
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of a GPU, or where others hold most of them, those that they left."""
+    free, total = torch.cuda.mem_get_info(device)
+    available = free + torch.cuda.memory_reserved(device)
+    return total if available > total / 2 else available
 
 
 def fitting_chunk(tokens: float, rows: int) -> int:
@@ -52,8 +65,7 @@ def _token_bytes(model: PreTrainedModel, device: torch.device) -> float:
             found = (torch.cuda.max_memory_allocated(device) - before) / CHUNK_SIZE
             del cache
         measured[device, model.dtype] = found
-        card = torch.cuda.get_device_properties(device)
-        tokens = fitting_chunk(SHARE * card.total_memory / found, 1)
-        about = f"{card.name}: chunks of {tokens:,} tokens, {found / 1e3:,.0f} kB each"
+        card, tokens = torch.cuda.get_device_name(device), fitting_chunk(SHARE * memory_of(device) / found, 1)
+        about = f"{card}: chunks of {tokens:,} tokens, {found / 1e3:,.0f} kB each"
         note(f"{about}, for {type(model).__name__} in {str(model.dtype).removeprefix('torch.')}")
     return measured[device, model.dtype]

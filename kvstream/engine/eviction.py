@@ -123,7 +123,7 @@ class Eviction:
 
         The outcome is `step`'s. Whom it asks is there already: the candidate sits in the spare seat, the youngest.
         """
-        room, score_BH1 = self.layout.room, self._score(key_BH1D, value_BH1D)
+        room, score_BH1 = self.layout.contested, self._score(key_BH1D, value_BH1D)
         self.score_BHZ[..., room:] = score_BH1
         self.rank_BHZ[..., room:] = room
         rank_BHZ, score_BHZ = self.rank_BHZ, self.score_BHZ
@@ -165,19 +165,19 @@ class Eviction:
         members = held_BHM.shape[2]
         leaves_RN = self._leaving(torch.cat((held_BHM, score_BHC), 2), members, token)
         seats_RM = self.by_age(members).reshape(len(leaves_RN), -1).cpu().numpy()
-        seat_RC, left_RC, moves_C = takeovers(leaves_RN, seats_RM, self.layout.room)
+        seat_RC, left_RC, moves_C = takeovers(leaves_RN, seats_RM, self.layout.contested)
         seat, left = (torch.from_numpy(x).view(score_BHC.shape).to(score_BHC.device) for x in (seat_RC, left_RC))
         return Settled(token, seat, left, score_BHC, moves_C.tolist())
 
     def _leaving(self, score_BHN: torch.Tensor, members: int, token: int) -> np.ndarray:
         """Play the contests of step `token` and following: see `leaving_offers`; int64, shape (R, N)."""
         B, H, N = score_BHN.shape
-        relative_tie = tie(score_BHN.dtype)
+        equal = tie(score_BHN.dtype)
         score_BHN, draws_HC = self.decisive(score_BHN, members, token)
         deciding = score_BHN.shape[1]
         draws_RC = np.empty((B * deciding, 0), np.int64) if draws_HC is None else np.tile(draws_HC, (B, 1))
         score_RN = score_BHN.reshape(B * deciding, N).cpu().numpy()
-        leaves_RN = leaving_offers(score_RN, draws_RC, members, self.layout.room, score_RN.dtype.type(relative_tie))
+        leaves_RN = leaving_offers(score_RN, draws_RC, members, self.layout.contested, score_RN.dtype.type(equal))
         return np.repeat(leaves_RN, H // deciding, axis=0)
 
     def decisive(self, score_BHN: torch.Tensor, members: int, token: int) -> tuple[torch.Tensor, np.ndarray | None]:
@@ -201,8 +201,3 @@ class Eviction:
             return keys_BHCD.new_zeros(keys_BHCD.shape[:3], dtype=torch.float32)
         score_BHC = self.policy.token_scores(keys_BHCD, values_BHCD)
         return score_BHC.to(torch.promote_types(score_BHC.dtype, torch.float32))
-
-
-def eviction_of(policy: Policy, layer: int, layout: SlotLayout) -> Eviction | None:
-    """Make a layer's eviction; None: nothing is contested."""
-    return Eviction(policy, layer, layout) if layout.room else None

@@ -24,6 +24,8 @@ import torch
 from transformers import PreTrainedModel
 
 from kvstream.engine import transformers_hook
+from kvstream.engine.divergence import kl_from_logits
+from kvstream.engine.notes import first_line
 from kvstream.engine.rope import Rope, ShiftedRope
 from kvstream.engine.widest import float32_products
 from kvstream.engine.wrappers import device_of, vocabulary_of
@@ -75,7 +77,7 @@ def rounding_nats(model: PreTrainedModel, ids_T: torch.Tensor) -> float:
     none either.
     """
     for stretch_T in _stretches(model, ids_T):
-        log_p_RTV = torch.stack(_theirs(model, stretch_T, 0)[:-1]).cpu().double().log_softmax(-1)
+        log_p_RTV = torch.stack(_theirs(model, stretch_T, 0)[:-1]).double().log_softmax(-1)
         next_RT1 = stretch_T[1:, None].cpu().expand(len(log_p_RTV), -1, 1)
         nll_RT = -log_p_RTV[:, :-1].gather(2, next_RT1)[..., 0]
         finite_T = nll_RT.isfinite().all(0)
@@ -127,10 +129,10 @@ def _difference(model: PreTrainedModel, ids_T: torch.Tensor, rope: Rope) -> str 
             "it does not leave keys and values to transformers' attention functions, and then to its head: "
             f"{_line(error)}"
         )
-    noise_RT = torch.stack([_divergence(near_TV, each_TV) for each_TV in shaken])
+    noise_RT = torch.stack([kl_from_logits(near_TV, each_TV) for each_TV in shaken])
     for own_TV, our_TV, where in ((near_TV, ours[0], ""), (far_TV, ours[1], f" at positions from {offset:,} on")):
-        divergence_T = _divergence(own_TV, our_TV)
-        counts_T = ~own_TV.isnan().any(-1).cpu() & noise_RT.isfinite().all(0)  # NaN is the model's own, no reason
+        divergence_T = kl_from_logits(own_TV, our_TV)
+        counts_T = ~own_TV.isnan().any(-1) & noise_RT.isfinite().all(0)  # NaN is the model's own, no reason
         if counts_T.any() and not _within(divergence_T[counts_T], noise_RT[:, counts_T], _last_bit(model) ** 2):
             mean, usual = divergence_T[counts_T].mean(), noise_RT[:, counts_T].mean(1).amax()
             return f"KL divergence {mean:.1g} nats a token{where}, where its own rounding comes to {usual:.1g}"
@@ -138,7 +140,7 @@ def _difference(model: PreTrainedModel, ids_T: torch.Tensor, rope: Rope) -> str 
 
 
 def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or ['without a word'])[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _within(divergence_T: torch.Tensor, noise_RT: torch.Tensor, floor: float) -> bool:
@@ -148,7 +150,10 @@ def _within(divergence_T: torch.Tensor, noise_RT: torch.Tensor, floor: float) ->
 
 
 def _theirs(model: PreTrainedModel, ids_T: torch.Tensor, offset: int) -> list[torch.Tensor]:
-    """The model's own logits, (T, vocabulary): as it is, with changed last bits, and at positions from `offset` on."""
+    """The model's own logits, (T, vocabulary): as it is, with changed last bits, and at positions from `offset` on.
+
+    On the CPU, as float64 is wanted, which not all devices have.
+    """
     rows, T = 2 + SHAKEN, len(ids_T)
     generator = torch.Generator().manual_seed(0)
 
@@ -167,22 +172,15 @@ def _theirs(model: PreTrainedModel, ids_T: torch.Tensor, offset: int) -> list[to
         logits_RTV = model(input_ids=ids_RT, **said).logits
     finally:
         hook.remove()
-    return list(logits_RTV)
+    return list(logits_RTV.cpu())
 
 
 def _ours(model: PreTrainedModel, ids_T: torch.Tensor, rope: Rope) -> torch.Tensor:
     from kvstream.engine.cache import KVStreamCache  # which asks this module before it serves a model
 
     hidden_1TE = KVStreamCache.unchecked(model, Full(), rope).hidden_states(model, ids_T[None])
-    logits_TV: torch.Tensor = model.get_output_embeddings()(hidden_1TE)[0]
+    logits_TV: torch.Tensor = model.get_output_embeddings()(hidden_1TE)[0].cpu()
     return logits_TV
-
-
-def _divergence(p_TV: torch.Tensor, q_TV: torch.Tensor) -> torch.Tensor:
-    """KL(p ‖ q) in nats, (T,), of logits."""
-    p_TV, q_TV = (x.cpu().double().log_softmax(-1) for x in (p_TV, q_TV))
-    never_TV = p_TV.isneginf()  # tokens that the model rules out add nothing
-    return (p_TV.exp() * (p_TV.masked_fill(never_TV, 0) - q_TV.masked_fill(never_TV, 0))).sum(-1)
 
 
 def _last_bit(model: PreTrainedModel) -> float:

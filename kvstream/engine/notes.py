@@ -17,6 +17,12 @@ def note(line: str) -> None:
         print(line, flush=True)
 
 
+def first_line(error: object) -> str:
+    """The reason of an error, in a line."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
+
+
 def new_notes() -> tuple[str, ...]:
     """What was noted since this was asked last."""
     lines = tuple(_new)

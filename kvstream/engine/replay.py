@@ -44,12 +44,8 @@ def replay_chunks(
     policy: Policy,
     *,
     chunk_size: int | None = None,
-    cache: KVStreamCache | None = None,
 ) -> Iterator[Scored]:
-    """Yield the scored tokens chunk by chunk, in order; see `replay`. Takes no more of an iterable than it needs.
-
-    cache: goes on with a text whose tokens before these it has seen, under the same policy.
-    """
+    """Yield the scored tokens chunk by chunk, in order; see `replay`. Takes no more of an iterable than it needs."""
     if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
         raise ValueError(f"chunk_size={chunk_size!r} is not valid; give a whole number of at least 1")
     capacity = None
@@ -58,10 +54,7 @@ def replay_chunks(
         capacity = input_ids[0].shape[1]
     elif isinstance(input_ids, Mapping) or not isinstance(input_ids, Iterable):
         a_tensor(input_ids)  # which it is not
-    if cache is None:
-        cache = KVStreamCache(model, policy, capacity=capacity)
-    elif cache.policy != policy:
-        raise ValueError(f"cache: it is under {cache.policy}, not under {policy}; give one under the same policy")
+    cache = KVStreamCache(model, policy, capacity=capacity)
     rows = windows((one_row(piece) for piece in input_ids), chunk_size or chunk_size_for(model, 1))
     for scored in replay_windows(model, rows, cache):
         yield Scored(scored.nll_nats[0], scored.correct[0])
@@ -140,7 +133,7 @@ def _carefully(
     model: PreTrainedModel,
     windows_BN: Iterable[torch.Tensor],
     cache: KVStreamCache,
-    comparison: Comparison | None = None,
+    comparison: Comparison | None,
 ) -> Iterator[Scored]:
     """Replay where NaN occurs: a window with some goes token by token, as in products NaN reaches earlier tokens, too.
 

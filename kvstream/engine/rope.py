@@ -117,9 +117,8 @@ class Rope:
         """Build the inverse of what transformers did at `position_ids`, shape (B, S), in its float32 angles."""
         angles_B1SD = -(position_ids.float()[:, None, :, None] * self._frequencies_on(position_ids.device).float())
         rotation = _rotation(angles_B1SD, like)
-        squared = (
-            rotation.cos.square() + rotation.sin.square()
-        )  # not quite 1 in float32; norms must come back as they were
+        # Not quite 1 in float32; norms must come back as they were.
+        squared = rotation.cos.square() + rotation.sin.square()
         return Rotation(rotation.cos / squared, rotation.sin / squared)
 
     def _check_convention(self, model: nn.Module) -> None:
@@ -131,7 +130,7 @@ class Rope:
         if apply is None:
             return
         x = torch.linspace(-1, 1, 3 * self.size).view(1, 1, 3, self.size)
-        angles = torch.arange(1, 4, dtype=torch.float32)[:, None] * self.frequencies.float().cpu()
+        angles = torch.arange(1, 4, dtype=torch.float32)[:, None] * self.frequencies.float()
         emb = torch.cat((angles, angles), dim=-1)[None]
         try:
             theirs, _ = apply(x, x, emb.cos(), emb.sin())

@@ -108,6 +108,11 @@ class ScannedLayer(Layer):
         of_keys = torch.promote_types(key_states.dtype, torch.float32)
         self.tie = tie(of_keys if self.policy.scored_by == "token" else exact)
 
+    @property
+    def saws(self) -> bool:
+        """Whether many tokens leave at once."""
+        return self.full - self.left > 1
+
     def held(self, seen: int) -> int:
         """Count the tokens held after so many were seen."""
         return seen if seen < self.full else self.left + (seen - self.full) % (self.full - self.left)
@@ -146,7 +151,7 @@ class ScannedLayer(Layer):
 
     def _rotation(self, tokens: int, like: torch.Tensor) -> Rotation:
         """Rotate the next tokens to their positions: an index, or how many tokens were held when they came."""
-        if self.positions.mode == "frozen" and self.full - self.left > 1:
+        if self.positions.mode == "frozen" and self.saws:
             return self.tables.rotation_of(tuple(map(self.held, range(self.seen, self.seen + tokens))), like)
         return self.tables.rotation(self.seen, tokens, self.positions.cap, like)
 

@@ -13,28 +13,14 @@ Shape legend: L layers, B batch, H kv-heads, G query heads per kv-head, T querie
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kvstream.engine.rope import Rotation
-from kvstream.engine.slot_layout import SlotLayout
 
 if TYPE_CHECKING:
     from kvstream.engine.bounded_layer import BoundedLayer
-
-
-class Anchored(Protocol):
-    """A layer whose first slots are its sinks, and which keeps them at their own positions, too: anchors_BHSD."""
-
-    keys: torch.Tensor
-    anchors_BHSD: torch.Tensor
-    layout: SlotLayout
-
-    @property
-    def shift(self) -> int:
-        """How much nearer than by index the sinks are to the next token."""
-        ...
 
 
 def queries_of_sinks(layer: BoundedLayer, q_BHGTD: torch.Tensor) -> torch.Tensor:
@@ -55,7 +41,7 @@ class Sinks:
         """Look at the layers again when next asked: their sinks or slots have changed."""
         self.groups: list[Group] | None = None
 
-    def turn(self, layers: Sequence[Anchored], rotation_of: RotationOf) -> None:
+    def turn(self, layers: Sequence[BoundedLayer], rotation_of: RotationOf) -> None:
         """Have the sinks of these layers, always the same, stand where the next token's query finds them."""
         if self.groups is None:
             self.groups = groups_of(layers)
@@ -82,14 +68,14 @@ class Group:
         self.shift = 0
         self.anchors: torch.Tensor | None = None
 
-    def turn(self, layers: Sequence[Anchored], rotation_of: RotationOf) -> None:
+    def turn(self, layers: Sequence[BoundedLayer], rotation_of: RotationOf) -> None:
         """Have the sinks of these layers, the group's, stand where the next token's query finds them."""
         shift = layers[0].shift
         if self.shift != shift:
             self.turn_by(layers, rotation_of((shift,), layers[0].keys))
             self.shift = shift
 
-    def turn_by(self, layers: Sequence[Anchored], rotation: Rotation) -> None:
+    def turn_by(self, layers: Sequence[BoundedLayer], rotation: Rotation) -> None:
         """Have them stand that far from where they first stood."""
         if self.anchors is None:
             stacked_LBHSD = torch.stack([layer.anchors_BHSD for layer in layers])
@@ -100,7 +86,7 @@ class Group:
         torch._foreach_copy_(self.slots, list(rotation.of_parts(self.anchors, self.swapped).unbind()))
 
 
-def groups_of(layers: Sequence[Anchored]) -> list[Group]:
+def groups_of(layers: Sequence[BoundedLayer]) -> list[Group]:
     """Put together what can be turned together."""
     alike: dict[tuple[object, ...], list[int]] = {}
     for place, layer in enumerate(layers):

@@ -5,30 +5,11 @@ older ones (and a spare seat, for candidates that leave at once). They fill in t
 always the first. Nothing moves to make room: the next token overwrites the slot of one that left. Knows no tensors.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
 from kvstream.policies.base import Regions
 
 
-@dataclass(frozen=True)
-class SlotLayout:
-    """The slots of one layer; sizes in tokens."""
-
-    sinks: int
-    room: int  # contested tokens
-    recent: int
-
-    @classmethod
-    def of(cls, regions: Regions) -> SlotLayout:
-        """Lay out the slots for these regions."""
-        return cls(regions.sinks, regions.contested, regions.recent)
-
-    @property
-    def budget(self) -> int:
-        """Tokens kept."""
-        return self.sinks + self.room + self.recent
+class SlotLayout(Regions):
+    """The regions of one layer, as slots."""
 
     @property
     def protected(self) -> int:
@@ -43,7 +24,7 @@ class SlotLayout:
     @property
     def seats(self) -> int:
         """Contested slots, the spare one included."""
-        return self.room + 1 if self.room else 0
+        return self.contested + 1 if self.contested else 0
 
     def slot_of(self, token: int) -> int:
         """Slot of a sink or of a token in the ring."""
@@ -55,4 +36,4 @@ class SlotLayout:
 
     def members(self, seen: int) -> int:
         """Contested tokens held after so many tokens: all that lost protection, while there is room."""
-        return min(max(seen - self.protected, 0), self.room)
+        return min(max(seen - self.protected, 0), self.contested)

@@ -10,12 +10,15 @@ Shape legend: B batch, T queries, D head size.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+if TYPE_CHECKING:
+    from kvstream.engine.layer import Layer
 
 NAME = "kvstream"
 # What attention functions of transformers are given by models that need more than a softmax over all keys.
@@ -24,19 +27,6 @@ NOT_COMPUTED = ("sliding_window", "softcap", "logits_soft_cap", "s_aux", "sinks"
 
 class NotComputed(ValueError):
     """A model's attention is given something that kvstream does not compute."""
-
-
-class CacheLayer(Protocol):
-    """What the hook needs of a layer's cache: it took this call's keys and values in `update`, now come the queries."""
-
-    @property
-    def arrived(self) -> tuple[torch.Tensor, ...]:
-        """These keys and values."""
-        ...
-
-    def attend(self, queries_BHTD: torch.Tensor, scaling: float, position_ids: torch.Tensor | None) -> torch.Tensor:
-        """Answer queries (B, query heads, T, D): shape (B, T, query heads, D)."""
-        ...
 
 
 class NoGradient(torch.autograd.Function):
@@ -89,7 +79,7 @@ def _attention(
     return _attend(key, query, scaling, position_ids), None
 
 
-def _attend(layer: CacheLayer, query: torch.Tensor, scaling: float, position_ids: torch.Tensor | None) -> torch.Tensor:
+def _attend(layer: Layer, query: torch.Tensor, scaling: float, position_ids: torch.Tensor | None) -> torch.Tensor:
     # An adapter may be of values alone.
     learning = [each for each in (query, *layer.arrived) if each.requires_grad] if torch.is_grad_enabled() else []
     with torch.no_grad():

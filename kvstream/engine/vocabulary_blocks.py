@@ -126,9 +126,8 @@ def predict_from_blocks(
     full = unrounded if unrounded.begun else rounded
     mean_TE = (full.mean_TE / full.total_T[:, None]).to(full.mean_TE) if keep else None
     nll_T = (rounded.log_T - chosen_T).to(best.own_T)
-    above_T = (
-        best.above_T.long() - (chosen_T > best.own_T).long()
-    )  # the target is not above itself, whatever its last bits
+    # The target is not above itself, whatever its last bits.
+    above_T = best.above_T.long() - (chosen_T > best.own_T).long()
     return Predicted(nll_T, best.top_T.long(), full.log_T, above_T, mean_TE)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kvstream.policies import POLICIES, Policy
@@ -83,7 +84,7 @@ class Grid:
         for axis in ("policies", "latency_policies") if self.latency_policies is not None else ("policies",):
             self._check(axis, _policy)
         for axis, least in (("lengths", 2), ("contexts", 1), ("batches", 1), ("recompute", 1)):
-            self._check(axis, lambda axis, value, least=least: _whole(axis, value, least))  # type: ignore[misc]
+            self._check(axis, partial(_whole, least=least))
         for axis in ("models", "policies", "batches"):
             if not getattr(self, axis):
                 raise ValueError(f"{axis}: empty; name at least one")

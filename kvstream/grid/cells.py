@@ -251,9 +251,10 @@ class LatencyCell(Cell):
     @property
     def kv_bytes_held(self) -> int:
         """Bytes of all caches held at once: the policies', full again, DynamicCache, the twins without eviction."""
+        fulls = [Full()] * (3 + self.repeats.compiled)  # one takes a prompt while compiled steps wait
         tokens, layers = self.context + self.repeats.steps + 1, self.model.num_layers
         bounded = [policy for policy in self.policies if isinstance(policy, BoundedPolicy)]
-        held = sum(self.kv_bytes(policy, tokens) for policy in (Full(), Full(), Full(), *bounded))
+        held = sum(self.kv_bytes(policy, tokens) for policy in (*fulls, *bounded))
         for twin in distinct_sizes(bounded, layers, self.context):  # which reserves its largest layer's room in all
             held += self.kv_bytes(Full(), max(kept_by_layer(twin, layers, tokens)))
         return self.batch * held

@@ -30,7 +30,7 @@ class ModelInfo:
     """What is known of a model before it is loaded.
 
     spec: the name it was asked for by. identity: decides the result; equal identities are equal weights and shape, on
-    any machine. folder: where its files lie here, None for shapes. revision: the Hub commit in hex, else None. note:
+    any machine. folder: where its files lie here, None for shapes. note:
     what a report must say beside the numbers. has_quality: False where weights are random. trained_context: the longest
     sequence it was trained on, in tokens. Sizes of models in files are 0 until `as_built` finds them.
     """
@@ -39,7 +39,6 @@ class ModelInfo:
     kind: Literal["hub", "local", "demo", "shape"]
     identity: str
     folder: Path | None = None
-    revision: str | None = None
     note: str | None = None
     has_quality: bool = True
     trained_context: int = 0
@@ -80,8 +79,8 @@ def sizes_of(config: dict[str, Any]) -> dict[str, Any]:
 def resolve(spec: str) -> ModelInfo:
     """Check a model's name and files without torch and without weights, and say what it is.
 
-    A Hub id without a revision means `PINNED`, else `main`; `revision` is the commit it stands for. What is cached asks
-    the network nothing. `ValueError` with field, value and remedy for an unknown name, a missing directory, an unusable
+    A Hub id without a revision means `PINNED`, else `main`; the identity names the commit. What is cached asks the
+    network nothing. `ValueError` with field, value and remedy for an unknown name, a missing directory, an unusable
     config.json, weights that are not safetensors, remote code, a missing demo package, and a Hub that does not deliver.
     """
     if not spec.isprintable():
@@ -111,7 +110,7 @@ def resolve(spec: str) -> ModelInfo:
     repo, revision = parts
     folder = fetch_model(spec, repo, revision or PINNED.get(repo, "main"), weights=False)
     checkpoint.read_config(spec, folder)
-    return ModelInfo(spec, "hub", f"{repo}@{folder.name}", folder, folder.name)
+    return ModelInfo(spec, "hub", f"{repo}@{folder.name}", folder)
 
 
 def fetch_model(spec: str, repo: str, revision: str, *, weights: bool) -> Path:

@@ -1,18 +1,19 @@
 """Contenders whose steps torch.compile fuses, where that makes full's quicker: it takes many seconds for each of them.
 
+All are compiled, or none, as they are compared with each other.
 DynamicCache's steps stay as transformers launches them. Peak memory is that of requests before.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 import torch
 
-from kvstream.engine.backends import synchronize
-from kvstream.engine.notes import note
+from kvstream.engine.backends import seconds_of
+from kvstream.engine.lack_of_memory import lacks_memory
+from kvstream.engine.notes import first_line, note
 from kvstream.measure.contenders import Contender, DynamicContender, PolicyContender
 
 TURNS = 9  # of full's step as it was and compiled
@@ -30,11 +31,14 @@ def compile_steps(runners: Sequence[Contender], prompt_BT: torch.Tensor) -> Iter
     share = shares[len(prompt_BT)]
     if share is None or share >= 1:
         return
-    for runner in runners:
-        if not isinstance(runner, DynamicContender):
-            yield runner.label
-            if not serve_compiled(runner, prompt_BT):
-                runner.serve(prompt_BT)
+    own = [runner for runner in runners if not isinstance(runner, DynamicContender)]
+    for runner in own:
+        yield runner.label
+        if not serve_compiled(runner, prompt_BT):  # they would be compared with what is compiled
+            for each in own:
+                each.compiled = False
+                each.serve(prompt_BT)
+            return
 
 
 def share_left(plain: PolicyContender, prompt_BT: torch.Tensor) -> float | None:
@@ -46,7 +50,8 @@ def share_left(plain: PolicyContender, prompt_BT: torch.Tensor) -> float | None:
     for _ in range(TURNS):
         compiled.settle()
         plain.settle()
-        shares.append(_seconds(compiled.step, prompt_BT.device) / _seconds(plain.step, prompt_BT.device))
+        device = prompt_BT.device
+        shares.append(seconds_of(compiled.step, device) / seconds_of(plain.step, device))
     share = median(shares)
     verdict = "so steps are compiled" if share < 1 else "so no step is compiled"
     note(f"torch.compile, batch {len(prompt_BT)}: {plain.label}'s step takes {share:.2f} times as long, {verdict}")
@@ -58,19 +63,10 @@ def serve_compiled(runner: Contender, prompt_BT: torch.Tensor) -> bool:
     runner.compiled = True
     try:
         runner.serve(prompt_BT)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # of all kinds, from torch's compilers
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        note(f"torch.compile: steps of {runner.label} are not compiled ({reason})")
+        if lacks_memory(error):
+            raise
+        note(f"torch.compile: no step is compiled, as {runner.label}'s cannot be ({first_line(error)})")
         runner.compiled = False
         runner.release()
     return runner.compiled
-
-
-def _seconds(step: Callable[[], None], device: torch.device) -> float:
-    synchronize(device)
-    started = time.perf_counter()
-    step()
-    synchronize(device)
-    return time.perf_counter() - started

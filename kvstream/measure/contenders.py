@@ -72,6 +72,12 @@ class Contender(ABC):
         """Take the prompt with the empty cache, and choose the first token."""
         self._choose(self.engine.prefill(prompt_BT[:, : self.protocol.context]))
 
+    def take(self, prompt_BT: torch.Tensor) -> None:
+        """Take the prompt with a new cache, and go on with steps that are compiled, if they are."""
+        self.renew()
+        self.start(prompt_BT)
+        self.resume()
+
     def step(self) -> None:
         """Choose the next token."""
         self._choose(self.engine.step(self.token_B1))

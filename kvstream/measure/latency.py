@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
-from kvstream.engine.backends import synchronize
+from kvstream.engine.backends import seconds_of
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.wrappers import vocabulary_of
 from kvstream.measure import machine_noise as noise
@@ -109,20 +109,16 @@ def measure(
     samples: list[tuple[str, str, int, int, int, float]] = []
     prefilled = [runner for runner in runners if not isinstance(runner, HeldContender)]
     share = 0.0
-
-    def clock(action: Callable[[], None]) -> float:
-        synchronize(prompt_BT.device)
-        started = time.perf_counter()
-        action()
-        synchronize(prompt_BT.device)
-        return time.perf_counter() - started
-
+    clock = partial(seconds_of, device=prompt_BT.device)
     gc.collect()
     gc.disable()  # no garbage collection in the meantime
     try:
         # Rounds are spread over the prefills: where memory happens to lie is part of what varies, too.
         for prefill, rounds in enumerate(np.array_split(range(protocol.rounds), max(protocol.prefills, 1))):
-            for turn, place in enumerate(order.permutation(len(prefilled)) if protocol.prefills else ()):
+            turns: list[int] = order.permutation(len(prefilled)).tolist() if protocol.prefills else []
+            if turns and prompt_BT.is_cuda:  # recording steps gave memory back that the first would wait for
+                prefilled[turns[0]].take(prompt_BT)
+            for turn, place in enumerate(turns):
                 runner = prefilled[place]
                 yield Progress(share, f"prefill {prefill + 1} of {protocol.prefills}, {runner.label}")
                 runner.renew()

@@ -89,13 +89,9 @@ def evaluate_windows(
     clock = time.perf_counter()
     found = recompute(model, torch.as_tensor(token_ids_T, dtype=torch.int64, device=device), window, every=every)
     position_N = found.position.cpu().numpy()
-    columns = {
-        "cell": [cell] * len(position_N),
-        "document": [document] * len(position_N),
-        "position": position_N.astype(np.int32),
-        "token": np.asarray(token_ids_T[position_N], dtype=np.int32),
-    } | as_rows({"nll_nats": found.nll_nats.cpu().numpy(), "correct": found.correct.cpu().numpy()})
-    return Evaluated(pa.table(columns, schema=TOKEN_ROWS), time.perf_counter() - clock)
+    scores = {"nll_nats": found.nll_nats.cpu().numpy(), "correct": found.correct.cpu().numpy()}
+    rows = as_rows(cell, document, position_N, token_ids_T[position_N], scores)
+    return Evaluated(rows, time.perf_counter() - clock)
 
 
 def _results(
@@ -107,23 +103,26 @@ def _results(
     documents: Sequence[str],
     state: State | None = None,
 ) -> list[Evaluated]:
-    count = token_ids_BN.shape[1] - 1
+    position_N = np.arange(start + 1, start + token_ids_BN.shape[1])
     results = []
     for text, (cell, document) in enumerate(zip(cells, documents, strict=True)):
-        columns = {
-            "cell": [cell] * count,
-            "document": [document] * count,
-            "position": np.arange(start + 1, start + 1 + count, dtype=np.int32),
-            "token": np.asarray(token_ids_BN[text, 1:], dtype=np.int32),
-        } | as_rows({name: held[text] for name, held in scores.items()})
-        results.append(Evaluated(pa.table(columns, schema=TOKEN_ROWS), seconds, state and state_of(state, text)))
+        own = {name: held[text] for name, held in scores.items()}
+        rows = as_rows(cell, document, position_N, token_ids_BN[text, 1:], own)
+        results.append(Evaluated(rows, seconds, state and state_of(state, text)))
     return results
 
 
-def as_rows(scores: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Scores in the types of their columns; those that were not asked for are null."""
-    count = len(scores["nll_nats"])
-    columns: dict[str, Any] = {}
+def as_rows(
+    cell: str, document: str, position_N: np.ndarray, token_N: np.ndarray, scores: dict[str, np.ndarray]
+) -> pa.Table:
+    """Scores of a text's tokens in the types of their columns; those that were not asked for are null."""
+    count = len(position_N)
+    columns: dict[str, Any] = {
+        "cell": [cell] * count,
+        "document": [document] * count,
+        "position": position_N.astype(np.int32),
+        "token": np.asarray(token_N, dtype=np.int32),
+    }
     for name in ("nll_nats", "correct", "kl_nats", "same_top", "rank"):
         held = scores.get(name)
         if held is None:
@@ -133,4 +132,4 @@ def as_rows(scores: dict[str, np.ndarray]) -> dict[str, Any]:
         elif held.dtype == np.float64:
             held = held.astype(np.float32)
         columns[name] = held
-    return columns
+    return pa.table(columns, schema=TOKEN_ROWS)

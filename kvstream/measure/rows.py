@@ -15,9 +15,7 @@ TOKEN_ROWS = pa.schema(
         # Beside the full cache on the same text; null where it was not compared.
         pa.field("kl_nats", pa.float32()),  # KL(full ‖ policy) over the whole vocabulary
         pa.field("same_top", pa.bool_()),  # the argmax is full's
-        pa.field(
-            "rank", pa.uint16()
-        ),  # of the token, by logit: 1 for the argmax; MOST_RANK: that or more; 0: no number
+        pa.field("rank", pa.uint16()),  # of the token: 1 for the argmax; MOST_RANK: that or more; 0: no number
     ]
 )
 

@@ -141,9 +141,9 @@ class Policy(ABC):
         """Draw who leaves: shape (heads, len(steps)), the rank by age in 0 … contested. None: scores decide."""
         return None
 
-    def regions_of(self, layer: int) -> Regions | None:
+    def regions_of(self, layer: int) -> Regions | None:  # noqa: ARG002
         """Regions of one layer: None where the layer never evicts."""
-        return None if layer in getattr(self, "skip_layers", ()) else self.regions
+        return self.regions
 
     def in_layers(self, layers: int) -> Self:
         """Return the same policy, equal to it, that knows how many layers there are: budgets may differ by layer."""

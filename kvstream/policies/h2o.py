@@ -8,14 +8,15 @@ future, and is not comparable; other code divides a sum by its token's age, whic
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy
+from kvstream.policies.base import ScoredBy
 from kvstream.policies.fields import Axis, Range
+from kvstream.policies.sinks_and_recents import SinksAndRecents
 
 Normalise = Literal["none", "age"]
 
 
 @dataclass(frozen=True)
-class H2O(BoundedPolicy):
+class H2O(SinksAndRecents):
     """Keep the first `start_size` and the last `recent_size` tokens; of the others the lowest sum of attention leaves.
 
     A token's sum takes the mean of the query heads that share its kv-head, query by query, its own included.
@@ -23,21 +24,10 @@ class H2O(BoundedPolicy):
 
     name: ClassVar[str] = "h2o"
     scorer: ClassVar[str] = "h2o"
+    scored_by: ClassVar[ScoredBy] = "attention"
     attention_memory: ClassVar[float] = 1.0
-    budget: Annotated[int, Range(1)]
-    recent_size: Annotated[int, Axis("recents", (0.5,), "newest tokens kept, or a share of the budget", True), Range(0)]
     start_size: Annotated[int, Axis("start_sizes", (0,), "attention sinks"), Range(0)] = 0
     normalise: Annotated[Normalise, Axis("normalise", ("none",), "what a sum of attention is divided by")] = "none"
-
-    @property
-    def regions(self) -> Regions:
-        """Sinks, recents, and what they leave of the budget."""
-        return Regions(self.start_size, self.budget - self.start_size - self.recent_size, self.recent_size)
-
-    @property
-    def scored_by(self) -> ScoredBy:
-        """By the attention that tokens receive."""
-        return "attention"
 
     @property
     def per_age(self) -> bool:

@@ -10,26 +10,16 @@ kept, does not count; `KVStreamCache.kv_bytes` does.
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy
+from kvstream.policies.base import ScoredBy
 from kvstream.policies.fields import Axis, Range
+from kvstream.policies.sinks_and_recents import SinksAndRecents
 
 
 @dataclass(frozen=True)
-class KeyDiff(BoundedPolicy):
+class KeyDiff(SinksAndRecents):
     """Keep the first `start_size` and the last `recent_size` tokens, and of the others the keys that differ most."""
 
     name: ClassVar[str] = "keydiff"
     scorer: ClassVar[str] = "keydiff"
-    budget: Annotated[int, Range(1)]
-    recent_size: Annotated[int, Axis("recents", (0.5,), "newest tokens kept, or a share of the budget", True), Range(0)]
+    scored_by: ClassVar[ScoredBy] = "similarity"
     start_size: Annotated[int, Axis("start_sizes", (0,), "attention sinks"), Range(0)] = 0
-
-    @property
-    def regions(self) -> Regions:
-        """Sinks, recents, and what they leave of the budget."""
-        return Regions(self.start_size, self.budget - self.start_size - self.recent_size, self.recent_size)
-
-    @property
-    def scored_by(self) -> ScoredBy:
-        """By the angle between a key and all that are held."""
-        return "similarity"

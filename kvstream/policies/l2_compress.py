@@ -31,6 +31,7 @@ class L2Compress(BoundedPolicy):
     """Once `prune_after` tokens are held, keep ⌈prune_after · keep_ratio⌉ of them, per head: at least one leaves."""
 
     name: ClassVar[str] = "l2_compress"
+    scored_by: ClassVar[ScoredBy] = "token"
     scores_turned_alike: ClassVar[bool] = True
     keep_ratio: Annotated[float, Axis("compress_ratios", (0.5,), "share of the tokens that a cut leaves"), Range(0, 1)]
     prune_after: Annotated[int, Range(LEAST)]
@@ -54,11 +55,6 @@ class L2Compress(BoundedPolicy):
         """As soon as so many are held."""
         stay = math.ceil(regions.budget * Fraction(self.keep_ratio).limit_denominator(10**6))
         return regions.budget, min(max(stay, self.keep_ratio > 0), regions.budget - 1)
-
-    @property
-    def scored_by(self) -> ScoredBy:
-        """By token."""
-        return "token"
 
     def token_scores(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Score by the key's norm, shape (B, H, S): the largest leave."""

@@ -6,34 +6,22 @@ As https://arxiv.org/abs/2406.11430 scores keys, with the ends protected. RoPE d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from kvstream.policies.base import BoundedPolicy, Regions, ScoredBy, key_norms
-from kvstream.policies.fields import Axis, Range
+from kvstream.policies.base import ScoredBy, key_norms
+from kvstream.policies.sinks_and_recents import SinksAndRecents
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class SinkL2(BoundedPolicy):
+class SinkL2(SinksAndRecents):
     """Keep the first `start_size` and the last `recent_size` tokens, and of the others those of small norms."""
 
     name: ClassVar[str] = "sink_l2"
     scorer: ClassVar[str] = "l2"
-    budget: Annotated[int, Range(1)]
-    recent_size: Annotated[int, Axis("recents", (0.5,), "newest tokens kept, or a share of the budget", True), Range(0)]
-    start_size: Annotated[int, Axis("start_sizes", (4,), "attention sinks"), Range(0)] = 4
-
-    @property
-    def regions(self) -> Regions:
-        """Sinks, recents, and what they leave of the budget."""
-        return Regions(self.start_size, self.budget - self.start_size - self.recent_size, self.recent_size)
-
-    @property
-    def scored_by(self) -> ScoredBy:
-        """By token."""
-        return "token"
+    scored_by: ClassVar[ScoredBy] = "token"
 
     def token_scores(self, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Score by the key's norm, shape (B, H, S): the largest leaves."""

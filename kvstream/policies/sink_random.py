@@ -9,29 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from kvstream.policies.base import BoundedPolicy, Regions
 from kvstream.policies.draws import uniform_ranks
-from kvstream.policies.fields import Axis, Range
+from kvstream.policies.fields import Range
+from kvstream.policies.sinks_and_recents import SinksAndRecents
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 @dataclass(frozen=True)
-class SinkRandom(BoundedPolicy):
+class SinkRandom(SinksAndRecents):
     """Keep the first `start_size` and the last `recent_size` tokens; of the others one leaves per step, by lot."""
 
     name: ClassVar[str] = "sink_random"
     scorer: ClassVar[str] = "random"
-    budget: Annotated[int, Range(1)]
-    recent_size: Annotated[int, Axis("recents", (0.5,), "newest tokens kept, or a share of the budget", True), Range(0)]
-    start_size: Annotated[int, Axis("start_sizes", (4,), "attention sinks"), Range(0)] = 4
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-
-    @property
-    def regions(self) -> Regions:
-        """Sinks, recents, and what they leave of the budget."""
-        return Regions(self.start_size, self.budget - self.start_size - self.recent_size, self.recent_size)
 
     def draws(self, layer: int, heads: int, steps: range) -> np.ndarray:
         """Draw the leaving rank anew at every step, from (seed, layer, head, step) alone."""

@@ -21,6 +21,7 @@ class SnapKV(BoundedPolicy):
     """Keep the last `window` tokens, and every `every` steps of the others those that these attend to most."""
 
     name: ClassVar[str] = "snapkv"
+    scored_by: ClassVar[ScoredBy] = "attention"
     attention_memory: ClassVar[float] = 1.0
     budget: Annotated[int, Range(1)]
     window: Annotated[int, Axis("windows", (0.125,), "newest tokens kept, whose queries score", True), Range(1)] = 32
@@ -51,11 +52,6 @@ class SnapKV(BoundedPolicy):
     def shed(self, regions: Regions) -> tuple[int, int]:
         """Together, every `every` steps."""
         return regions.budget + 1, regions.budget + 1 - self.every
-
-    @property
-    def scored_by(self) -> ScoredBy:
-        """By the attention that tokens receive."""
-        return "attention"
 
     @property
     def queries_heard(self) -> int:

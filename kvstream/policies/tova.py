@@ -16,6 +16,7 @@ class TOVA(BoundedPolicy):
 
     name: ClassVar[str] = "tova"
     shared_by_heads: ClassVar[bool] = True
+    scored_by: ClassVar[ScoredBy] = "attention"
     attention_memory: ClassVar[float] = 0.0
     budget: Annotated[int, Range(1)]
 
@@ -23,8 +24,3 @@ class TOVA(BoundedPolicy):
     def regions(self) -> Regions:
         """Everything contested."""
         return Regions(sinks=0, contested=self.budget, recent=0)
-
-    @property
-    def scored_by(self) -> ScoredBy:
-        """By the attention that tokens receive."""
-        return "attention"

@@ -56,14 +56,14 @@ class Parts:
         self.parts = record["parts"]
         return Begun(self.parts[-1]["tokens"], load(state))
 
-    def add(self, evaluated: Evaluated, tokens: int, where: dict[str, Any]) -> None:
-        """Commit a part that ends after `tokens` tokens, computed on `where`, with the state to go on from."""
+    def add(self, evaluated: Evaluated, tokens: int) -> None:
+        """Commit a part that ends after `tokens` tokens, with the state to go on from."""
         from safetensors.torch import save
 
         assert evaluated.state is not None, "the last part is committed with the cell"
         rows, stem = parquet([evaluated.rows]), f"{self.key}.{tokens}"
         file, sha256 = self.records.write_named(stem, "part.parquet", rows)
-        part = {"file": file, "sha256": sha256, "where": where} | cost(evaluated, tokens)
+        part = {"file": file, "sha256": sha256} | cost(evaluated, tokens)
         self.parts, self.rows = [*self.parts, part], [*self.rows, rows]
         data = save({name: held.contiguous() for name, held in evaluated.state.items()})
         state, sha256 = self.records.write_named(stem, "state", data)
@@ -81,11 +81,6 @@ class Parts:
     def costs(self, last: Evaluated, tokens: int) -> list[dict[str, Any]]:
         """What each part cost, `last` included, which ends after `tokens` tokens."""
         return [{name: part.get(name) for name in COST} for part in self.parts] + [cost(last, tokens)]
-
-    def places(self, last: dict[str, Any]) -> list[dict[str, Any]]:
-        """Where the parts were computed, each place once, the last part's at the end."""
-        found = [part["where"] for part in self.parts]
-        return [place for n, place in enumerate(found) if place != last and place not in found[:n]] + [last]
 
     def clear(self) -> None:
         """Remove what a committed cell no longer needs."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from kvstream.engine.notes import first_line
 from kvstream.grid.terminal import opened
 
 LOCK = ".lock"
@@ -174,9 +175,3 @@ def _told(where: str, name: str) -> Iterator[None]:
             f"out: cannot write {name} to {where!r} ({first_line(error)}); everything written before is kept: "
             "make room there, or mend what is wrong, and run the same command again"
         ) from error
-
-
-def first_line(error: object) -> str:
-    """The reason of an error, in a line."""
-    text = getattr(error, "strerror", None) or str(error)
-    return text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kvstream.engine.notes import first_line
 from kvstream.grid.cells import SCHEMA
 from kvstream.records.long_cells import Parts
-from kvstream.records.storage import LOCK, first_line
+from kvstream.records.storage import LOCK
 from kvstream.records.store import ROWS, Records
 
 KEY = re.compile("[0-9a-f]{16}")

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kvstream.records.storage import first_line
+from kvstream.engine.notes import first_line
 from kvstream.sweep.pool import Node
 
 NODE_ID = "ray.io/node-id"  # Ray's label of each machine
@@ -95,7 +95,7 @@ def connect(where: str | None) -> list[Node]:
             # Asked for last, so done first when the program ends: a Ctrl-C must not tear Ray's end in two either.
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     except Exception as error:  # Ray raises plain ones where a busy machine starts it too slowly
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        why = first_line(error)
         if where is None:
             raise ValueError(
                 f"ray: none could be started on this machine ({why}); if it is busy, try again later"

@@ -38,8 +38,8 @@ class Driver:
             if self.interrupt.draining:
                 return
             spec = phase[0].model.spec
-            if told := spec in self.refused:
-                self.results.refused(phase, self.refused[spec], told=told)
+            if spec in self.refused:
+                self.results.refused(phase, self.refused[spec], told=True)
             else:
                 self._phase(phase)
 

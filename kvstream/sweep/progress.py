@@ -19,9 +19,8 @@ class Reporter:
     def __init__(self, cells: int, tokens: float) -> None:
         self.cells, self.done = cells, 0
         self.said = time.monotonic()
-        self.begun: dict[
-            str, tuple[float, float]
-        ] = {}  # by long cell: since when, and from which share on, it is timed
+        # By long cell: since when, and from which share on, it is timed.
+        self.begun: dict[str, tuple[float, float]] = {}
         self.terminal = sys.stdout.isatty()
         count, what = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("fields[cells]", "description"))
         columns = BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn(), what

@@ -83,7 +83,7 @@ class Results:
         parts, computed = self._parts.get(cell.key), job.stop - job.start
         if not job.ends:
             assert parts is not None
-            parts.add(evaluated, job.stop, environment | threads)
+            parts.add(evaluated, job.stop)
             line = f"{job.stop:,} of {job.length:,} tokens, {computed / evaluated.seconds:,.0f} tokens/s"
             if evaluated.peak_bytes is not None:
                 line += f", {evaluated.peak_bytes / 1e6:,.0f} MB beyond the model"
@@ -91,8 +91,6 @@ class Results:
             return
         rows, seconds = parts.all_with(evaluated) if parts else ([evaluated.rows], evaluated.seconds)
         fields, table = cell.fields | threads, pa.concat_tables(rows)
-        if parts and len(places := parts.places(environment | threads)) > 1:
-            fields |= {"computed_on": places}  # a long cell may have been finished elsewhere than begun
         if parts:
             fields |= {"parts": parts.costs(evaluated, job.stop)}
         if worst := worst_tokens(table, cell.document):

@@ -5,6 +5,7 @@ It has all it needs from its arguments: which device and how many threads, a mod
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 
 from kvstream.engine import model_check
+from kvstream.engine.chunk_choice import take_less
+from kvstream.engine.lack_of_memory import lacks_memory
 from kvstream.engine.notes import new_notes
 from kvstream.grid.cells import Cell, LatencyCell
 from kvstream.grid.code_version import LATENCY, QUALITY, code_digest
@@ -67,11 +70,12 @@ def own_gpu(given: Sequence[int | str], visible: str) -> str:
     return f"cuda:{seen.index(own) if own in seen else own}"
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Whether a device had no memory left: some of torch's errors have a type of their own for that, others say so."""
-    words = "out of memory", "ALLOC_FAILED"  # those of Apple's GPUs and of CUDA's libraries
-    of_torch = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    return of_torch or isinstance(error, torch.OutOfMemoryError | MemoryError)
+def make_room(model: Any) -> None:
+    """After work that lacked memory, whose tensors its error held until now: take less at a time from here on."""
+    gc.collect()
+    torch.cuda.empty_cache()  # CUDA's libraries cannot have what torch keeps
+    if model is not None:
+        take_less(model)
 
 
 def weights_of(cell: Cell) -> Weights:
@@ -97,6 +101,7 @@ class Worker:
         self._model: Any = None
         self._first: tuple[Any, Begun] | None = None  # of which texts
         self._full: tuple[list[bytes], FullRun] | None = None  # of which texts
+        self._lacked = False  # memory, in the work before
 
     def load(self, weights: Weights, *, own: bool = False) -> None:
         """Take another model in place of the one before. own: in this process's memory, not in memory that is shared.
@@ -114,6 +119,9 @@ class Worker:
         Raises what the work does, and MemoryError where that is for want of a device's memory.
         """
         torch.set_num_threads(threads)  # Ray's launcher sets OMP_NUM_THREADS to 1
+        if self._lacked:
+            self._lacked = False
+            make_room(self._model)
         began_s = time.monotonic()
         name, given = call
         result: Any = None
@@ -129,6 +137,7 @@ class Worker:
             if not lacks_memory(error):
                 raise
             self._first = self._full = None  # what was kept for other work may be what is missing
+            self._lacked = True
             raise MemoryError(f"{NO_MEMORY}\n{error}") from error
         yield Finished(result, began_s, time.monotonic(), new_notes())
 

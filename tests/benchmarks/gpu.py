@@ -50,6 +50,7 @@ from kvstream.engine.decode_engine import GRAPH, DecodeEngine
 from kvstream.engine.replay import replay_windows, windows
 from kvstream.inputs.documents import load_documents
 from kvstream.inputs.pythia_shapes import build
+from kvstream.measure.compiling import serve_compiled
 from kvstream.measure.contenders import DYNAMIC, WITHOUT_EVICTION, Protocol, contenders
 from kvstream.measure.environment import environment
 from kvstream.measure.latency import measure as take_turns
@@ -145,16 +146,16 @@ def decode(model, about: dict, rounds: int, prefills: int = 5, steps: int = 8) -
     """
     protocol = Protocol(about["context"], about["texts"], prefills, rounds, steps)
     runners = [each for each in contenders(model, DECODED, protocol) if each.label in CONTENDERS]
-    for runner in runners:  # DynamicCache's steps are as transformers launches them
-        runner.compiled = about["compiled"] and runner.label != DYNAMIC
     prompt_BT = torch.randint(model.config.vocab_size, (about["texts"], about["context"])).to(model.device)
-    for runner in runners:
-        runner.serve(prompt_BT)
+    for runner in runners:  # DynamicCache's steps are as transformers launches them
+        if not about["compiled"] or runner.label == DYNAMIC or not serve_compiled(runner, prompt_BT):
+            runner.serve(prompt_BT)
     *_, rows = take_turns("bench", runners, prompt_BT, protocol)
     frame = rows.to_pandas()
     medians = 1e3 * frame.groupby(["phase", "policy"]).seconds.median()
     turns = frame.pivot_table(index=["phase", "round", "step"], columns="policy", values="seconds")
-    launched = [each.label for each in runners if GRAPH not in each.engine.launched]
+    ways = {each.label: each.engine.launched for each in runners}
+    launched = [label for label, way in ways.items() if GRAPH not in way or about["compiled"] != ("compiled" in way)]
     found = about | {"launched": launched}
     for name, label in (("full", "full"), ("dynamic", DYNAMIC)):
         ratios = turns.div(turns[label], axis=0).groupby("phase").median()  # of what was measured within one turn
@@ -217,12 +218,12 @@ def main() -> None:
     report["cases"] = [measure(*case, options.rounds) for case in CASES]
     report["scanned"] = [measure("70m", "float32", SIDE_BY_SIDE, min(options.rounds, 3), SCANNED)]
     report["decoding"] = []
+    options.out.parent.mkdir(exist_ok=True)
     for size, dtype, texts, context, compiled in DECODING:
         model = build(f"shape:pythia-{size}", getattr(torch, dtype)).cuda().eval()
         about = {"model": size, "dtype": dtype, "texts": texts, "context": context, "compiled": compiled}
         report["decoding"].append(decode(model, about, options.rounds, 1 if compiled else 5))
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1))  # what follows takes the most memory
+        options.out.write_text(json.dumps(report, indent=1))  # what follows may fail
     report["far"] = far(build("shape:pythia-410m", torch.bfloat16).cuda().eval(), FAR, 20 * options.rounds)
     options.out.write_text(json.dumps(with_targets(report), indent=1))
     print("\n".join([where(report), *targets_table(report), f"wrote {options.out}"]))

@@ -1,5 +1,6 @@
 """Each backend computes what the plain definition says: cpu against reference, and reference against softmax itself."""
 
+import copy
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from kvstream.engine.backends.compiled_scan import scan_compiled
 from kvstream.engine.backends.cpu import Cpu
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.backends.scan import scan_plainly
-from kvstream.engine.chunk_choice import chunk_size_for, fitting_chunk
+from kvstream.engine.chunk_choice import MEASURED, chunk_size_for, fitting_chunk, memory_of, take_less
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.positions import Ranks
 from kvstream.engine.replay import replay_windows
@@ -64,6 +65,28 @@ def test_chunks_are_fixed_on_cpus_and_elsewhere_double_while_they_fit(tiny_model
     assert [fitting_chunk(32 * CHUNK_SIZE, rows) // CHUNK_SIZE for rows in (1, 2, 3, 8, 16, 17, 64)] == [
         16, 16, 8, 4, 2, 1, 1,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("free", "reserved", "bytes_there"),
+    [(90, 0, 100), (20, 40, 100), (20, 30, 50), (10, 5, 15)],
+    ids=["nobody else", "torch's own", "half", "little"],
+)
+def test_chunks_take_a_share_of_what_others_leave_where_that_is_less_than_half(
+    monkeypatch, free, reserved, bytes_there
+):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved)
+    assert memory_of(torch.device("cuda")) == bytes_there
+
+
+def test_chunks_are_half_as_long_where_memory_was_lacking(tiny_model):
+    model, gpu = copy.copy(tiny_model("neox", torch.float32)), torch.device("cuda:0")
+    take_less(model)  # of which nothing was measured
+    vars(model)[MEASURED] = {(gpu, torch.float32): 1e6}
+    before = fitting_chunk(8e9 / vars(model)[MEASURED][gpu, torch.float32], 1)
+    take_less(model)
+    assert fitting_chunk(8e9 / vars(model)[MEASURED][gpu, torch.float32], 1) == before / 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: type(each).__name__)

@@ -33,7 +33,6 @@ from kvstream.engine import notes
 from kvstream.engine.backends import backend_for
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.backends.scan import scan_plainly
-from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.contest import leaving_offers, tie
 from kvstream.engine.lifetimes import Lifetimes
 from kvstream.engine.replay import replay_windows, windows
@@ -127,6 +126,9 @@ def cuda(monkeypatch):
     real = backend._fits
     monkeypatch.setattr(backend, "_fits", fits)
     monkeypatch.setattr(tiles, "candidates", lambda *_: (Tiles(16, 16, 16, 1, 1),))
+    monkeypatch.setattr(tiles, "chosen", {})
+    monkeypatch.setattr(tiles, "meanwhile", {})
+    monkeypatch.setattr(tiles, "processors", lambda _: 1000)
     for module in ("layer", "scoring"):
         monkeypatch.setattr(f"kvstream.engine.{module}.backend_for", chosen)
 
@@ -323,11 +325,12 @@ def test_a_chunk_that_kernels_cannot_count_through_is_left_to_the_reference():
 
 @pytest.fixture
 def card(monkeypatch):
-    """A card that nothing is known of, and holds little; how long its tiles take is said by `run`."""
+    """A card that nothing is known of, with few multiprocessors; how long its tiles take, and what it said."""
     took, said = {}, []
     monkeypatch.setattr(tiles, "chosen", {})
-    monkeypatch.setattr(tiles, "held", {})
+    monkeypatch.setattr(tiles, "meanwhile", {})
     monkeypatch.setattr(tiles, "timed", lambda work: took[work()])
+    monkeypatch.setattr(tiles, "processors", lambda _: 8)
     monkeypatch.setattr(tiles, "note", said.append)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     return took, said
@@ -337,42 +340,72 @@ def queries(length):
     return torch.empty(1, 8, length, 64, device=DEVICE)
 
 
-@pytest.mark.parametrize("first", [first for first, *_ in CANDIDATES.values()] if not NO_TRITON else [], ids=str)
-def test_tiles_shrink_until_a_card_holds_them(card, monkeypatch, first):
+def holds_up_to(most):
+    """A run that gives its tiles back, on a card that cannot hold more queries and keys than so many."""
+
     def run(each):
-        if each.queries + each.keys > 48:
+        if each.queries + each.keys > most:
             raise OutOfResources(300_000, 100_000, "shared memory")
         return each
 
+    return run
+
+
+@pytest.mark.parametrize("first", [first for first, *_ in CANDIDATES.values()] if not NO_TRITON else [], ids=str)
+def test_tiles_shrink_until_a_card_holds_them(card, monkeypatch, first):
     monkeypatch.setattr(tiles, "candidates", lambda *_: (first,))
-    found = tiles.in_tiles(run, "band", queries(CHUNK_SIZE - 1))
+    found = tiles.in_tiles(holds_up_to(48), "band", queries(64))
     assert found.queries + found.keys <= 48
     assert found.contested <= found.keys or first.contested > first.keys
-    assert tiles.in_tiles(run, "band", queries(1)) is found
+    assert tiles.in_tiles(holds_up_to(48), "band", queries(1)) is found
+    assert tiles.in_tiles(holds_up_to(32), "band", queries(1)).queries <= 16, "another chunk may need more"
     *_, last = shrinking(first)
     assert max(last.queries, last.keys) == 16
 
 
-def test_a_card_is_asked_once_which_tiles_are_quickest(card, monkeypatch):
+def test_a_card_that_is_busy_is_asked_once_which_tiles_are_quickest(card, monkeypatch):
     took, said = card
-    slow, quick, large = Tiles(64, 64, 32, 4, 2), Tiles(32, 32, 32, 4, 2), Tiles(128, 64, 32, 4, 2)
+    large, slow, quick = Tiles(128, 64, 32, 4, 2), Tiles(64, 64, 32, 4, 2), Tiles(32, 32, 32, 4, 2)
     took |= {slow: 3.0, quick: 2.0}
+    monkeypatch.setattr(tiles, "candidates", lambda *_: (large, slow, quick))
+    run = holds_up_to(128)
+    # 8 multiprocessors have 8 heads × 128 queries at a time each: four of these are enough, three are not.
+    assert tiles.in_tiles(run, "rank", queries(4 * 128 - 1)) == slow  # what it holds of the first
+    assert not said
+    assert tiles.in_tiles(run, "rank", queries(4 * 128)) == quick
+    assert said == [
+        "a card: rank attention in float32, heads of 64: tiles of 32 queries and 32 keys, of 2 that were timed"
+    ]
+    took[slow] = 1.0
+    assert tiles.in_tiles(run, "rank", queries(4 * 128)) == tiles.in_tiles(run, "rank", queries(1)) == quick
+    assert len(said) == 1
+    assert tiles.in_tiles(run, "causal", queries(4 * 128)) == slow  # another kind is asked for itself
+
+
+def test_the_first_tiles_stay_where_others_are_hardly_quicker(card, monkeypatch):
+    took, _ = card
+    first, other = Tiles(64, 64, 32, 4, 2), Tiles(32, 32, 32, 4, 2)
+    took |= {first: 1.0, other: 0.96}
+    monkeypatch.setattr(tiles, "candidates", lambda *_: (first, other))
+    assert tiles.in_tiles(holds_up_to(999), "band", queries(4 * 64)) == first
+
+
+def test_tiles_that_leave_no_memory_are_not_taken(card, monkeypatch):
+    took, said = card
+    first, other = Tiles(64, 64, 32, 4, 2), Tiles(32, 32, 32, 4, 2)
+    took[first] = 1.0
 
     def run(each):
-        if each.queries > 64:
-            raise OutOfResources(300_000, 100_000, "shared memory")
+        if each == other:
+            raise RuntimeError("Triton Error [CUDA]: out of memory")
         return each
 
-    monkeypatch.setattr(tiles, "candidates", lambda *_: (large, slow, quick))
-    assert tiles.in_tiles(run, "rank", queries(CHUNK_SIZE - 1)) == slow  # what it holds of the first: too short to tell
-    assert not said
-    assert tiles.in_tiles(run, "rank", queries(CHUNK_SIZE)) == quick
-    assert said == ["a card: rank attention in float32, heads of 64: tiles of 32 queries and 32 keys "
-                    "(others took 1.50 times as long)"]  # fmt: skip
-    took[slow] = 1.0
-    assert tiles.in_tiles(run, "rank", queries(CHUNK_SIZE)) == tiles.in_tiles(run, "rank", queries(1)) == quick
-    assert len(said) == 1
-    assert tiles.in_tiles(run, "causal", queries(CHUNK_SIZE)) == slow  # another kind is asked for itself
+    monkeypatch.setattr(tiles, "candidates", lambda *_: (first, other))
+    assert tiles.in_tiles(run, "band", queries(4 * 64)) == first
+    assert said[0].endswith("of 1 that were timed")
+    monkeypatch.setattr(tiles, "candidates", lambda *_: (other, first))
+    with pytest.raises(RuntimeError, match="out of memory"):  # the first: there may be none at all
+        tiles.in_tiles(run, "causal", queries(4 * 64))
 
 
 @pytest.mark.parametrize(("kilobytes", "fewer"), [(227, False), (99, True), (48, True)])

@@ -232,7 +232,7 @@ def test_without_it_the_rest_is_the_same_and_the_columns_are_empty(policy):
 
 def test_ranks_are_capped():
     held = {"nll_nats": np.ones(2, np.float32), "correct": np.zeros(2, bool), "rank": np.array([65_534, 150_000])}
-    assert quality.as_rows(held)["rank"].tolist() == [65_534, MOST_RANK]
+    assert quality.as_rows("c", "d", np.arange(2), np.arange(2), held)["rank"].to_pylist() == [65_534, MOST_RANK]
 
 
 def test_texts_side_by_side_are_as_alone():

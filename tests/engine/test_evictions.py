@@ -13,12 +13,11 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from exactness_cases import FLOAT32, FLOAT64, MODES, TOLERANCE, assert_close, every_pair
+from exactness_cases import FLOAT32, FLOAT64, MODES, TOLERANCE, assert_close, every_pair, go_on
 from oracle import Asked, oracle_trace
 
 from kvstream import FixSizeL2, Full, KVStreamCache, decode, replay
 from kvstream.engine.backends.scan import scan_plainly
-from kvstream.engine.replay import replay_chunks
 from kvstream.policies import POLICIES
 from kvstream.policies.base import BoundedPolicy, Regions
 from kvstream.policies.draws import uniform_ranks
@@ -198,10 +197,9 @@ def test_a_state_goes_on_from_any_token(policy, tiny_neox, tokens):
     whole = replay(model, ids, policy, chunk_size=5)
     for cut in (1, 10, 15):
         before, after = KVStreamCache(model, policy), KVStreamCache(model, policy)
-        parts = list(replay_chunks(model, ids[: cut + 1], policy, chunk_size=5, cache=before))
+        first = go_on(before, model, ids[: cut + 1], 5)
         after.restore(before.state())
-        parts += replay_chunks(model, ids[cut:], policy, chunk_size=5, cache=after)
-        assert_close(torch.cat([part.nll_nats for part in parts]), whole, 1e-9, f"cut at {cut}")
+        assert_close(torch.cat((first, go_on(after, model, ids[cut:], 5))), whole, 1e-9, f"cut at {cut}")
 
 
 @pytest.mark.parametrize("policy", [*TOYS, *REGISTERED], ids=named)
@@ -220,8 +218,7 @@ def test_a_full_caches_first_tokens_serve_all_but_those_taken_in_turn(policy, ti
             cache.restore(full.state())
         return
     cache.restore(full.state())
-    rest = torch.cat([part.nll_nats for part in replay_chunks(model, ids[most:], policy, cache=cache)])
-    assert_close(rest, replay(model, ids, policy)[most:], TOLERANCE[FLOAT64])
+    assert_close(go_on(cache, model, ids[most:]), replay(model, ids, policy)[most:], TOLERANCE[FLOAT64])
     full.hidden_states(model, ids[None, most : most + 1])
     with pytest.raises(ValueError, match=f"at most {most} tokens"):
         cache.restore(full.state())

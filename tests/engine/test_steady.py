@@ -132,6 +132,22 @@ def test_a_compiler_sees_one_graph(policy, tiny_llama, tokens):
     assert counts.frame_count == 1
 
 
+def test_each_step_is_compiled_however_many_were(tiny_llama, tokens, monkeypatch):
+    """Torch gives up on code that it compiled for several of its callers, and a worker lives for many cells."""
+    ids, model = tokens(LENGTH, 3)[None], tiny_llama(FLOAT64)
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda step, **how: real(step, backend="eager", **how))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 2)
+    torch.compiler.reset()
+    plain = torch.cat(steps(begun(model, Full(), ids), ids, PROMPT, PROMPT + 2))
+    for _ in range(5):
+        engine = begun(model, Full(), ids)
+        engine.compiled = True
+        assert_close(torch.cat(steps(engine, ids, PROMPT, PROMPT + 2)).flatten(), plain.flatten(), 1e-9)
+        assert engine.launched == "compiled"
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("policy", [Full(), FixSizeL2(9, 0.5, "keep_low")], ids=str)
 def test_compiled_steps_choose_the_same_tokens(policy, tiny_neox, tokens):

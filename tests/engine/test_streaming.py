@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from exactness_cases import BOUNDED, FLOAT64, MODES, TOLERANCE, assert_close, every_pair
+from exactness_cases import BOUNDED, FLOAT64, MODES, TOLERANCE, assert_close, every_pair, go_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,12 +65,11 @@ def test_a_state_goes_on_in_another_cache(tiny_model, tokens, trace_of, policy, 
     whole = replay(model, ids, policy, chunk_size=5)
     for cut in (1, 11, 30):
         before, after = KVStreamCache(model, policy), KVStreamCache(model, policy)
-        parts = list(replay_chunks(model, ids[: cut + 1], policy, chunk_size=5, cache=before))
+        first = go_on(before, model, ids[: cut + 1], 5)
         state = before.state()
         assert all(tensor.device.type == "cpu" for tensor in state.values())
         after.restore(state)
-        parts += replay_chunks(model, ids[cut:], policy, chunk_size=5, cache=after)
-        found = torch.cat([part.nll_nats for part in parts])
+        found = torch.cat((first, go_on(after, model, ids[cut:], 5)))
         assert_close(found, truth, TOLERANCE[FLOAT64], f"cut at {cut}")
         if cut % 5 == 0:
             assert torch.equal(found, whole), f"cut at {cut}, between two chunks: not one bit differs"
@@ -111,8 +110,6 @@ def test_a_state_of_another_policy_or_model_is_refused(tiny_model, tokens):
     with pytest.raises(ValueError, match=r"state: of another version of kvstream, with sum_BHE in a layer under key"):
         scored.restore(older)
     assert all(torch.equal(tensor, before[name]) for name, tensor in scored.state().items())
-    with pytest.raises(ValueError, match=r"cache: it is under full, not under recent_only\(4\)"):
-        next(replay_chunks(model, ids, RecentOnly(4), cache=full))
 
 
 def test_a_state_of_nothing_starts_a_text(tiny_neox, tokens):
@@ -120,8 +117,7 @@ def test_a_state_of_nothing_starts_a_text(tiny_neox, tokens):
     cache = KVStreamCache(model, RecentOnly(4))
     cache.hidden_states(model, ids[None])
     cache.restore(KVStreamCache(model, RecentOnly(4)).state())
-    found = torch.cat([part.nll_nats for part in replay_chunks(model, ids, RecentOnly(4), cache=cache)])
-    assert torch.equal(found, replay(model, ids, RecentOnly(4)))
+    assert torch.equal(go_on(cache, model, ids), replay(model, ids, RecentOnly(4)))
 
 
 def test_a_state_does_not_change_when_its_cache_goes_on(tiny_neox, tokens):
@@ -147,7 +143,7 @@ def test_a_full_caches_first_tokens_serve_every_policy(tiny_neox, tokens, policy
         if 0 < first < 40:
             cache = KVStreamCache(model, policy)
             cache.restore(first_tokens(full.state(), first))
-            rest = torch.cat([part.nll_nats for part in replay_chunks(model, ids[first:], policy, cache=cache)])
+            rest = go_on(cache, model, ids[first:])
             assert_close(rest, replay(model, ids, policy)[first:], TOLERANCE[FLOAT64], f"{first} tokens shared")
 
 

@@ -70,7 +70,7 @@ def digest(arrays):
 
 def test_local_directory(folder):
     info = resolve(str(folder))
-    assert (info.kind, info.revision, info.has_quality, info.trained_context) == ("local", None, True, 0)
+    assert (info.kind, info.has_quality, info.trained_context) == ("local", True, 0)
     assert (info.num_layers, info.num_kv_heads, info.head_dim, info.vocab_size) == (0, 0, 0, 0), "not yet"
     built = as_built(info)
     assert (built.num_layers, built.num_kv_heads, built.head_dim, built.vocab_size) == (2, 4, 8, 64)

@@ -8,14 +8,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from exactness_cases import TOLERANCE, assert_close
+from exactness_cases import TOLERANCE, assert_close, go_on
 from literal import Literal
 from oracle import Asked, oracle_trace
 
 from kvstream import KVStreamCache, decode, replay
 from kvstream.engine.bounded_layer import BoundedLayer
 from kvstream.engine.layer import Layer
-from kvstream.engine.replay import replay_chunks
 from kvstream.engine.scanned_layer import ScannedLayer
 from kvstream.policies import POLICIES
 
@@ -79,9 +78,9 @@ def replayed(model, ids, policy, chunk):
 
     cache = KVStreamCache(model, policy)
     with patch.object(Layer, "update", noted):
-        parts = [part.nll_nats for part in replay_chunks(model, ids, policy, chunk_size=chunk, cache=cache)]
+        nll = go_on(cache, model, ids, chunk)
         cache.hidden_states(model, ids[None, -1:])  # whose own prediction nothing tells
-    return torch.cat(parts), [held_by(layer, torch.cat(came[layer], 2)[0]) for layer in cache.own_layers()]
+    return nll, [held_by(layer, torch.cat(came[layer], 2)[0]) for layer in cache.own_layers()]
 
 
 def held_by(layer, values_HTD):

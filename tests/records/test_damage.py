@@ -28,7 +28,7 @@ def whole(world, tiny_neox, tmp_path_factory):
     folder = tmp_path_factory.mktemp("damage") / "records"
     records, cells = swept(world, tiny_neox(), folder, (Full(), StreamingLLM(2, 14)), 3)
     rows = pq.read_table(folder / records.read_json(f"{cells[0].key}.json")["file"]).slice(0, 100)
-    Parts(records, BEGUN).add(Evaluated(rows, 0.5, {"kept": torch.arange(1000)}), 100, {})
+    Parts(records, BEGUN).add(Evaluated(rows, 0.5, {"kept": torch.arange(1000)}), 100)
     records.fail("f" * 16, cells[0].fields, "ValueError: no", 1)
     return folder
 

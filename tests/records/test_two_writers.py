@@ -87,10 +87,10 @@ def test_a_sweep_that_ends_a_long_cell_first_costs_the_other_nothing(place, ahea
     """It removes the cell's parts, the other's among them."""
     one, other = (Parts(Records(place), KEY) for _ in range(2))
     for number in range(ahead):
-        other.add(part(number), number + 1, {})
+        other.add(part(number), number + 1)
     for parts in (one, other):
         for number in range(len(parts.parts), 2):
-            parts.add(part(number), number + 1, {})
+            parts.add(part(number), number + 1)
         tables, seconds = parts.all_with(part(2))
         assert pa.concat_tables(tables).equals(BEFORE)
         assert seconds == 1.5
@@ -102,10 +102,10 @@ def test_a_sweep_that_ends_a_long_cell_first_costs_the_other_nothing(place, ahea
 
 def test_what_it_leaves_of_parts_goes_with_the_next_sweep(place):
     slow = Parts(Records(place), KEY)
-    slow.add(part(0), 1, {})
+    slow.add(part(0), 1)
     slow.records.commit(KEY, {"n": 1}, [BEFORE], 0.5, {})
     Parts(slow.records, KEY).clear()
-    slow.add(part(1), 2, {})  # and is killed
+    slow.add(part(1), 2)  # and is killed
     with pytest.raises(ValueError, match=r"\.1\..*\.part\.parquet cannot be read"):
         Parts(slow.records, KEY).load()
     assert tidy(slow.records, {KEY}, {KEY}) == 0

@@ -4,6 +4,7 @@ import hashlib
 import re
 import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -140,7 +141,7 @@ def begun_cell(tiny_neox, tmp_path):
     begun, start = None, 0
     for stop in (512, 1024):
         [result] = evaluated(model, IDS[:1], STREAMING, start, stop, begun)
-        parts.add(result, stop, {"cpu": "here" if stop == 512 else "there"})
+        parts.add(result, stop)
         begun, start = Begun(stop, result.state), stop
     return parts, model
 
@@ -157,7 +158,6 @@ def test_a_cell_goes_on_from_its_last_part(begun_cell):
     assert np.concatenate([table["nll_nats"] for table in tables]).tolist() == whole.rows["nll_nats"].to_pylist()
     assert seconds > last.seconds > 0
     assert [part["tokens"] for part in again.costs(last, 1299)] == [512, 1024, 1299]
-    assert [place["cpu"] for place in again.places({"cpu": "there"})] == ["here", "there"]
     again.records.commit(again.key, {}, tables, seconds, {})
     again.clear()
     record = again.records.read_json(f"{again.key}.json")
@@ -224,6 +224,7 @@ def worker_of(tiny_llama):
 
 def test_what_the_engine_noted_comes_with_the_work(worker_of, monkeypatch, capsys):
     monkeypatch.setattr(notes, "_told", set())
+    monkeypatch.setattr(notes, "_new", [])
     worker = worker_of()
     monkeypatch.setattr(worker, "check", lambda **_: [notes.note(line) for line in ("no kernel", "no kernel")])
     found = [[*worker.do(("check", {"token_ids_T": None}), 1)][-1].notes for _ in range(2)]
@@ -324,6 +325,19 @@ def test_a_worker_whose_gpu_is_unusable_after_an_error_ends(monkeypatch, broken,
         list(Worker("cuda:0").do(("nothing", {}), 1))
 
 
+def hidden(first, then, *, handled=False):
+    """An error that was raised while another was being handled."""
+    try:
+        try:
+            raise first
+        except type(first):
+            if handled:
+                raise then from None
+            raise then  # noqa: B904 - as it happens where nobody meant it
+    except type(then) as error:
+        return error
+
+
 @pytest.mark.parametrize(
     ("error", "of_memory"),
     [
@@ -333,6 +347,8 @@ def test_a_worker_whose_gpu_is_unusable_after_an_error_ends(monkeypatch, broken,
         (MemoryError("the machine's own"), True),
         (RuntimeError("CUDA error: invalid argument"), False),
         (ValueError("out of memory"), False),
+        (hidden(torch.OutOfMemoryError("no room"), RuntimeError("the recording ended")), True),
+        (hidden(torch.OutOfMemoryError("no room"), RuntimeError("the model is refused"), handled=True), False),
     ],
     ids=str,
 )
@@ -347,3 +363,9 @@ def test_a_worker_says_where_memory_was_lacking_and_lets_go_what_it_kept(worker_
         list(worker.do(shared.call, 1))
     assert str(raised.value).startswith("its device ran out of memory; give shorter texts ") == of_memory
     assert (worker._full is None) == of_memory
+    less = Mock()
+    monkeypatch.setattr("kvstream.sweep.worker.take_less", less)
+    monkeypatch.setattr("kvstream.sweep.worker.evaluate_quality", lambda *given, **named: [])
+    for _ in range(2):
+        list(worker.do(shared.call, 1))
+    assert less.call_count == of_memory, "work that follows takes less at a time, once"

@@ -59,9 +59,11 @@ def hardly_waited(done):
     for event in sorted(done, key=lambda event: event.began_s):
         by_worker.setdefault(event.worker.id, []).append(event)
     for events in by_worker.values():
-        gaps = [after.began_s - each.ended_s for each, after in pairwise(events)]
-        assert min(gaps) >= 0
-        assert sorted(gaps)[-2] < 0.2, gaps  # on a busy machine one may be longer; a process of its own takes seconds
+        gaps = sorted(after.began_s - each.ended_s for each, after in pairwise(events))
+        assert all(gap >= 0 for gap in gaps)
+        # On a busy machine one may be longer, or a worker come late to the work; a process of its own takes seconds.
+        assert all(gap < 0.2 for gap in gaps[:-1]), gaps
+    assert max(map(len, by_worker.values())) > 3
     return set(by_worker)
 
 

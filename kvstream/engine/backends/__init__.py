@@ -7,6 +7,8 @@ Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S or U 
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -122,6 +124,15 @@ def backend_for(device: torch.device, dtype: torch.dtype) -> Backend:
     from kvstream.engine.backends.cuda.backend import Cuda  # which needs Triton
 
     return Cuda(device)
+
+
+def seconds_of(action: Callable[[], object], device: torch.device) -> float:
+    """How long an action takes, until a device has done all of it."""
+    synchronize(device)
+    started = time.perf_counter()
+    action()
+    synchronize(device)
+    return time.perf_counter() - started
 
 
 def synchronize(device: torch.device) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
-compiled: Any = numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+from kvstream.engine.backends.compiled_attention import as_written
 
 
-@compiled
+@as_written
 def seat_compiled(
     keys_BHSD: Any, values_BHSD: Any, plain_BHZD: Any, score_BHZ: Any, rank_BHZ: Any, seat_BHC: Any, left_BHC: Any,
     score_BHC: Any, back_cos_1R: Any, back_sin_1R: Any, cos_SR: Any, sin_SR: Any, offer: int, source: int,
@@ -48,7 +47,7 @@ def seat_compiled(
                     _rotate(plain_BHZD, b, h, z, cos_SR, sin_SR, first + rank, keys_BHSD, contested_at + z)
 
 
-@compiled
+@as_written
 def _rotate(
     from_BHSD: Any, b: int, h: int, source: int, cos_SR: Any, sin_SR: Any, place: int, to_BHSD: Any, target: int
 ) -> None:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
 from kvstream.engine.attention import Partial
 from kvstream.engine.backends.compiled_best import CompiledBest
 from kvstream.engine.backends.compiled_norms import turn_and_measure
+from kvstream.engine.backends.compiled_ranks import add_by_rank
 from kvstream.engine.backends.compiled_scan import scan_compiled
 from kvstream.engine.backends.compiled_seats import seat_compiled
 from kvstream.engine.backends.reference import Reference, answer, scaled_scores
@@ -113,33 +113,5 @@ class Cpu(Reference):
         shared = [x.numpy() for x in (query_T, ranks.positions(query_T), *table)]
         threads = min(torch.get_num_threads(), rows)
         pieces = [slice(rows * n // threads, rows * (n + 1) // threads) for n in range(threads)]
-        run_all([partial(_add_by_rank, *(x[piece] for x in arrays), *shared) for piece in pieces])
+        run_all([partial(add_by_rank, *(x[piece] for x in arrays), *shared) for piece in pieces])
         return answer(torch.from_numpy(arrays[0]).view(rest.shape).to(queries_BHGTD), values_BHUD)
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _add_by_rank(
-    scores_RGTU: Any, q_RGTD: Any, k_RUD: Any, enter_RU: Any, leave_RU: Any, query_T: Any, position_T: Any,
-    cos_SD: Any, sin_SD: Any,
-) -> None:  # fmt: skip
-    """Add the rotated dimensions' share to scores of the others, −inf where a query does not see a key.
-
-    cos_SD, sin_SD: as in `rope.Rotation`, of distances 0, 1, …: both halves of a pair, the first sine negated.
-    """
-    rows, groups, queries, size = q_RGTD.shape
-    half = size // 2
-    for row in range(rows):
-        for t in range(queries):
-            distance = position_T[t] + 1
-            for u in range(k_RUD.shape[1]):
-                if enter_RU[row, u] > query_T[t] or leave_RU[row, u] < query_T[t]:
-                    scores_RGTU[row, :, t, u] = -np.inf
-                    continue
-                distance -= 1
-                for g in range(groups):
-                    total = scores_RGTU[row, g, t, u]
-                    for p in range(half):
-                        q1, q2 = q_RGTD[row, g, t, p], q_RGTD[row, g, t, p + half]
-                        k1, k2 = k_RUD[row, u, p], k_RUD[row, u, p + half]
-                        total += cos_SD[distance, p] * (q1 * k1 + q2 * k2) + sin_SD[distance, p] * (q2 * k1 - q1 * k2)
-                    scores_RGTU[row, g, t, u] = total

@@ -43,8 +43,7 @@ class Reference:
             first, second = scores_BHGTS.chunk(2, dim=2)
             first[..., apart:] = second[..., apart:]
             scores_BHGTS = first.contiguous()
-        output_BHGTD, _ = weigh(scores_BHGTS, values_BHSD)
-        return output_BHGTD[..., 0, :]
+        return weigh(scores_BHGTS, values_BHSD)[..., 0, :]
 
     def seat(self, layer: Any, candidate: int, takeover: Any, newest: int, members: int) -> None:  # noqa: ARG002
         """Seat a candidate by a few operations, and leave turning to the next step; see `Backend.seat`."""
@@ -138,20 +137,17 @@ def scaled_scores(queries_BHGTD: torch.Tensor, keys_BHSD: torch.Tensor, scaling:
     return torch.baddbmm(queries.new_empty(()), queries, keys, beta=0, alpha=scaling).view(B, H, G, T, S)
 
 
-def weigh(scores_BHGTS: torch.Tensor, values_BHSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take the softmax over the keys: the weighted values, (B, H, G, T, D), and the weights, (B, H, G, T, S).
-
-    The softmax of half-precision scores runs in float32, and so do its weights come back.
-    """
+def weigh(scores_BHGTS: torch.Tensor, values_BHSD: torch.Tensor) -> torch.Tensor:
+    """Weigh values by the softmax over the keys, which of half-precision scores runs in float32: (B, H, G, T, D)."""
     B, H, G, T, S = scores_BHGTS.shape
     wide = torch.promote_types(scores_BHGTS.dtype, torch.float32)
     weights_BHGTS = torch.softmax(scores_BHGTS, dim=-1, dtype=wide)
     outputs = weights_BHGTS.to(scores_BHGTS.dtype).view(B, H, G * T, S) @ values_BHSD
-    return outputs.view(B, H, G, T, -1), weights_BHGTS
+    return outputs.view(B, H, G, T, -1)
 
 
 def answer(scores_BHGTS: torch.Tensor, values_BHSD: torch.Tensor) -> Partial:
     """Answer from scores, −inf where a query does not see a key."""
     total = scores_BHGTS.to(torch.promote_types(scores_BHGTS.dtype, torch.float32)).logsumexp(-1)
     blind = total.isneginf()[..., None]
-    return Partial(weigh(scores_BHGTS.masked_fill(blind, 0), values_BHSD)[0], total)
+    return Partial(weigh(scores_BHGTS.masked_fill(blind, 0), values_BHSD), total)

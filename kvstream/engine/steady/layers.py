@@ -88,7 +88,7 @@ class Evicting(SteadyLayer):
     def __init__(self, of: BoundedLayer, tables: SharedTables, counter: Counter) -> None:
         super().__init__(of, tables, counter)
         self.since = of.layout.budget
-        self.first, self.end = of.layout.contested_at, of.layout.contested_at + of.layout.room
+        self.first, self.end = of.layout.contested_at, of.layout.contested_at + of.layout.contested
 
     def _answer(
         self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
@@ -98,9 +98,9 @@ class Evicting(SteadyLayer):
         of.keys.index_copy_(2, slot_1, rotate(k_BHTD))
         of.values.index_copy_(2, slot_1, v_BHTD)
         if of.eviction and of.ranks:
-            turn = counter.shifted(layout.sinks, layout.sinks + layout.room, layout.budget, k_BHTD)
-            of.keys[:, :, self.first : self.end] = turn.pick(of.eviction.rank_BHZ[:, :, : layout.room])(
-                of.plain_BHZD[:, :, : layout.room]
+            turn = counter.shifted(layout.sinks, layout.sinks + layout.contested, layout.budget, k_BHTD)
+            of.keys[:, :, self.first : self.end] = turn.pick(of.eviction.rank_BHZ[:, :, : layout.contested])(
+                of.plain_BHZD[:, :, : layout.contested]
             )
         output = attend(rotate(q_BHGTD), of.keys[:, :, : self.end], of.values[:, :, : self.end], scaling)
         if of.eviction:

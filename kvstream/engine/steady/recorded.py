@@ -9,24 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import cache
-from inspect import signature
+from itertools import count
 from threading import Lock, get_ident
+from types import FunctionType
 from typing import Any
 
 import torch
 
-from kvstream.engine.notes import note
+from kvstream.engine.lack_of_memory import lacks_memory
+from kvstream.engine.notes import first_line, note
 from kvstream.engine.steady.step import SteadyStep
 
 WARM_UP = 3  # steps in which libraries choose their kernels and make room; torch asks for a few before recording
+COMPILED = count()
 IN_VAIN = "_kvstream_unrecorded"  # an attribute of the model: device and policy of steps that could not be recorded
 
 
 def compiled_step(step: SteadyStep) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Have a step compiled by itself: torch counts compilations of the same function, and gives up after a few."""
-    known = signature(torch.compile).parameters
-    apart: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
-    return torch.compile(step.compute, fullgraph=True, dynamic=False, **apart)
+    """Have a step compiled, as a function with code of its own: torch gives up on code that it compiled a few times."""
+
+    def compute(ids_B1: torch.Tensor) -> torch.Tensor:
+        return step.compute(ids_B1)
+
+    code = compute.__code__.replace(co_name=f"step_{next(COMPILED)}")
+    own = FunctionType(code, compute.__globals__, closure=compute.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False)
 
 
 def index_of(device: torch.device) -> int:
@@ -135,12 +142,11 @@ class Recorded:
                 self.logits_BV = self.compute(self.ids_B1)
         except RuntimeError as error:
             self._recover(before, generator, drawn, pool)
-            # What ends a recording that lacks memory may be another error, which hides that.
-            if isinstance(error, torch.OutOfMemoryError) or isinstance(error.__context__, torch.OutOfMemoryError):
+            if lacks_memory(error):
                 raise
             self.records = False
             self.in_vain.add(self._name)
-            note(f"decoding: no CUDA graph of a step, each is launched anew ({str(error).splitlines()[0]})")
+            note(f"decoding: no CUDA graph of a step, each is launched anew ({first_line(error)})")
         else:
             self.graph = graph
 

@@ -149,14 +149,9 @@ class SteadyStep(Cache):
             group.turn_by([layer.of for layer in layers], by)
 
 
-def _saws(layer: Layer) -> bool:
-    """Whether many tokens leave it at once."""
-    return isinstance(layer, ScannedLayer) and layer.full - layer.left > 1
-
-
 def _pause_little(layers: Sequence[Layer]) -> bool:
     """Whether steps at which many tokens leave are at most half of all, and no layer would suffer from them."""
-    sawing = [layer for layer in layers if isinstance(layer, ScannedLayer) and _saws(layer)]
+    sawing = [layer for layer in layers if isinstance(layer, ScannedLayer) and layer.saws]
     apart = {(layer.full, layer.left, layer.held(layer.seen)) for layer in sawing}
     planned = any(isinstance(layer, BoundedLayer) for layer in layers)  # ahead, and the cache's own step crosses that
     return sum(1 / (full - left) for full, left, _ in apart) <= 0.5 and not (sawing and planned)
@@ -165,7 +160,7 @@ def _pause_little(layers: Sequence[Layer]) -> bool:
 def _steady_layer(layer: Layer, tables: SharedTables, counter: Counter, until: float) -> SteadyLayer:
     """Make of a layer what takes it to `until`, as `steady_until` said."""
     if isinstance(layer, ScannedLayer):
-        return (Sawing if _saws(layer) else Scanning)(layer, tables, counter)
+        return (Sawing if layer.saws else Scanning)(layer, tables, counter)
     if isinstance(layer, BoundedLayer):
         if until == inf:
             return Evicting(layer, tables, counter)

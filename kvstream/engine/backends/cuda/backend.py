@@ -45,7 +45,7 @@ class Cuda(Reference):
     ) -> torch.Tensor:
         """Answer all queries at once; see `Backend.bounded`."""
         call = layer, q_BHGTD, k_BHTD, v_BHTD, scaling
-        if layer.layout.room > MOST_SEATS or not _fits(layer, q_BHGTD, k_BHTD, v_BHTD):
+        if layer.layout.contested > MOST_SEATS or not _fits(layer, q_BHGTD, k_BHTD, v_BHTD):
             return super().bounded(*call)
         with torch.cuda.device_of(k_BHTD):
             return attend_bounded(*call)

@@ -52,16 +52,7 @@ def attend_bounded(
     turn = old_turn = layer.tables.pairs(start, T, layer.positions.cap, device)
     if layer.positions.shift(start + T - 1):
         old_turn = layer.tables.pairs(start, T, layout.budget, device)
-    rotated_BHTD = turned(k_BHTD, turn)
-    new_sinks = min(max(layout.sinks - start, 0), T)
-    layer.keys[:, :, start : start + new_sinks] = rotated_BHTD[:, :, :new_sinks]
-    layer.values[:, :, start : start + new_sinks] = v_BHTD[:, :, :new_sinks]
-    layer.anchor(start, new_sinks)
-
-    first = max(layout.sinks, start - layout.recent)  # the oldest token of the ring
-    held = range(first, max(first, start))
-    keys_BHSD = ring.extend(layout, layer.keys, held, rotated_BHTD[:, :, new_sinks:])
-    values_BHSD = ring.extend(layout, layer.values, held, v_BHTD[:, :, new_sinks:])
+    first, keys_BHSD, values_BHSD = ring.extend(layer, turned(k_BHTD, turn), v_BHTD)
     recent = Recent(keys_BHSD, values_BHSD, first, layout.recent, turn)
     sinks = slice(min(layout.sinks, start + T))
     old = Old(layer.anchors_BHSD[:, :, sinks], layer.values[:, :, sinks], old_turn)
@@ -71,12 +62,9 @@ def attend_bounded(
     kind: Kind = "rank" if layer.ranks else "band"
     output = in_tiles(lambda tiles: attend(q_BHTD, start, recent, old, contested, scaling, tiles), kind, q_BHTD)
 
-    tokens = range(first, first + keys_BHSD.shape[2])
-    ring.keep_newest(layout, layer.keys, tokens, keys_BHSD)
-    ring.keep_newest(layout, layer.values, tokens, values_BHSD)
+    ring.keep_newest(layer, first, keys_BHSD, values_BHSD)
     if contested and score_BHN is not None:
         _seat(layer, contested, score_BHN, start + T)
-    layer.forget_plans()
     layer.seen += T
     return output.transpose(1, 2).unflatten(1, q_BHGTD.shape[1:3])
 
@@ -98,33 +86,31 @@ def _contest(layer: BoundedLayer, recent: Recent) -> tuple[Contested, torch.Tens
     deciding_BHN, draws = eviction.decisive(score_BHN, members, offered)
     draws_HC = None if draws is None else torch.from_numpy(draws).to(score_BHN.device, non_blocking=True)
     score_RN = deciding_BHN.reshape(-1, N).contiguous()
-    leave_RN = leaving(score_RN, draws_HC, members, layout.room, offered, tie(score_BHN.dtype))
+    leave_RN = leaving(score_RN, draws_HC, members, layout.contested, offered, tie(score_BHN.dtype))
     leave_RN = leave_RN.view(B, -1, N).expand(B, H, N).reshape(-1, N).contiguous()  # a row for each head
 
-    seats = slice(layout.contested_at, None)
     seat_BHMD = eviction.by_age(members)[..., None].expand(-1, -1, -1, keys_BHCD.shape[-1])
-    held_BHZD, ranks = layer.keys[:, :, seats], None
+    ranks = None
     if layer.positions.by_rank:
-        held_BHZD = layer.plain_BHZD
         cos, sin = layer.tables.pairs(recent.first, candidates, None, score_BHN.device)
         keys_BHCD = turned(keys_BHCD, (cos, -sin))
         cos, sin = layer.tables.pairs(0, layout.budget + 1, None, score_BHN.device)
         ranks = cos.t().contiguous(), sin.t().contiguous()
-    keys_BHND = torch.cat((held_BHZD.gather(2, seat_BHMD), keys_BHCD), 2)
-    values_BHND = torch.cat((layer.values[:, :, seats].gather(2, seat_BHMD), values_BHCD), 2)
-    counts = members, layout.room, offered, layout.budget
+    keys_BHND, values_BHND = (
+        torch.cat((held_BHZD.gather(2, seat_BHMD), new_BHCD), 2)
+        for held_BHZD, new_BHCD in zip(layer.seats, (keys_BHCD, values_BHCD))
+    )
+    counts = members, layout.contested, offered, layout.budget
     return Contested(keys_BHND, values_BHND, leave_RN, *counts, ranks), score_BHN
 
 
 def _seat(layer: BoundedLayer, contested: Contested, score_BHN: torch.Tensor, following: int) -> None:
     """Write those that the following query sees to their seats, by age."""
     assert layer.eviction is not None
-    stay = min(layer.layout.room, score_BHN.shape[2])
+    stay = min(layer.layout.contested, score_BHN.shape[2])
     listed_RKW, _ = contested.seen_by(range(following, following), 1)
     place_BHZ = listed_RKW[:, -1, :stay].long().view(*score_BHN.shape[:2], stay)
     place_BHZD = place_BHZ[..., None].expand(-1, -1, -1, contested.keys_BHND.shape[-1])
-    seats = slice(layer.layout.contested_at, layer.layout.contested_at + stay)
-    held_BHZD = layer.plain_BHZD[:, :, :stay] if layer.positions.by_rank else layer.keys[:, :, seats]
-    held_BHZD.copy_(contested.keys_BHND.gather(2, place_BHZD))
-    layer.values[:, :, seats] = contested.values_BHND.gather(2, place_BHZD)
+    for held_BHZD, each_BHND in zip(layer.seats, (contested.keys_BHND, contested.values_BHND)):
+        held_BHZD[:, :, :stay] = each_BHND.gather(2, place_BHZD)
     layer.eviction.keep(score_BHN.gather(2, place_BHZ))

@@ -1,4 +1,4 @@
-"""How attention's kernel cuts its work: as a card is quickest with, found on the first chunk long enough to tell.
+"""How attention's kernel cuts its work: as a card is quickest with, found on the first chunk that keeps all of it busy.
 
 A tile's sizes decide speed and the last digits alone. `triton.autotune` tries one kernel; here a second one depends on
 the tile as well, which lists the contested keys that its queries see.
@@ -7,19 +7,24 @@ the tile as well, which lists the contested keys that its queries see.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
+from math import prod
 from typing import Any, Literal
 
 import torch
 from triton.runtime.errors import OutOfResources
 
-from kvstream.engine.chunks import CHUNK_SIZE
+from kvstream.engine.lack_of_memory import lacks_memory
 from kvstream.engine.notes import note
 
 Kind = Literal["causal", "band", "rank"]
 ROUNDS = 5  # of which the quickest counts: whatever else a card does makes others slower
+BUSY = 4  # programs for each multiprocessor, of the largest tiles, from which on tiles can be told apart
+CLEARLY = 0.95  # of the first's time: what is as quick is not taken, so that equal cards choose, and round, alike
+AHEAD = 10_000_000  # cycles, some milliseconds
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,23 @@ CANDIDATES: dict[tuple[int, Kind], tuple[Tiles, ...]] = {
 }
 Run = Callable[[Tiles], torch.Tensor]
 chosen: dict[tuple[Any, ...], Tiles] = {}  # by card, dtype, kind and head size
-held: dict[tuple[Any, ...], Tiles] = {}  # what a card takes in place of tiles that are too large for it
+meanwhile: dict[tuple[Any, ...], Tiles] = {}  # the same, until there is enough to do
 
 
 def in_tiles(run: Run, kind: Kind, queries_BHTD: torch.Tensor) -> torch.Tensor:
     """Answer these queries in the tiles that suit a card: what `run`, which changes nothing, returns for them."""
-    *_, T, D = queries_BHTD.shape
+    *rows, T, D = queries_BHTD.shape
     key = queries_BHTD.device, queries_BHTD.dtype, kind, D
     if key not in chosen:
         tried = candidates(queries_BHTD.dtype, kind, D, queries_BHTD.device)
-        if T < CHUNK_SIZE:
-            return run(_holding(run, tried[0], key))
-        chosen[key] = _quickest(run, tried, key)
-    return run(chosen[key])
+        programs = prod(rows) * (T // max(tiles.queries for tiles in tried))
+        if programs < BUSY * processors(queries_BHTD.device):
+            meanwhile.setdefault(key, tried[0])
+        else:
+            chosen[key] = _quickest(run, tried, key)
+    known = chosen if key in chosen else meanwhile
+    known[key], output = _held(run, known[key])  # another chunk may need more than that which told
+    return output
 
 
 @cache
@@ -93,41 +102,48 @@ def shrinking(tiles: Tiles) -> Iterator[Tiles]:
         each = each.smaller()
 
 
-def _holding(run: Run, tiles: Tiles, key: tuple[Any, ...]) -> Tiles:
-    """Find tiles that a card can hold: these, or the first smaller ones."""
-    if (tiles, *key) not in held:
-        *larger, smallest = shrinking(tiles)
-        held[tiles, *key] = next((each for each in larger if _holds(run, each)), smallest)
-    return held[tiles, *key]
-
-
-def _holds(run: Run, tiles: Tiles) -> bool:
-    try:
-        run(tiles)
-    except OutOfResources:  # nothing was launched
-        return False
-    return True
+def _held(run: Run, tiles: Tiles) -> tuple[Tiles, torch.Tensor]:
+    """Run with these tiles, or the first smaller ones that a card can hold."""
+    *larger, smallest = shrinking(tiles)
+    for each in larger:
+        with suppress(OutOfResources):  # nothing was launched
+            return each, run(each)
+    return smallest, run(smallest)
 
 
 def _quickest(run: Run, tried: tuple[Tiles, ...], key: tuple[Any, ...]) -> Tiles:
-    """Time them all, and say which it is."""
-    taken = {tiles: timed(partial(run, tiles)) for tiles in dict.fromkeys(_holding(run, each, key) for each in tried)}
-    best = min(taken, key=lambda tiles: taken[tiles])
+    """Time what a card holds of these, and say which it is: the first, unless another is clearly quicker."""
+    taken: dict[Tiles, float] = {}
+    for each in tried:
+        try:
+            tiles, _ = _held(run, each)
+        except RuntimeError as error:  # no room for what threads cannot keep in registers
+            if taken and lacks_memory(error):
+                continue
+            raise
+        taken.setdefault(tiles, timed(partial(run, tiles)))
+    first, best = next(iter(taken)), min(taken, key=lambda tiles: taken[tiles])
+    if taken[best] > CLEARLY * taken[first]:
+        best = first
     device, dtype, kind, head_size = key
     what = f"{kind} attention in {str(dtype).removeprefix('torch.')}, heads of {head_size}"
-    others = " and ".join(f"{taken[each] / taken[best]:.2f}" for each in taken if each is not best)
-    beside = f" (others took {others} times as long)" if others else ""
-    card = torch.cuda.get_device_name(device)
-    note(f"{card}: {what}: tiles of {best.queries} queries and {best.keys} keys{beside}")
+    size = f"tiles of {best.queries} queries and {best.keys} keys"
+    note(f"{torch.cuda.get_device_name(device)}: {what}: {size}, of {len(taken)} that were timed")
     return best
 
 
 def timed(work: Callable[[], Any]) -> float:
     """Milliseconds that a card takes for work which was done once before."""
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(ROUNDS + 1)]
+    torch.cuda._sleep(AHEAD)  # so that launches are there before the card is, and take none of its time
     marks[0].record()
     for mark in marks[1:]:
         work()
         mark.record()
-    torch.cuda.synchronize()
+    marks[-1].synchronize()  # not the whole card: another thread may be recording a step on it
     return min(before.elapsed_time(after) for before, after in pairwise(marks))
+
+
+def processors(device: torch.device) -> int:
+    """How many multiprocessors a card has."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
