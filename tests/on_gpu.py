@@ -1,4 +1,4 @@
-"""Runs what needs an NVIDIA GPU: exactness, memory, a sweep with Ray, and the kernels compiled. `make test-gpu`.
+"""Runs what needs an NVIDIA GPU: exactness, memory, sweeps with Ray, kernels and steps compiled. `make test-gpu`.
 
 Where there is no such GPU this says so in a line and claims nothing.
 """
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
+FOLDERS = ("engine", "measure", "sweep")
 
 
 def main() -> int:
@@ -18,7 +19,7 @@ def main() -> int:
         print("test-gpu: no CUDA device here, nothing was run")
         return 0
     print(f"test-gpu: {torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
-    return pytest.main(["-m", "gpu", str(HERE / "engine"), str(HERE / "sweep"), *sys.argv[1:]])
+    return pytest.main(["-m", "gpu", *(str(HERE / folder) for folder in FOLDERS), *sys.argv[1:]])
 
 
 if __name__ == "__main__":

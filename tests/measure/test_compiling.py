@@ -1,5 +1,7 @@
 """Compiled steps in latency cells: of all or of none, as full's tell, and what cannot be compiled is told."""
 
+import copy
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def model(tiny_neox):
     return tiny_neox()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def compiler(monkeypatch):
     """One that only follows a step, and that takes no step of policies whose names are in `refused`."""
     refused, taken = set(), []
@@ -61,7 +63,7 @@ def test_all_steps_are_compiled_once_where_fulls_gain_by_it(model, compiler, mon
     assert capsys.readouterr().out == said
 
 
-def test_a_model_is_asked_once_for_as_many_texts(model, monkeypatch):
+def test_a_model_is_asked_once_for_as_many_texts(model, compiler, monkeypatch):
     assert measured(model, [3.0, 2.0], monkeypatch, POLICIES[:1])[1] == ["full"]
     assert measured(model, [], monkeypatch, POLICIES[1:2])[1] == []
 
@@ -99,3 +101,19 @@ def test_memory_that_is_out_is_no_refusal(model, monkeypatch):
     monkeypatch.setattr(recorded, "compiled_step", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         list(evaluate(model, POLICIES, PROTOCOL, cell="c", device="cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_steps_on_a_gpu_are_compiled_and_recorded(model, monkeypatch, capsys):
+    """By torch's own compiler; whether that makes them quicker is the card's to say, so both are asked for."""
+    for share in (0.5, 1.5):
+        vars(model).pop(compiling.SHARES, None)
+        monkeypatch.setattr(compiling, "median", lambda shares, share=share: share)
+        on_gpu = copy.deepcopy(model).cuda()
+        *_, result = evaluate(on_gpu, POLICIES, PROTOCOL, cell="c", device="cuda")
+        launched = {each["label"]: each["launched"] for each in result.contenders}
+        assert launched.pop(DYNAMIC) == "eager"
+        assert set(launched.values()) == {"compiled, CUDA graph" if share < 1 else "CUDA graph"}, (
+            capsys.readouterr().out
+        )

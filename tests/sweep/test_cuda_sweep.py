@@ -33,6 +33,31 @@ def test_workers_on_a_gpu_wait_little_between_cells():
         assert sweep["gap_median_s"] < 0.2
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_latency_cell_on_a_gpu_is_of_recorded_steps(world, tmp_path):
+    flags = [
+        "--models",
+        str(world / "model"),
+        "--lengths",
+        "none",
+        "--contexts",
+        "300",
+        "--prefills",
+        "2",
+        "--rounds",
+        "5",
+    ]
+    policies = ["--policies", "full,streaming_llm(4,60),fix_size_l2(70,0.5,keep_low),h2o(64,32)"]
+    command = [sys.executable, "sweeps/quick.py", *flags, *policies, "--device", "cuda", "--out", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=GAPS.parent.parent.parent)
+    assert run.returncode == 0, run.stderr[-3000:]
+    [commit] = [json.loads(path.read_text()) for path in tmp_path.glob("????????????????.json")]
+    launched = {each["label"]: each["launched"] for each in commit["fields"]["contenders"]}
+    assert launched.pop("DynamicCache") == "eager"
+    assert set(launched.values()) == {"CUDA graph"}
+
+
 def test_a_wait_for_gpus_is_told_and_names_those_that_have_none_free(monkeypatch, capsys):
     answers, needs = {"a": 0.3, "b": 0.0}, []  # after how many seconds; the slow one is asked first
 
