@@ -109,6 +109,8 @@ class Grid:
             raise ValueError(f"attention_loss: {self.attention_loss!r} is not valid; give True or False")
         if not isinstance(self.repeats, Repeats):
             raise ValueError(f"repeats: {self.repeats!r} is not valid; give Repeats(…)")
+        if self.repeats.compiled and not self.contexts:
+            raise ValueError("compiled: no latency cells are asked for; give contexts, or leave it out")
         object.__setattr__(self, "lengths", tuple(sorted(self.lengths)))
 
     def _check(self, axis: str, check: Callable[[str, Any], None]) -> None:

@@ -174,9 +174,9 @@ def _tokens_or_share(text: str) -> int | float:
 
 
 def _word(text: str) -> str:
-    if not text:
-        raise ValueError("no word")
-    return text
+    if word := text.strip():
+        return word
+    raise ValueError("no word")
 
 
 _WORDS = _listed("names, such as a,b", _word)
@@ -197,7 +197,7 @@ def _policies_in(text: str) -> tuple[str | Policy, ...]:
             entries.append("")
         else:
             entries[-1] += character
-    for name in entries:
+    for name in (entries := [entry.strip() for entry in entries]):
         if "(" not in name and name not in POLICIES:
             raise argparse.ArgumentTypeError(f"{name!r} is unknown; choose among {', '.join(POLICIES)}")
     try:

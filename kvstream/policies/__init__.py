@@ -23,7 +23,10 @@ from kvstream.policies.l2_compress import L2Compress as L2Compress
 _classes = [each for each in list(vars().values()) if isinstance(each, type) and issubclass(each, Policy)]
 POLICIES: dict[str, type[Policy]] = {each.name: each for each in _classes if hasattr(each, "name")}
 # Those that keep sinks and recents and choose between them, by what they choose by.
-SCORERS: dict[str, str] = {each.scorer: name for name, each in POLICIES.items() if each.scorer}
+SCORERS: dict[str, str] = {}
+for _name, _class in POLICIES.items():
+    if _class.scorer and (_first := SCORERS.setdefault(_class.scorer, _name)) != _name:
+        raise TypeError(f"{_name}: scorer {_class.scorer!r} is that of {_first}; give the class another")
 
 
 def parse_policy(label: str) -> Policy:

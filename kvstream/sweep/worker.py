@@ -33,8 +33,8 @@ from kvstream.measure.quality import evaluate as evaluate_quality
 from kvstream.measure.scores import Begun, FullRun, begin, run_full
 
 NO_MEMORY = (
-    "its device ran out of memory; give shorter texts or contexts, smaller budgets or batches, or --metrics nll, which "
-    "runs no full cache beside"
+    "its device ran out of memory; give shorter texts or contexts, smaller budgets or batches, or for texts "
+    "--metrics nll, which runs no full cache beside"
 )
 TELL_S = 2.0  # progress is told this often: telling is work, too, and may disturb what is measured
 

@@ -29,6 +29,7 @@ GIVEN = {"name": "g", "models": ("m",), "policies": (Full(),), "lengths": (50,)}
         ({"bos": True}, ["bos: True", "choose one of auto"]),
         ({"join_rows": "yes"}, ["join_rows: 'yes'", "True or False"]),
         ({"repeats": 5}, ["repeats: 5", "Repeats("]),
+        ({"repeats": Repeats(compiled=True), "contexts": ()}, ["compiled: no latency cells", "give contexts"]),
     ],
     ids=str,
 )

@@ -77,7 +77,11 @@ def checked(code, out, error, start="error: "):
 FLAGS = [
     (["--dtype", "tf32", "--device", "cpu"], ["dtype: 'tf32'", "--dtype float32"]),
     (["--dtype", "tf32", "--device", "cpu", "--dry-run"], ["dtype: 'tf32'", "--dtype float32"]),
-    (["--compiled", "--device", "cpu"], ["compiled: only NVIDIA GPUs", "this is cpu", "leave out --compiled"]),
+    (["--compiled"], ["compiled: no latency cells", "give contexts"]),
+    (
+        ["--compiled", "--device", "cpu", "--contexts", "40"],
+        ["compiled: only NVIDIA GPUs", "this is cpu", "leave out --compiled"],
+    ),
     (["--skip-layers", "3"], ["skip_layers: 3", "from 0 to 2"]),
     (["--policies", "recent_only(8,skip_layers=(9,))"], ["skip_layers: 9", "from 0 to 2"]),
     (["--lengths", "501"], ["documents: 1 asked", "at least 501 tokens", "has 500", "shorter lengths"]),
