@@ -20,8 +20,8 @@ PAGE = ROOT / "docs" / "flags.md"
 HEAD = """# Flags of a sweep
 
 Every sweep takes them: `.venv/bin/python sweeps/quick.py --budgets 128,512`. Each replaces one axis of the sweep's
-grid, and the others stay as they are; the policies are then the product of all axes. Where policies change, latency cells time all of
-them; `--contexts none` leaves latency out. Lists are written with commas, without spaces. What a sweep has now, its
+grid, and the others stay as they are; the policies are then the product of all axes. Where policies change, latency
+cells time all of them; `--contexts none` leaves latency out. Lists are written with commas. What a sweep has now, its
 `--dry-run` lists; this page shows `sweeps/full.py`. Written by `python tests/flags_page.py`.
 """
 
