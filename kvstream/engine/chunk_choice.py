@@ -19,7 +19,8 @@ from kvstream.policies import Full
 
 MOST_TOKENS = 16 * CHUNK_SIZE  # of one text: more make nothing faster
 SHARE = 0.25  # of a device's memory
-MEASURED = "_kvstream_token_bytes"  # an attribute of the model: by device and dtype
+MEASURED = "_kvstream_tokens_at_once"  # an attribute of the model: by device and dtype
+LESS = "_kvstream_less"  # another: how often chunks were halved, as they lacked memory
 
 
 def chunk_size_for(model: PreTrainedModel, rows: int) -> int:
@@ -28,21 +29,13 @@ def chunk_size_for(model: PreTrainedModel, rows: int) -> int:
     device = device_of(model)
     if device.type != "cuda" or not serves(device, model.dtype):
         return CHUNK_SIZE
-    return fitting_chunk(SHARE * memory_of(device) / _token_bytes(model, device), rows)
+    return max(CHUNK_SIZE, fitting_chunk(_tokens_at_once(model, device), rows) >> vars(model).get(LESS, 0))
 
 
 def take_less(model: PreTrainedModel) -> None:
-    """Have chunks for a model be half as long from here on, where one lacked memory."""
-    measured: dict[tuple[torch.device, torch.dtype], float] = vars(unwrapped(model)).get(MEASURED, {})
-    for key in measured:
-        measured[key] *= 2
-
-
-def memory_of(device: torch.device) -> float:
-    """Bytes of a GPU, or where others hold most of them, those that they left."""
-    free, total = torch.cuda.mem_get_info(device)
-    available = free + torch.cuda.memory_reserved(device)
-    return total if available > total / 2 else available
+    """Have chunks for a model be half as long from here on, but none shorter than the usual."""
+    model = unwrapped(model)
+    setattr(model, LESS, vars(model).get(LESS, 0) + 1)
 
 
 def fitting_chunk(tokens: float, rows: int) -> int:
@@ -53,8 +46,8 @@ def fitting_chunk(tokens: float, rows: int) -> int:
     return size
 
 
-def _token_bytes(model: PreTrainedModel, device: torch.device) -> float:
-    """What a token in a chunk takes beside the weights, logits aside."""
+def _tokens_at_once(model: PreTrainedModel, device: torch.device) -> float:
+    """For how many tokens of a chunk there is room beside the weights, logits aside."""
     measured: dict[tuple[torch.device, torch.dtype], float] = vars(model).setdefault(MEASURED, {})
     if (device, model.dtype) not in measured:
         for _ in range(2):  # in the first round libraries take what they keep, which is no token's
@@ -64,8 +57,15 @@ def _token_bytes(model: PreTrainedModel, device: torch.device) -> float:
             cache.hidden_states(model, torch.zeros(1, CHUNK_SIZE, dtype=torch.int64, device=device))
             found = (torch.cuda.max_memory_allocated(device) - before) / CHUNK_SIZE
             del cache
-        measured[device, model.dtype] = found
-        card, tokens = torch.cuda.get_device_name(device), fitting_chunk(SHARE * memory_of(device) / found, 1)
-        about = f"{card}: chunks of {tokens:,} tokens, {found / 1e3:,.0f} kB each"
-        note(f"{about}, for {type(model).__name__} in {str(model.dtype).removeprefix('torch.')}")
+        measured[device, model.dtype] = tokens = SHARE * memory_of(device) / found
+        about = f"{torch.cuda.get_device_name(device)}: chunks of {fitting_chunk(tokens, 1):,} tokens"
+        model_in = f"{type(model).__name__} in {str(model.dtype).removeprefix('torch.')}"
+        note(f"{about}, {found / 1e3:,.0f} kB each, for {model_in}")
     return measured[device, model.dtype]
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of a GPU, or where others hold most of them, those that they left."""
+    free, total = torch.cuda.mem_get_info(device)
+    available = free + torch.cuda.memory_reserved(device)
+    return total if available > total / 2 else available

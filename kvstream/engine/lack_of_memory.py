@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-WORDS = ("out of memory", "ALLOC_FAILED")  # of Apple's GPUs, of CUDA's libraries
+WORDS = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")  # of Apple's GPUs, CUDA's libraries, CPUs
 
 
 def lacks_memory(error: BaseException | None) -> bool:

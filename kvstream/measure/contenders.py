@@ -127,9 +127,10 @@ class Contender(ABC):
     @property
     def in_python(self) -> bool:
         """Whether a token takes many steps in Python: on a CPU, which compiles how other policies score."""
-        layers = range(self.model.config.num_hidden_layers)
-        asked = self.policy.scores_in_python and any(map(self.policy.in_turn, layers))
-        return asked and self.model.device.type == "cpu"
+        if self.model.device.type != "cpu" or not self.policy.scores_in_python:
+            return False
+        layers = self.model.config.num_hidden_layers
+        return any(map(self.policy.in_layers(layers).in_turn, range(layers)))
 
     @property
     def description(self) -> dict[str, Any]:

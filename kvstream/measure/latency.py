@@ -74,6 +74,8 @@ def evaluate(
             rows = item
     noise_after = noise.after(noise_before)
     described = [runner.description | runner.kv_bytes for runner in runners]
+    if protocol.compiled:
+        torch.compiler.reset()  # else a worker would keep the code of all cells' steps
     yield Measured(rows, described, noise_after, time.perf_counter() - started)
 
 

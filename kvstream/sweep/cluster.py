@@ -158,7 +158,7 @@ def require_suited(device: str, dtype: str, *, compiled: bool = False) -> None:
     if dtype == "tf32" and device != "cuda":
         raise ValueError(f"dtype: 'tf32' is how NVIDIA GPUs multiply float32; use --dtype float32 (device {device})")
     if compiled and device != "cuda":
-        raise ValueError(f"compiled: only NVIDIA GPUs repeat a step as one, and this is {device}; leave out --compiled")
+        raise ValueError(f"compiled: only NVIDIA GPUs repeat a step as one, and this is {device}; use --no-compiled")
 
 
 _gpu_memory: dict[str, float] = {}  # by machine, as each takes a fresh process to ask

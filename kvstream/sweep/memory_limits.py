@@ -13,6 +13,7 @@ from kvstream.sweep.jobs import Job
 from kvstream.sweep.pool import Failed, Lost, WorkerInfo
 from kvstream.sweep.work import Work
 
+ALIKE = 1.05  # between what equal cards of two machines have free
 AS_MUCH = 0.75  # of an estimated need: what a run of full takes for all policies differs little by policy
 
 
@@ -47,6 +48,6 @@ class MemoryLimits:
         return any(
             len(work.text) >= len(job.text)
             and work.memory_bytes >= AS_MUCH * job.memory_bytes
-            and worker.memory_bytes <= where.memory_bytes
+            and worker.memory_bytes <= ALIKE * where.memory_bytes
             for job, where in self._lacking
         )

@@ -70,12 +70,10 @@ def own_gpu(given: Sequence[int | str], visible: str) -> str:
     return f"cuda:{seen.index(own) if own in seen else own}"
 
 
-def make_room(model: Any) -> None:
-    """After work that lacked memory, whose tensors its error held until now: take less at a time from here on."""
+def make_room() -> None:
+    """After work that lacked memory, whose tensors its error held until now."""
     gc.collect()
     torch.cuda.empty_cache()  # CUDA's libraries cannot have what torch keeps
-    if model is not None:
-        take_less(model)
 
 
 def weights_of(cell: Cell) -> Weights:
@@ -121,7 +119,7 @@ class Worker:
         torch.set_num_threads(threads)  # Ray's launcher sets OMP_NUM_THREADS to 1
         if self._lacked:
             self._lacked = False
-            make_room(self._model)
+            make_room()
         began_s = time.monotonic()
         name, given = call
         result: Any = None
@@ -138,6 +136,8 @@ class Worker:
                 raise
             self._first = self._full = None  # what was kept for other work may be what is missing
             self._lacked = True
+            if self._model is not None and name != "latency":  # whose contenders are to be as they were
+                take_less(self._model)
             raise MemoryError(f"{NO_MEMORY}\n{error}") from error
         yield Finished(result, began_s, time.monotonic(), new_notes())
 

@@ -12,6 +12,7 @@ import torch
 from exactness_cases import FLOAT32, FLOAT64
 
 from kvstream import H2O, KeyDiff, KVStreamCache, decode, parse_policy, replay
+from kvstream.engine import chunk_choice
 from kvstream.engine.attention import merge_partials
 from kvstream.engine.backends import backend_for
 from kvstream.engine.backends.compiled_attention import softmax
@@ -80,13 +81,19 @@ def test_chunks_take_a_share_of_what_others_leave_where_that_is_less_than_half(
     assert memory_of(torch.device("cuda")) == bytes_there
 
 
-def test_chunks_are_half_as_long_where_memory_was_lacking(tiny_model):
-    model, gpu = copy.copy(tiny_model("neox", torch.float32)), torch.device("cuda:0")
-    take_less(model)  # of which nothing was measured
-    vars(model)[MEASURED] = {(gpu, torch.float32): 1e6}
-    before = fitting_chunk(8e9 / vars(model)[MEASURED][gpu, torch.float32], 1)
-    take_less(model)
-    assert fitting_chunk(8e9 / vars(model)[MEASURED][gpu, torch.float32], 1) == before / 2
+def test_chunks_are_half_as_long_where_memory_was_lacking(tiny_model, monkeypatch):
+    """However much room there was: more than the longest chunk takes, or less."""
+    gpu = torch.device("cuda:0")
+    monkeypatch.setattr(chunk_choice, "device_of", lambda _: gpu)
+    monkeypatch.setattr(chunk_choice, "serves", lambda *_: True)
+    for tokens, rows, first in ((1e6, 1, 16), (1e6, 8, 16), (32 * CHUNK_SIZE, 8, 4)):
+        model = copy.copy(tiny_model("neox", torch.float32))
+        vars(model)[MEASURED] = {(gpu, torch.float32): tokens}
+        sizes = [chunk_size_for(model, rows)]
+        for _ in range(6):
+            take_less(model)
+            sizes.append(chunk_size_for(model, rows))
+        assert [size // CHUNK_SIZE for size in sizes] == [max(1, first >> times) for times in range(7)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda each: type(each).__name__)

@@ -141,11 +141,13 @@ def test_each_step_is_compiled_however_many_were(tiny_llama, tokens, monkeypatch
     monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 2)
     torch.compiler.reset()
     plain = torch.cat(steps(begun(model, Full(), ids), ids, PROMPT, PROMPT + 2))
+    before = set(vars(recorded))
     for _ in range(5):
         engine = begun(model, Full(), ids)
         engine.compiled = True
         assert_close(torch.cat(steps(engine, ids, PROMPT, PROMPT + 2)).flatten(), plain.flatten(), 1e-9)
         assert engine.launched == "compiled"
+    assert set(vars(recorded)) == before, "what was made for a step goes with it"
 
 
 @pytest.mark.long

@@ -43,6 +43,9 @@ def test_a_bad_grid(fields, words):
 def test_bad_repeats(value):
     with pytest.raises(ValueError, match=r"^rounds: .* is not valid; give whole numbers"):
         Repeats(rounds=value)
+    if value is not True:
+        with pytest.raises(ValueError, match=r"^compiled: .* is not valid; give True or False"):
+            Repeats(compiled=value)
 
 
 @pytest.mark.parametrize("label", [None, 8, Full()])

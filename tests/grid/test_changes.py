@@ -59,6 +59,7 @@ LATENCY = {
     "context": {"context": 513},
     "batch": {"batch": 2},
     "repeats": {"repeats": Repeats(rounds=41)},
+    "compiled steps": {"repeats": Repeats(compiled=True)},
     "threads": {"threads": 1},
 }
 IRRELEVANT = {

@@ -80,7 +80,7 @@ FLAGS = [
     (["--compiled"], ["compiled: no latency cells", "give contexts"]),
     (
         ["--compiled", "--device", "cpu", "--contexts", "40"],
-        ["compiled: only NVIDIA GPUs", "this is cpu", "leave out --compiled"],
+        ["compiled: only NVIDIA GPUs", "this is cpu", "use --no-compiled"],
     ),
     (["--skip-layers", "3"], ["skip_layers: 3", "from 0 to 2"]),
     (["--policies", "recent_only(8,skip_layers=(9,))"], ["skip_layers: 9", "from 0 to 2"]),

@@ -13,6 +13,7 @@ import torch
 
 from kvstream import FixSizeL2, Full, RecentOnly, StreamingLLM
 from kvstream.engine import notes
+from kvstream.engine.chunk_choice import LESS
 from kvstream.engine.chunks import PART_TOKENS
 from kvstream.grid.axes import Repeats
 from kvstream.grid.cells import LatencyCell, QualityCell
@@ -345,6 +346,7 @@ def hidden(first, then, *, handled=False):
         (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (MemoryError("the machine's own"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
         (RuntimeError("CUDA error: invalid argument"), False),
         (ValueError("out of memory"), False),
         (hidden(torch.OutOfMemoryError("no room"), RuntimeError("the recording ended")), True),
@@ -363,9 +365,10 @@ def test_a_worker_says_where_memory_was_lacking_and_lets_go_what_it_kept(worker_
         list(worker.do(shared.call, 1))
     assert str(raised.value).startswith("its device ran out of memory; give shorter texts ") == of_memory
     assert (worker._full is None) == of_memory
-    less = Mock()
-    monkeypatch.setattr("kvstream.sweep.worker.take_less", less)
+    assert vars(worker._model).pop(LESS, 0) == of_memory, "work that follows takes less at a time"
+    room = Mock()
+    monkeypatch.setattr("kvstream.sweep.worker.make_room", room)
     monkeypatch.setattr("kvstream.sweep.worker.evaluate_quality", lambda *given, **named: [])
     for _ in range(2):
         list(worker.do(shared.call, 1))
-    assert less.call_count == of_memory, "work that follows takes less at a time, once"
+    assert room.call_count == of_memory, "once"

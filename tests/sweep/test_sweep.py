@@ -151,7 +151,7 @@ def test_a_device_that_is_not_there_is_refused(device, dtype, words):
         choose_device(device, dtype, nodes([2]))
     with pytest.raises(ValueError, match="'float64' does not exist on mps"):
         require_suited("mps", "float64")
-    with pytest.raises(ValueError, match=r"compiled: only NVIDIA GPUs .* this is cpu; leave out --compiled"):
+    with pytest.raises(ValueError, match=r"compiled: only NVIDIA GPUs .* this is cpu; use --no-compiled"):
         choose_device("auto", "float32", nodes([2]), compiled=True)
     require_suited("mps", "float32")  # as records of elsewhere may be, of which nothing is to do
     assert choose_device("auto", "float32", nodes([2])) == "cpu"

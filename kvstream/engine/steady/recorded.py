@@ -6,6 +6,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import cache
@@ -32,7 +33,8 @@ def compiled_step(step: SteadyStep) -> Callable[[torch.Tensor], torch.Tensor]:
         return step.compute(ids_B1)
 
     code = compute.__code__.replace(co_name=f"step_{next(COMPILED)}")
-    own = FunctionType(code, compute.__globals__, closure=compute.__closure__)
+    # What a compiler makes lies among a function's globals: these go with the step.
+    own = FunctionType(code, {"__builtins__": builtins}, closure=compute.__closure__)
     return torch.compile(own, fullgraph=True, dynamic=False)
 
 

@@ -59,7 +59,7 @@ def attend_bounded(
     found = _contest(layer, recent) if layer.eviction else None
     contested, score_BHN = found or (None, None)
     q_BHTD = q_BHGTD.flatten(1, 2)
-    kind: Kind = "rank" if layer.ranks else "band"
+    kind: Kind = "band" if contested is None else "rank" if layer.ranks else "contested"
     output = in_tiles(lambda tiles: attend(q_BHTD, start, recent, old, contested, scaling, tiles), kind, q_BHTD)
 
     ring.keep_newest(layer, first, keys_BHSD, values_BHSD)

@@ -20,9 +20,9 @@ from triton.runtime.errors import OutOfResources
 from kvstream.engine.lack_of_memory import lacks_memory
 from kvstream.engine.notes import note
 
-Kind = Literal["causal", "band", "rank"]
+Kind = Literal["causal", "band", "contested", "rank"]
 ROUNDS = 5  # of which the quickest counts: whatever else a card does makes others slower
-BUSY = 4  # programs for each multiprocessor, of the largest tiles, from which on tiles can be told apart
+BUSY = 3  # programs for each multiprocessor, of the largest tiles, from which on tiles can be told apart
 CLEARLY = 0.95  # of the first's time: what is as quick is not taken, so that equal cards choose, and round, alike
 AHEAD = 10_000_000  # cycles, some milliseconds
 
@@ -51,9 +51,11 @@ class Tiles:
 CANDIDATES: dict[tuple[int, Kind], tuple[Tiles, ...]] = {
     (4, "causal"): (Tiles(128, 64, 32, 8, 2), Tiles(64, 64, 32, 4, 2), Tiles(64, 32, 32, 4, 2)),
     (4, "band"): (Tiles(128, 32, 32, 4, 2), Tiles(64, 64, 32, 4, 2), Tiles(64, 32, 32, 4, 2)),
+    (4, "contested"): (Tiles(128, 32, 32, 4, 2), Tiles(64, 64, 32, 4, 2), Tiles(64, 32, 32, 4, 2)),
     (4, "rank"): (Tiles(64, 64, 32, 4, 2), Tiles(64, 32, 32, 4, 2), Tiles(32, 32, 32, 4, 2)),
     (2, "causal"): (Tiles(64, 128, 64, 4, 3), Tiles(128, 64, 64, 8, 3), Tiles(64, 64, 64, 4, 2)),
     (2, "band"): (Tiles(128, 64, 64, 4, 3), Tiles(64, 128, 64, 4, 3), Tiles(64, 64, 64, 4, 2)),
+    (2, "contested"): (Tiles(128, 64, 64, 4, 3), Tiles(64, 128, 64, 4, 3), Tiles(64, 64, 64, 4, 2)),
     (2, "rank"): (Tiles(64, 64, 32, 4, 3), Tiles(64, 32, 32, 4, 2), Tiles(32, 32, 32, 4, 2)),
 }
 Run = Callable[[Tiles], torch.Tensor]
@@ -65,15 +67,15 @@ def in_tiles(run: Run, kind: Kind, queries_BHTD: torch.Tensor) -> torch.Tensor:
     """Answer these queries in the tiles that suit a card: what `run`, which changes nothing, returns for them."""
     *rows, T, D = queries_BHTD.shape
     key = queries_BHTD.device, queries_BHTD.dtype, kind, D
+    known, tried = chosen, candidates(queries_BHTD.dtype, kind, D, queries_BHTD.device)
     if key not in chosen:
-        tried = candidates(queries_BHTD.dtype, kind, D, queries_BHTD.device)
         programs = prod(rows) * (T // max(tiles.queries for tiles in tried))
         if programs < BUSY * processors(queries_BHTD.device):
-            meanwhile.setdefault(key, tried[0])
+            known = meanwhile
         else:
             chosen[key] = _quickest(run, tried, key)
-    known = chosen if key in chosen else meanwhile
-    known[key], output = _held(run, known[key])  # another chunk may need more than that which told
+    # Another chunk may need more than that which told.
+    known[key], output = _first(run, (known[key],) if key in known else tried)
     return output
 
 
@@ -111,17 +113,30 @@ def _held(run: Run, tiles: Tiles) -> tuple[Tiles, torch.Tensor]:
     return smallest, run(smallest)
 
 
+def _first(run: Run, tried: tuple[Tiles, ...]) -> tuple[Tiles, torch.Tensor]:
+    """Run with the first of these for which there is room: what threads cannot keep in registers takes memory."""
+    *others, last = tried
+    for each in others:
+        try:
+            return _held(run, each)
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
+    return _held(run, last)
+
+
 def _quickest(run: Run, tried: tuple[Tiles, ...], key: tuple[Any, ...]) -> Tiles:
     """Time what a card holds of these, and say which it is: the first, unless another is clearly quicker."""
     taken: dict[Tiles, float] = {}
-    for each in tried:
+    for place in range(len(tried)):
         try:
-            tiles, _ = _held(run, each)
-        except RuntimeError as error:  # no room for what threads cannot keep in registers
+            tiles, _ = _first(run, tried[place:])
+        except RuntimeError as error:
             if taken and lacks_memory(error):
-                continue
+                break
             raise
-        taken.setdefault(tiles, timed(partial(run, tiles)))
+        if tiles not in taken:
+            taken[tiles] = timed(partial(run, tiles))
     first, best = next(iter(taken)), min(taken, key=lambda tiles: taken[tiles])
     if taken[best] > CLEARLY * taken[first]:
         best = first
