@@ -69,6 +69,7 @@ bench-replay: $(READY) ## Time replay: share of the machine's peak, against toke
 bench-gpu: $(READY) ## Time replay, decoding and the mission's quality grid on a GPU (without one says so)
 	$(BIN)/python tests/benchmarks/gpu.py
 	$(BIN)/python tests/benchmarks/mission.py
+	@$(BIN)/python tests/benchmarks/gpu.py --from benchmarks/gpu.json
 
 .PHONY: check
 check: $(READY) ## Formatting, lint, types

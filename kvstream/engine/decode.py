@@ -25,15 +25,16 @@ class Decoded:
     step_s: torch.Tensor
 
 
-def decode(model: PreTrainedModel, input_ids: torch.Tensor, policy: Policy) -> Decoded:
+def decode(model: PreTrainedModel, input_ids: torch.Tensor, policy: Policy, *, compiled: bool = False) -> Decoded:
     """Feed `input_ids`, (T,) or (1, T), one token at a time under `policy`; a step's time includes its eviction.
 
+    compiled: have torch.compile fuse a step's operations once steps are alike; the first such step takes many seconds.
     Raises ValueError for fewer than two tokens, for ids that are none of the model's, or a model that `KVStreamCache`
     cannot serve.
     """
     ids_1T, model = one_text(input_ids), unwrapped(model)
     refuse_ids(ids_1T, vocabulary_of(model))
-    engine = DecodeEngine(model, policy, capacity=ids_1T.shape[1])
+    engine = DecodeEngine(model, policy, capacity=ids_1T.shape[1], compiled=compiled)
     nll, seconds = [], []
     for token in range(ids_1T.shape[1] - 1):
         synchronize(ids_1T.device)  # what scores the last step is none of this one's time

@@ -5,8 +5,8 @@ preallocated memory, transformers' DynamicCache, and twins that do not evict (`k
 
     python tests/benchmarks/gpu.py                                            measures, writes benchmarks/gpu.json, and
                                                                 ends with the figures that there are targets for
-    python tests/benchmarks/gpu.py --from benchmarks/gpu.json --page docs/benchmarks.md    writes the page's tables, and
-                                                                what mission.py took, from the same folder
+    python tests/benchmarks/gpu.py --from benchmarks/gpu.json --page docs/benchmarks.md    says and writes the page's
+                                                                tables, with what mission.py took, from the same folder
 
 All take turns in one run, in another random order each round; a ratio is the median over rounds. Models have Pythia's
 shapes with random weights, texts are random tokens, linear products of float32 are IEEE's (TF32 off), the plain pass
@@ -205,9 +205,12 @@ def main() -> None:
     flags.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
     options = flags.parse_args()
     if options.source:
-        report = json.loads(options.source.read_text())
-        mission = options.source.with_name("mission.json")
-        rewrite(options.page, report | ({"mission": json.loads(mission.read_text())} if mission.exists() else {}))
+        if options.source.exists():  # not so where there is no GPU
+            report = json.loads(options.source.read_text())
+            mission = options.source.with_name("mission.json")
+            report |= {"mission": json.loads(mission.read_text())} if mission.exists() else {}
+            rewrite(options.page, report)
+            print("\n".join([where(report), *targets_table(report), f"wrote {options.page}"]))
         return
     if not torch.cuda.is_available():
         print("bench-gpu: no CUDA device here, nothing was measured")

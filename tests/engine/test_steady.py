@@ -157,6 +157,13 @@ def test_compiled_steps_choose_the_same_tokens(policy, tiny_neox, tokens):
     assert torch.equal(*(generate(model, ids, policy, max_new_tokens=40, compiled=each) for each in (True, False)))
 
 
+@pytest.mark.long
+def test_compiled_steps_decode_to_the_same_losses(tiny_neox, tokens):
+    ours, theirs = (decode.decode(tiny_neox(FLOAT64), tokens(PROMPT + 40, 3), Full(), compiled=each).nll_nats
+                    for each in (True, False))  # fmt: skip
+    assert_close(ours, theirs, 1e-9)
+
+
 class Strays(TorchDispatchMode):
     """Writes down operations that take or make a tensor on a CPU, or bring one from there.
 
