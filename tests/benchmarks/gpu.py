@@ -147,15 +147,19 @@ def decode(model, about: dict, rounds: int, prefills: int = 5, steps: int = 8) -
     protocol = Protocol(about["context"], about["texts"], prefills, rounds, steps)
     runners = [each for each in contenders(model, DECODED, protocol) if each.label in CONTENDERS]
     prompt_BT = torch.randint(model.config.vocab_size, (about["texts"], about["context"])).to(model.device)
-    for runner in runners:  # DynamicCache's steps are as transformers launches them
-        if not about["compiled"] or runner.label == DYNAMIC or not serve_compiled(runner, prompt_BT):
+    own = [each for each in runners if each.label != DYNAMIC]  # whose steps are as transformers launches them
+    if about["compiled"] and not all(serve_compiled(each, prompt_BT) for each in own):
+        about = about | {"compiled": False}  # all are, or none
+        for each in own:
+            each.compiled = False
+    for runner in runners:
+        if not runner.compiled:
             runner.serve(prompt_BT)
     *_, rows = take_turns("bench", runners, prompt_BT, protocol)
     frame = rows.to_pandas()
     medians = 1e3 * frame.groupby(["phase", "policy"]).seconds.median()
     turns = frame.pivot_table(index=["phase", "round", "step"], columns="policy", values="seconds")
-    ways = {each.label: each.engine.launched for each in runners}
-    launched = [label for label, way in ways.items() if GRAPH not in way or about["compiled"] != ("compiled" in way)]
+    launched = [each.label for each in runners if GRAPH not in each.engine.launched]
     found = about | {"launched": launched}
     for name, label in (("full", "full"), ("dynamic", DYNAMIC)):
         ratios = turns.div(turns[label], axis=0).groupby("phase").median()  # of what was measured within one turn
