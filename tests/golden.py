@@ -336,7 +336,7 @@ def write_latency(plan: Plan, folder: Path) -> list[str]:
         fields["contenders"] = contenders_of(plan.policies, context, batch)
         for one in fields["contenders"] if measure.launched is not None else ():
             one["launched"] = measure.launched.get(one["label"], "CUDA graph")
-        others = 0.7 if blemish == "busy" else 0.02
+        others = {"busy": 0.7, "hardly busy": 0.2}.get(blemish, 0.02)
         fields["noise"] = {
             "load_before": 0.2, "load_after": 1.9, "steal": 0.001, "others": others, "governor": None,
         }  # fmt: skip

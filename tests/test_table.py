@@ -34,7 +34,8 @@ def test_every_row_says_what_the_user_sees():
 def long_in(path: Path) -> set[str]:
     """The tests of a file that `make test-faults` runs: marked so themselves, or all of them."""
     tree = ast.parse(path.read_text())
-    whole = any(isinstance(node, ast.Assign) and "mark.long" in ast.unparse(node) for node in tree.body)
+    marks = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign)]
+    whole = any(mark.startswith("pytestmark = ") and "mark.long" in mark for mark in marks)
     tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
     return {node.name for node in tests if whole or "mark.long" in " ".join(map(ast.unparse, node.decorator_list))}
 

@@ -72,7 +72,7 @@ WITH candidates AS (
     SELECT misses.setting, card, policy AS nearest_policy, skip_layers AS nearest_skip_layers, cost AS nearest_cost,
         cost_high AS nearest_cost_high, spread AS nearest_spread, kv_percent AS nearest_kv_percent,
         tpot_ratio AS nearest_tpot_ratio, tpot_ratio_low AS nearest_tpot_low, tpot_ratio_high AS nearest_tpot_high,
-        tpot_band_low AS nearest_band_low, tpot_band_high AS nearest_band_high,
+        busy AS nearest_busy, tpot_band_low AS nearest_band_low, tpot_band_high AS nearest_band_high,
         ceil(10 * needed - 1e-9) / 10 AS let_in  -- as it is printed, so rounded up
     FROM misses
     JOIN measured USING (setting, policy)
@@ -95,6 +95,7 @@ WITH candidates AS (
         coalesce(bool_or(near AND is_timed), false) AS any_timed,
         coalesce(bool_or(near AND is_full), false) AS any_full,
         coalesce(bool_or(near AND sure), false) AS any_sure,
+        coalesce(bool_or(near AND is_full AND NOT sure AND tpot_ratio_high IS NOT NULL AND tpot_band_low IS NOT NULL), false) AS any_hidden,
         coalesce(bool_or(kv_percent <= getvariable('memory')), false) AS any_small,
         (SELECT count(*) FROM perplexity WHERE perplexity.setting = every.setting) AS quality_rows,
         (SELECT count(*) FROM perplexity WHERE perplexity.setting = every.setting AND policy_name = 'full') AS full_rows,
@@ -124,6 +125,7 @@ WITH candidates AS (
             WHEN card IN ('answer', 'quality') OR NOT any_near THEN 'no policy ' || bound
             WHEN NOT any_timed THEN 'no time per token measured'
             WHEN NOT any_full THEN 'no budget is full at the contexts timed'
+            WHEN any_hidden THEN 'too much else ran on the machine to tell which is faster'
             WHEN NOT any_sure THEN 'too few rounds to tell which is faster'
             ELSE 'none is faster by more than full differs from itself'
         END AS why

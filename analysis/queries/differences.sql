@@ -1,16 +1,31 @@
--- Which times differ from full's by more than full differs from itself in the same cell?
+-- Which times differ from full's by more than full differs from itself in the same cell, and by more than other work explains?
 --
 -- The A/A band is the interval of full (again) over full, widened to hold 1. A policy's time is a difference only where its
 -- own interval lies outside the band: lower is faster, higher is slower, any other is the same as far as can be told. Without
--- both intervals nothing is said. A busy machine widens the band and so weakens the claim; it hides nothing.
+-- both intervals nothing is said.
+-- The band does not show what other work did to the one and not to the other: threads that wait for each other wait for whatever
+-- took a core, full twice alike, while a loop of one thread goes on. Who lost `taken` cores' time was slowed by 1 / (1 - taken) at
+-- most, so a difference must be larger than that, too; where it is not, nothing is said. Cores that the measurement left free
+-- were not taken from it, nor is anything that would be printed as zero.
 WITH again AS (
     SELECT cell, phase, least(low, 1) AS band_low, greatest(high, 1) AS band_high
     FROM round_intervals
     JOIN contenders USING (cell, label)
     WHERE role = 'again' AND against = 'full'
+), cores AS (
+    SELECT cell, CAST(value AS DOUBLE) AS cores FROM environment WHERE name = 'cores' AND value <> 'None'
+), lost AS (
+    SELECT cell, coalesce(steal * coalesce(cores, threads), 0)
+        + greatest(0, coalesce(others, load_after - threads, 0) - greatest(0, coalesce(cores - threads, 0))) AS seconds
+    FROM latency_cells
+    LEFT JOIN cores USING (cell)
+), others AS (
+    SELECT cell, CASE WHEN round(seconds, 1) > 0 THEN least(1, seconds) ELSE 0 END AS taken FROM lost
 )
 SELECT cell, label, phase, low, high, band_low, band_high,
-    CASE WHEN high < band_low THEN 'faster' WHEN low > band_high THEN 'slower' WHEN band_low IS NOT NULL THEN 'same' END AS verdict
+    CASE WHEN high < band_low * (1 - taken) THEN 'faster' WHEN low * (1 - taken) > band_high THEN 'slower'
+        WHEN band_low IS NOT NULL AND taken = 0 THEN 'same' END AS verdict
 FROM round_intervals
+JOIN others USING (cell)
 LEFT JOIN again USING (cell, phase)
 WHERE against = 'full'

@@ -1,6 +1,6 @@
--- Whose speed belongs to whose quality: same model, device and dtype; the longest context first?
-SELECT cells.setting, latency.setting AS latency_setting
+-- Whose speed belongs to whose quality: same model, device and dtype; the longest context first, then the sweep's own?
+SELECT cells.setting, noise.setting AS latency_setting
 FROM cells
-JOIN latency USING (model, device, dtype)
+JOIN noise USING (model, device, dtype)
 WHERE headline
-QUALIFY row_number() OVER (PARTITION BY cells.setting ORDER BY context DESC, latency.setting) = 1
+QUALIFY row_number() OVER (PARTITION BY cells.setting ORDER BY context DESC, noise.planned DESC, noise.setting) = 1

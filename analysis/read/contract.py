@@ -57,7 +57,10 @@ FIELDS: dict[str, dict[str, pa.DataType]] = {
         "attention_loss": LAYERS,
         "parts": pa.list_(PART),
     },
-    "latency": MODEL | PLACE | counts("context", "batch", "prefills", "rounds", "steps", "threads", "vocab_size"),
+    "latency": MODEL
+    | PLACE
+    | counts("context", "batch", "prefills", "rounds", "steps", "threads", "vocab_size")
+    | {"compiled": pa.bool_()},  # whether --compiled was given
 }
 ALL_FIELDS = {"policy_fields": pa.struct([])}  # of a policy, whatever they are called
 # What must be the same of all cells of a kind, of a model's name, of a text's name.
@@ -70,6 +73,7 @@ CONTENDER |= counts("kv_bytes", "kv_bytes_allocated", "peak_bytes", "full_after"
 NOISE = dict.fromkeys(("load_before", "load_after", "steal", "others"), pa.float64()) | texts("governor")
 ADDED = {
     "attention_loss",
+    "compiled",
     "scorer",
     "evicts_after",
     "every",

@@ -11,6 +11,7 @@ from analysis.words import speed, wording
 from analysis.words.answers import keeps
 from analysis.words.metric import cost, metric_of, none_measurable
 from analysis.words.wording import (
+    NOT_IDLE,
     SAME,
     between,
     bracketed,
@@ -81,9 +82,9 @@ def nearest(row: Row) -> str:
     ratio = times(row["nearest_tpot_ratio"], row["nearest_tpot_low"], row["nearest_tpot_high"])
     band = between(row["nearest_band_low"], row["nearest_band_high"], fixed(3))
     beside = f", where full against itself is at {band}" if band else ""
-    return (
-        f"{start}, {ratio} full’s time per token{beside}; a sweep with longer --contexts or more --rounds tells more."
-    )
+    further = "on an idle machine" if row["nearest_busy"] else "with longer --contexts or more --rounds"
+    ratio += f" full’s time per token{wording.busy({'busy': row['nearest_busy']})}"
+    return f"{start}, {ratio}{beside}; a sweep {further} tells more."
 
 
 def quality(row: Row) -> list[Fact]:
@@ -119,7 +120,10 @@ def pace(row: Row) -> Fact:
         return name, NOT_MEASURED, f"its budget{widest} is not exceeded at {tokens_of(row)}"
     value, ends = wording.pace(row)
     band = f", full against itself {between(row['tpot_band_low'], row['tpot_band_high'], fixed(2))}" if ends else ""
-    where = f"full’s; {speed.sureness(row)}{band}, {tokens_of(row)}{wording.busy(row)}"
+    where = f"full’s; {speed.sureness(row)}{band}, {tokens_of(row)}"
+    if row["busy"]:
+        unsure = "" if row["tpot_verdict"] else ": sweep again on an idle machine to be sure"
+        return name, f"{value}, {NOT_IDLE}", f"{where}; {row['busy']}{unsure}"
     return (name, SAME, f"{value} {where}") if row["tpot_verdict"] == "same" else (name, value, where)
 
 
@@ -166,6 +170,5 @@ def line(row: Row) -> list[str]:
     lost = wording.told(bracketed(*cost(row)), none_measurable(row))
     ratio = NOT_MEASURED
     if timed(row):
-        ratio = wording.paced(row)
-        ratio += f" at {row['context']:,}{' (machine not idle)' if row['busy'] else ''}"
+        ratio = f"{wording.paced(row)} at {row['context']:,}{wording.busy(row)}"
     return [case, f"`{row['policy']}`{caveat(row['skip_layers'])}", lost, ratio, percent(row["kv_saved_percent"])]

@@ -38,7 +38,7 @@ def timed(rows: list[Row], metric: str) -> list[str]:
     for row in (row for row in rows if row["metric"] == metric):
         few = "; too few rounds for an interval" if row["low"] is None else ""
         ours = f"{row['policy']}: {times(row['ours'], row['low'], row['high'])} full’s"
-        where = f"on {row['setting']} at {tokens_of(row)}{few}{busy(row)}"
+        where = f"on {row['setting']} at {tokens_of(row)}{busy(row)}{few}"
         found.append(f"{ours} {where}; the seed: {row['published']:.2f}\u00a0×.")
     return found
 

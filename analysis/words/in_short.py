@@ -4,7 +4,7 @@ from analysis.numbers.order import by
 from analysis.words.budget_findings import further
 from analysis.words.findings import Frames, Row, code, lost, near, plain
 from analysis.words.latency_findings import timed
-from analysis.words.wording import bracketed, change, listed, pace, whole
+from analysis.words.wording import NOT_IDLE, bracketed, change, listed, pace, whole
 
 
 def in_short(frames: dict[str, Frames]) -> list[str]:
@@ -99,7 +99,8 @@ def sooner(frames: Frames) -> str:
     far = max(mine, key=lambda row: int(row["context"]))
     further_on = f"; after {whole(far['context'])} {bracketed(*pace(far))} ({far['model']})"
     apart = list(dict.fromkeys(filter(None, (row["setting"].partition(" · ")[2] for row in mine))))  # as by hardware
-    where = "; ".join(filter(None, (f"{listed(list(models))}, random weights", listed(apart))))
+    busy = NOT_IDLE if any(row["busy"] for row in (found[0], found[-1], far)) else ""
+    where = "; ".join(filter(None, (f"{listed(list(models))}, random weights", listed(apart), busy)))
     return (
         f"After {whole(context)} tokens a step with {whole(budget)} kept takes {span} the full cache’s time on "
         f"{mine[0]['device'].upper()} ({where})"

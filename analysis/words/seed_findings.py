@@ -1,6 +1,7 @@
 """What a sweep found of the seed report: how it measured and what the papers mean, its numbers, its three claims."""
 
 from analysis.numbers.order import by
+from analysis.words import wording
 from analysis.words.findings import Frames, Row, code, lost, near, plain
 from analysis.words.wording import PLAIN, fixed, percent, times, whole
 
@@ -50,11 +51,16 @@ def claims(frames: Frames) -> list[str]:
     few = min(row["n"] for row in ttft)
     told = (
         f"that {code(PLAIN)} loses least of the seed’s {len(methods)} methods {least(mine, methods)}",
-        f"that throughput falls {moves(throughput)}",
-        f"that TTFT falls {moves(ttft)} (over {few} prefills of {whole(ttft[0]['context'])} tokens), nor could the "
-        "seed’s clock tell",
+        f"that throughput falls {moves(throughput)}{busy(throughput)}",
+        f"that TTFT falls {moves(ttft)}{busy(ttft)} (over {few} prefills of {whole(ttft[0]['context'])} tokens), nor "
+        "could the seed’s clock tell",
     )
     return [f"Of the seed’s three claims: {'; '.join(told)}."]
+
+
+def busy(rows: list[Row]) -> str:
+    """What else the machine did while one of these ratios was measured, if anything."""
+    return wording.busy(next((row for row in rows if row["busy"]), rows[0]))
 
 
 def least(mine: Row, methods: list[Row]) -> str:

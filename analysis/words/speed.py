@@ -1,13 +1,30 @@
 """Speed and memory in words: sentences made from the rows of `speed.sql`, `noise.sql` and their like.
 
 Says of a difference only what `differences.sql` supports, and nothing of a context that does not exceed the budget.
+Where the machine was not idle it says so beside each time.
 """
 
 from typing import Any
 
 from analysis.words import wording
-from analysis.words.wording import NONE, SAME, bracketed, capital, caveat, change, fixed, percent, times, tokens_of
+from analysis.words.wording import (
+    NONE,
+    NOT_IDLE,
+    SAME,
+    bracketed,
+    capital,
+    caveat,
+    change,
+    fixed,
+    percent,
+    times,
+    tokens_of,
+)
 
+AGAIN = (
+    "Other work may slow one cache more than another, which full against itself does not show: for a time to rely on, "
+    "sweep again on an idle machine, with another --out."
+)
 EAGER = "eager"
 WAYS = {
     EAGER: "operation by operation",
@@ -25,10 +42,10 @@ def verdict(row: Row) -> str:
 
 
 def pace(row: Row) -> str:
-    """Time per token against full's with its interval, and where."""
+    """Time per token against full's with its interval, where, and what else the machine did."""
     ratio = bracketed(*wording.pace(row)).replace("×", "× full’s time per token")
     few = "" if row["tpot_ratio_low"] is not None else f" ({row['rounds_n']} rounds: too few for an interval)"
-    return f"{ratio}{few} at {tokens_of(row)}"
+    return f"{ratio}{few} at {tokens_of(row)}{wording.busy(row)}"
 
 
 def sureness(row: Row) -> str:
@@ -46,9 +63,10 @@ def beside_quality(row: Row) -> tuple[str, str]:
         )
     ratio = times(row["tpot_ratio"]).replace("×", "× the time per token")
     joined = {"faster": f"and {ratio}", "slower": f"but {ratio}", "same": f"and {SAME} in time per token"}
-    busy = " (machine not idle)" if row["busy"] else ""
-    where = f" ({row['latency_setting']})" if row["several_machines"] else ""
-    end = f", {joined.get(verdict(row), f'and about {ratio}')} at {row['context']:,}{where}{busy}"
+    where = f" at {row['context']:,}" + (f" ({row['latency_setting']})" if row["several_settings"] else "")
+    end = f", {joined.get(verdict(row), f'and about {ratio}')}{where}{f' ({NOT_IDLE})' if row['busy'] else ''}"
+    if row["busy"] and verdict(row) == "unsure":
+        end = f"; on a machine that was not idle ({row['busy']}) it took {ratio}{where}"
     return end, f"{sentence(row)} {again_words(row)}"
 
 
@@ -59,14 +77,16 @@ def sentence(row: Row) -> str:
         "faster": f"It decodes faster than the full cache: {pace(row)}.",
         "slower": f"It decodes slower than the full cache: {pace(row)}.",
         "same": f"Its decoding cannot be told from the full cache’s: {pace(row)}.",
-        "unsure": f"It takes {pace(row)}.",
+        "unsure": f"It took {pace(row)}. {AGAIN}" if row["busy"] else f"It takes {pace(row)}.",
     }[kind]
     if kind in ("slower", "same") and row["context"] <= 4 * row["budget"]:
         mean = "" if row["full_after"] == row["budget"] else " on average over layers"
         said += f" With {row['budget']:,} of {row['context']:,} tokens kept{mean}, there is little to save."
     if row["contexts"] and row["contexts"] > 1 and row["contexts_not_faster"]:
         faster = row["contexts"] - row["contexts_not_faster"] or "none"
-        said += f" Of {row['contexts']} contexts timed that exceed its budget, it is measurably faster at {faster}."
+        idle = " on an idle machine" if row["contexts_unsure"] else ""
+        timed = f"{row['contexts']} contexts timed{idle} that exceed its budget"
+        said += f" Of {timed}, it is measurably faster at {faster}."
     return said
 
 
@@ -82,9 +102,9 @@ def budget(row: Row) -> str:
 
 
 def again_words(row: Row) -> str:
-    """The A/A pair of the same cell, and what else the machine did."""
+    """The A/A pair of the same cell."""
     ratio = again_ratio(row, "tpot")
-    return "" if ratio == NONE else f"(Full against itself in the same run: {ratio}{wording.busy(row)}.)"
+    return "" if ratio == NONE else f"(Full against itself in the same run: {ratio}.)"
 
 
 def again_ratio(row: Row, name: str) -> str:
@@ -116,15 +136,18 @@ def alone(row: Row, several: bool) -> Row:
         more = ["A sweep with longer --contexts or smaller --budgets tells."]
     else:
         if verdict(row) == "faster" or (verdict(row) == "unsure" and row["tpot_ratio"] < 1):
-            takes = "decodes fastest" if verdict(row) == "faster" else "takes the least time of those measured"
+            least = f"{'took' if row['busy'] else 'takes'} the least time of those measured"
+            takes = "decodes fastest" if verdict(row) == "faster" else least
             headline, nearest = f"{where}{row['policy']} {takes}: {pace(row)}.", ""
         else:
-            slower = f"{where}no policy measured here decodes faster than the full cache at {tokens_of(row)}."
+            slower = f"{where}no policy measured here decodes faster than the full cache at {tokens_of(row)}"
+            slower += f"{wording.busy(row)}."
             headline, nearest = capital(slower), f"The nearest is {row['policy']}: {pace(row)}."
-        tied = f"As fast, as far as can be told: {', '.join(row['tied'][:4])}." if row["tied"] else ""
+        told, unsure = row["tied"] and not row["busy"], row["busy"] and verdict(row) == "unsure"
+        tied = f"As fast, as far as can be told: {', '.join(row['tied'][:4])}." if told else ""
         grows = caveat(row["skip_layers"])
         keeps = f"It keeps {percent(row['kv_percent'])} of the full KV memory there{grows}."
-        more = [" ".join(filter(None, (nearest, tied))), f"{keeps} {again_words(row)}"]
+        more = [" ".join(filter(None, (nearest, tied))), AGAIN if unsure else "", f"{keeps} {again_words(row)}"]
     more.append(
         f"What a policy costs in perplexity stands beside {row['quality_setting']}."
         if row["quality_setting"]

@@ -58,8 +58,8 @@ def summarise(records: Records, frames: Frames) -> str:
         lines += [*quality_table(longest, frames["tradeoff"], several), f"\n{measured(frames)}"]
     lines += [f"\n{sentence}" for sentence in recall.sentences(frames["recall"], several)]
     alone = {row["setting"] for row in frames["speed"] if not row["has_quality"]}
-    if timed := [row for row in frames["latency"] if row["setting"] in alone and row["headline"]]:
-        lines += ["", *latency_table(timed, several)]
+    if fastest := [row for row in frames["latency"] if row["setting"] in alone and row["headline"]]:
+        lines += ["", *latency_table(fastest, several)]
     notes = [f"{row['model']}: {row['note']}." for row in frames["models"] if row["note"]]
     lines += [*([f"\n{' '.join(notes)}"] if notes else []), *speed_lines(frames)]
     if bad := [badge for badge, _ in problems(records, frames) if not badge.endswith("set aside")]:
@@ -83,7 +83,7 @@ def quality_table(rows: list[Row], tradeoff: list[Row], several: bool) -> list[s
         if paces:
             pace = None if full else paces.get((row["setting"], row["policy"]))
             ends = {f"tpot_ratio_{end}": pace[f"x_{end}"] for end in ("low", "high")} if pace else {}
-            shown.append(wording.paced(pace | ends) if pace else wording.NONE)
+            shown.append(timed(pace | ends) if pace else wording.NONE)
         sample = f" (one of {row['every']} tokens)" if row["every"] else ""
         if row["full_documents"] not in (None, row["documents"]):
             sample += f" ({row['documents']} documents, full {row['full_documents']})"
@@ -100,10 +100,15 @@ def latency_table(rows: list[Row], several: bool) -> list[str]:
     lines = []
     for row in rows:
         shown = [wording.megabytes(row["kv_mb"]), wording.fixed(1)(row["ttft_ms"]), wording.fixed(2)(row["tpot_ms"])]
-        against = wording.NONE if row["contender"] == "full" else wording.paced(row)
+        against = wording.NONE if row["contender"] == "full" else timed(row)
         lines.append([f"`{row['contender']}`{wording.caveat(row['skip_layers'])}", *shown, against])
     headings = ["Policy", "KV kept, MB", "Time to first token, ms", "Time per token, ms", "against full"]
     return wording.table(headings, lines, 1, [row["setting"] for row in rows if several])
+
+
+def timed(row: Row) -> str:
+    """The time per token against full's, and whether the machine was not idle."""
+    return wording.paced(row) + (f" ({wording.NOT_IDLE})" if row["busy"] else "")
 
 
 def measured(frames: Frames) -> str:
@@ -121,9 +126,8 @@ def speed_lines(frames: Frames) -> list[str]:
     for row in (row for row in frames["noise"] if row["headline"]):
         of = f"{row['setting']} ({row['device']}, {row['dtype']}) at {wording.tokens_of(row)}"
         where = f"{of}, {counted(row['threads'], 'thread')}, {row['rounds']} rounds"
-        busy = f" (machine not idle: {row['busy']})" if row["busy"] else ""
         steps = f", {how}" if (how := launched(row)) else ""
-        found.append(f"{where}, full against itself {again_ratio(row, 'tpot')}{busy}{steps}")
+        found.append(f"{where}, full against itself {again_ratio(row, 'tpot')}{wording.busy(row)}{steps}")
     start = "Time per token is a multiple of full’s, with its 95\u00a0% interval over rounds; a difference is one only "
     start += "outside the interval of full against itself"
     return [f"\n{start}: {'; '.join(found)}."] if found else []

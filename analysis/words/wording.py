@@ -7,6 +7,7 @@ Row = dict[str, Any]
 Format = Callable[[Any], str]
 NONE = "–"
 SAME = "no measurable difference"
+NOT_IDLE = "machine not idle"
 PLAIN = "streaming_llm"  # sinks and the newest tokens: what any choice of older tokens must beat
 
 
@@ -111,8 +112,8 @@ def pace(row: Row, phase: str = "tpot") -> tuple[str, str]:
 
 
 def paced(row: Row, phase: str = "tpot") -> str:
-    """The same as one text, or that no difference can be told."""
-    return told(bracketed(*pace(row, phase)), row[f"{phase}_verdict"] == "same")
+    """The same as one text, or that no difference can be told, which is not said of a machine that was not idle."""
+    return told(bracketed(*pace(row, phase)), row[f"{phase}_verdict"] == "same" and not row["busy"])
 
 
 def told(text: str, same: bool) -> str:
@@ -126,9 +127,14 @@ def tokens_of(row: Row) -> str:
     return f"{row['context']:,} tokens of context{batch}"
 
 
+def meanwhile(row: Row) -> str:
+    """That the machine was not idle while a time was taken, and what else it did; nothing where it was."""
+    return f"{NOT_IDLE}: {row['busy']}" if row["busy"] else ""
+
+
 def busy(row: Row) -> str:
-    """What else the machine did, if anything."""
-    return f"; machine not idle: {row['busy']}" if row["busy"] else ""
+    """The same in brackets, to stand right behind a time or where it was taken, as no sentence may compare without."""
+    return f" ({meanwhile(row)})" if row["busy"] else ""
 
 
 def growth(skip_layers: str) -> str:

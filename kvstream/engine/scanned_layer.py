@@ -33,14 +33,18 @@ class Arriving:
     """Tokens that a layer takes.
 
     q_BHGTD, k_BHTD: rotated, but where ranks are positions. score_BHT: a token's score as it comes, in the widest
-    numbers that the device has, where keys are compared 1 ÷ its key's norm; None: 0. own_BHTE, where keys are compared:
-    of keys at their index in the text, the dimensions in which k_BHTD may differ from them.
+    numbers that the device has; None: 0.
+
+    Where keys are compared, apart_BHTD are they at their index in the text, or before `turn` turns them there; the
+    scores, 1 ÷ their norms, and own_BHTE, the dimensions in which k_BHTD may differ from them, are `scan.measured`'s.
     """
 
     q_BHGTD: torch.Tensor
     k_BHTD: torch.Tensor
     v_BHTD: torch.Tensor
     score_BHT: torch.Tensor | None = None
+    apart_BHTD: torch.Tensor | None = None
+    turn: Rotation | None = None
     own_BHTE: torch.Tensor | None = None
 
 
@@ -141,9 +145,8 @@ class ScannedLayer(Layer):
             rotate = in_place()
             q_BHGTD, k_BHTD = rotate(q_BHGTD), rotate(k_BHTD)
         if scored_by == "similarity":
-            kept_twice = self.own_BHSE.shape[-1] > 0
-            own_BHTE, score_BHT = self.backend.compared(*((plain_BHTD, by_index()) if kept_twice else (k_BHTD, None)))
-            return Arriving(q_BHGTD, k_BHTD, v_BHTD, score_BHT, own_BHTE)
+            apart = (plain_BHTD, by_index()) if self.own_BHSE.shape[-1] else (k_BHTD, None)
+            return Arriving(q_BHGTD, k_BHTD, v_BHTD, None, *apart)
         if scored_by == "token":
             turned_BHTD = by_index()(k_BHTD) if by_rank and not self.policy.scores_turned_alike else k_BHTD
             return Arriving(q_BHGTD, k_BHTD, v_BHTD, self.policy.token_scores(turned_BHTD, v_BHTD).to(self.score_BHS))

@@ -72,7 +72,7 @@ def parser_of(grid: Grid, question: str) -> argparse.ArgumentParser:
     )
     _add_axes(parser.add_argument_group("axes (comma lists)"), grid)
     text = parser.add_argument_group("text")
-    sources = "kjv, pg19, recall:, hub:owner/name@revision, a file, folder or glob"
+    sources = "kjv, kjv:whole, pg19, recall:, recall:strings, hub:owner/name@revision, a file, folder or glob"
     column = ":column behind the last four if the texts' is not called text"
     text.add_argument("--text", metavar="NAME", help=f"{sources}; {column}; now {grid.text}")
     text.add_argument("--documents", type=_number, metavar="N", help=f"how many of it; now {grid.documents}")
@@ -143,7 +143,7 @@ def _add_how(group: Any, grid: Grid) -> None:
     group.add_argument("--threads", type=_number, metavar="N", help="per cell on a CPU; default: by cores and cells")
     where = f"records folder, default records/{grid.name}; or s3://bucket/prefix, gs://…"
     group.add_argument("--out", metavar="DIR", help=where)
-    group.add_argument("--dry-run", action="store_true", help="print the cells and what they would cost")
+    group.add_argument("--dry-run", action="store_true", help="print the cells and their cost, or why they are refused")
 
 
 def _number(text: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from kvstream.engine.chunks import CHUNK_SIZE, PART_TOKENS
 from kvstream.grid.cells import DTYPE_BYTES, Cell, LatencyCell, QualityCell, RecomputeCell, TextCell
+from kvstream.grid.terminal import counted
 from kvstream.policies import Full
 from kvstream.policies.sizes import kept_by_layer
 
@@ -72,7 +73,7 @@ def too_large(cell: Cell, available_bytes: float) -> str | None:
     needed = needed_bytes(cell)
     if needed <= available_bytes:
         return None
-    sizes = f"about {_size(needed)}", f"{_size(available_bytes)} are available"
+    sizes = f"about {size_in_words(needed)}", f"{size_in_words(available_bytes)} are available"
     if isinstance(cell, LatencyCell):
         return (
             f"contexts: {cell.context} × batch {cell.batch} of {cell.model.spec!r} needs {sizes[0]} with all policies "
@@ -81,7 +82,8 @@ def too_large(cell: Cell, available_bytes: float) -> str | None:
     assert isinstance(cell, TextCell)
     if isinstance(cell, RecomputeCell):
         return (
-            f"recompute: {cell.window} tokens of {cell.model.spec!r} need {sizes[0]}, {sizes[1]}; give smaller windows"
+            f"recompute: windows of {counted(cell.window, 'token')} of {cell.model.spec!r} need {sizes[0]}, "
+            f"{sizes[1]}; give smaller ones"
         )
     beside = isinstance(cell, QualityCell) and cell.policy != Full() and cell.metrics == "kl"
     remedy = "--metrics nll, which runs no full cache beside, " if beside else ""
@@ -91,5 +93,14 @@ def too_large(cell: Cell, available_bytes: float) -> str | None:
     )
 
 
-def _size(count: float) -> str:
+def largest(cells: Sequence[Cell]) -> str:
+    """What the largest quality cell and the largest latency cell need, in words."""
+    latency = [needed_bytes(cell) for cell in cells if isinstance(cell, LatencyCell)]
+    quality = [needed_bytes(cell) for cell in cells if isinstance(cell, TextCell)]
+    kinds = ("quality", quality), ("latency", latency)
+    return ", ".join(f"about {size_in_words(max(needs))} for the largest {kind} cell" for kind, needs in kinds if needs)
+
+
+def size_in_words(count: float) -> str:
+    """Bytes in GB or MB."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.0f} MB"

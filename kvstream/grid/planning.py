@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kvstream.engine.chunks import PART_TOKENS
 from kvstream.grid.axes import Grid
 from kvstream.grid.cells import LatencyCell, QualityCell, RecomputeCell
+from kvstream.grid.terminal import counted
 from kvstream.inputs import text_sources as texts
 from kvstream.inputs.documents import Document, load_documents
 from kvstream.inputs.model_loading import as_built, load_tokenizer
@@ -61,7 +62,8 @@ def notes(grid: Grid, layers: int) -> list[str]:
     layers: of the deepest model.
     """
     runs = [
-        (f"{context:,} tokens of context", context, grid.latency_policies or grid.policies) for context in grid.contexts
+        (f"{counted(context, 'token')} of context", context, grid.latency_policies or grid.policies)
+        for context in grid.contexts
     ]
     if grid.lengths:  # nothing is asked of what the last token leaves
         runs.insert(0, (f"a text's {grid.lengths[-1]:,} tokens", grid.lengths[-1] - 1, grid.policies))

@@ -21,6 +21,11 @@ def visible(text: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
+def counted(count: int, thing: str) -> str:
+    """So many things in words that agree with the number: `1 cell`, `1,200 cells`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def refuse(message: object) -> NoReturn:
     """End the program with one clear line and exit code 2, whatever the values and errors of others in it hold."""
     line = " ".join(part.strip() for part in str(message).splitlines())

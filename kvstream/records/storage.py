@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from kvstream.grid.terminal import opened
 
 LOCK = ".lock"
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+NEARLY = re.compile(r"(s3|gs):|[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # what begins like an address and is none
 CREDENTIALS = re.compile(r"^[^?]*@|[?&][^=&]*(key|secret|token|password)[^=&]*=", re.IGNORECASE)
 
 
@@ -31,6 +33,11 @@ def storage_at(where: str | Path) -> Folder | Bucket:
     if not text.isprintable():
         raise ValueError(f"out: {text!r} holds characters that no folder should have; give another")
     if not SCHEME.match(text):
+        if NEARLY.match(text):
+            raise ValueError(
+                f"out: {text!r} is no address and would be a folder of that name; write s3://bucket/prefix, or "
+                f"./{text} for the folder"
+            )
         return Folder(Path(where))
     if CREDENTIALS.search(text):
         raise ValueError("out: the address holds credentials; give them in the environment, such as AWS_ACCESS_KEY_ID")
@@ -80,8 +87,32 @@ class Folder:
 
     def free_bytes(self) -> int | None:
         """What its disk has left; None for those that count nothing, such as some network drives."""
-        disk = shutil.disk_usage(self.folder)
+        disk = shutil.disk_usage(self._there())
         return disk.free if disk.total else None
+
+    def require_place(self) -> None:
+        """Raise what `held` would if nothing can be written there, and leave nothing behind."""
+        with self._made():
+            if (there := self._there()).is_dir():
+                tempfile.TemporaryFile(dir=there).close()
+            else:
+                self.folder.mkdir(parents=True, exist_ok=True)  # which fails: a file is in its way
+
+    def _there(self) -> Path:
+        """The folder, or what of the way to it there is."""
+        for each in (self.folder, *self.folder.parents):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                each.lstat()
+                return each
+        return Path()
+
+    @contextmanager
+    def _made(self) -> Iterator[None]:
+        """Say in a user's words if the folder cannot be made, or nothing be written into it."""
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(f"out: cannot write to {self.where!r} ({error.strerror}); give another --out") from None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -89,12 +120,10 @@ class Folder:
 
         ValueError, naming the holder, if another process does.
         """
-        try:
+        with self._made():
             self.folder.mkdir(parents=True, exist_ok=True)
             # Unbuffered, so that closing it does not try once more to write what a full disk has refused.
             lock = open(self.folder / LOCK, "a+b", buffering=0)  # noqa: SIM115  # closed below
-        except OSError as error:
-            raise ValueError(f"out: cannot write to {self.where!r} ({error.strerror}); give another --out") from None
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,6 +165,9 @@ class Bucket:
 
     def free_bytes(self) -> None:
         """A store is as large as it is paid for."""
+
+    def require_place(self) -> None:
+        """It was asked for its names already; whether it takes files, only a file would tell."""
 
     def names(self) -> list[str]:
         """Names of the objects under the prefix, sorted, those of deeper levels aside."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import signal
 import socket
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from kvstream.engine.notes import first_line
+from kvstream.grid.terminal import counted
 from kvstream.sweep.pool import Node
 
 NODE_ID = "ray.io/node-id"  # Ray's label of each machine
+HERE = "here"  # of this machine, without a Ray that names it
 PATIENCE_S = 3.0  # with an address; Ray itself would wait for minutes
 SILENCE_S = 20.0  # while GPUs are waited for; a process that asks for their memory first has torch to load
 
@@ -51,7 +54,7 @@ def answering() -> str | None:
             f"RAY_ADDRESS: no Ray answers at {asked!r} ({why}); run `ray start --head` first, or unset RAY_ADDRESS"
         )
     if address:
-        print(f"Ray: an earlier cluster left the address {address} behind, and {why}; starting Ray anew")
+        print(f"Ray: an earlier cluster left the address {address} behind, and {why}; it is not joined")
     return None
 
 
@@ -107,7 +110,7 @@ def connect(where: str | None) -> list[Node]:
     if not (nodes := machines()):
         raise ValueError("ray: no node of the cluster has a CPU for tasks; add one, or start Ray with --num-cpus")
     cores, gpus = sum(node.cores for node in nodes), sum(node.gpus for node in nodes)
-    print(f"Ray: {len(nodes)} node(s) with {cores} CPUs and {gpus} GPUs")
+    print(f"Ray: {counted(len(nodes), 'node')} with {counted(cores, 'CPU')} and {counted(gpus, 'GPU')}")
     return nodes
 
 
@@ -138,6 +141,14 @@ def machines() -> list[Node]:
     ]
 
 
+def this_machine() -> Node:
+    """This machine as a Ray that `connect` starts would count it, while none is started."""
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    has = ResourceAndLabelSpec().resolve(is_head=True, node_ip_address="127.0.0.1")
+    return Node(HERE, int(has.num_cpus or 0), int(has.num_gpus or 0), float(has.memory or 0))
+
+
 def choose_device(device: str, dtype: str, nodes: list[Node], *, compiled: bool = False) -> str:
     """Turn "auto" into the cluster's GPUs where it has any, else its CPUs; ValueError if no node has the device."""
     if device == "mps" and sys.platform != "darwin":
@@ -164,19 +175,22 @@ def require_suited(device: str, dtype: str, *, compiled: bool = False) -> None:
 _gpu_memory: dict[str, float] = {}  # by machine, as each takes a fresh process to ask
 
 
-def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
+def fit_for(device: str, nodes: list[Node], threads: int | None, *, wait: bool = True) -> list[Node]:
     """Keep the nodes that have the cores and the device, with its memory in place of the machine's where it is a GPU.
 
-    Raises ValueError if there is none.
+    wait: for GPUs that others hold, to ask; else what no GPU has told yet is infinite. Raises ValueError if there is
+    none.
     """
     kind = "node" if device == "cpu" else "node with a GPU"
     able = [node for node in nodes if device == "cpu" or node.gpus]
     largest = max(node.cores for node in able)
     if threads and threads > largest:
-        raise ValueError(f"threads: {threads} asked, the largest {kind} has {largest} CPUs; give no more than that")
+        raise ValueError(f"threads: {threads} asked, the largest {kind} has {counted(largest, 'CPU')}; give no more")
     able = [node for node in able if node.cores >= (threads or 1)]
     if device == "cpu":
         return able
+    if not wait:
+        return [replace(node, memory=_gpu_memory.get(node.id, math.inf)) for node in able]
     if new := [node.id for node in able if node.id not in _gpu_memory]:
         _ask_memory(device, new)
     able = [replace(node, memory=_gpu_memory[node.id]) for node in able if _gpu_memory.get(node.id)]
@@ -190,9 +204,12 @@ def fit_for(device: str, nodes: list[Node], threads: int | None) -> list[Node]:
 
 def _ask_memory(device: str, nodes: list[str]) -> None:
     """Have each machine tell what a GPU of it has, as soon as one is free."""
-    import ray
-
     from kvstream.measure.peak_memory import gpu_bytes
+
+    if nodes == [HERE]:
+        _gpu_memory[HERE] = gpu_bytes(device)
+        return
+    import ray
 
     ask = ray.remote(num_cpus=0, num_gpus=1, max_calls=1)(gpu_bytes)
     asked = {ask.options(label_selector={NODE_ID: id}).remote(device): id for id in nodes}

@@ -11,16 +11,17 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvstream.grid.axes import Grid
 from kvstream.grid.flags import Options, parse_flags
-from kvstream.grid.terminal import leave, refuse
+from kvstream.grid.terminal import counted, leave, refuse
 from kvstream.sweep.interrupt import Interrupt, NothingLeft
 
 if TYPE_CHECKING:
-    from kvstream.sweep.pool import Node, Slots
+    from kvstream.sweep.pool import Node
     from kvstream.sweep.preflight import Plan
 
 
@@ -50,6 +51,8 @@ def run(grid: Grid, question: str, options: Options) -> int:
     question: what records carry as the question; if empty, the grid in words. Where nothing is lacking, no Ray is
     started. Where this process uses a Ray already, that is used, and its workers stay for the next call. Raises
     ValueError for whatever can be known to fail before a model is loaded.
+
+    A dry run goes the same way up to there, writes nothing, and counts the cells that no machine can hold.
     """
     from kvstream.grid.planning import prepare
     from kvstream.records.store import Records
@@ -57,53 +60,51 @@ def run(grid: Grid, question: str, options: Options) -> int:
     from kvstream.sweep.preflight import Plan, question_of
 
     cluster.refuse_lost(options.out)
-    where = None if options.dry_run else "this process's Ray" if cluster.uses_ray() else cluster.answering()
+    where = "this process's Ray" if cluster.uses_ray() else cluster.answering()
     plan = Plan(grid, question or question_of(grid), options, prepare(grid), Records(options.out))
     device = cluster.device_here() if options.device == "auto" and not where else options.device
     if device != "auto":  # else only the cluster knows it
         cluster.require_suited(device, options.dtype, compiled=grid.repeats.compiled)
     if options.dry_run:
-        plan.look(device)
-        plan.describe()
-        return 0
-    with plan.records.locked():
+        plan.records.storage.require_place()
+    with nullcontext() if options.dry_run else plan.records.locked():
         if device != "auto":
             plan.look(device)
-        if plan.cells and not plan.todo:
-            plan.begin()
-            unfinished = 0
-        else:
-            unfinished = _measure(plan, where)
+        nodes = [] if plan.cells and not plan.todo else _machines(plan, where)
+        if options.dry_run:
+            plan.describe()
+            return len(plan.refused)
+        plan.begin()
+        unfinished = len(plan.refused) + (_compute(plan, nodes) if plan.todo else 0)
     if unfinished < len(plan.cells):
         print(f"report: python analysis/report.py --records {shlex.quote(options.out)}")
     return unfinished
 
 
-def _measure(plan: Plan, where: str | None) -> int:
-    """Find the machines, refuse what they cannot do, and compute the rest; counts what is left."""
+def _machines(plan: Plan, where: str | None) -> list[Node]:
+    """Find the machines, and refuse what they cannot do. A dry run starts no Ray, and waits for nobody's GPU."""
     from kvstream.sweep import cluster
 
     options = plan.options
-    plan.records.require_writable()
-    nodes = cluster.connect(where)
+    if not options.dry_run:
+        plan.records.require_writable()
+    nodes = [cluster.this_machine()] if options.dry_run and not where else cluster.connect(where)
     device = cluster.choose_device(options.device, options.dtype, nodes, compiled=plan.grid.repeats.compiled)
-    nodes = cluster.fit_for(device, nodes, options.threads)
+    nodes = cluster.fit_for(device, nodes, options.threads, wait=not (options.dry_run and where))
     plan.look(device)
     plan.refuse_too_large(nodes)
     plan.require_room()
-    slots = plan.divided(nodes)
-    plan.begin()
-    return len(plan.refused) + (_compute(plan, slots, nodes) if plan.todo else 0)
+    return nodes
 
 
-def _compute(plan: Plan, slots: Slots, nodes: list[Node]) -> int:
+def _compute(plan: Plan, nodes: list[Node]) -> int:
     """Compute the cells that are to do; counts, and tells, those that failed or were not reached."""
     from kvstream.sweep.driver import Driver
     from kvstream.sweep.progress import Reporter
     from kvstream.sweep.ray_pool import pool_for
     from kvstream.sweep.results import Results
 
-    cells, interrupt = plan.todo, Interrupt()
+    cells, slots, interrupt = plan.todo, plan.divided(nodes), Interrupt()
     results = Results(plan.records, Reporter(len(cells), sum(cell.tokens for cell in cells)))
     alone = replace(slots, threads=plan.options.threads, whole=True)
     try:
@@ -112,6 +113,9 @@ def _compute(plan: Plan, slots: Slots, nodes: list[Node]) -> int:
     except NothingLeft as error:
         print(f"stopping: {error}", file=sys.stderr)
     if unfinished := len(cells) - results.finished:
-        told = f"{unfinished:,} of {len(cells):,} cells are not finished; the same command tries them again"
+        are, them = ("is", "it") if unfinished == 1 else ("are", "them")
+        told = (
+            f"{unfinished:,} of {counted(len(cells), 'cell')} {are} not finished; the same command tries {them} again"
+        )
         print(told, file=sys.stderr)
     return unfinished

@@ -5,6 +5,7 @@ A cell that no machine can hold is not run, and the others are; a sweep that can
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from kvstream.grid.axes import Grid
 from kvstream.grid.cells import Cell, QualityCell, TextCell
 from kvstream.grid.flags import Options
-from kvstream.grid.memory_needed import needed_bytes, too_large
+from kvstream.grid.memory_needed import largest, needed_bytes, size_in_words, too_large
 from kvstream.grid.planning import Source, latency_cells, quality_cells, recompute_cells
-from kvstream.grid.terminal import visible
+from kvstream.grid.terminal import counted, visible
 from kvstream.records.long_cells import tidy
 from kvstream.records.store import Records
 from kvstream.sweep.pool import Node, Slots
@@ -25,11 +26,12 @@ def question_of(grid: Grid) -> str:
     policies = f"do {len(grid.policies)} policies" if len(grid.policies) > 1 else f"does {grid.policies[0]}"
     words = [f"What {policies} cost and gain on {_and(grid.models)}?"]
     if grid.lengths:
-        documents = f"{grid.documents} documents" if grid.documents > 1 else "1 document"
+        documents = counted(grid.documents, "document")
         words.append(f"Perplexity over the first {_and(grid.lengths)} tokens of {documents} of {grid.text}.")
     if grid.contexts:
         batches = "" if grid.batches == (1,) else f", {_and(grid.batches)} texts at once"
-        words.append(f"Latency after {_and(grid.contexts)} tokens{batches}.")
+        tokens = "token" if grid.contexts == (1,) else "tokens"
+        words.append(f"Latency after {_and(grid.contexts)} {tokens}{batches}.")
     return " ".join(words)
 
 
@@ -53,6 +55,7 @@ class Plan:
     finished: set[str] = field(default_factory=set)
     todo: list[Cell] = field(default_factory=list)  # what is to be computed
     refused: dict[Cell, str] = field(default_factory=dict)  # that no machine can hold, and why
+    available: float = 0.0  # bytes of memory on the largest machine, infinite where it was not asked
 
     def look(self, device: str) -> None:
         """Find out which cells are finished, unless that is known."""
@@ -69,24 +72,33 @@ class Plan:
             self.todo = [cell for cell in self.cells if cell.key not in self.finished]
 
     def describe(self) -> None:
-        """Print the cells and what those would cost that are to do: `--dry-run`."""
+        """Print the cells and what those would cost that are to do, and what cannot be done: `--dry-run`."""
         print(visible(self.question))
         for cell in self.cells:
-            print(f"  {cell.key}  {cell}  {cell.tokens:,} tokens{'  finished' if cell.key in self.finished else ''}")
+            state = "  finished" if cell.key in self.finished else "  not run" if cell in self.refused else ""
+            print(f"  {cell.key}  {cell}  {counted(cell.tokens, 'token')}{state}")
         tokens = sum(cell.tokens for cell in self.todo)
         tflop = sum(cell.tokens * cell.model.flops_per_token for cell in self.todo) / 1e12
         begin = ", and half a minute to begin" if self.todo else ""
-        counted = f"{len(self.cells):,} cells, {len(self.finished):,} finished, {len(self.todo):,} to do"
-        print(f"{self.grid.name}: {counted}")
+        cells = counted(len(self.cells), "cell")
+        print(f"{self.grid.name}: {cells}, {len(self.finished):,} finished, {len(self.todo):,} to do")
         print(
             f"cost: {tokens:,} tokens, {tflop:,.1f} TFLOP beside attention; "
             f"at 50 GFLOP/s per CPU core, {tflop / 0.05 / 60:,.1f} core-minutes{begin}"
         )
+        if self.todo:
+            told = self.available < math.inf
+            known = (
+                f"{size_in_words(self.available)} are available" if told else "a GPU tells its own when the sweep runs"
+            )
+            print(f"memory: {largest(self.todo)}; {known}")
+        for why in self.refused.values():
+            print(f"not run: {why}", file=sys.stderr)
 
     def refuse_too_large(self, nodes: list[Node]) -> None:
         """Take out what no machine can hold; ValueError if that is everything."""
-        available = max(node.memory for node in nodes)
-        self.refused = {cell: why for cell in self.todo if (why := too_large(cell, available))}
+        self.available = max(node.memory for node in nodes)
+        self.refused = {cell: why for cell in self.todo if (why := too_large(cell, self.available))}
         if self.refused and len(self.refused) == len(self.cells):
             raise ValueError(next(iter(self.refused.values())))
         self.todo = [cell for cell in self.todo if cell not in self.refused]
@@ -105,11 +117,11 @@ class Plan:
         """Write down what the sweep consists of, and tell how much of it is to do, and what cannot be done."""
         self.records.plan(self.grid, self.question, self.cells)
         self.records.forget_failures()
-        counted = f"{len(self.cells):,} cells, {len(self.finished):,} finished before"
-        print(f"{self.grid.name}: {counted}, {len(self.todo):,} to do → {self.options.out}", flush=True)
+        cells = f"{counted(len(self.cells), 'cell')}, {len(self.finished):,} finished before"
+        print(f"{self.grid.name}: {cells}, {len(self.todo):,} to do → {self.options.out}", flush=True)
         if others := tidy(self.records, self.finished, {cell.key for cell in self.cells}):
-            told = "long cells that other code or another grid has begun lie in"
-            print(f"{others} {told} {self.options.out}, unfinished")
+            begun = "begun by other code or for another grid and unfinished"
+            print(f"{self.options.out} also holds {counted(others, 'long cell')}, {begun}")
         for cell, why in self.refused.items():
             self.records.fail(cell.key, cell.fields, why, 0)
             print(f"not run: {why}", file=sys.stderr)

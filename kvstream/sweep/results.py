@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from kvstream.engine.chunks import PART_TOKENS
 from kvstream.grid.cells import Cell, QualityCell
-from kvstream.grid.terminal import visible
+from kvstream.grid.terminal import counted, visible
 from kvstream.measure.latency import Measured
 from kvstream.measure.quality import Evaluated
 from kvstream.records.long_cells import Parts
@@ -145,4 +145,4 @@ def _score(rows: pa.Table) -> str:
     kl_N = finite["kl_nats"].drop_null()
     if kl := pc.mean(kl_N.filter(pc.is_finite(kl_N))).as_py():
         ppl += f", KL {kl:.4f}"
-    return f"{ppl}, NaN or infinite loss for {invalid:,} of {rows.num_rows:,} tokens" if invalid else ppl
+    return f"{ppl}, NaN or infinite loss for {invalid:,} of {counted(rows.num_rows, 'token')}" if invalid else ppl

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from kvstream.grid.terminal import counted
 from kvstream.sweep import cluster
 from kvstream.sweep.interrupt import NothingLeft
 from kvstream.sweep.pool import Node, Slots
@@ -35,7 +36,7 @@ class Watch:
         elif now - self._had_nodes > ALONE_S:
             same = " and the same kvstream as the driver" if self._left_out else ""
             todo = "install that on all machines, and repeat the sweep" if self._left_out else "repeat the sweep"
-            cpus = f"{self.slots.threads} CPUs" if self.slots.threads else "CPUs"
+            cpus = counted(self.slots.threads, "CPU") if self.slots.threads else "CPUs"
             raise NothingLeft(f"no machine with {cpus} for a cell{same} is left; {todo}")
 
     def _is_fit(self, node: Node) -> bool:

@@ -32,6 +32,7 @@ from kvstream.engine.backends.cuda import backend, tiles
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.replay import replay_windows, windows
+from kvstream.engine.scanned_layer import ScannedLayer
 
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide/ (shared memory per thread block, at most)
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
@@ -109,7 +110,7 @@ def stand_in(capability: int) -> None:
     tiles.processors = lambda device: 1
     tiles.note = lambda line: None
     model_check.check = lambda *_: None  # it would find that zeros are no outputs
-    for name in ("causal", "bounded", "scan"):
+    for name in ("causal", "bounded", "scan", "shed"):
         setattr(Reference, name, left_over)
     for module in (layer, scoring):
         module.backend_for = lambda device, dtype: (
@@ -118,7 +119,7 @@ def stand_in(capability: int) -> None:
 
 
 def main(capability: int, dtype: str, head_size: int) -> None:
-    """Replay two texts under each policy, in two chunks and a token."""
+    """Replay two texts under each policy, in two chunks and a token, and have tokens leave as after a recorded step."""
     stand_in(capability)
     config = LlamaConfig(
         vocab_size=50_304, hidden_size=4 * head_size, num_attention_heads=4, num_key_value_heads=2,
@@ -127,8 +128,12 @@ def main(capability: int, dtype: str, head_size: int) -> None:
     model = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).eval()
     ids_BT = torch.randint(0, 1000, (2, 2 * CHUNK_SIZE + 2), generator=torch.Generator().manual_seed(1))
     for policy in POLICIES:
-        for _ in replay_windows(model, windows([ids_BT], CHUNK_SIZE), KVStreamCache(model, policy)):
+        cache = KVStreamCache(model, policy)
+        for _ in replay_windows(model, windows([ids_BT], CHUNK_SIZE), cache):
             pass
+        for each in cache.own_layers():
+            if isinstance(each, ScannedLayer):
+                each.backend.shed(each, 0)
 
 
 if __name__ == "__main__":

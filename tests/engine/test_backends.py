@@ -209,13 +209,23 @@ def test_scans_need_no_float64_where_a_device_has_none(monkeypatch, label, tiny_
     truth = replay(model, ids, policy)
     for module in ("layer", "scoring"):
         monkeypatch.setattr(f"kvstream.engine.{module}.backend_for", lambda device, dtype: Reference(device))
-    for module in ("scanned_layer", "backends.reference"):
-        monkeypatch.setattr(f"kvstream.engine.{module}.exact_dtype", lambda like: FLOAT32)
+    monkeypatch.setattr("kvstream.engine.scanned_layer.exact_dtype", lambda like: FLOAT32)
     cache = KVStreamCache(model, policy)
     [found] = replay_windows(model, [ids[None]], cache)
     assert (found.nll_nats[0] - truth).abs().max() < 1e-4
     held = [tensor for layer in cache.layers for tensor in vars(layer).values() if isinstance(tensor, torch.Tensor)]
     assert {tensor.dtype for tensor in held} == {FLOAT32, torch.int64}
+
+
+def kept_to_compare(scan, keys, turn):
+    """What a layer with room for all keeps of these keys: the dimensions that are turned, and 1 ÷ their norms."""
+    policy = KeyDiff(9, 3, 1, position="cache" if turn else "absolute")
+    size = turn.cos.shape[-1] if turn else 4
+    rope = SimpleNamespace(size=size, at=lambda positions, like: turning(size, positions, like.dtype))
+    layer = ScannedLayer(SharedTables(rope), policy, 0)
+    layer.lazy_initialization(keys, keys)
+    scan(layer, Arriving(keys[:, :, None], keys, keys, apart_BHTD=keys, turn=turn), 0.3)
+    return layer.own_BHSE[:, :, :5], layer.score_BHS[:, :, :5]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, FLOAT64, torch.bfloat16])
@@ -232,8 +242,8 @@ def test_keys_to_compare_are_turned_and_measured(rotated, dtype):
     pairs = torch.complex(keys[..., :half].double(), keys[..., half : 2 * half].double())
     turned = pairs * torch.polar(torch.ones_like(angles_TP), angles_TP)
     tolerance = {torch.float32: 1e-6, FLOAT64: 1e-14, torch.bfloat16: 3e-2}[dtype]
-    for backend in (Cpu(CPU), Reference(CPU)):
-        own, inverse = backend.compared(keys.transpose(1, 2).contiguous().transpose(1, 2), turn)
+    for scan in (scan_compiled, scan_plainly):
+        own, inverse = kept_to_compare(scan, keys.transpose(1, 2).contiguous().transpose(1, 2), turn)
         truth = torch.cat((turned.real, turned.imag), -1).nan_to_num()
         assert own.dtype == dtype
         assert own.shape == (2, 3, 5, rotated or 0)
@@ -256,10 +266,11 @@ def scanned(scan, policy, rotated, queries):
     rope = SimpleNamespace(size=rotated, at=lambda positions, like: turning(rotated, positions))
     layer, keys = ScannedLayer(SharedTables(rope), policy, 0), drawn(B, H, 9, D, seed=1)
     layer.lazy_initialization(keys, keys)
-    compared, E = [], layer.own_BHSE.shape[-1]
+    compared = {}
     if policy.scored_by == "similarity":
-        compared = [1 / keys.norm(dim=-1), turning(rotated, torch.arange(9))(keys)[..., :E]]
-    arriving = Arriving(drawn(B, H, queries, 9, D), keys, drawn(B, H, 9, D, seed=2), *compared)
+        compared = {"apart_BHTD": keys}
+        compared |= {"turn": turning(rotated, torch.arange(9))} if layer.own_BHSE.shape[-1] else {}
+    arriving = Arriving(drawn(B, H, queries, 9, D), keys, drawn(B, H, 9, D, seed=2), **compared)
     return scan(layer, arriving, 0.3), layer
 
 

@@ -25,14 +25,14 @@ def kept(policy, scan, keys_TD, tokens):
     layer = ScannedLayer(SharedTables(None), policy, 0)
     layer.lazy_initialization(keys_BHTD, keys_BHTD)
     compared = policy.scored_by == "similarity"
-    first_BHT = 1 / keys_BHTD.norm(dim=-1) if compared else torch.zeros(keys_BHTD.shape[:3], dtype=torch.float64)
+    first_BHT = torch.zeros(keys_BHTD.shape[:3], dtype=torch.float64)
     if policy.scored_by == "token":
         first_BHT = policy.token_scores(keys_BHTD, keys_BHTD)
     found = []
     for t in range(tokens):
         key = keys_BHTD[:, :, t : t + 1]
-        first_BH1, own_BH10 = first_BHT[..., t : t + 1], key[..., :0] if compared else None
-        arriving = Arriving(torch.ones_like(key)[:, :, None], key, key, first_BH1, own_BH10)
+        scored = {"apart_BHTD": key} if compared else {"score_BHT": first_BHT[..., t : t + 1]}
+        arriving = Arriving(torch.ones_like(key)[:, :, None], key, key, **scored)
         scan(layer, arriving, 1.0)
         layer.seen += 1
         slots = layer.order_BUS[0, 0, : layer.held(layer.seen)]

@@ -34,6 +34,7 @@ from kvstream.engine.backends import backend_for
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.contest import leaving_offers, tie
+from kvstream.engine.decode_engine import DecodeEngine
 from kvstream.engine.lifetimes import Lifetimes
 from kvstream.engine.replay import replay_windows, windows
 from kvstream.engine.rope import Rotation
@@ -46,7 +47,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(NO_TRITON, reason="Triton is n
 if not NO_TRITON:
     from triton.runtime.errors import OutOfResources
 
-    from kvstream.engine.backends.cuda import backend, tiles
+    from kvstream.engine.backends.cuda import backend, shedding, tiles
     from kvstream.engine.backends.cuda.contest import NEVER, leaving, visible
     from kvstream.engine.backends.cuda.rotation import turned
     from kvstream.engine.backends.cuda.scan import scan_in_kernel
@@ -442,32 +443,38 @@ SCANNED = [
 
 @pytest.mark.parametrize("policy", few_first(SCANNED, 4), ids=str)
 def test_a_scan_keeps_and_answers_what_the_plain_one_does(policy):
-    """In calls of several tokens and of one, for two texts, two heads and three queries to a key."""
+    """In calls of several tokens and of one, for two texts, two heads and three queries to a key.
+
+    The kernel that takes many tokens, and the one that has them leave after one that torch attended for.
+    """
     tokens, found = 17, []
     drawn = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(2, 2, *more, tokens, 8, generator=drawn).to(DEVICE) for more in ((3,), (), ()))
-    more = []
-    if policy.scored_by == "similarity":
-        own = Turns().at(torch.arange(tokens, device=DEVICE), k)(k)[..., : 0 if policy.position == "absolute" else 4]
-        more = [1 / k.double().norm(dim=-1), own]
-    elif policy.scored_by == "token":
-        more = [policy.token_scores(k, v).double()]
-    for scan in (scan_plainly, scan_in_kernel):
+    turn = Turns().at(torch.arange(tokens, device=DEVICE), k)
+    for scan, of in ((scan_plainly, Reference), (scan_in_kernel, backend.Cuda), (scan_plainly, backend.Cuda)):
         layer = ScannedLayer(SharedTables(Turns()), policy, 0)
         layer.lazy_initialization(k, k)
+        layer.backend = of(DEVICE)
         outputs = []
         for start, stop in ((0, 5), (5, 6), (6, tokens)):
             part = slice(start, stop)
-            new = Arriving(q[..., part, :], *(x[:, :, part] for x in (k, v, *more)))
+            more = {}
+            if policy.scored_by == "similarity":
+                turned = None if policy.position == "absolute" else turn.window(start, stop)
+                more = {"apart_BHTD": k[:, :, part], "turn": turned}
+            elif policy.scored_by == "token":
+                more = {"score_BHT": policy.token_scores(k, v)[:, :, part].double()}
+            new = Arriving(q[..., part, :], k[:, :, part], v[:, :, part], **more)
             outputs.append(scan(layer, new, 0.3))
             layer.seen = stop
         found.append((torch.cat(outputs, -2), layer.state(), layer.order_BUS))
-    (output, state, order), (truth, true_state, true_order) = reversed(found)
-    assert torch.equal(order, true_order)
-    assert (output - truth).abs().max() < 2e-6
-    assert state.keys() == true_state.keys()
-    for name, tensor in state.items():
-        assert (tensor - true_state[name]).abs().max() < 2e-6 if tensor.numel() else True, name
+    (truth, true_state, true_order), *others = found
+    for output, state, order in others:
+        assert torch.equal(order, true_order)
+        assert (output - truth).abs().max() < 2e-6
+        assert state.keys() == true_state.keys()
+        for name, tensor in state.items():
+            assert (tensor - true_state[name]).abs().max() < 2e-6 if tensor.numel() else True, name
 
 
 class Turns:
@@ -489,6 +496,26 @@ class Turns:
 def test_scanned_replay_is_exact(policy, cuda):
     ours = replay(model_on("llama", FLOAT32), text(T).to(DEVICE), policy, chunk_size=30).cpu()
     assert_close(ours, truth("llama", policy), 2e-5)
+
+
+@pytest.mark.parametrize("policy", few_first([KeyDiff(6, 2, 1), H2O(6, 3, 1), SnapKV(9, 3, 3, 4)], 3), ids=str)
+def test_a_recorded_step_decides_in_the_kernel(policy, cuda, monkeypatch):
+    """And a compiler takes that as it is."""
+    asked, real = [], shedding.built_for
+    monkeypatch.setattr(shedding, "built_for", lambda *call: (asked.append(call), real(*call))[1])
+    ids, model, found = text(13).to(DEVICE)[None], model_on("llama", FLOAT32), []
+    for steady in (False, True):
+        engine = DecodeEngine(model, policy, capacity=13, steady=steady)
+        engine.fewest = 1
+        engine.prefill(ids[:, :9])
+        logits = [engine.step(ids[:, 9:10])]
+        if steady:
+            torch.compiler.reset()
+            compute = torch.compile(engine.recorded.step.compute, fullgraph=True, dynamic=False, backend="aot_eager")
+            monkeypatch.setattr(engine.recorded, "compute", compute)
+        found.append(torch.cat(logits + [engine.step(ids[:, each : each + 1]) for each in range(10, 13)]))
+        assert bool(asked) == (steady and policy.name != "snapkv"), "from which none leaves at a recorded step"
+    assert_close(found[1].cpu().flatten(), found[0].cpu().flatten(), 2e-5)
 
 
 def test_a_card_that_takes_no_scan_is_told_once(monkeypatch, capsys):

@@ -44,4 +44,5 @@ def test_every_kernel_compiles_for_cards_that_are_not_here(capability, dtype, he
     launched = set(re.findall(r"(_\w+)\[\(", "".join(file.read_text() for file in KERNELS.glob("*.py"))))
     assert {line["kernel"] for line in lines} == launched
     assert sum(line["kernel"] == "_scan" for line in lines) == 6
+    assert sum(line["kernel"] == "_shedding" for line in lines) == 6
     assert {line["parts"].strip() for line in lines if line["kernel"] == "_attend"} == ATTENDING

@@ -132,13 +132,12 @@ def test_a_compiler_sees_one_graph(policy, tiny_llama, tokens):
     assert counts.frame_count == 1
 
 
+@torch._dynamo.config.patch(recompile_limit=2, accumulated_recompile_limit=2)
 def test_each_step_is_compiled_however_many_were(tiny_llama, tokens, monkeypatch):
     """Torch gives up on code that it compiled for several of its callers, and a worker lives for many cells."""
     ids, model = tokens(LENGTH, 3)[None], tiny_llama(FLOAT64)
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda step, **how: real(step, backend="eager", **how))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 2)
     torch.compiler.reset()
     plain = torch.cat(steps(begun(model, Full(), ids), ids, PROMPT, PROMPT + 2))
     before = set(vars(recorded))

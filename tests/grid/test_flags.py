@@ -4,7 +4,8 @@ import flags_page
 import pytest
 
 from kvstream.grid.axes import Grid
-from kvstream.grid.flags import parse_flags, policy_axes
+from kvstream.grid.flags import parse_flags, parser_of, policy_axes
+from kvstream.inputs.text_sources import KINDS
 from kvstream.policies import H2O, FixSizeL2, Full, KeyDiff, RecentOnly, SinkL2, SinkRandom, StreamingLLM
 
 HUGE = 10**30
@@ -95,6 +96,12 @@ def test_a_bad_flag_is_one_line(flags, words, capsys):
     assert len(error) < 250
     assert "; " in error, "no remedy"
     assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize("name", [*KINDS.partition(", or ")[0].split(", "), "recall:strings"])
+def test_help_names_each_kind_of_text(name):
+    [text] = [action for action in parser_of(GRID, "")._actions if "--text" in action.option_strings]
+    assert f"{name}, " in text.help
 
 
 def test_the_page_is_the_parsers():

@@ -145,6 +145,12 @@ def test_a_store_that_does_not_answer_is_one_clear_line(keys):
         ("abfss://records@account/x?client_secret=secret", "the address holds credentials"),
         ("gopher://records/x", "is no place for records"),
         ("S3://records/x", "is no place for records"),
+        (
+            "s3:/records/x",
+            "would be a folder of that name; write s3://bucket/prefix, or ./s3:/records/x for the folder",
+        ),
+        ("gs:records", "is no address"),
+        ("https:/records/x", "is no address"),
         ("", "names no folder"),
     ],
 )

@@ -372,3 +372,15 @@ def test_a_worker_says_where_memory_was_lacking_and_lets_go_what_it_kept(worker_
     for _ in range(2):
         list(worker.do(shared.call, 1))
     assert room.call_count == of_memory, "once"
+
+
+def test_a_latency_cell_that_lacks_memory_says_so_and_leaves_the_next_its_chunks(worker_of, monkeypatch):
+    def evaluate(*given, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    worker = worker_of()
+    monkeypatch.setattr("kvstream.sweep.worker.evaluate_latency", evaluate)
+    timed = LatencyCell(INFO, "cpu", "float32", (Full(),), 32, 1, Repeats(), None)
+    with pytest.raises(MemoryError, match=r"its device ran out of memory; give shorter texts or contexts, "):
+        list(worker.do(("latency", {"cell": timed}), 1))
+    assert LESS not in vars(worker._model), "contenders are to be as they were"

@@ -50,7 +50,7 @@ def test_a_worker_that_is_killed_twice_costs_one_cell(start, world, tmp_path, wh
         "RuntimeError: the process that computed it was killed or crashed, or its machine was lost"
     )
     assert "FAILED, RuntimeError: the process that computed it was killed" in sweep.out()
-    assert f"1 of {CELLS} cells are not finished" in sweep.err()
+    assert f"1 of {CELLS} cells is not finished" in sweep.err()
     assert "Traceback" not in sweep.out() + sweep.err()
     assert len(digest(tmp_path / "records")) == CELLS - 1
     goes_on(start, command, tmp_path, whole)

@@ -74,7 +74,7 @@ def test_ray_up_and_ray_submit(world, machine):
         assert (worker.home / "kvstream-src" / "kvstream" / "sweep" / "cluster.py").is_file()
 
         said = machine.run("ray", "submit", str(path), "sweeps/full.py", "--", *flags(world))
-        assert "Ray: 2 node(s)" in said
+        assert "Ray: 2 nodes" in said
         assert "4 cells, 0 finished before, 4 to do" in said
         left = time.monotonic() + 30
         while busy := [line for line in commands(machine) if "full.py" in line or "ray::IDLE" in line]:

@@ -200,10 +200,10 @@ def test_a_gpu_that_is_only_claimed_and_a_head_without_cpus(machines, world, tmp
     assert not (tmp_path / "told").exists()
     sweep = cluster.sweep([*command, "--threads", "2"])
     assert sweep.ended(60) == 2
-    assert "threads: 2 asked, the largest node has 1 CPUs" in sweep.err()
+    assert "threads: 2 asked, the largest node has 1 CPU;" in sweep.err()
     sweep = cluster.sweep(command)
     assert sweep.ended(120) == 0, sweep.err()
-    assert "Ray: 1 node(s) with 1 CPUs and 1 GPUs" in sweep.out()
+    assert "Ray: 1 node with 1 CPU and 1 GPU\n" in sweep.out()
     assert digest(tmp_path / "records") == whole
     assert len(nodes_at(tmp_path)) == 1
 
@@ -274,7 +274,7 @@ def test_a_machine_with_another_kvstream_computes_nothing(machines, world, tmp_p
     assert not failures(tmp_path)
     if what == "none":
         assert (
-            "stopping: no machine with 1 CPUs for a cell and the same kvstream as the driver is left; install"
+            "stopping: no machine with 1 CPU for a cell and the same kvstream as the driver is left; install"
             in sweep.err()
         )
         assert not digest(tmp_path / "records")

@@ -126,7 +126,7 @@ def test_each_gpu_has_a_worker_that_keeps_the_model_from_cell_to_cell(on_gpus, w
     told = on_gpus(alter)
     result = sweep_here(arguments(world, tmp_path / "records", "--device", "auto"))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "Ray: 1 node(s) with 2 CPUs and 2 GPUs" in result.stdout
+    assert "Ray: 1 node with 2 CPUs and 2 GPUs" in result.stdout
     assert len(digest(tmp_path / "records")) == 33
     assert told() == [["has", "0", "cuda:0"], ["has", "1", "cuda:0"], ["loads"], ["loads"]], "Ray hides the other one"
     assert len(hardly_waited(finished)) == 2
@@ -229,7 +229,7 @@ def test_a_machine_with_another_kvstream_is_left_out(unlucky, monkeypatch):
     told = unlucky()
     assert told.count("left out: code: kvstream on ") == 1
     assert " is not the one of the sweep's driver; install the same on all machines" in told
-    assert "no machine with 1 CPUs for a cell and the same kvstream as the driver is left; install" in told
+    assert "no machine with 1 CPU for a cell and the same kvstream as the driver is left; install" in told
 
 
 def test_a_machine_on_which_no_worker_starts_is_left_out(unlucky, monkeypatch):
@@ -249,7 +249,7 @@ def test_the_end_of_all_machines_is_told_after_a_while(unlucky, monkeypatch):
     """The head lives on, without a CPU."""
     real, looks = watch.cluster.machines, iter(range(1000))
     monkeypatch.setattr(watch.cluster, "machines", lambda: real() if next(looks) < 2 else [])
-    assert "stopping: no machine with 1 CPUs for a cell is left; repeat the sweep" in unlucky()
+    assert "stopping: no machine with 1 CPU for a cell is left; repeat the sweep" in unlucky()
 
 
 @pytest.mark.parametrize(

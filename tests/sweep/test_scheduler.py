@@ -285,6 +285,13 @@ def test_a_text_that_lacks_memory_alone_is_given_up_and_the_others_finish(polici
     assert len(finished) == len(set(finished)) == 7 * len(policies)
 
 
+def test_a_latency_cell_that_lacks_memory_is_given_up_at_once_and_the_next_is_timed():
+    first, second = Timing(cells=(timed(32),)), Timing(cells=(timed(64),))
+    scheduler, one = checked([first, second], say=pytest.fail), worker()
+    assert scheduler.settle(Failed(one, scheduler.next(one), NO_MEMORY)) is first
+    assert scheduler.next(one) is second
+
+
 def test_a_killed_worker_costs_texts_side_by_side_one_of_two_attempts_and_says_nothing_of_others():
     """Also where its machine's memory was full: who filled that is not known."""
     works = [*side_by_side("abcdefgh"), *side_by_side("ijklmnop")]

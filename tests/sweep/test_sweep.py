@@ -121,6 +121,7 @@ def test_records_carry_the_question_that_was_asked(swept, world):
          "Latency after 512 and 2,048 tokens."),
         ({"lengths": (), "contexts": (64,), "batches": (1, 4)},
          "What do 3 policies cost and gain on m? Latency after 64 tokens, 1 and 4 texts at once."),
+        ({"lengths": (), "contexts": (1,)}, "What do 3 policies cost and gain on m? Latency after 1 token."),
     ],
 )  # fmt: skip
 def test_a_grid_without_words_of_its_own_is_put_into_words(changes, question):

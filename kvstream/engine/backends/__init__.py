@@ -19,7 +19,6 @@ from kvstream.engine.backends.cpu import Cpu
 from kvstream.engine.backends.cuda import serves
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.positions import Ranks
-from kvstream.engine.rope import Rotation
 from kvstream.engine.vocabulary_blocks import Predicted
 
 
@@ -79,15 +78,15 @@ class Backend(Protocol):
         """
         ...
 
-    def compared(self, keys_BHTD: torch.Tensor, turn: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn keys if need be: the dimensions that are turned, (B, H, T, E), and 1 ÷ the keys' norms, float64.
-
-        The latter have shape (B, H, T); for a key of norm 0 it is 0.
-        """
-        ...
-
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take tokens, `Arriving`, one after another through a `ScannedLayer`: (B, H, G, T, D)."""
+        ...
+
+    def shed(self, layer: Any, token: int | torch.Tensor) -> None:
+        """Have contested tokens leave a `ScannedLayer` whose slots are all taken, until as many are left as shall be.
+
+        The lowest scores leave first, of equals the youngest. token: the newest's index, which may be on the device.
+        """
         ...
 
     def causal(

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from kvstream.engine.backends.compiled_attention import compiled, copy, scores, scores_of_one, softmax, weighted_sums
+from kvstream.engine.backends.compiled_norms import turn_and_measure
+from kvstream.engine.backends.scan import measured
 from kvstream.engine.backends.scan_views import by_sets, store, views_of, widened
 
 if TYPE_CHECKING:
@@ -22,17 +24,23 @@ def scan_compiled(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.T
     """Take no Python step per token; sets of kept tokens are spread over torch's threads: (B, H, G, T, D)."""
     views = views_of(layer, new.q_BHGTD.shape[2])
     sets, K = views.slots[0].shape[:2]
-    none_UKT, none_UKTE = views.nothing
+    none_UKT, none_UKTE, none_TE = views.nothing
+    half = layer.dtype != views.wide
+    if half:  # what it is turned to is rounded, as it is stored
+        new = measured(layer, new)
     q_UKGTD, k_UKTD, v_UKTD = (by_sets(widened(x), sets, K) for x in (new.q_BHGTD, new.k_BHTD, new.v_BHTD))
     first_UKT = none_UKT if new.score_BHT is None else by_sets(new.score_BHT, sets, K)
     own_UKTE = none_UKTE if new.own_BHTE is None else by_sets(widened(new.own_BHTE), sets, K)
+    apart_UKTD, turn = none_UKTE, (none_TE, none_TE)
+    if new.apart_BHTD is not None and new.own_BHTE is None:
+        apart_UKTD = by_sets(new.apart_BHTD, sets, K)
+        turn = (new.turn.cos.numpy(), new.turn.sin.numpy()) if new.turn else turn
     output = torch.empty(new.q_BHGTD.shape, dtype=views.wide)  # by torch, which counts what it allocates
     output_UKGTD = output.numpy().reshape(q_UKGTD.shape)
-    half = layer.dtype != views.wide
     slots_UKSX = [by_sets(widened(x), sets, K) for x in views.of[:3]] if half else views.slots
-    of_sets = (q_UKGTD, k_UKTD, v_UKTD, own_UKTE, first_UKT, output_UKGTD, *slots_UKSX, *views.beside)
+    of_sets = (q_UKGTD, k_UKTD, v_UKTD, apart_UKTD, own_UKTE, first_UKT, output_UKGTD, *slots_UKSX, *views.beside)
     before = layer.held(layer.seen)
-    how = (layer.seen, before, q_UKGTD.dtype.type(scaling), *views.how)
+    how = (layer.seen, before, q_UKGTD.dtype.type(scaling), *turn, *views.how)
 
     def piece(part: slice) -> None:
         _scan(*[x[part] for x in of_sets], *how)
@@ -46,15 +54,19 @@ def scan_compiled(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.T
 
 @compiled
 def _scan(
-    q_UKGTD: Any, k_UKTD: Any, v_UKTD: Any, own_UKTE: Any, first_UKT: Any, out_UKGTD: Any, keys_UKSD: Any,
-    values_UKSD: Any, own_UKSE: Any, sum_UKC: Any, score_UKS: Any, order_US: Any, token_US: Any, seen: int,
-    held_before: int, scaling: float, left: int, sinks: int, recent: int, memory: float, heard: int, per_age: bool,
-    pooled: int, tie: float, cos_SW: Any, sin_SW: Any, rotated: int, integers: Any,
+    q_UKGTD: Any, k_UKTD: Any, v_UKTD: Any, apart_UKTD: Any, own_UKTE: Any, first_UKT: Any, out_UKGTD: Any,
+    keys_UKSD: Any, values_UKSD: Any, own_UKSE: Any, sum_UKC: Any, score_UKS: Any, order_US: Any, token_US: Any,
+    seen: int, held_before: int, scaling: float, cos_TE: Any, sin_TE: Any, left: int, sinks: int, recent: int,
+    memory: float, heard: int, per_age: bool, pooled: int, tie: float, cos_SW: Any, sin_SW: Any, rotated: int,
+    integers: Any,
 ) -> None:  # fmt: skip
-    """memory: as `attention_memory`, below 0 where attention does not score; heard: as `queries_heard`."""
+    """memory: as `attention_memory`, below 0 where attention does not score; heard: as `queries_heard`.
+
+    Keys that are compared come measured, in own_UKTE and first_UKT, or are turned and measured here.
+    """
     sets, heads, groups, tokens, D = q_UKGTD.shape
     full = order_US.shape[1]
-    compares, scored = sum_UKC.shape[2] > 0, first_UKT.shape[2] > 0
+    compares, scored, measures = sum_UKC.shape[2] > 0, first_UKT.shape[2] > 0, apart_UKTD.shape[2] > 0
     rows = groups if groups == 1 else (groups + 3) // 4 * 4  # `scores` takes four at a time
     q_GD, weight_GN = np.zeros((rows, D), q_UKGTD.dtype), np.empty((rows, full), q_UKGTD.dtype)
     bits_GN = weight_GN.view(integers.dtype)
@@ -110,8 +122,12 @@ def _scan(
                 if counts:
                     _update(score_UKS[u, k], slot_N, held, stays, groups, weight_GN, heard_N)
                 if compares:
-                    copy(own_UKTE[u, k, t], own_UKSE[u, k, new])
-                    _add(sum_UKC[u, k], own_UKTE[u, k, t], k_UKTD[u, k, t], first_UKT[u, k, t])
+                    if measures:
+                        own_E = own_UKSE[u, k, new]
+                        score_UKS[u, k, new] = turn_and_measure(apart_UKTD[u, k, t], cos_TE, sin_TE, t, own_E)
+                    else:
+                        copy(own_UKTE[u, k, t], own_UKSE[u, k, new])
+                    _add(sum_UKC[u, k], own_UKSE[u, k, new], k_UKTD[u, k, t], score_UKS[u, k, new])
                 if held == full:
                     of_head = score_UKS[u, k], own_UKSE[u, k], keys_UKSD[u, k], sum_UKC[u, k]
                     _decide(*of_head, slot_N, away_N, held, sinks, held - recent, decides_N, place_N)

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from kvstream.engine.attention import Partial
 from kvstream.engine.backends.compiled_best import CompiledBest
-from kvstream.engine.backends.compiled_norms import turn_and_measure
 from kvstream.engine.backends.compiled_ranks import add_by_rank
 from kvstream.engine.backends.compiled_scan import scan_compiled
 from kvstream.engine.backends.compiled_seats import seat_compiled
@@ -25,7 +23,6 @@ from kvstream.engine.backends.scan import scan_plainly
 from kvstream.engine.backends.team import run_all
 from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.positions import Ranks
-from kvstream.engine.rope import Rotation
 
 
 @dataclass(frozen=True)
@@ -70,19 +67,6 @@ class Cpu(Reference):
         to_turn = members if layer.ranks and layer.turned else 0
         places = takeover.offer, layout.slot_of(candidate), layout.contested_at, newest, first, to_turn
         return seat_compiled(*arrays, back.cos.numpy(), back.sin.numpy(), cos, sin, *places)
-
-    def compared(self, keys_BHTD: torch.Tensor, turn: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn keys and measure them in one pass; see `Backend.compared`."""
-        if keys_BHTD.element_size() < 4 or torch.compiler.is_compiling():  # no compiler looks into another's code
-            return super().compared(keys_BHTD, turn)
-        B, H, T, D = keys_BHTD.shape
-        rows_RTD = np.ascontiguousarray(keys_BHTD.numpy().reshape(B * H, T, D))
-        cos_TE, sin_TE = (turn.cos.numpy(), turn.sin.numpy()) if turn else (np.empty((T, 0), rows_RTD.dtype),) * 2
-        turned_BHTE = keys_BHTD.new_empty(B, H, *cos_TE.shape)
-        inverse_BHT = keys_BHTD.new_empty(B, H, T, dtype=torch.float64)
-        turned_RTE = turned_BHTE.numpy().reshape(B * H, *cos_TE.shape)
-        turn_and_measure(rows_RTD, cos_TE, sin_TE, turned_RTE, inverse_BHT.numpy().reshape(B * H, T))
-        return turned_BHTE, inverse_BHT
 
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take no Python step per token, but for a policy that scores in Python itself."""

@@ -14,14 +14,12 @@ import torch
 from torch import nn
 
 from kvstream.engine.attention import QUERY_BLOCK, Partial
-from kvstream.engine.backends.scan import scan_plainly
+from kvstream.engine.backends.scan import scan_plainly, shed_plainly
 from kvstream.engine.bounded_chunk import attend_bounded
 from kvstream.engine.bounded_step import seat_plainly
 from kvstream.engine.causal_chunk import attend_causal
 from kvstream.engine.positions import Ranks
-from kvstream.engine.rope import Rotation
 from kvstream.engine.vocabulary_blocks import Best, Predicted, blocks_of, no_logits, own_logits, predict_from_blocks
-from kvstream.engine.widest import exact_dtype
 
 
 @dataclass(frozen=True)
@@ -90,15 +88,13 @@ class Reference:
         scores_BHGTU = scores_BHGTU.masked_fill(~seen_BHTU[:, :, None], -torch.inf)
         return answer(scores_BHGTU.to(queries_BHGTD.dtype), values_BHUD)
 
-    def compared(self, keys_BHTD: torch.Tensor, turn: Rotation | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn keys and measure them; see `Backend.compared`."""
-        turned_BHTD, size = (turn(keys_BHTD), turn.cos.shape[-1]) if turn else (keys_BHTD, 0)
-        norm_BHT = torch.linalg.vector_norm(turned_BHTD, dim=-1, dtype=exact_dtype(keys_BHTD))
-        return turned_BHTD[..., :size], norm_BHT.reciprocal().masked_fill_(~(norm_BHT > 0), 0.0)
-
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take some Python steps per token."""
         return scan_plainly(layer, arriving, scaling)
+
+    def shed(self, layer: Any, token: int | torch.Tensor) -> None:
+        """Have tokens leave by some operations; see `Backend.shed`."""
+        shed_plainly(layer, token)
 
     def causal(
         self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float

@@ -2,8 +2,8 @@
 
 Each token takes a free slot, is answered, and may change the scores of all. Once the layer is full contested tokens
 leave: the lowest score, of equals the youngest. All ways write the layer's slots, scores and order in place. One token
-and many go the same way, so decoding and replay decide alike; but on GPUs, where a kernel takes many, only as far as
-rounding lets them.
+and many go the same way, so decoding and replay decide alike. On GPUs a kernel takes many, and who leaves after one is
+decided by the same code; attention, of which scores may be made, is then that of torch, which rounds otherwise.
 
 Shape legend: B batch, H kv-heads, U sets of kept tokens, N tokens held, by age, M contested ones, G query heads per
 kv-head, T tokens, D head size, C and E as in `scanned_layer`.
@@ -11,6 +11,7 @@ kv-head, T tokens, D head size, C and E as in `scanned_layer`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,10 +20,21 @@ if TYPE_CHECKING:
     from kvstream.engine.scanned_layer import Arriving, ScannedLayer
 
 
-def scan_plainly(layer: ScannedLayer, arriving: Arriving, scaling: float) -> torch.Tensor:
+def measured(layer: ScannedLayer, new: Arriving) -> Arriving:
+    """Where keys are compared, turn and measure them: score_BHT is 1 ÷ their norms, 0 for a key of norm 0."""
+    if new.apart_BHTD is None:
+        return new
+    own_BHTD = new.turn(new.apart_BHTD) if new.turn else new.apart_BHTD
+    norm_BHT = torch.linalg.vector_norm(own_BHTD, dim=-1, dtype=layer.score_BHS.dtype)
+    score_BHT = norm_BHT.reciprocal().masked_fill_(~(norm_BHT > 0), 0.0)
+    return replace(new, score_BHT=score_BHT, own_BHTE=own_BHTD[..., : layer.own_BHSE.shape[-1]])
+
+
+def scan_plainly(layer: ScannedLayer, new: Arriving, scaling: float) -> torch.Tensor:
     """Take some Python steps per token, on any device and in any dtype, under any policy: (B, H, G, T, D)."""
-    tokens = range(layer.seen, layer.seen + arriving.k_BHTD.shape[2])
-    outputs = [scan_step(layer, token, layer.held(token) + 1, t, arriving, scaling) for t, token in enumerate(tokens)]
+    new = measured(layer, new)
+    tokens = range(layer.seen, layer.seen + new.k_BHTD.shape[2])
+    outputs = [scan_step(layer, token, layer.held(token) + 1, t, new, scaling) for t, token in enumerate(tokens)]
     return torch.stack(outputs, -2)
 
 
@@ -31,7 +43,7 @@ def scan_step(
 ) -> torch.Tensor:
     """Take number t of the arriving, the token of that index, which makes N held: (B, H, G, D).
 
-    The index may be on the device: what is asked of it here is no question to the device.
+    new: as `measured`. The index may be on the device: what is asked of it here is no question to the device.
     """
     policy = layer.policy
     slot_BUN = layer.order_BUS[:, :, :N]
@@ -51,7 +63,7 @@ def scan_step(
         before_BHN = layer.score_BHS.gather(2, slot_BHN) * (0.0 if begins else 1.0)
         layer.score_BHS.scatter_(2, slot_BHN, policy.update_scores(before_BHN, weights_BHGN.to(before_BHN)))
     if layer.full == N:
-        _shed(layer, token, slot_BUN, slot_BHN)
+        layer.backend.shed(layer, token)
     return (weights_BHGN @ values_BHND.to(wide)).to(new.v_BHTD.dtype)
 
 
@@ -72,10 +84,12 @@ def take(layer: ScannedLayer, token: int | torch.Tensor, slot_BU1: torch.Tensor,
         layer.sum_BHC.add_(own_BHC * first_BHT[:, :, t, None])
 
 
-def _shed(layer: ScannedLayer, token: int | torch.Tensor, slot_BUN: torch.Tensor, slot_BHN: torch.Tensor) -> None:
-    """Have contested tokens leave, the lowest scores first, until as many are left as shall be."""
-    policy, regions, N = layer.policy, layer.regions, slot_BUN.shape[2]
-    order_BUN, score_BHN = slot_BUN.clone(), layer.score_BHS.gather(2, slot_BHN)
+def shed_plainly(layer: ScannedLayer, token: int | torch.Tensor) -> None:
+    """Have contested tokens leave a layer whose slots are all taken; see `Backend.shed`."""
+    policy, regions, N = layer.policy, layer.regions, layer.full
+    slot_BUN = order_BUN = layer.order_BUS.clone()
+    slot_BHN = slot_BUN.expand(-1, layer.keys.shape[1], -1)
+    score_BHN = layer.score_BHS.gather(2, slot_BHN)
     compared = layer.sum_BHC.shape[-1] > 0
     decides_BHN = score_BHN
     if compared:

@@ -29,8 +29,8 @@ class Views:
     """The arrays, by sets and their heads: of one token, half the time would go into making them.
 
     of: the tensors that they show. wide: what the loop computes in. slots: keys, values and own keys, in half precision
-    as bits. beside: sums, scores, order and tokens. how: what does not change. nothing: a token's score and its own key
-    where there are none.
+    as bits. beside: sums, scores, order and tokens. how: what does not change. nothing: tokens' scores, their own keys
+    and rotations where there are none.
     """
 
     of: tuple[torch.Tensor, ...]
@@ -38,7 +38,7 @@ class Views:
     slots: list[Any]
     beside: list[Any]
     how: tuple[Any, ...]
-    nothing: tuple[Any, Any]
+    nothing: tuple[Any, Any, Any]
     pace: Pace
 
 
@@ -56,7 +56,7 @@ def views_of(layer: ScannedLayer, groups: int) -> Views:
         memory = -1.0 if policy.scored_by != "attention" else policy.attention_memory
         how = (layer.left, regions.sinks, regions.recent, memory, policy.queries_heard, policy.per_age, policy.pooled)
         dtype = torch.empty(0, dtype=wide).numpy().dtype
-        nothing = np.empty((sets, K, 0)), np.empty((sets, K, 0, 0), dtype)
+        nothing = np.empty((sets, K, 0)), np.empty((sets, K, 0, 0), dtype), np.empty((0, 0), dtype)
         how = (*how, layer.tie, *_rotations(layer, groups, dtype))
         layer.views = Views(of, wide, slots, beside, how, nothing, PACES[policy.name])
     return layer.views

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from kvstream.engine.backends.scan import scan_step, take
+from kvstream.engine.backends.scan import measured, scan_step, take
 from kvstream.engine.scanned_layer import Arriving, ScannedLayer
 from kvstream.engine.shared_tables import SharedTables
 from kvstream.engine.steady.counter import Counter
@@ -39,7 +39,7 @@ class Scanning(Scanned):
     ) -> torch.Tensor:
         of, counter = self.of, self.counter
         by_index, in_place = partial(counter.rotation, k_BHTD), partial(counter.rotation, k_BHTD, of.positions.cap)
-        new = of.arriving(q_BHGTD, k_BHTD, v_BHTD, by_index, in_place)
+        new = measured(of, of.arriving(q_BHGTD, k_BHTD, v_BHTD, by_index, in_place))
         return scan_step(of, counter.token_1, of.full, 0, new, scaling)[..., None, :]
 
 
@@ -58,7 +58,7 @@ class Sawing(Scanned):
         rank_1 = counter.held(of.full, of.left)
         by_index = partial(counter.rotation, k_BHTD)
         in_place = by_index if of.positions.mode == "absolute" else partial(counter.rope.at, rank_1, k_BHTD)
-        new = of.arriving(q_BHGTD, k_BHTD, v_BHTD, by_index, in_place)
+        new = measured(of, of.arriving(q_BHGTD, k_BHTD, v_BHTD, by_index, in_place))
         return _step(of, counter.token_1, rank_1, new, scaling)[..., None, :]
 
 

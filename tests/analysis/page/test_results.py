@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections import Counter, defaultdict
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -206,6 +207,15 @@ def test_cells_on_a_busy_machine_are_counted_and_few_are_named():
             if why == what and count <= 2:
                 assert f"{setting} at {context:,} tokens of context" in said
     assert sum(map(int, re.findall(r" in (\d+) cells?", said))) == len(busy) > 0
+
+
+def test_the_seeds_claims_say_where_the_machine_was_not_idle():
+    frames, about = deepcopy(held()["seed"])
+    assert "not idle" not in page("claims", frames, about)
+    for row in frames["published_latency"]:
+        row["busy"] = "a wave"
+    first = page("claims", frames, about).partition("**")[2].partition("**")[0]
+    assert first.count("(machine not idle: a wave)") == 2
 
 
 def rows_in(text: str, beginning: str) -> int:

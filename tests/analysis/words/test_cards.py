@@ -101,13 +101,24 @@ def test_the_python_of_each_card_runs(near, tiny_neox):
         assert out.shape == (1, 64), name
 
 
-def test_a_busy_machine_is_said_beside_a_cards_number(tmp_path):
-    plan = replace(NEAR, latency=Latency(contexts=(600,), blemishes={("tiny-neox", 600, 1): "busy"}))
+@pytest.mark.parametrize(("blemish", "used", "verdicts"), [("busy", 0.7, {None}), ("hardly busy", 0.2, {"faster"})])
+def test_a_busy_machine_is_said_beside_a_cards_number(tmp_path, blemish, used, verdicts):
+    plan = replace(NEAR, latency=Latency(contexts=(600,), blemishes={("tiny-neox", 600, 1): blemish}))
+    seen = set()
     for row in database.rows(database_of(plan, tmp_path), "cards"):
+        if row["policy"] is None:
+            assert row["why"] == "too much else ran on the machine to tell which is faster"
+            continue
         _, value, small = (text.replace("\u00a0", " ") for text in card_sentences.pace(row))
-        assert re.fullmatch(r"[\d.]+ ×", value), row["card"]
+        assert re.fullmatch(r"[\d.]+ ×, machine not idle", value), row["card"]
         assert re.match(r"full’s; 95 % interval [\d.]+ … [\d.]+, full against itself ", small), row["card"]
-        assert small.endswith("; machine not idle: other processes used 0.7 of 2 cores"), row["card"]
+        sure = "" if row["tpot_verdict"] else ": sweep again on an idle machine to be sure"
+        assert small.endswith(f"; other processes used {used} of 2 cores{sure}"), row["card"]
+        assert card_sentences.line(row)[3].endswith(
+            f" at 600 (machine not idle: other processes used {used} of 2 cores)"
+        )
+        seen.add(row["tpot_verdict"])
+    assert seen == verdicts
 
 
 def tables_of(text):

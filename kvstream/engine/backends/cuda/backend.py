@@ -15,6 +15,7 @@ from kvstream.engine.backends.cuda.chunk import attend_bounded, attend_causal
 from kvstream.engine.backends.cuda.contest import MOST_SEATS
 from kvstream.engine.backends.cuda.scan import MOST_SLOTS, scan_in_kernel
 from kvstream.engine.backends.cuda.scoring import predicted
+from kvstream.engine.backends.cuda.shedding import shed_in_kernel
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.notes import note
 from kvstream.engine.vocabulary_blocks import Predicted
@@ -52,17 +53,23 @@ class Cuda(Reference):
 
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
         """Take all tokens in one kernel, if the policy is one that it knows; see `Backend.scan`."""
-        kind = layer.policy.name, layer.full, layer.keys.shape[3], layer.keys.dtype
-        if layer.policy.scores_in_python or layer.full > MOST_SLOTS or kind in refused:
+        if layer.policy.scores_in_python or not _scans(layer):
             return super().scan(layer, arriving, scaling)
         try:
             with torch.cuda.device_of(layer.keys):
                 return scan_in_kernel(layer, arriving, scaling)
         except TritonError as error:  # nothing was launched
-            refused.add(kind)
+            refused.add(_kind(layer))
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             note(f"{layer.policy}: no kernel for this card, tokens pass in Python, slowly ({reason})")
             return super().scan(layer, arriving, scaling)
+
+    def shed(self, layer: Any, token: int | torch.Tensor) -> None:
+        """Decide as replay does, by the same lines; see `Backend.shed`."""
+        if _scans(layer):
+            shed_in_kernel(layer, torch.full((1,), token, device=layer.device) if isinstance(token, int) else token)
+        else:
+            super().shed(layer, token)
 
     def predict(
         self,
@@ -76,6 +83,16 @@ class Cuda(Reference):
         """Read each row of logits once; see `Backend.predict`."""
         with torch.cuda.device_of(hidden_TE):
             return predicted(head, hidden_TE, targets_T, self.logits_bytes, more=more, keep=keep)
+
+
+def _kind(layer: Any) -> tuple[Any, ...]:
+    """What a kernel that takes a `ScannedLayer`'s tokens is compiled for."""
+    return layer.policy.name, layer.full, layer.keys.shape[3], layer.keys.dtype
+
+
+def _scans(layer: Any) -> bool:
+    """Whether kernels take a `ScannedLayer`'s slots."""
+    return layer.full <= MOST_SLOTS and _kind(layer) not in refused
 
 
 def _fits(layer: Any, *arrived: torch.Tensor) -> bool:
