@@ -31,6 +31,7 @@ from kvstream.engine.chunks import CHUNK_SIZE
 from kvstream.engine.decode_engine import GRAPH, DecodeEngine
 from kvstream.engine.replay import replay_windows
 from kvstream.engine.scoring import score_logits
+from kvstream.engine.steady import attending
 from kvstream.inputs.documents import load_documents
 from kvstream.inputs.weights import multiply_as
 from kvstream.measure.contenders import DynamicContender, Protocol, contenders
@@ -196,6 +197,18 @@ def test_recorded_steps_are_the_steps_that_were_recorded(policy, rows):
             assert engine.settled
     apart = (found[0].log_softmax(-1) - found[1].log_softmax(-1)).abs()
     assert (apart.max() if policy.scored_by == "nothing" else apart.mean()) < 1e-3  # rounding may decide who stays
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("slots", [500, 9000])
+def test_a_step_attends_alike_by_products_and_fused(dtype, slots):
+    """And what is chosen is one of them, timed on this card."""
+    keys, values = torch.randn(2, 2, 4, slots, 64, device="cuda").to(dtype)
+    q, bias = torch.randn(2, 4, 3, 1, 64, device="cuda").to(dtype), torch.zeros(1, slots, device="cuda").to(dtype)
+    bias[:, slots // 2 :] = -torch.inf
+    own, others = (way(q, keys, values, 0.125, bias) for way in (attending.by_products, attending.fused))
+    assert (own - others).abs().max() < (1e-5 if dtype == FLOAT32 else 2e-2)
+    assert attending.attention_for(12, keys, values, True) in (attending.by_products, attending.fused)
 
 
 def test_every_contender_of_a_latency_cell_is_recorded_once():

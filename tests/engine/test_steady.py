@@ -33,12 +33,13 @@ from kvstream import (
     replay,
 )
 from kvstream.engine import admission, decode, notes
+from kvstream.engine.backends.cuda import timing
 from kvstream.engine.backends.reference import Reference
 from kvstream.engine.decode_engine import WORTH, DecodeEngine, HeldDecodeEngine
 from kvstream.engine.rope import Rope
 from kvstream.engine.scoring import score_logits
 from kvstream.engine.shared_tables import SharedTables
-from kvstream.engine.steady import layers, recorded
+from kvstream.engine.steady import attending, layers, recorded
 from kvstream.engine.steady.recorded import WARM_UP
 from kvstream.policies.base import BoundedPolicy, Regions
 
@@ -377,8 +378,8 @@ def test_room_that_ends_is_made(policy, tiny_llama, tokens):
 
 def test_bias_is_as_wide_as_attention_takes_it_and_made_once(tiny_llama, tokens, monkeypatch):
     """A mask of bools, or one of another number of slots, each layer would turn into a bias of its own."""
-    seen, attend = [], layers.scaled_dot_product_attention
-    monkeypatch.setattr(layers, "scaled_dot_product_attention", lambda *a, **b: seen.append(a[3]) or attend(*a, **b))
+    seen, attend = [], attending.scaled_dot_product_attention
+    monkeypatch.setattr(attending, "scaled_dot_product_attention", lambda *a, **b: seen.append(a[3]) or attend(*a, **b))
     ids, model = tokens(LENGTH, 3)[None], tiny_llama()
     for capacity in (LENGTH, 96):
         engine = begun(model, Full(), ids, capacity=capacity)
@@ -590,6 +591,43 @@ def test_layers_that_go_back_differently_count_apart(tiny_llama, tokens):
         assert [layer.seen for layer in engine.cache.layers] == [layer.seen for layer in plain.cache.layers]
 
 
+@pytest.mark.parametrize("policy", [*POLICIES[:6], FixSizeL2(9, 0.5, "keep_low", position="absolute")], ids=str)
+@pytest.mark.parametrize("held", [False, True])
+def test_steps_by_products_are_those_of_fused_attention(policy, held, tiny_llama, tokens, monkeypatch):
+    ids, model, found = tokens(30, 3)[None], tiny_llama(FLOAT64), []
+    for way in (attending.by_products, attending.fused):
+        monkeypatch.setattr(layers, "attention_for", lambda *_, way=way: way)
+        engine = begun(model, policy, ids)
+        if held:
+            engine = HeldDecodeEngine(model, policy, prompt_tokens=PROMPT, steady=True)
+            engine.prefill(ids[:, :PROMPT])
+        found.append(torch.cat(steps(engine, ids, PROMPT, 30)).flatten())
+        assert {layer.attention for layer in engine.recorded.step.steady_layers} == {way}
+    assert_close(*found, 1e-12)
+
+
+@pytest.mark.parametrize(("ms", "way", "told"), [((2.0, 0.5), "by_products", 1), ((1.0, 0.97), "fused", 0)])
+def test_products_are_taken_where_a_card_is_clearly_quicker_with_them(ms, way, told, monkeypatch, capsys):
+    """Asked once for each power of two, with queries of all heads, and with a bias where free slots are hidden."""
+    given, times = [], iter(ms)
+    monkeypatch.setattr(attending, "chosen", {})
+    monkeypatch.setattr(notes, "_told", set())
+    monkeypatch.setattr(timing, "timed", lambda work: (given.append(work.args), next(times))[1])
+
+    def on_a_card(slots):
+        keys = torch.zeros(2, 3, slots, 8)
+        about = {"dtype": keys.dtype, "shape": keys.shape, "new_zeros": keys.new_zeros, "reshape": keys.reshape}
+        return SimpleNamespace(device=torch.device("cuda"), **about), keys
+
+    for name in ("fused", "by_products"):
+        monkeypatch.setattr(attending, name, Mock(name=name))
+    found = [attending.attention_for(6, *on_a_card(slots), True) for slots in (600, 1000)]
+    assert found == [getattr(attending, way)] * 2
+    for q, _, _, _, bias in given:
+        assert (q.shape, bias.shape) == ((2, 3, 2, 1, 8), (1, 600))
+    assert capsys.readouterr().out.count("products (0.500 ms) in place of fused attention (2.000 ms)") == told
+
+
 def test_trying_in_vain_makes_nothing(tiny_llama, tokens, monkeypatch):
     monkeypatch.setattr("kvstream.engine.steady.step.Counter", None)
     ids = tokens(LENGTH, 3)[None]
@@ -605,7 +643,7 @@ def test_full_caches_are_given_room_little_by_little(tiny_llama, tokens, monkeyp
     logits = []
     for token in range(PROMPT, LENGTH - 1):
         logits += steps(engine, ids, token, token + 1)
-        found.append(engine.recorded.step.steady_layers[0].slots)
+        found.append(engine.recorded.step.steady_layers[0].shown)
     assert sorted(set(found)) == [32, 48, 64, 80, 96]
     truth = replay(model, ids[0], Full())[PROMPT:]
     assert_close(score_logits(torch.cat(logits), ids[0, PROMPT + 1 :]).nll_nats, truth, 1e-9)

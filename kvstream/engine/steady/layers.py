@@ -8,12 +8,12 @@ from __future__ import annotations
 from math import inf
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from kvstream.engine.bounded_layer import BoundedLayer
 from kvstream.engine.layer import Layer
 from kvstream.engine.scanned_layer import ScannedLayer
 from kvstream.engine.shared_tables import SharedTables
+from kvstream.engine.steady.attending import Attention, attention_for, fused
 from kvstream.engine.steady.counter import Counter
 from kvstream.engine.unbounded_layer import UnboundedLayer
 
@@ -23,17 +23,27 @@ ALIGNED = 16  # slots whose bias fused attention takes as it is; any other numbe
 class SteadyLayer(Layer):
     """One layer during steady steps, in the tensors of a cache's layer, `of`.
 
-    since, until: its steps are alike while that has seen at least, and less than, so many tokens.
+    since, until: its steps are alike while that has seen at least, and less than, so many tokens. shown: how many slots
+    a token's queries look at. biased: whether some of them are free, and hidden by a bias.
     """
 
     row_tensors = ()  # all are the other's
     decides_nothing = True  # in Python, so that a compiler can go on through it
     since: int = 0
     until: float = inf
+    shown = 0
+    biased = False
+    attention: Attention = staticmethod(fused)
 
     def __init__(self, of: Layer, tables: SharedTables, counter: Counter) -> None:
         super().__init__(tables)
         self.of, self.counter, self.is_initialized = of, counter, True
+
+    def choose_attention(self, query_heads: int) -> None:
+        """Attend from here on by what is quicker for so many heads."""
+        if self.shown:
+            keys, values = (x[:, :, : self.shown] for x in (self.of.keys, self.of.values))
+            self.attention = attention_for(query_heads, keys, values, self.biased)
 
     def _filled(self, name: str) -> int:  # noqa: ARG002
         return 0
@@ -42,21 +52,23 @@ class SteadyLayer(Layer):
 class Growing(SteadyLayer):
     """A layer that holds all tokens so far, each in the slot of its index, and has room for more."""
 
+    biased = True
+
     def __init__(self, of: Layer, tables: SharedTables, counter: Counter, slots: int, cap: int | None) -> None:
         super().__init__(of, tables, counter)
-        self.slots, self.until, self.cap = min(aligned(slots), of.keys.shape[2]), slots, cap
+        self.shown, self.until, self.cap = min(aligned(slots), of.keys.shape[2]), slots, cap
         self.since = of.layout.sinks if isinstance(of, BoundedLayer) else 0
         for held in (of.keys, of.values):  # a weight of 0 would not hide what memory happened to hold
-            held[:, :, of.seen : self.slots] = 0
+            held[:, :, of.seen : self.shown] = 0
 
     def _answer(
         self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        rotate, slots = self.counter.rotation(k_BHTD, self.cap), self.slots
+        rotate, slots = self.counter.rotation(k_BHTD, self.cap), self.shown
         keys, values = self.of.keys[:, :, :slots], self.of.values[:, :, :slots]
         keys.index_copy_(2, self.counter.token_1, rotate(k_BHTD))
         values.index_copy_(2, self.counter.token_1, v_BHTD)
-        return attend(rotate(q_BHGTD), keys, values, scaling, self.counter.free(slots, k_BHTD))
+        return self.attention(rotate(q_BHGTD), keys, values, scaling, self.counter.free(slots, k_BHTD))
 
 
 class Held(SteadyLayer):
@@ -64,16 +76,16 @@ class Held(SteadyLayer):
 
     def __init__(self, of: Layer, tables: SharedTables, counter: Counter) -> None:
         super().__init__(of, tables, counter)
-        self.kept = of.seen
+        self.shown = of.seen + 1
 
     def _answer(
         self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
         rotate = self.counter.rotation(k_BHTD)
-        keys, values = (x[:, :, : self.kept + 1] for x in (self.of.keys, self.of.values))
-        keys[:, :, self.kept :] = rotate(k_BHTD)
-        values[:, :, self.kept :] = v_BHTD
-        return attend(rotate(q_BHGTD), keys, values, scaling)
+        keys, values = (x[:, :, : self.shown] for x in (self.of.keys, self.of.values))
+        keys[:, :, -1:] = rotate(k_BHTD)
+        values[:, :, -1:] = v_BHTD
+        return self.attention(rotate(q_BHGTD), keys, values, scaling)
 
 
 class Evicting(SteadyLayer):
@@ -88,7 +100,7 @@ class Evicting(SteadyLayer):
     def __init__(self, of: BoundedLayer, tables: SharedTables, counter: Counter) -> None:
         super().__init__(of, tables, counter)
         self.since = of.layout.budget
-        self.first, self.end = of.layout.contested_at, of.layout.contested_at + of.layout.contested
+        self.first, self.shown = of.layout.contested_at, of.layout.contested_at + of.layout.contested
 
     def _answer(
         self, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
@@ -99,10 +111,11 @@ class Evicting(SteadyLayer):
         of.values.index_copy_(2, slot_1, v_BHTD)
         if of.eviction and of.ranks:
             turn = counter.shifted(layout.sinks, layout.sinks + layout.contested, layout.budget, k_BHTD)
-            of.keys[:, :, self.first : self.end] = turn.pick(of.eviction.rank_BHZ[:, :, : layout.contested])(
+            of.keys[:, :, self.first : self.shown] = turn.pick(of.eviction.rank_BHZ[:, :, : layout.contested])(
                 of.plain_BHZD[:, :, : layout.contested]
             )
-        output = attend(rotate(q_BHGTD), of.keys[:, :, : self.end], of.values[:, :, : self.end], scaling)
+        shown = of.keys[:, :, : self.shown], of.values[:, :, : self.shown]
+        output = self.attention(rotate(q_BHGTD), *shown, scaling)
         if of.eviction:
             self._contest()
         return output
@@ -126,18 +139,6 @@ class Evicting(SteadyLayer):
         else:
             of.keys.scatter_(2, self.first + seat_BH1D, key_BH1D)
         of.values.scatter_(2, self.first + seat_BH1D, value_BH1D)
-
-
-def attend(
-    q_BHGTD: torch.Tensor,
-    keys_BHSD: torch.Tensor,
-    values_BHSD: torch.Tensor,
-    scaling: float,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Answer one token's queries by the fused attention there is: as many queries per kv-head as share it."""
-    output_BHGD = scaled_dot_product_attention(q_BHGTD[..., 0, :], keys_BHSD, values_BHSD, bias, scale=scaling)
-    return output_BHGD[..., None, :]
 
 
 def aligned(slots: int) -> int:

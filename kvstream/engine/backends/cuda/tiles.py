@@ -10,21 +10,18 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import pairwise
 from math import prod
 from typing import Any, Literal
 
 import torch
 from triton.runtime.errors import OutOfResources
 
+from kvstream.engine.backends.cuda.timing import CLEARLY, timed
 from kvstream.engine.lack_of_memory import lacks_memory
 from kvstream.engine.notes import note
 
 Kind = Literal["causal", "band", "contested", "rank"]
-ROUNDS = 5  # of which the quickest counts: whatever else a card does makes others slower
 BUSY = 3  # programs for each multiprocessor, of the largest tiles, from which on tiles can be told apart
-CLEARLY = 0.95  # of the first's time: what is as quick is not taken, so that equal cards choose, and round, alike
-AHEAD = 10_000_000  # cycles, some milliseconds
 
 
 @dataclass(frozen=True)
@@ -144,18 +141,6 @@ def _quickest(run: Run, tried: tuple[Tiles, ...], key: tuple[Any, ...]) -> Tiles
     size = f"tiles of {best.queries} queries and {best.keys} keys"
     note(f"{torch.cuda.get_device_name(device)}: {what}: {size}, of {len(taken)} that were timed")
     return best
-
-
-def timed(work: Callable[[], Any]) -> float:
-    """Milliseconds that a card takes for work which was done once before."""
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(ROUNDS + 1)]
-    torch.cuda._sleep(AHEAD)  # so that launches are there before the card is, and take none of its time
-    marks[0].record()
-    for mark in marks[1:]:
-        work()
-        mark.record()
-    marks[-1].synchronize()  # not the whole card: another thread may be recording a step on it
-    return min(before.elapsed_time(after) for before, after in pairwise(marks))
 
 
 def processors(device: torch.device) -> int:
