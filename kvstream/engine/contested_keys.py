@@ -16,7 +16,7 @@ from kvstream.engine.lifetimes import Lifetimes, first_places
 from kvstream.engine.positions import Ranks
 
 if TYPE_CHECKING:
-    from kvstream.engine.backends import Backend
+    from kvstream.engine.backends.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ContestedKeys:
 
     def answer(
         self,
-        backend: Backend,
+        backend: Reference,
         queries_BHGTD: torch.Tensor,
         tokens: range,
         scaling: float,

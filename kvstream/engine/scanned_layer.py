@@ -2,7 +2,7 @@
 
 Whom a query sees may depend on what the queries before it attended to, or on which keys were still there, so within
 such a layer nothing can be settled ahead. What passes it one by one are attention scores alone; projections and MLP
-stay products over a whole chunk. The loop is the backend's (`Backend.scan`): compiled on CPUs.
+stay products over a whole chunk. The loop is the backend's (`Reference.scan`): compiled on CPUs.
 
 A token that leaves frees its slot for the next one, so slots are in no order; `order_BUS` lists them by the age of
 their tokens, those that are free last. Where ranks are positions, keys are kept unrotated, as ranks change.

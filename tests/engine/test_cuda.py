@@ -199,15 +199,14 @@ def test_recorded_steps_are_the_steps_that_were_recorded(policy, rows):
     assert (apart.max() if policy.scored_by == "nothing" else apart.mean()) < 1e-3  # rounding may decide who stays
 
 
-@pytest.mark.parametrize("dtype", [FLOAT32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("slots", [500, 9000])
-def test_a_step_attends_alike_by_products_and_fused(dtype, slots):
+def test_a_step_attends_alike_by_products_and_fused(slots):
     """And what is chosen is one of them, timed on this card."""
-    keys, values = torch.randn(2, 2, 4, slots, 64, device="cuda").to(dtype)
-    q, bias = torch.randn(2, 4, 3, 1, 64, device="cuda").to(dtype), torch.zeros(1, slots, device="cuda").to(dtype)
+    keys, values = torch.randn(2, 2, 4, slots, 64, device="cuda")
+    q, bias = torch.randn(2, 4, 3, 1, 64, device="cuda"), torch.zeros(1, slots, device="cuda")
     bias[:, slots // 2 :] = -torch.inf
     own, others = (way(q, keys, values, 0.125, bias) for way in (attending.by_products, attending.fused))
-    assert (own - others).abs().max() < (1e-5 if dtype == FLOAT32 else 2e-2)
+    assert (own - others).abs().max() < 1e-5
     assert attending.attention_for(12, keys, values, True) in (attending.by_products, attending.fused)
 
 

@@ -614,13 +614,16 @@ def test_products_are_taken_where_a_card_is_clearly_quicker_with_them(ms, way, t
     monkeypatch.setattr(notes, "_told", set())
     monkeypatch.setattr(timing, "timed", lambda work: (given.append(work.args), next(times))[1])
 
-    def on_a_card(slots):
-        keys = torch.zeros(2, 3, slots, 8)
+    def on_a_card(slots, dtype=torch.float32):
+        keys = torch.zeros(2, 3, slots, 8, dtype=dtype)
         about = {"dtype": keys.dtype, "shape": keys.shape, "new_zeros": keys.new_zeros, "reshape": keys.reshape}
         return SimpleNamespace(device=torch.device("cuda"), **about), keys
 
     for name in ("fused", "by_products"):
         monkeypatch.setattr(attending, name, Mock(name=name))
+    assert attending.attention_for(6, *on_a_card(600, torch.bfloat16), True) is attending.fused, (
+        "scores would be rounded"
+    )
     found = [attending.attention_for(6, *on_a_card(slots), True) for slots in (600, 1000)]
     assert found == [getattr(attending, way)] * 2
     for q, _, _, _, bias in given:

@@ -41,7 +41,7 @@ class Cpu(Reference):
         scaling: float,
         mask: torch.Tensor | None = None,
     ) -> Partial:
-        """Answer several queries by torch's fused kernel; see `Backend.block`."""
+        """Answer several queries by torch's fused kernel; see `Reference.block`."""
         B, H, G, T, D = queries_BHGTD.shape
         if mask is not None:
             mask = mask.unsqueeze(-3).expand(*mask.shape[:-2], G, *mask.shape[-2:]).flatten(-3, -2)
@@ -53,7 +53,7 @@ class Cpu(Reference):
         return Partial(outputs.view(B, H, G, T, D), total.view(B, H, G, T))
 
     def seat(self, layer: Any, candidate: int, takeover: Any, newest: int, members: int) -> None:
-        """Seat a candidate, and turn contested keys that stand turned already, in one pass; see `Backend.seat`."""
+        """Seat a candidate, and turn contested keys that stand turned already, in one pass; see `Reference.seat`."""
         if layer.keys.element_size() < 4:
             return super().seat(layer, candidate, takeover, newest, members)
         back = layer.tables.rotation_of((-candidate if layer.ranks else 0,), layer.keys)
@@ -83,7 +83,7 @@ class Cpu(Reference):
         scaling: float,
         ranks: Ranks,
     ) -> Partial:
-        """Answer queries from keys at their rank, rows spread over torch's threads; see `Backend.block_by_rank`."""
+        """Answer queries from keys at their rank, rows spread over torch's threads; see `Reference.block_by_rank`."""
         rows = queries_BHGTD.shape[0] * queries_BHGTD.shape[1]
         size = ranks.table.cos.shape[-1]
         wide = torch.promote_types(queries_BHGTD.dtype, torch.float32)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
-from statistics import median
+from statistics import median_low
 
 import torch
 
 from kvstream.engine.backends.team import run_all
 
 Piece = Callable[[slice], None]
-TRIES = 9  # of one thread and of all, the last ones, whose median counts: any may have been disturbed
+RUN = 8  # calls in a row with one number of threads; the first half finds caches cold from the other, and tells nothing
+LONG_S = 2e-3  # a call that takes more is a run by itself
+FIRST = 4  # runs of each number before the first choice; later ones follow one more of each
+TRIES = 7  # the last that tell, whose median counts: any may have been disturbed
 AGAIN = 64  # of so many calls' time one's goes to the slower number, as what else the machine does changes
 
 
@@ -26,28 +29,52 @@ class Pace:
     def __init__(self) -> None:
         # By size and number of threads the last seconds per unit of work.
         self.taken: dict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=TRIES))
-        self.calls: Counter[int] = Counter()
+        self.tries: dict[int, list[int]] = {}  # by size: threads of the calls that are still to be timed, last first
+        self.settled: dict[int, tuple[int, int]] = {}  # by size: threads, and for how many calls more
 
     def spread(self, piece: Piece, sets: int, work: int) -> None:
         """Do `piece` of all of 0 … sets − 1, in torch's threads or in this alone; work: in all, in units."""
-        size = work.bit_length()
-        known = {n: self.taken[size, n] for n in (min(torch.get_num_threads(), sets), 1)}
-        self.calls[size] += 1
-        # In turns at first, so that both meet the same moments.
-        typical = {n: median(taken or [0.0]) for n, taken in known.items()}
-        threads, *other = sorted(known, key=lambda n: (len(known[n]), typical[n]))
-        if other and all(len(taken) == TRIES for taken in known.values()):
-            every = int(AGAIN * typical[other[0]] / typical[threads])
-            threads = other[0] if self.calls[size] % every == 0 else threads
-        took = _seconds(piece, [slice(sets * n // threads, sets * (n + 1) // threads) for n in range(threads)])
-        known[threads].append(took / work)
+        size, most = work.bit_length(), min(torch.get_num_threads(), sets)
+        threads, calls = self.settled.get(size, (1, most == 1))
+        if not calls or threads not in (most, 1):
+            self._try(piece, sets, work, most)
+            return
+        if most > 1:
+            self.settled[size] = threads, calls - 1
+        run_all(pieces(piece, sets, threads))
+
+    def _try(self, piece: Piece, sets: int, work: int, most: int) -> None:
+        """Do the same, and learn from it: both numbers in turns, so that they meet the same moments."""
+        size, numbers = work.bit_length(), (most, 1)
+        tries = self.tries.get(size)
+        if not tries or tries[-1] not in numbers:
+            runs = 1 if all(self.taken[size, n] for n in numbers) else FIRST
+            tries = self.tries[size] = [n for _ in range(runs) for n in reversed(numbers) for _ in range(RUN)]
+        threads, place = tries.pop(), (RUN - 1 - len(tries)) % RUN
+        took = _seconds(pieces(piece, sets, threads))
+        if took > LONG_S:
+            del tries[len(tries) - len(tries) % RUN :]
+        if took > LONG_S or place >= RUN // 2:
+            self.taken[size, threads].append(took / work)
+        if not tries:
+            typical = {n: median_low(self.taken[size, n]) for n in numbers}
+            best, slower = sorted(numbers, key=lambda n: typical[n])
+            calls = AGAIN * (1 if typical[slower] * work > LONG_S else RUN)
+            self.settled[size] = best, int(calls * typical[slower] / typical[best])
 
 
 PACES: dict[str, Pace] = defaultdict(Pace)  # by what is done: a unit of one kind of work takes longer than of another
 
 
-def _seconds(piece: Piece, pieces: list[slice]) -> float:
-    """Do all pieces, each in a thread of its own if there are as many; returns how long that took."""
+def pieces(piece: Piece, sets: int, threads: int) -> list[Callable[[], None]]:
+    """Cut work into as many."""
+    if threads == 1:
+        return [partial(piece, slice(0, sets))]
+    return [partial(piece, slice(sets * n // threads, sets * (n + 1) // threads)) for n in range(threads)]
+
+
+def _seconds(jobs: list[Callable[[], None]]) -> float:
+    """Do all jobs, each in a thread of its own if there are as many; returns how long that took."""
     started = time.perf_counter()
-    run_all([partial(piece, part) for part in pieces])
+    run_all(jobs)
     return time.perf_counter() - started

@@ -1,6 +1,7 @@
 """The reference backend: plain torch, on any device and in any dtype. Slow and literal; others must equal it.
 
-It serves GPUs and Apple's MPS, too, as long as those have none of their own.
+It serves GPUs and Apple's MPS, too, as long as those have none of their own. All methods take and return tensors of one
+device and one dtype. A backend knows products; policies, slots and positions it does not.
 
 Shape legend: B batch, H kv-heads, G query heads per kv-head, T queries, S or U keys, D head size, P rotated pairs.
 """
@@ -24,7 +25,11 @@ from kvstream.engine.vocabulary_blocks import Best, Predicted, blocks_of, no_log
 
 @dataclass(frozen=True)
 class Reference:
-    """Plain products, written down in full."""
+    """Plain products, written down in full.
+
+    query_block: queries that share a product with keys which all of them see. tells_lifetimes: whether chunks of a
+    `BoundedLayer` ask its eviction for them.
+    """
 
     device: torch.device
     query_block = QUERY_BLOCK  # scores are written down
@@ -35,7 +40,11 @@ class Reference:
     def step(
         self, q_BHGD: torch.Tensor, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor, scaling: float, apart: int = 0
     ) -> torch.Tensor:
-        """Answer one token's queries; see `Backend.step`."""
+        """Answer one token's queries, which see every key: outputs (B, H, G, D).
+
+        With `apart` there are twice as many queries: the second half asks the keys from slot `apart` on, in place of
+        the first half, which asks those before.
+        """
         scores_BHGTS = scaled_scores(q_BHGD[..., None, :], keys_BHSD, scaling)
         if apart:
             first, second = scores_BHGTS.chunk(2, dim=2)
@@ -44,7 +53,10 @@ class Reference:
         return weigh(scores_BHGTS, values_BHSD)[..., 0, :]
 
     def seat(self, layer: Any, candidate: int, takeover: Any, newest: int, members: int) -> None:  # noqa: ARG002
-        """Seat a candidate by a few operations, and leave turning to the next step; see `Backend.seat`."""
+        """Let a token of a `BoundedLayer` that lost its protection take a seat, with rank `newest` of `members` there.
+
+        Contested keys that changed rank are turned, or as here the layer is marked so that the next step turns them.
+        """
         seat_plainly(layer, candidate, takeover, newest)
         layer.turned = not layer.positions.by_rank
 
@@ -56,7 +68,7 @@ class Reference:
         scaling: float,
         mask: torch.Tensor | None = None,
     ) -> Partial:
-        """Answer several queries; see `Backend.block`."""
+        """Answer several queries, S ≥ 1. mask: added to the scores, 0 or −inf, shape (T, S) or (B, H, T, S)."""
         scores_BHGTS = scaled_scores(queries_BHGTD, keys_BHSD, scaling)
         return answer(scores_BHGTS if mask is None else scores_BHGTS.add_(mask.unsqueeze(-3)), values_BHSD)
 
@@ -71,7 +83,11 @@ class Reference:
         scaling: float,
         ranks: Ranks,
     ) -> Partial:
-        """Answer queries from keys at their rank, one pair of dimensions after another; see `Backend.block_by_rank`."""
+        """Answer queries from keys that stand at their rank, which differs from query to query; see `positions`.
+
+        Keys are in order of age; neither they nor the queries are rotated. A key is seen by the queries whose token
+        index, in query_T, lies between its enter and leave, both included.
+        """
         table = ranks.table.cos, ranks.table.sin  # of a pair's two dimensions the first has its sine negated
         half = table[0].shape[-1] // 2
         wide = torch.promote_types(queries_BHGTD.dtype, torch.float32)
@@ -89,23 +105,26 @@ class Reference:
         return answer(scores_BHGTU.to(queries_BHGTD.dtype), values_BHUD)
 
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
-        """Take some Python steps per token."""
+        """Take tokens, `Arriving`, one after another through a `ScannedLayer`: (B, H, G, T, D)."""
         return scan_plainly(layer, arriving, scaling)
 
     def shed(self, layer: Any, token: int | torch.Tensor) -> None:
-        """Have tokens leave by some operations; see `Backend.shed`."""
+        """Have contested tokens leave a `ScannedLayer` whose slots are all taken, until as many are left as shall be.
+
+        The lowest scores leave first, of equals the youngest. token: the newest's index, which may be on the device.
+        """
         shed_plainly(layer, token)
 
     def causal(
         self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        """Go block by block of queries."""
+        """Take many tokens through a layer that holds all so far, and go on holding all: (B, H, G, T, D)."""
         return attend_causal(layer, q_BHGTD, k_BHTD, v_BHTD, scaling)
 
     def bounded(
         self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        """Go block by block of queries."""
+        """Take many tokens through a `BoundedLayer` whose evictions do not depend on attention: (B, H, G, T, D)."""
         return attend_bounded(layer, q_BHGTD, k_BHTD, v_BHTD, scaling)
 
     def predict(
@@ -117,7 +136,7 @@ class Reference:
         more: bool = False,
         keep: bool = False,
     ) -> Predicted:
-        """Go block by block of the vocabulary."""
+        """Say what a plain head predicts for targets, given the hidden states before them; see `Predicted`."""
         own_T = own_logits(head, hidden_TE, targets_T) if more else no_logits(hidden_TE)
         blocks = blocks_of(head, hidden_TE, self.logits_bytes, more=more)
         return predict_from_blocks(blocks, targets_T, self.best(own_T), keep=keep)

@@ -85,7 +85,7 @@ def take(layer: ScannedLayer, token: int | torch.Tensor, slot_BU1: torch.Tensor,
 
 
 def shed_plainly(layer: ScannedLayer, token: int | torch.Tensor) -> None:
-    """Have contested tokens leave a layer whose slots are all taken; see `Backend.shed`."""
+    """Have contested tokens leave a layer whose slots are all taken; see `Reference.shed`."""
     policy, regions, N = layer.policy, layer.regions, layer.full
     slot_BUN = order_BUN = layer.order_BUS.clone()
     slot_BHN = slot_BUN.expand(-1, layer.keys.shape[1], -1)

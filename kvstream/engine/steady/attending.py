@@ -1,8 +1,8 @@
-"""How a steady step attends: by fused attention, or on a GPU by products where those are quicker for its shapes.
+"""How a steady step attends: by fused attention, or on a GPU in float32 by products where those are quicker.
 
-Fused attention for float32, and for any dtype where a bias hides free slots, may leave all of a head's keys to one
-multiprocessor; products spread them over the card. So a long full cache would look slow that is not, and a bounded one
-beside it quick. Which is quicker is timed on the card, once for each power of two that a cache grows to.
+Fused attention for float32 may leave all of a head's keys to one multiprocessor; products spread them over the card. So
+a long full cache would look slow that is not, and a bounded one beside it quick. Which is quicker is timed on the card,
+once for each power of two that a cache grows to. Products in half precision would round the scores, and are not taken.
 
 Shape legend: B batch, H kv-heads, G query heads per kv-head, T one token, S slots, D head size.
 """
@@ -43,7 +43,7 @@ def by_products(
     scaling: float,
     bias_1S: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The same by a product with the keys, softmax in float32 or wider, and a product with the values."""
+    """The same by a product with the keys, softmax, and a product with the values."""
     scores_BHGTS = scaled_scores(q_BHGTD, keys_BHSD, scaling)
     return weigh(scores_BHGTS if bias_1S is None else scores_BHGTS + bias_1S, values_BHSD)
 
@@ -51,7 +51,7 @@ def by_products(
 def attention_for(query_heads: int, keys_BHSD: torch.Tensor, values_BHSD: torch.Tensor, biased: bool) -> Attention:
     """Choose how so many heads attend to these keys; a step that is under way must not ask."""
     device, dtype, (B, H, S, D) = keys_BHSD.device, keys_BHSD.dtype, keys_BHSD.shape
-    if device.type != "cuda":
+    if device.type != "cuda" or dtype.itemsize < 4:
         return fused
     key = device, dtype, B, H, query_heads, S.bit_length(), D, biased
     if key not in chosen:

@@ -34,7 +34,7 @@ class Cuda(Reference):
     def causal(
         self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        """Answer all queries at once; see `Backend.causal`."""
+        """Answer all queries at once; see `Reference.causal`."""
         call = layer, q_BHGTD, k_BHTD, v_BHTD, scaling
         if not _fits(layer, q_BHGTD, k_BHTD, v_BHTD):
             return super().causal(*call)
@@ -44,7 +44,7 @@ class Cuda(Reference):
     def bounded(
         self, layer: Any, q_BHGTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        """Answer all queries at once; see `Backend.bounded`."""
+        """Answer all queries at once; see `Reference.bounded`."""
         call = layer, q_BHGTD, k_BHTD, v_BHTD, scaling
         if layer.layout.contested > MOST_SEATS or not _fits(layer, q_BHGTD, k_BHTD, v_BHTD):
             return super().bounded(*call)
@@ -52,7 +52,7 @@ class Cuda(Reference):
             return attend_bounded(*call)
 
     def scan(self, layer: Any, arriving: Any, scaling: float) -> torch.Tensor:
-        """Take all tokens in one kernel, if the policy is one that it knows; see `Backend.scan`."""
+        """Take all tokens in one kernel, if the policy is one that it knows; see `Reference.scan`."""
         if layer.policy.scores_in_python or not _scans(layer):
             return super().scan(layer, arriving, scaling)
         try:
@@ -65,7 +65,7 @@ class Cuda(Reference):
             return super().scan(layer, arriving, scaling)
 
     def shed(self, layer: Any, token: int | torch.Tensor) -> None:
-        """Decide as replay does, by the same lines; see `Backend.shed`."""
+        """Decide as replay does, by the same lines; see `Reference.shed`."""
         if _scans(layer):
             shed_in_kernel(layer, torch.full((1,), token, device=layer.device) if isinstance(token, int) else token)
         else:
@@ -80,7 +80,7 @@ class Cuda(Reference):
         more: bool = False,
         keep: bool = False,
     ) -> Predicted:
-        """Read each row of logits once; see `Backend.predict`."""
+        """Read each row of logits once; see `Reference.predict`."""
         with torch.cuda.device_of(hidden_TE):
             return predicted(head, hidden_TE, targets_T, self.logits_bytes, more=more, keep=keep)
 

@@ -62,7 +62,7 @@ def predicted(
     more: bool = False,
     keep: bool = False,
 ) -> Predicted:
-    """What a head's logits say; logits_bytes: of logits that exist at once; see `Backend.predict`."""
+    """What a head's logits say; logits_bytes: of logits that exist at once; see `Reference.predict`."""
     T, V = len(targets_T), len(head.weight)
     targets_T = targets_T.contiguous()  # one token of several texts lies apart
     nll, top, above, log_sum = (
