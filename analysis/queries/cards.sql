@@ -4,7 +4,7 @@
 -- answer: the pick of answer.sql: a cost of at most `within`; of these the smallest budget, then the least cost.
 -- quality: a cost of at most `quality_within`; of these the least KV memory, then the least cost. Where there is an
 --     interval its upper end must be within, so that the policy is within and does not merely look so.
--- speed: a cost of at most `within`, and a time per token faster than full's by more than full differs from itself
+-- speed: a cost of at most `within`, and a time per token faster than full's by more than full differs from itself or other work took
 --     (differences.sql), in the longest context that exceeds its budget; of these the lowest ratio, and of what overlaps its
 --     interval the least cost.
 -- memory: at most memory % of full's KV bytes; of these the least cost. A policy of which layers never evict is left

@@ -1,6 +1,6 @@
 -- How does full compare with itself in each latency cell, and what else did the machine do meanwhile?
 --
--- busy is a description in words of what else was seen, and no judgement: nothing is left out for it. It is empty where its
+-- busy is a description in words of what else was seen: nothing is left out for it, and differences.sql judges. It is empty where its
 -- numbers would be printed as zero.
 WITH thirds AS (
     SELECT cell, median(seconds) FILTER (round < rounds // 3) AS early,

@@ -121,10 +121,12 @@ def pace(row: Row) -> Fact:
     value, ends = wording.pace(row)
     band = f", full against itself {between(row['tpot_band_low'], row['tpot_band_high'], fixed(2))}" if ends else ""
     where = f"full’s; {speed.sureness(row)}{band}, {tokens_of(row)}"
-    if row["busy"]:
+    if row["busy"] and row["tpot_verdict"] != "same":
         unsure = "" if row["tpot_verdict"] else ": sweep again on an idle machine to be sure"
         return name, f"{value}, {NOT_IDLE}", f"{where}; {row['busy']}{unsure}"
-    return (name, SAME, f"{value} {where}") if row["tpot_verdict"] == "same" else (name, value, where)
+    return (
+        (name, SAME, f"{value} {where}{wording.busy(row)}") if row["tpot_verdict"] == "same" else (name, value, where)
+    )
 
 
 def timed(row: Row) -> bool:

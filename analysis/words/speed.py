@@ -84,8 +84,8 @@ def sentence(row: Row) -> str:
         said += f" With {row['budget']:,} of {row['context']:,} tokens kept{mean}, there is little to save."
     if row["contexts"] and row["contexts"] > 1 and row["contexts_not_faster"]:
         faster = row["contexts"] - row["contexts_not_faster"] or "none"
-        idle = " on an idle machine" if row["contexts_unsure"] else ""
-        timed = f"{row['contexts']} contexts timed{idle} that exceed its budget"
+        told = ", as far as other work lets it be told" if row["contexts_unsure"] else ""
+        timed = f"{row['contexts']} contexts timed that exceed its budget{told}"
         said += f" Of {timed}, it is measurably faster at {faster}."
     return said
 
@@ -140,7 +140,8 @@ def alone(row: Row, several: bool) -> Row:
             takes = "decodes fastest" if verdict(row) == "faster" else least
             headline, nearest = f"{where}{row['policy']} {takes}: {pace(row)}.", ""
         else:
-            slower = f"{where}no policy measured here decodes faster than the full cache at {tokens_of(row)}"
+            takes = "took less time per token than" if row["busy"] else "decodes faster than"
+            slower = f"{where}no policy measured here {takes} the full cache at {tokens_of(row)}"
             slower += f"{wording.busy(row)}."
             headline, nearest = capital(slower), f"The nearest is {row['policy']}: {pace(row)}."
         told, unsure = row["tied"] and not row["busy"], row["busy"] and verdict(row) == "unsure"

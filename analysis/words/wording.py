@@ -112,8 +112,8 @@ def pace(row: Row, phase: str = "tpot") -> tuple[str, str]:
 
 
 def paced(row: Row, phase: str = "tpot") -> str:
-    """The same as one text, or that no difference can be told, which is not said of a machine that was not idle."""
-    return told(bracketed(*pace(row, phase)), row[f"{phase}_verdict"] == "same" and not row["busy"])
+    """The same as one text, or that no difference can be told."""
+    return told(bracketed(*pace(row, phase)), row[f"{phase}_verdict"] == "same")
 
 
 def told(text: str, same: bool) -> str:
@@ -133,7 +133,7 @@ def meanwhile(row: Row) -> str:
 
 
 def busy(row: Row) -> str:
-    """The same in brackets, to stand right behind a time or where it was taken, as no sentence may compare without."""
+    """The same in brackets, to stand right behind a time or where it was taken."""
     return f" ({meanwhile(row)})" if row["busy"] else ""
 
 

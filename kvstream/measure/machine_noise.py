@@ -1,6 +1,6 @@
 """What else a machine did while latencies were measured. Linux tells most; others less.
 
-It describes and judges nothing: what a difference is worth is told by full against itself in the same cell.
+It describes and judges nothing: what a difference is worth the report says, from this and from full against itself.
 """
 
 from __future__ import annotations

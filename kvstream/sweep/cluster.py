@@ -143,8 +143,13 @@ def machines() -> list[Node]:
 
 def this_machine() -> Node:
     """This machine as a Ray that `connect` starts would count it, while none is started."""
-    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+    try:
+        from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+    except ImportError:  # where Ray has it, it promises nobody
+        import psutil
+        import torch
 
+        return Node(HERE, os.cpu_count() or 1, torch.cuda.device_count(), float(psutil.virtual_memory().available))
     has = ResourceAndLabelSpec().resolve(is_head=True, node_ip_address="127.0.0.1")
     return Node(HERE, int(has.num_cpus or 0), int(has.num_gpus or 0), float(has.memory or 0))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -81,7 +82,8 @@ class Plan:
         tflop = sum(cell.tokens * cell.model.flops_per_token for cell in self.todo) / 1e12
         begin = ", and half a minute to begin" if self.todo else ""
         cells = counted(len(self.cells), "cell")
-        print(f"{self.grid.name}: {cells}, {len(self.finished):,} finished, {len(self.todo):,} to do")
+        refused = f", {len(self.refused):,} that no machine can hold" if self.refused else ""
+        print(f"{self.grid.name}: {cells}, {len(self.finished):,} finished, {len(self.todo):,} to do{refused}")
         print(
             f"cost: {tokens:,} tokens, {tflop:,.1f} TFLOP beside attention; "
             f"at 50 GFLOP/s per CPU core, {tflop / 0.05 / 60:,.1f} core-minutes{begin}"
@@ -92,8 +94,12 @@ class Plan:
                 f"{size_in_words(self.available)} are available" if told else "a GPU tells its own when the sweep runs"
             )
             print(f"memory: {largest(self.todo)}; {known}")
-        for why in self.refused.values():
-            print(f"not run: {why}", file=sys.stderr)
+        self._tell_refused()
+
+    def _tell_refused(self) -> None:
+        """Say what cannot be run, each reason once."""
+        for why, cells in Counter(self.refused.values()).items():
+            print(f"not run: {why}{'' if cells == 1 else f' ({cells:,} cells)'}", file=sys.stderr)
 
     def refuse_too_large(self, nodes: list[Node]) -> None:
         """Take out what no machine can hold; ValueError if that is everything."""
@@ -124,7 +130,7 @@ class Plan:
             print(f"{self.options.out} also holds {counted(others, 'long cell')}, {begun}")
         for cell, why in self.refused.items():
             self.records.fail(cell.key, cell.fields, why, 0)
-            print(f"not run: {why}", file=sys.stderr)
+        self._tell_refused()
 
 
 def compared_with_full(cell: Cell) -> Cell | None:

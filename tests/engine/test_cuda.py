@@ -201,13 +201,18 @@ def test_recorded_steps_are_the_steps_that_were_recorded(policy, rows):
 
 @pytest.mark.parametrize("slots", [500, 9000])
 def test_a_step_attends_alike_by_products_and_fused(slots):
-    """And what is chosen is one of them, timed on this card."""
+    """And one of them is chosen once for all sizes between two powers of two."""
     keys, values = torch.randn(2, 2, 4, slots, 64, device="cuda")
     q, bias = torch.randn(2, 4, 3, 1, 64, device="cuda"), torch.zeros(1, slots, device="cuda")
     bias[:, slots // 2 :] = -torch.inf
     own, others = (way(q, keys, values, 0.125, bias) for way in (attending.by_products, attending.fused))
     assert (own - others).abs().max() < 1e-5
-    assert attending.attention_for(12, keys, values, True) in (attending.by_products, attending.fused)
+    before = len(attending.chosen)
+    found = [
+        attending.attention_for(12, keys[:, :, :some], values[:, :, :some], True) for some in (slots, slots - 1, 9)
+    ]
+    assert found[0] is found[1]
+    assert len(attending.chosen) == before + 2
 
 
 def test_every_contender_of_a_latency_cell_is_recorded_once():

@@ -330,7 +330,7 @@ def card(monkeypatch):
     took, said = {}, []
     monkeypatch.setattr(tiles, "chosen", {})
     monkeypatch.setattr(tiles, "meanwhile", {})
-    monkeypatch.setattr(tiles, "timed", lambda work: took[work()])
+    monkeypatch.setattr(tiles, "timed", lambda work, device: took[work()])
     monkeypatch.setattr(tiles, "processors", lambda _: 8)
     monkeypatch.setattr(tiles, "note", said.append)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
@@ -530,3 +530,20 @@ def test_a_card_that_takes_no_scan_is_told_once(monkeypatch, capsys):
     layer.keys = torch.zeros(1, 1, 7, 8)
     assert [backend.Cuda(DEVICE).scan(layer, None, 1.0) for _ in range(2)] == ["plainly"] * 2
     assert capsys.readouterr().out.count("no kernel for this card, tokens pass in Python") == 1
+
+
+def test_a_card_that_does_not_take_the_kernel_after_a_step_goes_on_without(monkeypatch, capsys):
+    def refused(*_):
+        raise OutOfResources(99, 48, "shared memory")
+
+    monkeypatch.setattr(backend, "shed_in_kernel", refused)
+    monkeypatch.setattr(backend, "refused", set())
+    monkeypatch.setattr(notes, "_told", set())
+    monkeypatch.setattr(Reference, "shed", lambda *call: asked.append(call[1:]))
+    asked, layer = [], ScannedLayer(SharedTables(None), TOVA(6), 0)
+    layer.keys = torch.zeros(1, 1, 7, 8)
+    layer.device = DEVICE
+    for token in (7, torch.tensor([8])):
+        backend.Cuda(DEVICE).shed(layer, token)
+    assert asked == [(layer, 7), (layer, torch.tensor([8]))]
+    assert capsys.readouterr().out.count("no kernel for this card") == 1

@@ -90,6 +90,24 @@ def test_each_size_has_its_own_answer(machine):
     assert machine.asked == [1, 2]
 
 
+@pytest.mark.parametrize("before", [FOUND // 2, FOUND - 3])
+def test_the_number_of_threads_may_change_while_they_are_tried(machine, monkeypatch, before):
+    spread = pace.Pace().spread
+    calls(spread, before, 1500)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    calls(spread, FOUND + 5, 1500)
+    assert machine.asked[-5:] == [4] * 5
+
+
+def test_work_of_a_size_that_is_cut_into_as_many_in_turns_is_settled(machine):
+    """As of layers with two sets and with three."""
+    spread = pace.Pace().spread
+    for _ in range(2 * FOUND):
+        for sets in (2, 3, 1):
+            spread(print, sets, 4000)
+    assert not any(spread.__self__.tries.values())
+
+
 def test_another_number_of_threads_is_tried_when_torch_has_it(machine, monkeypatch):
     spread = pace.Pace().spread
     for threads in (2, 4):

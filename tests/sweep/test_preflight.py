@@ -154,7 +154,7 @@ def test_a_cell_that_no_machine_can_hold_is_told_and_counts(dry, monkeypatch):
     ended = dry(policies="full,recent_only(8)")
     assert (ended.returncode, ended.stderr) == (1, f"not run: {large}\n")
     assert [line.split()[-1] for line in ended.stdout.splitlines() if line.startswith("  ")] == ["run", "tokens"]
-    assert "quick: 2 cells, 0 finished, 1 to do\n" in ended.stdout
+    assert "quick: 2 cells, 0 finished, 1 to do, 1 that no machine can hold\n" in ended.stdout
 
 
 def test_memory_is_told_of_both_kinds_of_cells(dry):

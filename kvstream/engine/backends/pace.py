@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 from statistics import median_low
+from threading import Lock
 
 import torch
 
@@ -29,27 +30,33 @@ class Pace:
     def __init__(self) -> None:
         # By size and number of threads the last seconds per unit of work.
         self.taken: dict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=TRIES))
-        self.tries: dict[int, list[int]] = {}  # by size: threads of the calls that are still to be timed, last first
-        self.settled: dict[int, tuple[int, int]] = {}  # by size: threads, and for how many calls more
+        # By size and the most threads there may be: those of the calls that are still to be timed, the last one first;
+        # and what was found, and for how many calls more it holds.
+        self.tries: dict[tuple[int, int], list[int]] = {}
+        self.settled: dict[tuple[int, int], tuple[int, int]] = {}
+        self.trying = Lock()
 
     def spread(self, piece: Piece, sets: int, work: int) -> None:
         """Do `piece` of all of 0 … sets − 1, in torch's threads or in this alone; work: in all, in units."""
         size, most = work.bit_length(), min(torch.get_num_threads(), sets)
-        threads, calls = self.settled.get(size, (1, most == 1))
-        if not calls or threads not in (most, 1):
-            self._try(piece, sets, work, most)
+        if most == 1:
+            run_all(pieces(piece, sets, 1))
             return
-        if most > 1:
-            self.settled[size] = threads, calls - 1
-        run_all(pieces(piece, sets, threads))
+        threads, calls = self.settled.get((size, most), (1, 0))
+        if calls:
+            self.settled[size, most] = threads, calls - 1
+            run_all(pieces(piece, sets, threads))
+            return
+        with self.trying:
+            self._try(piece, sets, work, most)
 
     def _try(self, piece: Piece, sets: int, work: int, most: int) -> None:
         """Do the same, and learn from it: both numbers in turns, so that they meet the same moments."""
         size, numbers = work.bit_length(), (most, 1)
-        tries = self.tries.get(size)
-        if not tries or tries[-1] not in numbers:
-            runs = 1 if all(self.taken[size, n] for n in numbers) else FIRST
-            tries = self.tries[size] = [n for _ in range(runs) for n in reversed(numbers) for _ in range(RUN)]
+        tries = self.tries.setdefault((size, most), [])
+        if not tries:
+            runs = 1 if all(len(self.taken[size, n]) == TRIES for n in numbers) else FIRST
+            tries += [n for _ in range(runs) for n in reversed(numbers) for _ in range(RUN)]
         threads, place = tries.pop(), (RUN - 1 - len(tries)) % RUN
         took = _seconds(pieces(piece, sets, threads))
         if took > LONG_S:
@@ -60,7 +67,7 @@ class Pace:
             typical = {n: median_low(self.taken[size, n]) for n in numbers}
             best, slower = sorted(numbers, key=lambda n: typical[n])
             calls = AGAIN * (1 if typical[slower] * work > LONG_S else RUN)
-            self.settled[size] = best, int(calls * typical[slower] / typical[best])
+            self.settled[size, most] = best, int(calls * typical[slower] / typical[best])
 
 
 PACES: dict[str, Pace] = defaultdict(Pace)  # by what is done: a unit of one kind of work takes longer than of another

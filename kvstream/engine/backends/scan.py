@@ -2,8 +2,8 @@
 
 Each token takes a free slot, is answered, and may change the scores of all. Once the layer is full contested tokens
 leave: the lowest score, of equals the youngest. All ways write the layer's slots, scores and order in place. One token
-and many go the same way, so decoding and replay decide alike. On GPUs a kernel takes many, and who leaves after one is
-decided by the same code; attention, of which scores may be made, is then that of torch, which rounds otherwise.
+and many go the same way, so decoding and replay decide alike. On GPUs that is a kernel; in a recorded step torch
+attends, which rounds otherwise than the kernel, and who leaves is decided by the kernel's own lines.
 
 Shape legend: B batch, H kv-heads, U sets of kept tokens, N tokens held, by age, M contested ones, G query heads per
 kv-head, T tokens, D head size, C and E as in `scanned_layer`.

@@ -65,7 +65,8 @@ class SteadyStep(Cache):
                     counters[known] = Counter(layer.seen, cache.tables.rope, layer.keys.device)
                 new = layer, tables, counters[known]
                 made.append(Held(*new) if held else _steady_layer(*new, each))
-                made[-1].choose_attention(model.config.get_text_config().num_attention_heads)
+                if layer.keys.device.type == "cuda":
+                    made[-1].choose_attention(model.config.get_text_config().num_attention_heads)
             return cls(model, cache, made, held)
 
     def __init__(self, model: PreTrainedModel, cache: KVStreamCache, layers: list[SteadyLayer], held: bool) -> None:

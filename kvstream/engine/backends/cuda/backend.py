@@ -1,6 +1,6 @@
 """The CUDA backend: a layer's whole chunk in a few kernels, and scores without a question to the device.
 
-Single tokens are those of the reference, and so are chunks that the kernels cannot take (`_fits`).
+Single tokens are the reference's, but for those of a scan, and so are chunks that the kernels cannot take (`_fits`).
 """
 
 from __future__ import annotations
@@ -58,17 +58,20 @@ class Cuda(Reference):
         try:
             with torch.cuda.device_of(layer.keys):
                 return scan_in_kernel(layer, arriving, scaling)
-        except TritonError as error:  # nothing was launched
-            refused.add(_kind(layer))
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            note(f"{layer.policy}: no kernel for this card, tokens pass in Python, slowly ({reason})")
+        except TritonError as error:
+            _refuse(layer, error)
             return super().scan(layer, arriving, scaling)
 
     def shed(self, layer: Any, token: int | torch.Tensor) -> None:
         """Decide as replay does, by the same lines; see `Reference.shed`."""
-        if _scans(layer):
-            shed_in_kernel(layer, torch.full((1,), token, device=layer.device) if isinstance(token, int) else token)
-        else:
+        if not _scans(layer):
+            super().shed(layer, token)
+            return
+        token_1 = torch.full((1,), token, device=layer.device) if isinstance(token, int) else token
+        try:
+            shed_in_kernel(layer, token_1)
+        except TritonError as error:
+            _refuse(layer, error)
             super().shed(layer, token)
 
     def predict(
@@ -88,6 +91,13 @@ class Cuda(Reference):
 def _kind(layer: Any) -> tuple[Any, ...]:
     """What a kernel that takes a `ScannedLayer`'s tokens is compiled for."""
     return layer.policy.name, layer.full, layer.keys.shape[3], layer.keys.dtype
+
+
+def _refuse(layer: Any, error: TritonError) -> None:
+    """Do without kernels from here on where a card does not take one, of which nothing was launched then."""
+    refused.add(_kind(layer))
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    note(f"{layer.policy}: no kernel for this card, tokens pass in Python, slowly ({reason})")
 
 
 def _scans(layer: Any) -> bool:

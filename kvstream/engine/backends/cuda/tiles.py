@@ -132,7 +132,7 @@ def _quickest(run: Run, tried: tuple[Tiles, ...], key: tuple[Any, ...]) -> Tiles
                 break
             raise
         if tiles not in taken:
-            taken[tiles] = timed(partial(run, tiles))
+            taken[tiles] = timed(partial(run, tiles), key[0])
     first, best = next(iter(taken)), min(taken, key=lambda tiles: taken[tiles])
     if taken[best] > CLEARLY * taken[first]:
         best = first

@@ -13,13 +13,14 @@ CLEARLY = 0.95  # of the first's time: what is as quick is not taken, so that eq
 AHEAD = 10_000_000  # cycles, some milliseconds
 
 
-def timed(work: Callable[[], Any]) -> float:
+def timed(work: Callable[[], Any], device: torch.device) -> float:
     """Milliseconds that a card takes for work which was done once before."""
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(ROUNDS + 1)]
-    torch.cuda._sleep(AHEAD)  # so that launches are there before the card is, and take none of its time
-    marks[0].record()
-    for mark in marks[1:]:
-        work()
-        mark.record()
-    marks[-1].synchronize()  # not the whole card: another thread may be recording a step on it
+    with torch.cuda.device(device):
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(ROUNDS + 1)]
+        torch.cuda._sleep(AHEAD)  # so that launches are there before the card is, and take none of its time
+        marks[0].record()
+        for mark in marks[1:]:
+            work()
+            mark.record()
+        marks[-1].synchronize()  # not the whole card: another thread may be recording a step on it
     return min(before.elapsed_time(after) for before, after in pairwise(marks))
