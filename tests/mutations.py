@@ -59,6 +59,10 @@ MUTATIONS = [
     Mutation("the oldest contested key is not compared", "kvstream/engine/backends/compiled_scan.py",
              "(rank >= np.uint64(first)) &", "(rank > np.uint64(first)) &",
              ("tests/policies/test_against_oracle.py", "keydiff")),
+    Mutation("threads: each number is tried in single calls", "kvstream/engine/backends/pace.py",
+             "RUN = 8", "RUN = 1", ("tests/engine/test_pace.py", "caches")),
+    Mutation("kernel: a key that left is still compared with", "kvstream/engine/backends/cuda/shedding.py",
+             "whole - own * score_out", "whole", ("tests/engine/test_cuda_kernels.py", "a_scan_keeps and keydiff")),
     Mutation("tiles: the slowest are taken", "kvstream/engine/backends/cuda/tiles.py",
              "first, best = next(iter(taken)), min(", "first, best = next(iter(taken)), max(",
              ("tests/engine/test_cuda_kernels.py", "tiles")),
@@ -143,6 +147,9 @@ MUTATIONS = [
     Mutation("PPL as a mean over documents", "analysis/queries/perplexity.sql",
              "exp(sum(nll_sum) / nullif(sum(n), 0)) AS ppl_corpus", "exp(avg(nll_sum / nullif(n, 0))) AS ppl_corpus",
              QUERIES),
+    Mutation("what other work took is called faster", "analysis/queries/differences.sql",
+             "WHEN high < band_low * (1 - taken)", "WHEN high < band_low",
+             ("tests/analysis/page/test_report_latency.py", "other_work_explains")),
     Mutation("memory that grows is an answer", "analysis/queries/cards.sql",
              "WHERE kv_percent <= getvariable('memory') AND skip_layers = ''",
              "WHERE kv_percent <= getvariable('memory')",
@@ -154,6 +161,8 @@ MUTATIONS = [
              'most - (most - policy["start"]) // 2', "most - most // 2", SERVING),
     Mutation("sizes rounded below what was asked", "analysis/words/serving.py",
              "-(-size // block) * block", "size // block * block", SERVING),
+    Mutation("a dry run takes any folder", "kvstream/sweep/main.py",
+             "plan.records.storage.require_place()", "pass", ("tests/sweep/test_preflight.py", "same_line")),
 ]  # fmt: skip
 
 

@@ -14,10 +14,10 @@ import torch
 from kvstream.engine.backends.team import run_all
 
 Piece = Callable[[slice], None]
-RUN = 8  # calls in a row with one number of threads; the first half finds caches cold from the other, and tells nothing
+RUN = 8  # calls in a row with one number of threads, the first of which find caches as the other left them
 LONG_S = 2e-3  # a call that takes more is a run by itself
 FIRST = 4  # runs of each number before the first choice; later ones follow one more of each
-TRIES = 7  # the last that tell, whose median counts: any may have been disturbed
+TRIES = 7  # the last of each, whose median counts: any may have been disturbed
 AGAIN = 64  # of so many calls' time one's goes to the slower number, as what else the machine does changes
 
 
@@ -57,12 +57,11 @@ class Pace:
         if not tries:
             runs = 1 if all(len(self.taken[size, n]) == TRIES for n in numbers) else FIRST
             tries += [n for _ in range(runs) for n in reversed(numbers) for _ in range(RUN)]
-        threads, place = tries.pop(), (RUN - 1 - len(tries)) % RUN
+        threads = tries.pop()
         took = _seconds(pieces(piece, sets, threads))
+        self.taken[size, threads].append(took / work)
         if took > LONG_S:
             del tries[len(tries) - len(tries) % RUN :]
-        if took > LONG_S or place >= RUN // 2:
-            self.taken[size, threads].append(took / work)
         if not tries:
             typical = {n: median_low(self.taken[size, n]) for n in numbers}
             best, slower = sorted(numbers, key=lambda n: typical[n])
