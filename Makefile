@@ -68,6 +68,7 @@ bench-replay: $(READY) ## Time replay: share of the machine's peak, against toke
 .PHONY: bench-gpu
 bench-gpu: $(READY) ## Time replay, decoding and the mission's quality grid on a GPU (without one says so)
 	$(BIN)/python tests/benchmarks/gpu.py
+	$(BIN)/python tests/benchmarks/divergence.py --device cuda --models shape:pythia-70m
 	$(BIN)/python tests/benchmarks/mission.py
 	@$(BIN)/python tests/benchmarks/gpu.py --from benchmarks/gpu.json
 

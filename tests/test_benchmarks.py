@@ -12,6 +12,7 @@ from tiny import build_model
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
+import divergence
 import gpu
 import gpu_tables
 import measuring
@@ -211,6 +212,9 @@ def test_the_gpu_table_is_written_from_its_report(tmp_path, capsys, monkeypatch)
     assert capsys.readouterr().out == "bench-gpu: no CUDA device here, nothing was measured\n"
     assert mission.main([]) == 0
     assert capsys.readouterr().out == "mission: no CUDA device here, nothing was measured\n"
+    monkeypatch.setattr(sys, "argv", ["divergence.py", "--device", "cuda"])
+    divergence.main()
+    assert capsys.readouterr().out == "divergence: no CUDA device here, nothing was measured\n"
 
 
 def test_the_missions_grid_has_840_cells(tmp_path):
