@@ -127,14 +127,9 @@ def tokens_of(row: Row) -> str:
     return f"{row['context']:,} tokens of context{batch}"
 
 
-def meanwhile(row: Row) -> str:
-    """That the machine was not idle while a time was taken, and what else it did; nothing where it was."""
-    return f"{NOT_IDLE}: {row['busy']}" if row["busy"] else ""
-
-
 def busy(row: Row) -> str:
-    """The same in brackets, to stand right behind a time or where it was taken."""
-    return f" ({meanwhile(row)})" if row["busy"] else ""
+    """In brackets, to stand behind a time or where it was taken: that the machine was not idle, and what it did."""
+    return f" ({NOT_IDLE}: {row['busy']})" if row["busy"] else ""
 
 
 def growth(skip_layers: str) -> str:

@@ -7,7 +7,9 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+import psutil
 import pytest
+import torch
 from driving import labelled, sweep_here
 
 from kvstream.measure import peak_memory
@@ -175,6 +177,13 @@ def test_cells_that_are_not_finished_are_counted_in_words_that_agree(alone, worl
     ):
         ended = sweep_here(labelled(world, tmp_path / "records", policies, 50))
         assert (ended.returncode, ended.stderr) == (1, f"{words}\n")
+
+
+def test_this_machine_is_counted_where_ray_keeps_its_own_way_elsewhere(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray._private.resource_and_label_spec", None)
+    one = cluster.this_machine()
+    assert (one.cores, one.gpus) == (os.cpu_count(), torch.cuda.device_count())
+    assert 0 < one.memory <= psutil.virtual_memory().total
 
 
 @pytest.mark.long
